@@ -1,0 +1,1 @@
+"""kdjax: knowledge distillation in JAX, fidelity measured apart from generalization."""

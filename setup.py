@@ -1,0 +1,45 @@
+"""Packaging. Each dependency says what it is for; lower bounds are the oldest versions tested."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name='kdjax',
+  version='0.1.0',
+  description='Does knowledge distillation really work? Measure fidelity and generalization in JAX.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['kdjax*', 'configs*', 'analysis*']),
+  py_modules=['launch'],
+  package_data={'kdjax': ['report.html.j2']},
+  install_requires=[
+    'absl-py>=2.1',  # flags and logging
+    'array_record>=0.6',  # random access to prepared TFDS files, without TensorFlow
+    'etils[epath]>=1.9',  # one path class for local disks and gs://
+    'flax>=0.12',  # linen modules, struct dataclasses
+    'importlib_resources',  # imported by tensorflow-datasets, which does not declare it
+    'jax>=0.10',
+    'jinja2>=3.1',  # the HTML report
+    'matplotlib>=3.8',  # the figures of the report
+    'ml_collections>=1.0',  # configs
+    'numpy>=2.0',
+    'optax>=0.2.5',  # optimizers and schedules
+    'orbax-checkpoint>=0.11.20',  # asynchronous checkpoints
+    'pillow>=10',  # decodes the images of TFDS, writes those of the report
+    'rich>=13',  # progress bars and tables on the terminal
+    'scikit-learn>=1.4',  # the embedded digits
+    'scipy>=1.13',  # log_softmax and friends, in float64 on the host
+    'tensorboardX>=2.6',  # TensorBoard event files, without TensorFlow
+    'tensorflow-datasets>=4.9.8',  # reads prepared data sets; needs no TensorFlow for that
+    'tensorstore>=0.1.75',  # the prediction store
+  ],
+  extras_require={
+    'test': ['pytest>=8', 'ruff>=0.9'],
+    'cuda12': ['jax[cuda12]'],
+    'tpu': [
+      'jax[tpu]',
+      'etils[epath-gcs]',  # WORKDIR on gs://
+      'google-cloud-storage',  # event files on gs://
+    ],
+    'prepare': ['tensorflow'],  # TFDS needs it to download and prepare a data set, once
+  },
+)
