@@ -1,0 +1,26 @@
+"""The errors that a user can mend. Each message says what is wrong, where, and what to do."""
+
+
+class UserError(Exception):
+  """`launch.py` prints it without a traceback and exits with status 1."""
+
+
+class ConfigError(UserError):
+  """Wrong fields of a config or wrong flags; all of them in one message."""
+
+  def __init__(self, problems: list[str]):
+    self.problems = problems
+    count = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
+    super().__init__('\n  '.join([f'the configuration has {count}; nothing was run:', *problems]))
+
+
+class MissingInputError(UserError):
+  """A stage's input is not there; the message gives the command that makes it."""
+
+
+class DamageError(UserError):
+  """A file on disk is not what was written."""
+
+
+class DivergedError(UserError):
+  """The loss became NaN or infinite."""
