@@ -1,0 +1,195 @@
+"""State, the pure train and predict steps, and the one place that pmaps.
+
+A step sees one device's share of a batch, and one copy of everything else. A batch holds `images`
+(B, H, W, C) uint8, `labels`, `indices` and `views` (B,) int32. Sums over the batch are summed over
+devices too, and BatchNorm pools its statistics over them (`models.AXIS_NAME`), so D devices give what
+one gives. Metrics are (sum, count) pairs over the whole batch. Axes: B batch of one device, C class.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from kdjax import losses, models
+from kdjax.models import AXIS_NAME
+from kdjax.views import View
+
+Batch = dict[str, jax.Array]
+Variables = dict[str, Any]  # 'params' and 'batch_stats'
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class State(flax.struct.PyTreeNode):
+  """Everything that training changes; with the config and the step, everything that it needs."""
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> Variables:
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> State:
+  params = variables['params']
+  return State(jnp.zeros((), jnp.int32), params, variables['batch_stats'], optimizer.init(params))
+
+
+def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
+  """Cosine from `learning_rate` to `final_learning_rate`."""
+  final = config.final_learning_rate / config.learning_rate
+  return optax.cosine_decay_schedule(config.learning_rate, num_steps, alpha=final)
+
+
+def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+  """SGD with momentum; weight decay is coupled, an L2 term of the loss (paper, Appendix A)."""
+  sgd = optax.sgd(learning_rate(config, num_steps), config.momentum, config.nesterov)
+  return optax.chain(optax.add_decayed_weights(config.weight_decay), sgd)
+
+
+def teacher_step(
+  state: State,
+  batch: Batch,
+  seed: jax.Array,
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  view: View,
+) -> tuple[State, Metrics]:
+  """One step on the cross-entropy with the labels. `seed` decides the views."""
+
+  def losses_and_metrics(logits_BC):
+    return losses.cross_entropy(logits_BC, batch['labels']), {}
+
+  return _update(
+    state, batch, seed, losses_and_metrics, model=model, optimizer=optimizer, view=view
+  )
+
+
+def student_step(
+  state: State,
+  batch: Batch,
+  teacher_log_probs_BC: jax.Array,
+  seed: jax.Array,
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  view: View,
+  temperature: float,
+  alpha: float,
+) -> tuple[State, Metrics]:
+  """One step on α L_NLL + (1 − α) L_KD (paper, Section 3) against the teacher's predictions.
+
+  `teacher_log_probs_BC` are the ensemble's, for the very views that `seed` and the batch give.
+  """
+
+  def losses_and_metrics(logits_BC):
+    loss_B = losses.distillation(logits_BC, teacher_log_probs_BC, temperature)
+    if alpha:
+      loss_B = alpha * losses.cross_entropy(logits_BC, batch['labels']) + (1 - alpha) * loss_B
+    agreement_B = logits_BC.argmax(-1) == teacher_log_probs_BC.argmax(-1)
+    kl_B = losses.kl_divergence(teacher_log_probs_BC, logits_BC)
+    return loss_B, {'top1_agreement': agreement_B, 'predictive_kl': kl_B}
+
+  return _update(
+    state, batch, seed, losses_and_metrics, model=model, optimizer=optimizer, view=view
+  )
+
+
+def _update(
+  state: State,
+  batch: Batch,
+  seed: jax.Array,
+  losses_and_metrics: Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  view: View,
+) -> tuple[State, Metrics]:
+  images = view(seed, batch['images'], batch['indices'], batch['views'])
+  count = jax.lax.psum(len(images), AXIS_NAME)
+
+  def mean_loss(params):
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    (logits_BC, _), updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    loss_B, metrics_B = losses_and_metrics(logits_BC)
+    metrics_B |= {'loss': loss_B, 'accuracy': logits_BC.argmax(-1) == batch['labels']}
+    return loss_B.sum() / count, (metrics_B, updated.get('batch_stats', {}))
+
+  gradient, (metrics_B, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+  gradient = jax.lax.psum(gradient, AXIS_NAME)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  sums = jax.lax.psum({name: x_B.sum() for name, x_B in metrics_B.items()}, AXIS_NAME)
+  metrics = {name: (total, jnp.asarray(count)) for name, total in sums.items()}
+  metrics['gradient_norm'] = (optax.global_norm(gradient), jnp.asarray(1))
+  state = State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
+  return state, metrics
+
+
+def predict_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> jax.Array:
+  """logits_BC of the views, with BatchNorm's running statistics."""
+  images = view(seed, batch['images'], batch['indices'], batch['views'])
+  return model.apply(variables, images, train=False)[0]
+
+
+def ensemble_step(
+  members: Sequence[Variables], batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> jax.Array:
+  """log_probs_BC of the ensemble of `members`, one after the other, for the views of the batch."""
+  images = view(seed, batch['images'], batch['indices'], batch['views'])
+  logits_MBC = jnp.stack([model.apply(m, images, train=False)[0] for m in members])
+  return losses.ensemble_log_probs(logits_MBC)
+
+
+def batch_moments_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> Any:
+  """The mean and variance of this batch alone at every BatchNorm, shaped like `batch_stats`."""
+  images = view(seed, batch['images'], batch['indices'], batch['views'])
+  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  variables = {'params': variables['params'], 'batch_stats': zeros}
+  _, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+  return jax.tree.map(lambda x: x / (1 - models.BATCH_NORM_MOMENTUM), updated['batch_stats'])
+
+
+def parallel(
+  step: Callable, *, num_sharded: int = 1, sharded_output: bool = False, donate: bool = False
+) -> Callable:
+  """Maps a step over this host's devices; the only pmap of kdjax.
+
+  Args:
+    step: (state or variables, `num_sharded` arguments from `shard`, seed) → outputs.
+    sharded_output: outputs differ between devices and get a leading device axis, as inputs have;
+      otherwise they are equal on all devices and come back as one.
+    donate: the first argument's memory is reused; it must not be touched after the call.
+  """
+  return jax.pmap(
+    step,
+    axis_name=AXIS_NAME,
+    in_axes=(None, *[0] * num_sharded, None),
+    out_axes=0 if sharded_output else None,
+    donate_argnums=(0,) if donate else (),
+  )
+
+
+def shard(tree: Any) -> Any:
+  """Splits the leading axis of every array over this host's devices: (B, ...) → (D, B / D, ...)."""
+  num_devices = jax.local_device_count()
+  return jax.tree.map(lambda x: x.reshape(num_devices, len(x) // num_devices, *x.shape[1:]), tree)
+
+
+def unshard(array: jax.Array) -> np.ndarray:
+  """The inverse of `shard` for one array, on the host."""
+  array = np.asarray(array)
+  return array.reshape(-1, *array.shape[2:])
