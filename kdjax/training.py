@@ -1,0 +1,189 @@
+"""The training loop, the same for teachers and students: dispatch, log, evaluate, save, go on."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from kdjax import files, progress
+from kdjax.checkpoint import Checkpoints
+from kdjax.errors import DivergedError
+from kdjax.steps import Metrics, State
+
+STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How long to train, and after which steps to do what besides."""
+
+  num_steps: int
+  batch_size: int
+  num_examples: int  # in an epoch
+  logs: frozenset[int]
+  evals: frozenset[int]
+  saves: frozenset[int]
+  keeps: frozenset[int]
+
+  @property
+  def stops(self) -> frozenset[int]:
+    """Steps after which metrics are fetched. Every save is one, so that a restart finds the same."""
+    return self.logs | self.evals | self.saves | self.keeps
+
+  def epoch(self, step: int) -> float:
+    return step * self.batch_size / self.num_examples
+
+
+def make_plan(
+  num_steps: int,
+  batch_size: int,
+  num_examples: int,
+  *,
+  num_logs: int,
+  num_evals: int,
+  num_checkpoints: int,
+  keep_checkpoints: Iterable[float],
+) -> Plan:
+  """Spreads `num_*` events evenly; the last of each falls on the last step."""
+
+  def spread(count: int) -> frozenset[int]:
+    return frozenset(-(-num_steps * i // count) for i in range(1, count + 1))
+
+  return Plan(
+    num_steps,
+    batch_size,
+    num_examples,
+    logs=spread(num_logs),
+    evals=spread(num_evals),
+    saves=spread(num_checkpoints),
+    keeps=frozenset(round(fraction * num_steps) for fraction in keep_checkpoints),
+  )
+
+
+def fit(
+  folder: epath.Path,
+  name: str,
+  plan: Plan,
+  like: State,
+  init: Callable[[], State],
+  step: Callable[..., tuple[State, Metrics]],
+  inputs: Callable[[int], Iterator[tuple]],
+  evaluate: Callable[[State], dict[str, float]],
+  learning_rate: Callable[[int], Any],
+  record: dict[str, Any],
+) -> None:
+  """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
+
+  Writes checkpoints/, metrics.jsonl, tensorboard/ and at the very end complete.json.
+
+  Args:
+    name: for the progress bar and messages.
+    like: shapes and dtypes of the state.
+    step: (state, *inputs) → (state, metrics); the state is donated.
+    inputs: start → what `step` takes beside the state, for steps start, start + 1, ...
+    evaluate: state → values to log, called after the steps of `plan.evals`.
+    learning_rate: step → its learning rate, for the log.
+    record: what complete.json is to say besides.
+
+  Raises:
+    DivergedError: a loss or a gradient is NaN or infinite.
+  """
+  with Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints:
+    start, state = _start(checkpoints, like, init, plan)
+    rows = _rows_until(folder / 'metrics.jsonl', start)
+    writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=start)
+    steps_since, began = [], time.monotonic()
+    with progress.bar(name, plan.num_steps, 'steps') as show:
+      for done, arguments in enumerate(inputs(start), start + 1):
+        state, metrics = step(state, *arguments)
+        steps_since.append(metrics)
+        if len(steps_since) > STEPS_IN_FLIGHT:
+          jax.block_until_ready(steps_since[-STEPS_IN_FLIGHT])
+        if done not in plan.stops:
+          show(done, _text(rows))
+          continue
+        row = _summary(steps_since, done, name, checkpoints)
+        row |= {
+          'step': done,
+          'epoch': plan.epoch(done),
+          'learning_rate': float(learning_rate(done)),
+        }
+        speed = len(steps_since) * plan.batch_size / (time.monotonic() - began)
+        if done in plan.evals:
+          row |= evaluate(state)
+        rows.append(row | {'examples_per_second': speed})
+        files.write_json_lines(folder / 'metrics.jsonl', rows)
+        for key in rows[-1]:
+          writer.add_scalar(key, rows[-1][key], done)
+        if done in plan.saves | plan.keeps:
+          checkpoints.save(done, state)
+        show(done, _text(rows))
+        steps_since, began = [], time.monotonic()
+    writer.close()
+  files.write_json(folder / 'complete.json', {'step': plan.num_steps, **record})
+
+
+def is_complete(folder: epath.Path) -> bool:
+  return (folder / 'complete.json').exists()
+
+
+def _start(
+  checkpoints: Checkpoints, like: State, init: Callable[[], State], plan: Plan
+) -> tuple[int, State]:
+  if checkpoints.steps:
+    state = checkpoints.restore(like)
+    return int(state.step), state
+  state = init()
+  if 0 in plan.keeps:
+    checkpoints.save(0, state)
+  return 0, state
+
+
+def _rows_until(path: epath.Path, step: int) -> list[dict[str, Any]]:
+  """The log up to the restored step; what an interrupted run wrote later is written again."""
+  return [row for row in files.read_json_lines(path) if row['step'] <= step]
+
+
+def _summary(
+  metrics: list[Metrics], done: int, name: str, checkpoints: Checkpoints
+) -> dict[str, float]:
+  """Fetches the metrics of the steps up to `done` and divides each sum once by its count."""
+  fetched = jax.device_get(metrics)
+  for step, values in enumerate(fetched, done - len(fetched) + 1):
+    for key in ('loss', 'gradient_norm'):
+      if not np.isfinite(values[key][0]):
+        raise DivergedError(_divergence_message(name, key, values[key][0], step, checkpoints))
+  sums = collections.defaultdict(lambda: np.zeros(2))
+  for values in fetched:
+    for key, pair in values.items():
+      sums[key] += pair
+  return {f'train/{key}': float(total / count) for key, (total, count) in sums.items()}
+
+
+def _divergence_message(
+  name: str, key: str, value: float, step: int, checkpoints: Checkpoints
+) -> str:
+  good = [s for s in checkpoints.steps if s < step]
+  last = (
+    f'The last good checkpoint is {checkpoints.folder / str(good[-1])}'
+    if good
+    else ('There is no checkpoint before it')
+  )
+  return (
+    f'{name}: the {key} is {value} at step {step}. {last}. A smaller learning rate usually helps; a '
+    'changed config trains in a folder of its own.'
+  )
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+  """The newest values, for the progress bar."""
+  if not rows:
+    return ''
+  shown = {'train/loss': 'loss', 'train/accuracy': 'accuracy', 'train/top1_agreement': 'agreement'}
+  return ' '.join(f'{label} {rows[-1][key]:.3f}' for key, label in shown.items() if key in rows[-1])
