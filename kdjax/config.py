@@ -1,0 +1,211 @@
+"""Configs: loading, overrides, durations and fingerprints.
+
+A config is an `ml_collections.ConfigDict` with the fields of `configs/base.py`, which explains them.
+What their values may be says `validation.py`.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict, FieldReference
+
+from kdjax.errors import ConfigError
+
+ARTEFACT_VERSION = 1  # raise it when a change of the code makes old artefacts wrong
+DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
+
+
+def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> tuple[ConfigDict, list[str]]:
+  """The config of FILE.py or FILE.py:ARGUMENT with fields overridden.
+
+  Args:
+    spec: a Python file that defines `get_config`, and its argument.
+    overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. Values are
+      Python literals; text that is none is a string.
+
+  Returns: the config, and a line for each override that fits no field or has a wrong type. These are
+    not applied. `validation.check` raises them together with what else is wrong.
+
+  Raises:
+    ConfigError: there is no such file, or it cannot be run.
+  """
+  config = _call_get_config(spec)
+  problems = [problem for field, text in overrides for problem in _override(config, field, text)]
+  return config, problems
+
+
+def config_name(spec: str) -> str:
+  """'configs/cifar_resnet.py:smoke' → 'cifar_resnet_smoke'."""
+  path, _, argument = spec.partition('.py:')
+  name = epath.Path(path).name.removesuffix('.py')
+  return f'{name}_{argument}' if argument else name
+
+
+def num_steps(section: ConfigDict, num_examples: int) -> int:
+  """The one conversion of durations: of the `teacher` or `student` section, to steps.
+
+  Epochs and examples are rounded up to whole batches.
+  """
+  if section.num_steps is not None:
+    return section.num_steps
+  examples = section.num_examples
+  if section.num_epochs is not None:
+    examples = section.num_epochs * num_examples
+  return math.ceil(examples / section.batch_size)
+
+
+def student_model(config: ConfigDict) -> ConfigDict:
+  """`model` with the fields that `student.model` sets."""
+  merged = config.model.copy_and_resolve_references()
+  for field, value in config.student.model.items():
+    if value is not None:
+      merged[field] = value
+  return merged
+
+
+def num_views_used(config: ConfigDict, num_steps: int, num_examples: int) -> int:
+  """How many different views the student sees: one an epoch, until they come round again."""
+  num_epochs = math.ceil(num_steps * config.student.batch_size / num_examples)
+  return min(config.predictions.num_views, num_epochs)
+
+
+# Fingerprints.
+
+
+def teacher_fingerprint(config: ConfigDict) -> str:
+  """Of everything that can change a member, except which one it is."""
+  return _hash(
+    seed=config.seed,
+    dataset=_without(config.dataset, 'data_dir'),
+    model=config.model,
+    teacher=_without(config.teacher, 'num_members'),
+    augmentation=config.augmentation,
+    training=_without(config.training, 'num_checkpoints'),
+  )
+
+
+def predictions_fingerprint(config: ConfigDict) -> str:
+  """Of one stored value. Members and views can be added, so their numbers do not enter."""
+  return _hash(
+    teacher=teacher_fingerprint(config),
+    dtype=config.predictions.dtype,
+    augmentation=config.predictions.augmentation,
+  )
+
+
+def student_fingerprint(config: ConfigDict) -> str:
+  return _hash(
+    predictions=predictions_fingerprint(config),
+    num_members=config.teacher.num_members,
+    num_views=config.predictions.num_views,
+    mode=config.predictions.mode,
+    student=_without(config.student, 'model'),
+    model=student_model(config),
+    evaluation=_without(config.evaluation, 'batch_size'),
+  )
+
+
+def _without(section: ConfigDict, *fields: str) -> dict[str, Any]:
+  return {name: value for name, value in section.to_dict().items() if name not in fields}
+
+
+def _hash(**parts: Any) -> str:
+  plain = {k: v.to_dict() if isinstance(v, ConfigDict) else v for k, v in parts.items()}
+  text = json.dumps({'version': ARTEFACT_VERSION, **plain}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# Loading.
+
+
+def _call_get_config(spec: str) -> ConfigDict:
+  path, _, argument = spec.partition('.py:')
+  path = epath.Path(path if path.endswith('.py') else f'{path}.py')
+  if not path.exists():
+    raise ConfigError([f'--config = {spec!r}: there is no file {path}'])
+  module_spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    reason = str(error).partition(' Other fields present')[0]
+    raise ConfigError([f'--config = {spec!r}: {reason}']) from error
+
+
+def _override(config: ConfigDict, field: str, text: str) -> Iterator[str]:
+  """Sets a field, or yields what is wrong."""
+  *parents, name = field.split('.')
+  section = config
+  for parent in parents:
+    section = section.get(parent)
+    if not isinstance(section, ConfigDict):
+      break
+  if not isinstance(section, ConfigDict) or name not in section:
+    yield _unknown(config, field, text)
+    return
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  wanted = section.get_type(name)
+  optional = is_optional(config, field)
+  if wanted is float and type(value) is int:
+    value = float(value)
+  if wanted is tuple and type(value) is list:
+    value = tuple(value)
+  if type(value) is not wanted and not (value is None and optional):
+    yield f'{field} = {text}: wrong type; allowed: {TYPE_NAMES[wanted]}{" or None" * optional}'
+    return
+  section[name] = value
+
+
+TYPE_NAMES = {
+  bool: 'True or False',
+  int: 'an integer',
+  float: 'a number',
+  str: 'a string',
+  tuple: "a tuple such as ('crop', 'flip') or ()",
+  ConfigDict: 'no value: it is a section, set its fields',
+}
+
+
+def is_optional(config: ConfigDict, field: str) -> bool:
+  """Whether None is allowed: base.py makes such fields references, which know their type."""
+  *parents, name = field.split('.')
+  for parent in parents:
+    config = config[parent]
+  return isinstance(dict(config.items(preserve_field_references=True))[name], FieldReference)
+
+
+def _unknown(config: ConfigDict, field: str, text: str) -> str:
+  known = sorted(leaves(config))
+  section = field.rpartition('.')[0]
+  siblings = [name.rpartition('.')[2] for name in known if name.rpartition('.')[0] == section]
+  if siblings:
+    allowed = f'fields of {section or "the top level"}: {", ".join(siblings)}'
+  else:
+    allowed = (
+      f'sections: {", ".join(name for name in config if isinstance(config[name], ConfigDict))}'
+    )
+  close = difflib.get_close_matches(field, known, n=1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  return f'{field} = {text}: no such field{hint} ({allowed})'
+
+
+def leaves(section: ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """Every field that is not a section, by its dotted name."""
+  found = {}
+  for name, value in section.items():
+    if isinstance(value, ConfigDict):
+      found |= leaves(value, f'{prefix}{name}.')
+    else:
+      found[f'{prefix}{name}'] = value
+  return found
