@@ -1,0 +1,133 @@
+"""The third stage: distil a student against the predictions, stored or online."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from kdjax import files, metrics, predictions, steps, teachers, training
+from kdjax.checkpoint import Checkpoints
+from kdjax.errors import MissingInputError
+from kdjax.run import Run
+
+
+def run(run: Run) -> bool:
+  """Trains the student if it is not there. Returns whether it was not."""
+  if training.is_complete(run.student_folder):
+    return False
+  section, model = run.config.student, run.student_model
+  plan, seed = run.plan(section), student_seed(run)
+  teacher, inputs = predictions.open_teacher(run), run.inputs['distillation']
+  optimizer = steps.make_optimizer(section, plan.num_steps)
+  step = steps.parallel(
+    partial(
+      steps.student_step,
+      model=model,
+      optimizer=optimizer,
+      view=inputs.view,
+      temperature=section.temperature,
+      alpha=section.alpha,
+    ),
+    num_sharded=2,
+    donate=True,
+  )
+
+  def batches(start: int) -> Iterator[tuple]:
+    for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
+      yield batch, teacher.batch('distillation', batch), inputs.seed
+
+  held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
+  files.write_json(run.student_folder / 'config.json', run.config.to_dict())
+  training.fit(
+    run.student_folder,
+    'student',
+    plan,
+    like=run.abstract_state(section, model),
+    init=lambda: steps.init_state(_initial_variables(run), optimizer),
+    step=step,
+    inputs=batches,
+    evaluate=lambda state: _evaluate(run, state.variables, held_out),
+    learning_rate=steps.learning_rate(section, plan.num_steps),
+    record={'data_checksum': run.checksum},
+  )
+  return True
+
+
+def student_seed(run: Run) -> int:
+  """Decides the student's initial weights and data order."""
+  return run.config.seed if run.config.student.seed is None else run.config.student.seed
+
+
+def load(run: Run, step: int | None = None) -> steps.Variables:
+  """The trained student's variables, after its last step or after one that was kept.
+
+  Raises:
+    MissingInputError: it is not trained.
+    DamageError: the checkpoint is damaged.
+  """
+  folder = run.student_folder
+  if not training.is_complete(folder):
+    raise MissingInputError(
+      f'the student is not trained: there is no {folder / "complete.json"}. '
+      'Run the same command with --stages=student first.'
+    )
+  run.check_data(files.read_json(folder / 'complete.json')['data_checksum'], folder)
+  with Checkpoints(folder / 'checkpoints') as checkpoints:
+    return checkpoints.restore(
+      run.abstract_state(run.config.student, run.student_model), step
+    ).variables
+
+
+def _initial_variables(run: Run) -> steps.Variables:
+  """θ_s = λ θ_t + (1 − λ) θ_r of the first member's and random weights (paper, Section 6)."""
+  random = run.init_variables(run.student_model, student_seed(run))
+  weight = run.config.student.init_lambda
+  if weight == 0:
+    return random
+  teacher = teachers.load(run, 0)
+  if weight == 1:
+    return teacher
+  mixed = jax.tree.map(
+    lambda t, r: weight * t + (1 - weight) * r, teacher['params'], random['params']
+  )
+  variables = {'params': mixed, 'batch_stats': random['batch_stats']}
+  return _with_own_batch_stats(run, variables) if random['batch_stats'] else variables
+
+
+def _with_own_batch_stats(run: Run, variables: steps.Variables) -> steps.Variables:
+  """BatchNorm statistics re-estimated over an epoch of distillation data.
+
+  Those of neither end fit interpolated weights. The variance is pooled: the mean of the batches'
+  variances plus the variance of their means.
+  """
+  inputs, batch_size = run.inputs['distillation'], run.config.student.batch_size
+  step = steps.parallel(
+    partial(steps.batch_moments_step, model=run.student_model, view=inputs.view)
+  )
+  num_batches = -(-len(inputs.split) // batch_size)
+  batches = inputs.training(student_seed(run), batch_size, num_batches, start=0)
+  moments = jax.device_get([step(variables, batch, inputs.seed) for batch in batches])
+  stacked = jax.tree.map(lambda *x: np.stack(x), *moments)
+  return {'params': variables['params'], 'batch_stats': _pooled(stacked)}
+
+
+def _pooled(stats: dict) -> dict:
+  """Pools stacked 'mean' and 'var' leaves of the same BatchNorm over their leading axis."""
+  if 'mean' in stats and 'var' in stats:
+    variance = stats['var'].mean(0) + stats['mean'].var(0)
+    return {'mean': stats['mean'].mean(0), 'var': variance}
+  return {name: _pooled(inside) for name, inside in stats.items()}
+
+
+def _evaluate(
+  run: Run, variables: steps.Variables, teacher_log_probs: dict[str, np.ndarray]
+) -> dict[str, float]:
+  """Generalization and fidelity on the held-out splits, for the log."""
+  values = {}
+  for name, log_probs_NC in teacher_log_probs.items():
+    logits_NC = run.predict(run.student_model, variables, run.inputs[name])
+    results = metrics.generalization(logits_NC, run.splits[name].labels_N)
+    results |= metrics.fidelity(logits_NC, log_probs_NC)
+    values |= {f'{name}/{key}': value for key, value in results.items()}
+  return values

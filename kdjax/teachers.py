@@ -1,0 +1,92 @@
+"""The first stage: an ensemble of independently trained members.
+
+Member i's weights, data order and views follow from (seed, i) alone, so an ensemble can grow, and its
+members can be trained in any order or place.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from kdjax import files, keys, metrics, steps, training, views
+from kdjax.checkpoint import Checkpoints
+from kdjax.errors import MissingInputError
+from kdjax.inputs import Inputs
+from kdjax.run import Run
+
+
+def run(run: Run) -> bool:
+  """Trains the members that are not there yet. Returns whether there were any."""
+  missing = [i for i in range(run.config.teacher.num_members) if not is_trained(run, i)]
+  if missing:
+    train = _trainer(run)
+    for member in missing:
+      train(member)
+  return bool(missing)
+
+
+def is_trained(run: Run, member: int) -> bool:
+  return training.is_complete(run.member_folder(member))
+
+
+def load(run: Run, member: int) -> steps.Variables:
+  """A trained member's final variables.
+
+  Raises:
+    MissingInputError: it was not trained.
+    DamageError: its checkpoint is damaged, or it was trained on other data.
+  """
+  folder = run.member_folder(member)
+  if not is_trained(run, member):
+    raise MissingInputError(
+      f'teacher member {member} is not trained: there is no {folder / "complete.json"}. '
+      'Run the same command with --stages=teachers first.'
+    )
+  run.check_data(files.read_json(folder / 'complete.json')['data_checksum'], folder)
+  with Checkpoints(folder / 'checkpoints') as checkpoints:
+    return checkpoints.restore(run.abstract_state(run.config.teacher, run.teacher_model)).variables
+
+
+def _trainer(run: Run):
+  """train(member); what all members share is made, and compiled, once."""
+  section, model = run.config.teacher, run.teacher_model
+  plan = run.plan(section)
+  optimizer = steps.make_optimizer(section, plan.num_steps)
+  view = views.make_view(section.augmentation, run.config.augmentation)
+  step = steps.parallel(
+    partial(steps.teacher_step, model=model, optimizer=optimizer, view=view), donate=True
+  )
+
+  def train(member: int) -> None:
+    folder = run.member_folder(member)
+    seed = keys.derive_seed(run.config.seed, 'member', member)
+    inputs = Inputs(run.splits['train'], view, seed)
+
+    def batches(start: int) -> Iterator[tuple]:
+      for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
+        yield batch, seed
+
+    files.write_json(folder / 'config.json', run.config.to_dict())
+    training.fit(
+      folder,
+      f'teacher {member}',
+      plan,
+      like=run.abstract_state(section, model),
+      init=lambda: steps.init_state(run.init_variables(model, seed), optimizer),
+      step=step,
+      inputs=batches,
+      evaluate=lambda state: evaluate(run, state.variables),
+      learning_rate=steps.learning_rate(section, plan.num_steps),
+      record={'data_checksum': run.checksum},
+    )
+
+  return train
+
+
+def evaluate(run: Run, variables: steps.Variables) -> dict[str, float]:
+  """Generalization of a member on the held-out splits, for the log."""
+  values = {}
+  for name in run.held_out:
+    logits_NC = run.predict(run.teacher_model, variables, run.inputs[name])
+    results = metrics.generalization(logits_NC, run.splits[name].labels_N)
+    values |= {f'{name}/{key}': value for key, value in results.items()}
+  return values
