@@ -16,15 +16,17 @@ from kdjax.errors import DamageError
 class Checkpoints:
   """The checkpoints of one training: `folder/<step>`. Use as a context manager.
 
-  The newest stays, and those of `keep_steps`. Beside each state lies the digest of its arrays, since
+  The newest stays, and those of `keep_steps`; with `read_only`, nothing is touched. Beside each state lies the digest of its arrays, since
   not every flipped bit of a file breaks its format.
   """
 
-  def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = ()):
+  def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), read_only: bool = False):
     self.folder = folder
     keep = [policies.LatestN(n=1), policies.CustomSteps(steps=sorted(keep_steps))]
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy(keep), create=True
+      preservation_policy=policies.AnyPreservationPolicy(keep),
+      create=not read_only,
+      read_only=read_only,
     )
     self._manager = ocp.CheckpointManager(folder, options=options)
 
@@ -55,10 +57,12 @@ class Checkpoints:
       like: a tree of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      DamageError: what lies there cannot be read, or is not what was saved.
+      DamageError: it is missing, cannot be read, or is not what was saved.
     """
     step = self._manager.latest_step() if step is None else step
     place = self.folder / str(step)
+    if step not in self.steps:
+      raise DamageError(f'checkpoint {place} is missing or was never finished.')
     mend = (
       'Delete that folder and run again: training goes on from the checkpoint before it, or from the '
       'start if there is none.'

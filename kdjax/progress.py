@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from absl import logging as absl_logging
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
@@ -33,7 +34,7 @@ def setup_logging() -> None:
   logger.handlers = [handler]
   logger.setLevel(logging.INFO)
   logger.propagate = False
-  logging.getLogger().setLevel(logging.WARNING)  # libraries speak only when something is wrong
+  absl_logging.set_verbosity(absl_logging.ERROR)  # libraries speak only when something is wrong
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, keys, models, steps, training, views
+from kdjax import data, files, keys, models, steps, training, views
+from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DamageError
 from kdjax.inputs import Inputs
 
@@ -120,6 +121,21 @@ class Run:
     batches = inputs.evaluation(indices_N, view, self.config.evaluation.batch_size)
     outputs = [(step(variables, batch, inputs.seed), count) for batch, count in batches]
     return np.concatenate([steps.unshard(logits)[:count] for logits, count in outputs])
+
+  def load_variables(
+    self, folder: epath.Path, section: ConfigDict, model: nn.Module, step: int | None = None
+  ) -> steps.Variables:
+    """What a complete training left in its folder, after its last or another kept step.
+
+    Raises:
+      DamageError: the checkpoint is damaged or missing, or other data was trained on.
+    """
+    complete = files.read_json(folder / 'complete.json')
+    self.check_data(complete['data_checksum'], folder)
+    step = complete['step'] if step is None else step
+    with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+      state = checkpoints.restore(self.abstract_state(section, model), step)
+    return steps.replicate(state.variables)
 
   # Training.
 

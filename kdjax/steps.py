@@ -130,7 +130,7 @@ def _update(
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   sums = jax.lax.psum({name: x_B.sum() for name, x_B in metrics_B.items()}, AXIS_NAME)
   metrics = {name: (total, jnp.asarray(count)) for name, total in sums.items()}
-  metrics['gradient_norm'] = (optax.global_norm(gradient), jnp.asarray(1))
+  metrics['gradient_norm'] = (optax.tree.norm(gradient), jnp.asarray(1))
   state = State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
   return state, metrics
 
@@ -181,6 +181,15 @@ def parallel(
     out_axes=0 if sharded_output else None,
     donate_argnums=(0,) if donate else (),
   )
+
+
+def replicate(tree: Any) -> Any:
+  """Puts one copy of every array on each of this host's devices, as the outputs of steps are.
+
+  Without it the first call of a step would compile for host arrays, and the second once more.
+  """
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS_NAME,))
+  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def shard(tree: Any) -> Any:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from kdjax import files, metrics, predictions, steps, teachers, training
-from kdjax.checkpoint import Checkpoints
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
@@ -72,11 +71,7 @@ def load(run: Run, step: int | None = None) -> steps.Variables:
       f'the student is not trained: there is no {folder / "complete.json"}. '
       'Run the same command with --stages=student first.'
     )
-  run.check_data(files.read_json(folder / 'complete.json')['data_checksum'], folder)
-  with Checkpoints(folder / 'checkpoints') as checkpoints:
-    return checkpoints.restore(
-      run.abstract_state(run.config.student, run.student_model), step
-    ).variables
+  return run.load_variables(folder, run.config.student, run.student_model, step)
 
 
 def _initial_variables(run: Run) -> steps.Variables:

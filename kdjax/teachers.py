@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 
 from kdjax import files, keys, metrics, steps, training, views
-from kdjax.checkpoint import Checkpoints
 from kdjax.errors import MissingInputError
 from kdjax.inputs import Inputs
 from kdjax.run import Run
@@ -41,9 +40,7 @@ def load(run: Run, member: int) -> steps.Variables:
       f'teacher member {member} is not trained: there is no {folder / "complete.json"}. '
       'Run the same command with --stages=teachers first.'
     )
-  run.check_data(files.read_json(folder / 'complete.json')['data_checksum'], folder)
-  with Checkpoints(folder / 'checkpoints') as checkpoints:
-    return checkpoints.restore(run.abstract_state(run.config.teacher, run.teacher_model)).variables
+  return run.load_variables(folder, run.config.teacher, run.teacher_model)
 
 
 def _trainer(run: Run):

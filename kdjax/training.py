@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from kdjax import files, progress
+from kdjax import files, progress, steps
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DivergedError
 from kdjax.steps import Metrics, State
@@ -138,11 +138,11 @@ def _start(
 ) -> tuple[int, State]:
   if checkpoints.steps:
     state = checkpoints.restore(like)
-    return int(state.step), state
+    return int(state.step), steps.replicate(state)
   state = init()
   if 0 in plan.keeps:
     checkpoints.save(0, state)
-  return 0, state
+  return 0, steps.replicate(state)
 
 
 def _rows_until(path: epath.Path, step: int) -> list[dict[str, Any]]:

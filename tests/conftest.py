@@ -1,0 +1,48 @@
+"""Settings for all tests, and one finished tiny run that tests may read and copy, but not change."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import pytest
+from etils import epath
+
+from kdjax import config as config_lib
+from kdjax import stages
+from kdjax.run import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ROOT / 'tests' / 'tiny_config.py'
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def tiny_run(workdir: pathlib.Path, **fields) -> Run:
+  """A run of the tiny config; `student__temperature=1.0` sets config.student.temperature."""
+  config, problems = config_lib.load(str(TINY))
+  assert not problems
+  config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in fields.items()})
+  return Run(config, epath.Path(workdir))
+
+
+@contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+  """Yields a function that tells how many programs XLA compiled since."""
+  count = 0
+
+  def listen(event: str, _: float, **__) -> None:
+    nonlocal count
+    count += event == '/jax/core/compile/backend_compile_duration'
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield lambda: count
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory) -> Run:
+  """All stages but the report, of the tiny config."""
+  run = tiny_run(tmp_path_factory.mktemp('finished'))
+  for name in ('teachers', 'predictions', 'student', 'evaluation'):
+    stages.STAGES[name](run)
+  return run

@@ -1,0 +1,138 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from scipy.special import log_softmax
+
+from kdjax.errors import DamageError
+from kdjax.store import DTYPES, PredictionStore, kvstore
+
+SHAPE = (2, 3, 50, 4)  # members, views, examples, classes
+
+
+@pytest.fixture
+def logits():
+  return np.random.RandomState(0).randn(*SHAPE).astype(np.float32) * 5
+
+
+def filled(folder, logits, dtype='float32') -> PredictionStore:
+  store = PredictionStore(epath.Path(folder))
+  store.reserve('train', SHAPE, dtype)
+  for member in range(SHAPE[0]):
+    for view in range(SHAPE[1]):
+      store.write('train', member, view, logits[member, view])
+  return store
+
+
+def chunks(folder):
+  return sorted(path for path in folder.rglob('c/*/*/*/*') if path.is_file())
+
+
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 1e-6), ('float16', 2e-3), ('bfloat16', 2e-2)]
+)
+def test_reads_back_log_probabilities(tmp_path, logits, dtype, tolerance):
+  filled(tmp_path, logits, dtype)
+  read = PredictionStore(epath.Path(tmp_path)).read('train', [1, 0], 2)
+  expected = log_softmax(logits[[1, 0], 2].astype(np.float64), axis=-1)
+  assert read.dtype == np.float32
+  scale = 1 + np.abs(expected)
+  assert (np.abs(read - expected) / scale).max() < tolerance
+  if dtype != 'float32':  # the narrow dtypes must really have been used
+    assert np.array_equal(read, expected.astype(DTYPES[dtype]).astype(np.float32))
+    assert np.abs(read - expected).max() > 1e-4
+
+
+def test_float16_holds_very_unlikely_classes(tmp_path):
+  logits = np.array([[0.0, -3000.0, -1.0, 5.0]] * 50, np.float32)
+  store = PredictionStore(epath.Path(tmp_path))
+  store.reserve('train', (1, 1, 50, 4), 'float16')
+  store.write('train', 0, 0, logits)
+  np.testing.assert_allclose(store.read('train', [0], 0)[0], log_softmax(logits, -1), rtol=1e-3)
+
+
+def test_what_was_not_written_is_not_there(tmp_path, logits):
+  store = PredictionStore(epath.Path(tmp_path))
+  store.reserve('train', SHAPE, 'float16')
+  store.write('train', 0, 1, logits[0, 1])
+  assert store.has('train', 0, 1)
+  assert not store.has('train', 0, 0)
+  assert not store.has('train', 1, 1)
+  with pytest.raises(DamageError, match=r'view 1 by a member of \[0, 1\]'):
+    store.read('train', [0, 1], 1)
+
+
+def test_members_and_views_can_be_added(tmp_path, logits):
+  filled(tmp_path, logits)
+  store = PredictionStore(epath.Path(tmp_path))
+  store.reserve('train', (5, 2, 50, 4), 'float32')  # more members, and fewer views than are there
+  store.write('train', 4, 1, logits[0, 0])
+  np.testing.assert_array_equal(store.read('train', [0, 4], 1)[1], store.read('train', [0], 0)[0])
+  assert store.has('train', 1, 2)
+  assert not store.has('train', 4, 2)
+
+
+def test_chunks_hold_one_member_one_view_and_a_block_of_examples(tmp_path, monkeypatch, logits):
+  monkeypatch.setattr('kdjax.store.CHUNK_BYTES', 20 * 4 * 4)
+  filled(tmp_path, logits)
+  assert len(chunks(tmp_path)) == 2 * 3 * 3  # 50 examples in blocks of 20
+
+
+def test_stored_predictions_are_compressed(tmp_path):
+  logits = np.zeros((10_000, 10), np.float32)
+  store = PredictionStore(epath.Path(tmp_path))
+  store.reserve('train', (1, 1, 10_000, 10), 'float32')
+  store.write('train', 0, 0, logits)
+  assert chunks(tmp_path)[0].stat().st_size < logits.nbytes / 100
+
+
+@pytest.mark.parametrize('position', [0, -5, 'middle'])
+def test_one_flipped_bit_is_found_and_its_file_named(tmp_path, logits, position):
+  filled(tmp_path, logits)
+  chunk = chunks(tmp_path)[-1]
+  data = bytearray(chunk.read_bytes())
+  data[len(data) // 2 if position == 'middle' else position] ^= 1
+  chunk.write_bytes(data)
+  store = PredictionStore(epath.Path(tmp_path))
+  store.read('train', [0, 1], 0)
+  with pytest.raises(DamageError, match=str(chunk)):
+    store.read('train', [0, 1], 2)
+
+
+def test_a_truncated_and_a_missing_chunk_are_found(tmp_path, logits):
+  filled(tmp_path, logits)
+  first, *_, last = chunks(tmp_path)
+  first.write_bytes(first.read_bytes()[:20])
+  last.unlink()
+  store = PredictionStore(epath.Path(tmp_path))
+  with pytest.raises(DamageError, match=str(first)):
+    store.read('train', [0], 0)
+  with pytest.raises(DamageError, match='lacks predictions of view 2'):
+    store.read('train', [1], 2)
+
+
+def test_a_missing_array_and_damaged_metadata_are_found(tmp_path, logits):
+  with pytest.raises(DamageError, match='cannot be opened'):
+    PredictionStore(epath.Path(tmp_path)).read('train', [0], 0)
+  filled(tmp_path, logits)
+  (tmp_path / 'logits' / 'train' / 'zarr.json').write_text('{')
+  with pytest.raises(DamageError, match=r'zarr\.json'):
+    PredictionStore(epath.Path(tmp_path)).read('train', [0], 0)
+
+
+def test_a_bucket_is_not_taken_for_a_local_folder():
+  assert kvstore(epath.Path('gs://bucket/runs/x')) == {
+    'driver': 'gcs',
+    'bucket': 'bucket',
+    'path': 'runs/x/',
+  }
+
+
+def test_a_local_path_may_hold_any_character(tmp_path, logits):
+  store = filled(tmp_path / 'a b%20#?', logits)
+  assert store.has('train', 0, 0)
+  assert chunks(tmp_path / 'a b%20#?')
+
+
+def test_bfloat16_is_the_real_one():
+  assert DTYPES['bfloat16'] == jnp.bfloat16
