@@ -29,10 +29,10 @@ def _smoke(config: ConfigDict) -> None:
   config.model.depth = 8
   config.model.width = 8
   config.teacher.num_members = 2
-  config.teacher.num_epochs = 10
+  config.teacher.num_epochs = 15
   config.teacher.batch_size = 128
-  config.predictions.num_views = 4
-  config.student.num_epochs = 12
+  config.predictions.num_views = 5
+  config.student.num_epochs = 20
   config.evaluation.num_views = 2
   config.training.num_evals = 6
   config.training.num_checkpoints = 6

@@ -158,7 +158,10 @@ def build(config: ConfigDict, num_classes: int) -> nn.Module:
 
 
 def init(model: nn.Module, key: jax.Array, image_shape_HWC: tuple[int, ...]) -> dict[str, Any]:
-  """{'params', 'batch_stats'} of a fresh model; 'batch_stats' is empty without BatchNorm."""
-  images_BHWC = jnp.zeros((1, *image_shape_HWC))
-  variables = model.init(key, images_BHWC, train=True)
+  """{'params', 'batch_stats'} of a fresh model; 'batch_stats' is empty without BatchNorm.
+
+  Only the weights are computed, one by one: compiling them as one program takes longer than all else.
+  """
+  images_BHWC = jax.ShapeDtypeStruct((1, *image_shape_HWC), jnp.float32)
+  variables = model.lazy_init(key, images_BHWC, train=True)
   return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}

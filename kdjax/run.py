@@ -14,8 +14,6 @@ from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DamageError
 from kdjax.inputs import Inputs
 
-_init = jax.jit(models.init, static_argnums=(0, 2))
-
 
 class Run:
   """One config in one workdir. Nothing is loaded or compiled before a stage asks for it."""
@@ -97,7 +95,7 @@ class Run:
 
   def init_variables(self, model: nn.Module, seed: int) -> steps.Variables:
     """Fresh weights; the seed alone decides them."""
-    return _init(model, keys.stream(seed, 'init'), self.description.image_shape_HWC)
+    return models.init(model, keys.stream(seed, 'init'), self.description.image_shape_HWC)
 
   def abstract_state(self, section: ConfigDict, model: nn.Module) -> steps.State:
     """Shapes and dtypes of the state that the `teacher` or `student` section trains."""

@@ -1,5 +1,6 @@
 """Settings for all tests, and one finished tiny run that tests may read and copy, but not change."""
 
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from kdjax.run import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
+
+_PLACES = (os.environ.get('TFDS_DATA_DIR'), ROOT.parent / 'shared' / 'tensorflow_datasets')
+# A folder with real CIFAR-10 and MNIST, or None.
+DATA = next((p for p in map(pathlib.Path, filter(None, _PLACES)) if (p / 'cifar10').exists()), None)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

@@ -52,7 +52,7 @@ def main(out: str) -> None:
     donate=True,
   )
   predict = steps.parallel(partial(steps.predict_step, model=model, view=view), sharded_output=True)
-  variables = jax.jit(models.init, static_argnums=(0, 2))(model, jax.random.key(0), (8, 8, 1))
+  variables = models.init(model, jax.random.key(0), (8, 8, 1))
   state = steps.replicate(steps.init_state(variables, optimizer))
   found = {}
   for i in range(4):

@@ -1,0 +1,202 @@
+"""launch.py as a user runs it: in a process of its own, which may be killed."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import DATA, ROOT, TINY
+
+TEACHERS, PREDICTIONS, STUDENT = 'teachers/*', 'predictions/*', 'students/*'
+
+
+def command(workdir, *arguments, config=TINY) -> list[str]:
+  return [sys.executable, str(ROOT / 'launch.py'), f'--config={config}', f'--workdir={workdir}'] + [
+    str(argument) for argument in arguments
+  ]
+
+
+def launch(workdir, *arguments, config=TINY) -> subprocess.CompletedProcess:
+  environment = os.environ | {'COLUMNS': '200'}
+  return subprocess.run(
+    command(workdir, *arguments, config=config), env=environment, capture_output=True, text=True
+  )
+
+
+def files(workdir) -> dict[pathlib.Path, int]:
+  return {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file()}
+
+
+def result(workdir) -> str:
+  (path,) = workdir.glob('students/*/result.json')
+  return path.read_text()
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('launched')
+  done = launch(folder)
+  assert done.returncode == 0, done.stderr
+  for name in ('teachers', 'predictions', 'student', 'evaluation', 'report'):
+    assert f'{name}: done' in done.stderr
+  assert str(folder / 'report.html') in done.stdout
+  for word in ('ensemble', 'student', 'accuracy', 'agreement'):
+    assert word in done.stdout.lower()
+  return folder
+
+
+def test_writes_the_table_the_report_and_the_results(workdir):
+  assert (workdir / 'report.html').stat().st_size > 10_000
+  assert len((workdir / 'results.csv').read_text().splitlines()) == 2
+  splits = json.loads(result(workdir))['splits']
+  assert set(splits) == {'train', 'val', 'test', 'distillation'}
+  assert 0.1 < splits['test']['student']['accuracy'] < 1
+
+
+def test_a_second_run_does_no_work(workdir):
+  before = files(workdir)
+  done = launch(workdir)
+  assert done.returncode == 0
+  assert done.stderr.count('up to date') == 5
+  assert 'steps' not in done.stderr
+  assert files(workdir) == before
+
+
+def test_another_temperature_trains_only_a_student(workdir):
+  before = files(workdir)
+  done = launch(workdir, '--config.student.temperature=1')
+  assert done.returncode == 0, done.stderr
+  for name in ('teachers', 'predictions'):
+    assert f'{name}: up to date' in done.stderr
+  for name in ('student', 'evaluation', 'report'):
+    assert f'{name}: done' in done.stderr
+  after = files(workdir)
+  changed = {p for p, time in before.items() if after[p] != time}
+  assert {p.name for p in changed} == {'report.html', 'results.csv'}
+  new = set(after) - set(before)
+  assert {p.relative_to(workdir).parts[0] for p in new} == {'students'}
+  assert len((workdir / 'results.csv').read_text().splitlines()) == 3
+
+
+def test_a_subset_of_stages_and_the_command_for_what_is_missing(tmp_path):
+  done = launch(tmp_path, '--stages=evaluation,report')
+  assert done.returncode == 1
+  assert '--stages=student' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not list(tmp_path.rglob('*'))
+
+
+def test_verify_passes_and_finds_a_flipped_bit(workdir):
+  done = launch(workdir, '--verify')
+  assert done.returncode == 0, done.stderr
+  chunk = max(workdir.glob('predictions/*/logits/distillation/c/*/*/*/*'))
+  content = chunk.read_bytes()
+  chunk.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  done = launch(workdir, '--verify')
+  chunk.write_bytes(content)
+  assert done.returncode == 1
+  assert str(chunk) in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_every_wrong_field_is_told_at_once(tmp_path):
+  wrong = {
+    'student.temprature': '1',
+    'student.temperature': '-1',
+    'student.alpha': '1',
+    'teacher.num_epochs': '-3',
+    'teacher.num_members': '0',
+    'teacher.batch_size': 'many',
+    'model.depth': '21',
+    'model.norm': 'group',
+    'predictions.dtype': 'int8',
+    'dataset.name': 'no_such_set',
+  }
+  done = launch(tmp_path, *(f'--config.{field}={value}' for field, value in wrong.items()))
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert f'{len(wrong)} problems' in done.stderr
+  for field in wrong:
+    assert f'{field} = ' in done.stderr
+  assert 'did you mean student.temperature' in done.stderr
+  assert not list(tmp_path.rglob('*'))
+
+
+def kill_when(pattern: str, workdir) -> bool:
+  """Starts the program and kills it as soon as a path appears. Returns False if it ended first."""
+  process = subprocess.Popen(command(workdir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+  before = set(workdir.glob(pattern))
+  while not set(workdir.glob(pattern)) - before:
+    if process.poll() is not None:
+      return False
+    time.sleep(0.001)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  return True
+
+
+def test_killed_at_any_moment_it_ends_with_the_very_same_numbers(workdir, tmp_path):
+  moments = [
+    'teachers/*/member_0/config.json',
+    'teachers/*/member_0/checkpoints/*/state',
+    'teachers/*/member_1/checkpoints/*',
+    'teachers/*/member_1/checkpoints/*',
+    'predictions/*/logits/distillation/c/1/*',
+    'students/*/checkpoints/*',
+    'students/*/checkpoints/*/state/d',
+    'students/*/complete.json',
+    'students/*/logits.npz',
+  ]
+  assert [moment for moment in moments if not kill_when(moment, tmp_path)] == []
+  assert not list(tmp_path.glob('students/*/result.json'))
+  done = launch(tmp_path)
+  assert done.returncode == 0, done.stderr
+  (student,) = [p.parent for p in tmp_path.glob('students/*/result.json')]
+  assert (student / 'result.json').read_text() == (
+    workdir / 'students' / student.name / 'result.json'
+  ).read_text()
+
+
+def test_a_loss_that_diverges_stops_with_one_clear_error(tmp_path):
+  done = launch(tmp_path, '--config.teacher.learning_rate=1e30')
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert 'teacher 0: the' in done.stderr
+  assert 'at step' in done.stderr
+
+
+@pytest.mark.skipif(DATA is None, reason='real data sets are not here: set TFDS_DATA_DIR')
+def test_real_cifar10(tmp_path):
+  sizes = {
+    'dataset.data_dir': DATA,
+    'dataset.num_train': 200,
+    'dataset.num_test': 100,
+    'teacher.num_epochs': 2,
+    'student.num_epochs': 2,
+    'predictions.num_views': 2,
+  }
+  done = launch(
+    tmp_path,
+    *(f'--config.{field}={value}' for field, value in sizes.items()),
+    config=ROOT / 'configs' / 'cifar_resnet.py:smoke',
+  )
+  assert done.returncode == 0, done.stderr
+  splits = json.loads(result(tmp_path))['splits']
+  assert splits['test']['num_examples'] == 100
+  assert splits['distillation']['num_examples'] == 400
+
+
+@pytest.mark.skipif(DATA is None, reason='real data sets are not here: set TFDS_DATA_DIR')
+def test_missing_data_says_what_to_run(tmp_path):
+  config = ROOT / 'configs' / 'cifar_resnet.py'
+  done = launch(
+    tmp_path, f'--config.dataset.data_dir={DATA}', '--config.dataset.name=cifar100', config=config
+  )
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert 'download_and_prepare' in done.stderr
+  assert f'{DATA}/cifar100' in done.stderr

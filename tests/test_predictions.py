@@ -1,0 +1,180 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_run
+
+from kdjax import losses, predictions, stages, teachers
+from kdjax.errors import DamageError, MissingInputError
+from kdjax.predictions import OnlineTeacher, StoredTeacher
+from kdjax.run import Run
+from kdjax.store import PredictionStore
+
+
+def copied(finished: Run, tmp_path, **fields) -> Run:
+  shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
+  return tiny_run(tmp_path, **fields)
+
+
+@pytest.fixture
+def float32_run(finished, tmp_path):
+  run = copied(finished, tmp_path, predictions__dtype='float32')
+  predictions.run(run)
+  return run
+
+
+def batches_over_an_epoch(run):
+  """The sixth reaches from epoch 0 into epoch 1: 200 examples, 48 a batch."""
+  return list(run.inputs['distillation'].training(0, 48, 6, start=0))
+
+
+def test_stored_is_online(float32_run):
+  stored = predictions.open_teacher(float32_run)
+  online = OnlineTeacher(float32_run)
+  assert isinstance(stored, StoredTeacher)
+  batches = batches_over_an_epoch(float32_run)
+  assert {len(np.unique(batch['views'])) for batch in batches} == {1, 2}
+  for batch in batches:
+    np.testing.assert_allclose(
+      stored.batch('distillation', batch), online.batch('distillation', batch), atol=2e-5
+    )
+  for name, view in [('test', 0), ('val', 0), ('distillation', 2)]:
+    np.testing.assert_allclose(stored.members(name, view), online.members(name, view), atol=2e-5)
+
+
+def test_views_differ(finished):
+  stored = predictions.open_teacher(finished)
+  views = [stored.members('distillation', view) for view in range(3)]
+  assert np.abs(views[0] - views[1]).max() > 0.01
+  assert np.abs(views[1] - views[2]).max() > 0.01
+
+
+def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(float32_run, tmp_path):
+  online = tiny_run(tmp_path, predictions__mode='online')
+  for run in (float32_run, online):
+    stages.STAGES['student'](run)
+    stages.STAGES['evaluation'](run)
+  assert float32_run.student_folder != online.student_folder
+
+  def losses_of(run):
+    lines = (run.student_folder / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line)['train/loss'] for line in lines]
+
+  np.testing.assert_allclose(losses_of(online), losses_of(float32_run), rtol=1e-4)
+  results = [
+    json.loads((run.student_folder / 'result.json').read_text())['splits']
+    for run in (float32_run, online)
+  ]
+  for split in results[0]:
+    np.testing.assert_allclose(
+      results[1][split]['fidelity']['predictive_kl'],
+      results[0][split]['fidelity']['predictive_kl'],
+      rtol=1e-2,
+    )
+
+
+def test_the_store_holds_every_split_and_says_what_it_is(finished):
+  meta = PredictionStore(finished.predictions_folder).meta
+  assert meta['dtype'] == 'float16'
+  assert meta['complete'] == [[2, 3]]
+  assert finished.predictions_folder.name == meta['predictions_fingerprint']
+  assert finished.member_folder(0).parent.name == meta['teacher_fingerprint']
+  assert 0 < meta['dtype_error']['max_abs_log_prob'] < 0.02
+  stored = predictions.open_teacher(finished)
+  shapes = {name: stored.members(name).shape for name in finished.inputs}
+  assert shapes == {
+    'distillation': (2, 200, 10),
+    'train': (2, 200, 10),
+    'val': (2, 50, 10),
+    'test': (2, 360, 10),
+  }
+
+
+def test_the_store_says_what_the_models_say(finished):
+  """Against the members, called one by one, without the code that batches and stores."""
+  images = finished.splits['test'].images_NHWC[:7] / 127.5 - 1
+  model = finished.teacher_model
+  logits = [
+    model.apply(teachers.load(finished, i), images.astype(np.float32), train=False)[0]
+    for i in range(2)
+  ]
+  expected = jax.nn.log_softmax(np.stack(logits))
+  stored = predictions.open_teacher(finished)
+  np.testing.assert_allclose(stored.members('test')[:, :7], expected, atol=5e-3)
+  np.testing.assert_allclose(
+    predictions.ensemble(stored, 'test')[:7], losses.ensemble_log_probs(expected), atol=5e-3
+  )
+
+
+def test_a_larger_ensemble_and_more_views_reuse_what_is_there(finished, tmp_path):
+  run = copied(finished, tmp_path, teacher__num_members=3, predictions__num_views=4)
+  assert run.member_folder(1).name == 'member_1'
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
+  with pytest.raises(MissingInputError, match='--stages=teachers'):
+    predictions.run(run)
+  assert teachers.run(run)
+  assert predictions.run(run)
+  changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+  assert changed <= {'meta.json', 'zarr.json'}
+  assert predictions.open_teacher(run).members('distillation', 3).shape == (3, 200, 10)
+  assert PredictionStore(run.predictions_folder).meta['complete'] == [[3, 4], [2, 3]]
+  assert not predictions.run(run)
+  assert not predictions.run(tiny_run(tmp_path, predictions__num_views=2))
+
+
+def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypatch):
+  run = copied(finished, tmp_path)
+  original = tmp_path.rglob('c/*/*/*/*')
+  expected = {p: p.read_bytes() for p in original}
+  shutil.rmtree(run.predictions_folder)
+  write, written = PredictionStore.write, []
+
+  def interrupted(self, *arguments):
+    written.append(arguments[:3])
+    if len(written) == 5:
+      raise KeyboardInterrupt
+    write(self, *arguments)
+
+  monkeypatch.setattr(PredictionStore, 'write', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    predictions.run(run)
+  with pytest.raises(MissingInputError, match='--stages=predictions'):
+    predictions.open_teacher(run)
+  predictions.run(tiny_run(tmp_path))
+  assert len(written) == len(set(written)) + 1  # only the interrupted one comes again
+  for path, content in expected.items():
+    assert path.read_bytes() == content
+
+
+def test_verify_reads_and_recomputes(finished):
+  said = predictions.verify(finished)
+  assert str(finished.predictions_folder) in said
+
+
+def test_verify_finds_damage(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  chunk = max(tmp_path.rglob('c/1/2/*/*'))
+  data = bytearray(chunk.read_bytes())
+  data[len(data) // 2] ^= 1
+  chunk.write_bytes(data)
+  with pytest.raises(DamageError, match=str(chunk)):
+    predictions.verify(run)
+
+
+def test_verify_finds_predictions_of_other_teachers(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  store = PredictionStore(run.predictions_folder)
+  log_probs = store.read('val', [0], 0)[0].copy()
+  log_probs[:, [3, 4]] = log_probs[:, [4, 3]]
+  store.write('val', 0, 0, log_probs)
+  with pytest.raises(DamageError, match='member 0 for view 0 of val are not those of the teacher'):
+    predictions.verify(run)
+
+
+def test_other_data_under_the_same_name_is_noticed(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  run.splits['test'].images_NHWC[5, 0, 0] ^= 1
+  with pytest.raises(DamageError, match='made from other data'):
+    predictions.open_teacher(run)

@@ -1,0 +1,97 @@
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_run
+from test_predictions import copied
+
+from kdjax import metrics, predictions, stages, student, teachers
+from kdjax.checkpoint import digest
+from kdjax.errors import MissingInputError
+
+
+def test_needs_the_store_alone(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  expected = (run.student_folder / 'result.json').read_text()
+  shutil.rmtree(run.workdir / 'students')
+  shutil.move(run.workdir / 'teachers', tmp_path / 'moved away')
+  assert stages.STAGES['student'](run)
+  assert stages.STAGES['evaluation'](run)
+  assert (run.student_folder / 'result.json').read_text() == expected
+
+
+def test_names_the_command_that_makes_what_is_missing(finished, tmp_path):
+  run = tiny_run(tmp_path)
+  with pytest.raises(MissingInputError, match='--stages=predictions'):
+    student.run(run)
+  with pytest.raises(MissingInputError, match='--stages=student'):
+    student.load(run)
+  run = copied(finished, tmp_path, student__init_lambda=0.5)
+  shutil.rmtree(run.workdir / 'teachers')
+  with pytest.raises(MissingInputError, match='--stages=teachers'):
+    student.run(run)
+
+
+def test_checkpoints_along_the_trajectory_are_kept(finished):
+  num_steps = finished.plan(finished.config.student).num_steps
+  found = {int(p.name) for p in (finished.student_folder / 'checkpoints').iterdir()}
+  assert found == {0, round(num_steps / 2), num_steps}
+  first = student.load(finished, step=0)
+  assert digest(first) == digest(finished.init_variables(finished.student_model, seed=0))
+  assert digest(first) != digest(student.load(finished))
+
+
+@pytest.mark.parametrize('norm', ['batch', 'layer'])
+def test_a_student_that_starts_at_the_teacher_matches_it(finished, tmp_path, norm):
+  run = copied(
+    finished,
+    tmp_path,
+    student__init_lambda=1.0,
+    teacher__num_members=1,
+    model__norm=norm,
+    predictions__dtype='float32',
+  )
+  teachers.run(run)
+  predictions.run(run)
+  variables = student._initial_variables(run)
+  logits = run.predict(run.student_model, variables, run.inputs['test'])
+  ensemble = predictions.ensemble(predictions.open_teacher(run), 'test')
+  found = metrics.fidelity(logits, ensemble)
+  assert found['top1_agreement'] == 1
+  assert found['predictive_kl'] < 1e-8
+
+
+def test_lambda_interpolates_the_weights(finished, tmp_path):
+  ends = {w: copied(finished, tmp_path, student__init_lambda=w) for w in (0.0, 0.25, 1.0)}
+  random, mixed, teacher = (student._initial_variables(run)['params'] for run in ends.values())
+  expected = jax.tree.map(lambda r, t: 0.75 * np.asarray(r) + 0.25 * np.asarray(t), random, teacher)
+  jax.tree.map(lambda e, m: np.testing.assert_allclose(m, e, atol=1e-6), expected, mixed)
+  assert digest(teacher) == digest(teachers.load(ends[1.0], 0)['params'])
+
+
+def test_batch_statistics_are_re_estimated_after_interpolation(finished, tmp_path):
+  """The first BatchNorm sees the stem's output; its statistics are those of all images."""
+  run = copied(
+    finished,
+    tmp_path,
+    student__init_lambda=0.5,
+    student__batch_size=40,  # divides 200, so that every image counts once
+    predictions__augmentation=(),
+  )
+  variables = student._initial_variables(run)
+  images = run.splits['train'].images_NHWC.astype(np.float32) / 127.5 - 1
+  _, features = run.student_model.apply(variables, images, train=False)
+  found = variables['batch_stats']['stage1_block1']['BatchNorm_0']
+  np.testing.assert_allclose(found['mean'], features['stem'].mean((0, 1, 2)), atol=1e-5)
+  np.testing.assert_allclose(found['var'], features['stem'].var((0, 1, 2)), rtol=1e-4)
+
+
+def test_the_student_may_have_a_model_and_a_seed_of_its_own(finished, tmp_path):
+  run = copied(finished, tmp_path, student__model__width=8, student__seed=7)
+  assert run.student_model.width == 8
+  assert run.teacher_model.width == 4
+  assert run.predictions_folder.name == finished.predictions_folder.name
+  stages.STAGES['student'](run)
+  kernel = student.load(run)['params']['Dense_0']['kernel']
+  assert kernel.shape == (32, 10)
