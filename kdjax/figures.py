@@ -1,0 +1,217 @@
+"""The report's figures as inline SVG, and images as data URIs. Reads and writes no file.
+
+matplotlib is imported when a figure is drawn: a report that is up to date does not wait for it. The
+same input gives the same bytes. Axes: H W C image.
+"""
+
+import base64
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+Rows = Sequence[dict[str, Any]]  # of a metrics.jsonl
+
+# Drawn in these, which any colour vision can tell apart, and then replaced by the page's CSS variables
+# of the same names, so that the figures follow its light and dark schemes.
+COLORS = {'ink': '#1c2128', 'teacher': '#0072b2', 'student': '#d55e00'}
+LINES = {'train': '--', 'val': ':', 'test': '-'}
+SIZE_INCHES = (4.6, 3.5)  # small, so that the text is still large when a phone shrinks the figure
+IMAGE_PIXELS = 128  # the least side of an enlarged image
+WIDE = 12  # values whose largest is more than this many times the smallest get a log scale
+FEW_POINTS = 25  # curves of no more have their points marked; one point alone draws no line
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+  rows: Rows
+  key: str
+  color: str
+  line: str = '-'
+  faint: bool = False
+  label: str | None = None
+
+
+def loss(rows_of_runs: Sequence[Rows], color: str, title: str) -> str | None:
+  """The training loss against epochs. None if nothing was logged."""
+  faint = len(rows_of_runs) > 1
+  curves = [_Curve(rows, 'train/loss', color, faint=faint) for rows in rows_of_runs]
+  return _draw_curves(title, curves, 'loss (nats)')
+
+
+def accuracy(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
+  """Accuracy of the student and, in faint lines, of the teacher's members, by split."""
+  curves = [
+    _Curve(rows, f'{split}/accuracy', 'teacher', line, True, f'member, {split}' if i == 0 else None)
+    for split, line in LINES.items()
+    for i, rows in enumerate(member_rows)
+  ]
+  curves += _by_split(student_rows, 'accuracy', 'student, ' if curves else '')
+  return _draw_curves('Accuracy through training', curves, 'accuracy (%)', scale=100)
+
+
+def agreement(student_rows: Rows) -> str | None:
+  """Top-1 agreement of the student with its teacher, by split."""
+  curves = _by_split(student_rows, 'top1_agreement')
+  return _draw_curves('Agreement through training', curves, 'top-1 agreement (%)', scale=100)
+
+
+def kl(student_rows: Rows) -> str | None:
+  """KL(teacher ‖ student), by split."""
+  curves = _by_split(student_rows, 'predictive_kl')
+  return _draw_curves('KL through training', curves, 'KL (nats)')
+
+
+def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
+  """Accuracy against confidence, and below it how the images spread over the bins.
+
+  Args:
+    bins: what `metrics.reliability` returns, by 'teacher' and 'student'.
+  """
+  with _style('reliability'):
+    figure = _figure(1.1)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    above.plot([0, 100], [0, 100], color=COLORS['ink'], alpha=0.5, linewidth=1)
+    for (name, of), marker, side in zip(bins.items(), 'os', (-1, 1), strict=True):
+      filled = of['fraction'] > 0
+      above.plot(
+        100 * of['confidence'][filled],
+        100 * of['accuracy'][filled],
+        color=COLORS[name],
+        marker=marker,
+        markersize=5,
+        label='ensemble' if name == 'teacher' else name,
+      )
+      width = 100 / len(filled)
+      centers = width * (np.arange(len(filled)) + 0.5)
+      below.bar(centers + side * width / 5, 100 * of['fraction'], width / 2.5, color=COLORS[name])
+    above.set_ylabel('accuracy (%)')
+    below.set_ylabel('images (%)')
+    below.set_xlabel('confidence (%)')
+    below.set_xticks(range(0, 101, 20))
+    _legend(above)
+    return _svg(figure, 'Reliability diagram on the test images')
+
+
+def image_uri(image_HWC: np.ndarray) -> str:
+  """A uint8 image of 1, 3 or 4 channels as a PNG, whole pixels enlarged, in a data URI."""
+  image = PIL.Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+  factor = max(1, -(-IMAGE_PIXELS // min(image.size)))
+  buffer = io.BytesIO()
+  enlarged = (image.width * factor, image.height * factor)
+  image.resize(enlarged, PIL.Image.Resampling.NEAREST).save(buffer, 'PNG')
+  return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def _by_split(rows: Rows, name: str, who: str = '') -> list[_Curve]:
+  return [
+    _Curve(rows, f'{split}/{name}', 'student', line, label=f'{who}{split}')
+    for split, line in LINES.items()
+  ]
+
+
+def _draw_curves(title: str, curves: Sequence[_Curve], ylabel: str, scale: float = 1) -> str | None:
+  """Draws those curves whose key was logged. None if there is none."""
+  drawn = [curve for curve in curves if any(curve.key in row for row in curve.rows)]
+  if not drawn:
+    return None
+  with _style(title):
+    figure = _figure()
+    axes = figure.subplots()
+    for curve in drawn:
+      rows = [row for row in curve.rows if curve.key in row]
+      axes.plot(
+        [row['epoch'] for row in rows],
+        [scale * row[curve.key] for row in rows],
+        color=COLORS[curve.color],
+        linestyle=curve.line,
+        linewidth=1.2 if curve.faint else 2,
+        alpha=0.45 if curve.faint else 1,
+        marker='o' if len(rows) <= FEW_POINTS else None,
+        markersize=2 if curve.faint else 3.5,
+        label=curve.label,
+      )
+    axes.set_xlabel('epochs of training')
+    axes.set_ylabel(ylabel)
+    _log_if_wide(axes)
+    _legend(axes)
+    return _svg(figure, title)
+
+
+def _log_if_wide(axes: 'Axes') -> None:
+  """A log scale for values that are positive and span more than a decade."""
+  from matplotlib.ticker import LogLocator, NullLocator
+
+  values = np.concatenate([line.get_ydata() for line in axes.lines])
+  if 0 < WIDE * values.min() < values.max():
+    axes.set_yscale('log')
+    axes.set_ylabel(f'{axes.get_ylabel()}, log')
+    few_decades = values.max() < 1000 * values.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if few_decades else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+
+
+def _legend(axes: 'Axes') -> None:
+  """Above the axes, where it hides nothing."""
+  handles, _ = axes.get_legend_handles_labels()
+  if handles:
+    ncols = 3 if len(handles) <= 3 else 2
+    axes.legend(loc='lower left', bbox_to_anchor=(-0.02, 1.0), ncols=ncols)
+
+
+def _figure(height: float = 1.0) -> 'Figure':
+  from matplotlib.figure import Figure
+
+  return Figure((SIZE_INCHES[0], SIZE_INCHES[1] * height), layout='constrained')
+
+
+def _style(salt: str):
+  """A context in which neither the user's matplotlibrc nor chance enters."""
+  from matplotlib import style
+
+  ink = COLORS['ink']
+  settings = {
+    'axes.edgecolor': ink,
+    'axes.grid': True,
+    'axes.labelcolor': ink,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'figure.facecolor': 'none',
+    'axes.facecolor': 'none',
+    'font.size': 12,
+    'grid.alpha': 0.2,
+    'grid.color': ink,
+    'legend.borderaxespad': 0,
+    'legend.columnspacing': 1.2,
+    'legend.frameon': False,
+    'legend.labelcolor': ink,
+    'svg.fonttype': 'none',
+    'svg.hashsalt': salt,
+    'text.color': ink,
+    'xtick.color': ink,
+    'ytick.color': ink,
+  }
+  return style.context(settings, after_reset=True)
+
+
+def _svg(figure: 'Figure', title: str) -> str:
+  """The figure as an <svg> element to stand in a page."""
+  buffer = io.StringIO()
+  nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+  figure.savefig(buffer, format='svg', metadata=nothing)
+  svg = buffer.getvalue()
+  svg = svg[svg.index('<svg') :].rstrip()
+  svg = re.sub(r' xmlns(:xlink)?="[^"]*"', '', svg)
+  svg = re.sub(r'<g id="[^"]*">', '<g>', svg)  # would stand in the page once for each figure
+  for name, color in COLORS.items():
+    svg = svg.replace(color, f'var(--{name})')
+  return svg.replace('<svg', f'<svg role="img" aria-label="{title}"', 1)

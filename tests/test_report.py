@@ -1,0 +1,382 @@
+"""The report of a made-up run, whose numbers are known."""
+
+import csv
+import html.parser
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rich.console
+from etils import epath
+
+from kdjax import data, errors, figures, report
+
+STUDENT, OTHER = 'aaa111', 'bbb222'
+NAMES = ('cat', '<b>dog</b>', 'fox')
+MEMBERS = [
+  {'accuracy': 0.71, 'nll': 0.81, 'ece': 0.01, 'top1_agreement': 0.92, 'predictive_kl': 0.31},
+  {'accuracy': 0.72, 'nll': 0.82, 'ece': 0.02, 'top1_agreement': 0.93, 'predictive_kl': 0.32},
+]
+SPLIT = {
+  'num_examples': 6,
+  'student': {'accuracy': 0.9712, 'nll': 0.125, 'ece': 0.0345},
+  'teacher': {'accuracy': 0.9834, 'nll': 0.0625, 'ece': 0.0123},
+  'fidelity': {'top1_agreement': 0.8767, 'predictive_kl': 0.0432},
+}
+DISTILLATION = SPLIT | {'fidelity': {'top1_agreement': 0.9911, 'predictive_kl': 0.0021}}
+RESULT = {
+  'splits': {
+    'train': SPLIT | {'members': MEMBERS},
+    'test': SPLIT | {'members': MEMBERS},
+    'distillation': DISTILLATION,
+  },
+}
+CONFIG = {
+  'seed': 0,
+  'dataset': {'name': 'shapes', 'data_dir': None},
+  'predictions': {'augmentation': ['crop', 'flip']},
+  'student': {'temperature': 4.0, 'alpha': 0.0, 'init_lambda': 0.0},
+}
+# By test image: the teacher's and the student's probabilities. They differ on images 4, 1 and 3, in
+# the order of falling KL. On image 5 they agree with a KL that is larger than those of 1 and 3.
+TEACHER_PROBS = [[90, 5, 5], [20, 70, 10], [10, 10, 80], [51, 48, 1], [98, 1, 1], [98, 1, 1]]
+STUDENT_PROBS = [[90, 5, 5], [65, 25, 10], [10, 10, 80], [48, 51, 1], [1, 1, 98], [50, 49, 1]]
+LABELS = [0, 1, 2, 0, 2, 0]
+
+
+class Run:
+  """A run's folder, and `write` on it."""
+
+  def __init__(self, workdir: epath.Path):
+    self.workdir = workdir
+    self.students = workdir / 'students'
+    self.members = [workdir / 'teachers' / 'ccc333' / f'member_{i}' for i in range(2)]
+    self.page, self.table = workdir / 'report.html', workdir / 'results.csv'
+    for temperature, name in ((4.0, STUDENT), (1.0, OTHER)):
+      config = CONFIG | {'student': CONFIG['student'] | {'temperature': temperature}}
+      self.put(name, 'config.json', json.dumps(config))
+      self.put(name, 'result.json', json.dumps(RESULT))
+      self.put(name, 'metrics.jsonl', _log(fidelity=True))
+    self.put('unfinished', 'config.json', json.dumps(CONFIG))
+    self.put_logits(STUDENT_PROBS)
+    for folder in self.members:
+      folder.mkdir(parents=True)
+      (folder / 'metrics.jsonl').write_text(_log(fidelity=False))
+    self.num_loads = 0
+
+  def put(self, student: str, name: str, text: str) -> None:
+    (self.students / student).mkdir(parents=True, exist_ok=True)
+    (self.students / student / name).write_text(text)
+
+  def put_logits(self, student_probs) -> None:
+    with (self.students / STUDENT / 'logits.npz').open('wb') as file:
+      np.savez(
+        file,
+        **{
+          'test/student_logits_NC': np.log(np.array(student_probs, np.float32)) + 3,
+          'test/teacher_log_probs_NC': np.log(np.array(TEACHER_PROBS, np.float32) / 100),
+        },
+      )
+
+  def test_split(self) -> data.Split:
+    self.num_loads += 1
+    images_NHWC = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
+    return data.Split(images_NHWC, np.array(LABELS, np.int32))
+
+  def write(self, student: str = STUDENT) -> bool:
+    return report.write(self.workdir, self.students / student, self.members, self.test_split, NAMES)
+
+  def rows(self) -> list[dict[str, str]]:
+    return list(csv.DictReader(self.table.read_text().splitlines()))
+
+
+def _log(fidelity: bool) -> str:
+  rows = []
+  for step in range(1, 5):
+    row = {'step': step, 'epoch': step / 2, 'train/loss': 2 / step, 'train/accuracy': step / 5}
+    if step % 2 == 0:
+      row |= {'test/accuracy': step / 6}
+    if fidelity:
+      row |= {'train/top1_agreement': step / 5, 'train/predictive_kl': 0.1**step}
+    rows.append(json.dumps(row) + '\n')
+  return ''.join(rows)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+  """A run to change and write, with empty figures, which are quicker."""
+  monkeypatch.setattr(figures, '_svg', lambda figure, title: '<svg></svg>')
+  return Run(epath.Path(tmp_path))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory) -> Run:
+  """A run whose report was written; to read only."""
+  run = Run(epath.Path(tmp_path_factory.mktemp('written')))
+  assert run.write() is True
+  return run
+
+
+@pytest.fixture(scope='module')
+def page(written) -> 'Page':
+  return Page(written.page.read_text())
+
+
+class Page(html.parser.HTMLParser):
+  """A page's tables, examples and references; raises if its elements are not nested properly."""
+
+  VOID = frozenset(('br', 'hr', 'img', 'input', 'link', 'meta', 'wbr'))
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open, self.ids, self.references, self.headings = [], [], [], []
+    self.tables, self.captions, self.texts = [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open, f'never closed: {self.open}'
+
+  def handle_starttag(self, tag, attributes):
+    self._take(tag, dict(attributes))
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    self._take(tag, dict(attributes))
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open.pop() == tag, f'</{tag}> at {self.getpos()} closes another'
+
+  def handle_data(self, text):
+    self.texts.append(text)
+    if 'td' in self.open or 'th' in self.open:
+      self.tables[-1][-1][-1] += text.strip()
+    if 'figcaption' in self.open:
+      self.captions[-1] += text
+
+  def _take(self, tag, attributes):
+    self.ids += [attributes['id']] if 'id' in attributes else []
+    self.references += [
+      value for name, value in attributes.items() if name in ('src', 'href', 'xlink:href', 'srcset')
+    ]
+    if tag == 'table':
+      self.tables.append([])
+    elif tag == 'tr':
+      self.tables[-1].append([])
+    elif tag in ('td', 'th'):
+      self.tables[-1][-1].append('')
+    elif tag == 'figcaption':
+      self.captions.append('')
+
+  @property
+  def examples(self) -> list[str]:
+    return [' '.join(text.split()) for text in self.captions if 'True class' in text]
+
+  @property
+  def text(self) -> str:
+    return ' '.join(' '.join(self.texts).split())
+
+
+def test_headline_table_holds_every_number(page):
+  student = ['student', '97.12', '0.1250', '3.45', '87.67', '0.0432']
+  ensemble = ['ensemble', '98.34', '0.0625', '1.23', '–', '–']
+  members = [
+    ['member 0', '71.00', '0.8100', '1.00', '92.00', '0.3100'],
+    ['member 1', '72.00', '0.8200', '2.00', '93.00', '0.3200'],
+  ]
+  assert page.tables[0] == [
+    ['', 'accuracy (%)', 'NLL (nats)', 'ECE (%)', 'agreement (%)', 'KL (nats)'],
+    ['Train, 6 images'],
+    *members,
+    ensemble,
+    student,
+    ['Test, 6 images'],
+    *members,
+    ensemble,
+    student,
+    ['Distillation views, 6 images'],
+    ensemble,
+    [*student[:4], '99.11', '0.0021'],
+  ]
+
+
+def test_answer_in_words(page):
+  assert 'reaches 97.1 % test accuracy and agrees with its teacher on 87.7 % of the' in page.text
+  assert 'that it was trained on it agrees on 99.1 %' in page.text
+  assert 'an ensemble of 2 networks, reaches 98.3 %' in page.text
+
+
+def test_terminal_table():
+  console = rich.console.Console(width=80)
+  with console.capture() as capture:
+    console.print(report.terminal_table(RESULT))
+  lines = [line.split() for line in capture.get().splitlines()]
+  assert ['test', '(6)'] in lines
+  assert lines.count(['student', '97.12', '0.1250', '3.45', '87.67', '0.0432']) == 2
+  assert lines.count(['member', '1', '72.00', '0.8200', '2.00', '93.00', '0.3200']) == 2
+
+
+def test_page_is_self_contained_and_well_formed(written, page):
+  text = written.page.read_text()
+  assert len(page.ids) == len(set(page.ids)) > 0
+  assert page.references
+  for reference in page.references:
+    assert reference.startswith(('#', 'data:')), reference
+    assert not reference.startswith('#') or reference[1:] in page.ids
+  assert not re.search(r'https?://|@import|<script|url\((?!#)', text)
+  assert text.count('<svg') == 6
+
+
+@pytest.mark.parametrize(
+  ('values', 'labels'),
+  [
+    ((1, 5), ['1', '5']),
+    ((0.02, 0.5), ['0.03', '0.1', '0.3']),
+    ((1e-8, 1), ['1e-06', '0.01']),
+  ],
+)
+def test_axes_have_labels_at_any_scale(values, labels):
+  svg = figures.loss([[{'epoch': v, 'train/loss': v} for v in values]], 'student', 'Loss')
+  assert set(labels) <= {text.strip() for text in Page(svg).texts}
+
+
+def test_page_without_the_teachers_folder(tmp_path):
+  run = Run(epath.Path(tmp_path))
+  (run.workdir / 'teachers').rmtree()
+  assert run.write() is True
+  text = run.page.read_text()
+  assert text.count('<svg') == 5
+  assert 'member, test' not in text
+
+
+def test_page_without_the_first_member(tmp_path):
+  run = Run(epath.Path(tmp_path))
+  run.members[0].rmtree()
+  assert run.write() is True
+  assert 'member, test' in run.page.read_text()
+
+
+def test_results_csv(written):
+  first, second = written.rows()
+  assert (first['fingerprint'], second['fingerprint']) == (STUDENT, OTHER)
+  assert (first['student.temperature'], second['student.temperature']) == ('4.0', '1.0')
+  assert first['predictions.augmentation'] == '(crop, flip)'
+  assert first['dataset.data_dir'] == ''
+  assert float(first['test.student.accuracy']) == 0.9712
+  assert float(first['test.teacher.nll']) == 0.0625
+  assert float(first['distillation.fidelity.top1_agreement']) == 0.9911
+
+
+def test_results_csv_has_the_columns_of_all_students(run):
+  validated = {'splits': {'val': SPLIT, **RESULT['splits']}}
+  run.put(OTHER, 'result.json', json.dumps(validated))
+  run.write()
+  first, second = run.rows()
+  assert first['val.student.accuracy'] == ''
+  assert float(second['val.student.accuracy']) == 0.9712
+
+
+def test_comparison_shows_what_differs(page):
+  assert page.tables[1] == [
+    ['student', 'student.temperature', 'test accuracy (%)', 'test agreement (%)', 'test KL (nats)'],
+    [OTHER, '1.0', '97.12', '87.67', '0.0432'],
+    [STUDENT, '4.0', '97.12', '87.67', '0.0432'],
+  ]
+
+
+def test_up_to_date_does_nothing(run, monkeypatch):
+  run.write()
+  before = [(p.read_bytes(), os.stat(p).st_mtime_ns) for p in (run.page, run.table)]
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)  # an import of it raises
+  assert run.write() is False
+  assert before == [(p.read_bytes(), os.stat(p).st_mtime_ns) for p in (run.page, run.table)]
+  assert run.num_loads == 1
+
+
+def test_matplotlib_is_not_imported_before_it_is_needed():
+  code = "import sys, kdjax.report; sys.exit('matplotlib' in sys.modules)"
+  root = pathlib.Path(__file__).parents[1]
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=root)
+
+
+def test_other_results_are_written_again(run):
+  run.write()
+  better = json.loads(json.dumps(RESULT))
+  better['splits']['test']['student']['accuracy'] = 0.9955
+  run.put(OTHER, 'result.json', json.dumps(better))
+  assert run.write() is True
+  assert '99.55' in run.page.read_text()
+  assert run.rows()[1]['test.student.accuracy'] == '0.9955'
+  assert run.write() is False
+
+
+@pytest.mark.parametrize(
+  'change', ['student', 'config', 'student log', 'member log', 'page', 'table']
+)
+def test_other_inputs_are_written_again(run, change):
+  run.write()
+  if change == 'student':
+    (run.students / OTHER / 'result.json').unlink()
+  elif change == 'config':
+    run.put(OTHER, 'config.json', json.dumps(CONFIG))
+  elif change == 'student log':
+    run.put(STUDENT, 'metrics.jsonl', _log(fidelity=False))
+  elif change == 'member log':
+    (run.members[1] / 'metrics.jsonl').write_text(_log(fidelity=True))
+  else:
+    (run.page if change == 'page' else run.table).unlink()
+  assert run.write() is True
+  assert len(run.rows()) == (1 if change == 'student' else 2)
+
+
+def test_page_is_about_the_student_asked_for(run):
+  run.write()
+  (run.students / STUDENT / 'logits.npz').copy(run.students / OTHER / 'logits.npz')
+  assert run.write(OTHER) is True
+  assert f'Student {OTHER}' in Page(run.page.read_text()).text
+
+
+def test_same_inputs_same_bytes(written, tmp_path):
+  again = Run(epath.Path(tmp_path))
+  again.write()
+  assert written.page.read_bytes() == again.page.read_bytes()
+  assert written.table.read_bytes() == again.table.read_bytes()
+
+
+def test_disagreements_largest_kl_first(page):
+  assert page.examples == [
+    'True class fox Teacher cat 98.0 % Student fox ✓ 98.0 % KL 4.447 nats',
+    'True class <b>dog</b> Teacher <b>dog</b> ✓ 70.0 % Student cat 65.0 % KL 0.485 nats',
+    'True class cat Teacher cat ✓ 51.0 % Student <b>dog</b> 51.0 % KL 0.002 nats',
+  ]
+  assert 'On 3 of 6 test images' in page.text
+
+
+def test_no_disagreement_shows_the_largest_kl(run):
+  run.put_logits([[60, 35, 5], *TEACHER_PROBS[1:]])
+  run.write()
+  page = Page(run.page.read_text())
+  assert "class is the ensemble's on every test image" in page.text
+  assert len(page.examples) == 6
+  assert page.examples[0].startswith('True class cat Teacher cat ✓ 90.0 % Student cat ✓ 60.0 %')
+
+
+def test_markup_in_names_is_escaped(run):
+  config = CONFIG | {'dataset': {'name': '<i>shapes</i>'}}
+  run.put(STUDENT, 'config.json', json.dumps(config))
+  run.write()
+  text = run.page.read_text()
+  assert '<b>dog' not in text and '<i>shapes' not in text
+  assert '&lt;b&gt;dog&lt;/b&gt;' in text and '&lt;i&gt;shapes' in text
+
+
+def test_damaged_logits_name_the_file(run):
+  path = run.students / STUDENT / 'logits.npz'
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(errors.DamageError, match=r'logits\.npz is damaged'):
+    run.write()
+  assert not run.page.exists()
