@@ -153,7 +153,7 @@ def _override(config: ConfigDict, field: str, text: str) -> Iterator[str]:
     return
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
     value = text
   wanted = section.get_type(name)
   optional = is_optional(config, field)

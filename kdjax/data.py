@@ -53,9 +53,8 @@ def describe(config: ConfigDict, prepare: bool = True) -> Description:
   Raises:
     UserError: it is not there, and `prepare` is False or preparing it here and now is not possible.
   """
-  if config.name == 'digits':
-    names = tuple(str(digit) for digit in range(10))
-    return Description((8, 8, 1), names, 1797 - NUM_DIGITS_TEST, NUM_DIGITS_TEST)
+  if config.name in EMBEDDED:
+    return EMBEDDED[config.name][0]
   builder = _tfds_builder(config, prepare)
   image, label = _supervised_features(builder)
   splits = builder.info.splits
@@ -79,10 +78,7 @@ def split_sizes(config: ConfigDict, description: Description) -> dict[str, int]:
 
 def load(config: ConfigDict) -> dict[str, Split]:
   """Reads the splits of the `dataset` section, in the order of `split_sizes`."""
-  if config.name == 'digits':
-    train, test = _load_digits()
-  else:
-    train, test = _load_tfds(config)
+  train, test = EMBEDDED[config.name][1]() if config.name in EMBEDDED else _load_tfds(config)
   sizes = split_sizes(config, Description((), (), len(train), len(test)))
   order = _balanced_order(train.labels_N)
   num_val = config.num_val
@@ -151,6 +147,15 @@ def _load_digits() -> tuple[Split, Split]:
   return everything.take(order[NUM_DIGITS_TEST:]), everything.take(order[:NUM_DIGITS_TEST])
 
 
+# Sets that need no files: name → (description, function that returns train and test).
+EMBEDDED = {
+  'digits': (
+    Description((8, 8, 1), tuple('0123456789'), 1797 - NUM_DIGITS_TEST, NUM_DIGITS_TEST),
+    _load_digits,
+  )
+}
+
+
 def _load_tfds(config: ConfigDict) -> tuple[Split, Split]:
   builder = _tfds_builder(config)
   image, label = _supervised_features(builder)
@@ -168,10 +173,11 @@ def _tfds_builder(config: ConfigDict, prepare: bool = False) -> tfds.core.Datase
   data_dir = None if config.data_dir is None else epath.Path(config.data_dir).expanduser()
   try:
     builder = tfds.builder(config.name, data_dir=data_dir)
-  except tfds.core.DatasetNotFoundError as error:
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
     raise UserError(
-      f"dataset.name = {config.name!r}: no such data set. Allowed: 'digits' (embedded), or the name "
-      'of an image classification set of TensorFlow Datasets, such as cifar10, cifar100 or mnist'
+      f'dataset.name = {config.name!r}: no such data set. Allowed: {", ".join(EMBEDDED)} (embedded), or '
+      'the name of an image classification set of TensorFlow Datasets, such as cifar10, cifar100 or mnist. '
+      f'({str(error).splitlines()[0]})'
     ) from error
   if not any(epath.Path(builder.data_dir).glob('*.array_record*')):
     _prepare(config.name, data_dir, epath.Path(builder.data_dir), prepare)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import files, metrics, predictions, student
+from kdjax import files, losses, metrics, predictions, student
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
@@ -27,7 +27,7 @@ def run(run: Run) -> bool:
   for name in run.splits:
     logits_NC = run.predict(run.student_model, variables, run.inputs[name])
     log_probs_MNC = teacher.members(name)
-    log_probs_NC = predictions.ensemble(teacher, name)
+    log_probs_NC = np.asarray(losses.ensemble_log_probs(log_probs_MNC))
     labels_N = run.splits[name].labels_N
     results[name] = _result([(logits_NC, log_probs_NC, labels_N)])
     results[name]['members'] = [

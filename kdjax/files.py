@@ -1,7 +1,7 @@
 """Small files on local disks and gs://, never half-written. All paths are `epath.Path`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from etils import epath
@@ -22,18 +22,22 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def read_json(path: epath.Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise DamageError(f'{path} is damaged ({error}). Delete it and run again.') from error
+  return _decode(path, json.loads)
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
   """The lines of a log that was written with `write_json_lines`; [] if there is none."""
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return _decode(path, lambda text: [json.loads(line) for line in text.splitlines()])
 
 
 def write_json_lines(path: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
   write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def _decode(path: epath.Path, decode: Callable[[str], Any]) -> Any:
+  try:
+    return decode(path.read_text())
+  except ValueError as error:
+    raise DamageError(f'{path} is damaged ({error}). Delete it and run again.') from error

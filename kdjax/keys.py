@@ -20,7 +20,9 @@ def stream(seed: int | jax.Array, name: str, *indices: int | jax.Array) -> jax.A
 
 def numpy_rng(seed: int, name: str, *indices: int) -> np.random.Generator:
   """The same idea for numbers that are drawn on the host, such as the order of the examples."""
-  return np.random.Generator(np.random.Philox(seed=[seed, zlib.crc32(name.encode()), *indices]))
+  # The count tells no index from an index 0, which NumPy would not.
+  entropy = [seed, zlib.crc32(name.encode()), len(indices), *indices]
+  return np.random.Generator(np.random.Philox(seed=entropy))
 
 
 def derive_seed(seed: int, name: str, index: int) -> int:

@@ -50,9 +50,7 @@ class StoredTeacher:
     indices, views = batch['indices'], batch['views']
     needed = np.unique(views)
     ensembles = {view: self._ensemble(name, view) for view in needed}
-    self._views = {
-      (name, view): ensembles[view] for view in needed
-    }  # older ones are of no more use
+    self._views = {(name, view): ensembles[view] for view in needed}  # older ones are done with
     log_probs = np.empty((*indices.shape, ensembles[needed[0]].shape[-1]), np.float32)
     for view in needed:
       log_probs[views == view] = ensembles[view][indices[views == view]]

@@ -27,7 +27,13 @@ logger = logging.getLogger('kdjax')
 def setup_logging() -> None:
   """Sends kdjax's log lines past the bars on a terminal, and to stderr with the time elsewhere."""
   if console.is_terminal:
-    handler = RichHandler(console=console, show_path=False, show_level=False)
+    handler = RichHandler(
+      console=console,
+      show_path=False,
+      show_level=False,
+      omit_repeated_times=False,
+      log_time_format='%H:%M:%S',
+    )
   else:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
@@ -50,7 +56,7 @@ def bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]
 @contextmanager
 def _terminal_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
   columns = (
-    TextColumn(f'{{task.description:<{20}}}'),
+    TextColumn('{task.description:<15}'),
     BarColumn(bar_width=30),
     MofNCompleteColumn(),
     TextColumn(unit),

@@ -189,7 +189,8 @@ def replicate(tree: Any) -> Any:
   Without it the first call of a step would compile for host arrays, and the second once more.
   """
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS_NAME,))
-  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_put(tree, sharding, may_alias=False)  # a donated copy leaves the original
 
 
 def shard(tree: Any) -> Any:

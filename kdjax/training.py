@@ -96,37 +96,60 @@ def fit(
   """
   with Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints:
     start, state = _start(checkpoints, like, init, plan)
-    rows = _rows_until(folder / 'metrics.jsonl', start)
-    writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=start)
-    steps_since, began = [], time.monotonic()
+    log = _Log(folder, start)
+    metrics, began = [], time.monotonic()  # since the last row of the log
     with progress.bar(name, plan.num_steps, 'steps') as show:
+      show(start, 'compiling')
       for done, arguments in enumerate(inputs(start), start + 1):
-        state, metrics = step(state, *arguments)
-        steps_since.append(metrics)
-        if len(steps_since) > STEPS_IN_FLIGHT:
-          jax.block_until_ready(steps_since[-STEPS_IN_FLIGHT])
-        if done not in plan.stops:
-          show(done, _text(rows))
-          continue
-        row = _summary(steps_since, done, name, checkpoints)
-        row |= {
-          'step': done,
-          'epoch': plan.epoch(done),
-          'learning_rate': float(learning_rate(done)),
-        }
-        speed = len(steps_since) * plan.batch_size / (time.monotonic() - began)
-        if done in plan.evals:
-          row |= evaluate(state)
-        rows.append(row | {'examples_per_second': speed})
-        files.write_json_lines(folder / 'metrics.jsonl', rows)
-        for key in rows[-1]:
-          writer.add_scalar(key, rows[-1][key], done)
-        if done in plan.saves | plan.keeps:
-          checkpoints.save(done, state)
-        show(done, _text(rows))
-        steps_since, began = [], time.monotonic()
-    writer.close()
+        state, step_metrics = step(state, *arguments)
+        metrics.append(step_metrics)
+        if len(metrics) > STEPS_IN_FLIGHT:
+          jax.block_until_ready(metrics[-STEPS_IN_FLIGHT])
+        if done in plan.stops:
+          row = _summary(metrics, done, name, checkpoints)
+          row |= {'epoch': plan.epoch(done), 'learning_rate': float(learning_rate(done))}
+          row |= {
+            'examples_per_second': len(metrics) * plan.batch_size / (time.monotonic() - began)
+          }
+          log.append(done, row | (evaluate(state) if done in plan.evals else {}))
+          if done in plan.saves | plan.keeps:
+            checkpoints.save(done, state)
+          metrics, began = [], time.monotonic()
+        show(done, log.text)
+    log.close()
   files.write_json(folder / 'complete.json', {'step': plan.num_steps, **record})
+
+
+class _Log:
+  """A row for each stop in metrics.jsonl, and the same values for TensorBoard."""
+
+  def __init__(self, folder: epath.Path, start: int):
+    """Keeps the rows up to the restored step; what an interrupted run wrote later comes again."""
+    self._path = folder / 'metrics.jsonl'
+    self._rows = [row for row in files.read_json_lines(self._path) if row['step'] <= start]
+    self._writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=start)
+
+  def append(self, step: int, row: dict[str, float]) -> None:
+    self._rows.append({'step': step} | row)
+    files.write_json_lines(self._path, self._rows)
+    for key, value in row.items():
+      self._writer.add_scalar(key, value, step)
+
+  @property
+  def text(self) -> str:
+    """The newest values, for the progress bar."""
+    if not self._rows:
+      return ''
+    shown = {
+      'train/loss': 'loss',
+      'train/accuracy': 'accuracy',
+      'train/top1_agreement': 'agreement',
+    }
+    row = self._rows[-1]
+    return ' '.join(f'{label} {row[key]:.3f}' for key, label in shown.items() if key in row)
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def is_complete(folder: epath.Path) -> bool:
@@ -143,11 +166,6 @@ def _start(
   if 0 in plan.keeps:
     checkpoints.save(0, state)
   return 0, steps.replicate(state)
-
-
-def _rows_until(path: epath.Path, step: int) -> list[dict[str, Any]]:
-  """The log up to the restored step; what an interrupted run wrote later is written again."""
-  return [row for row in files.read_json_lines(path) if row['step'] <= step]
 
 
 def _summary(
@@ -179,11 +197,3 @@ def _divergence_message(
     f'{name}: the {key} is {value} at step {step}. {last}. A smaller learning rate usually helps; a '
     'changed config trains in a folder of its own.'
   )
-
-
-def _text(rows: list[dict[str, Any]]) -> str:
-  """The newest values, for the progress bar."""
-  if not rows:
-    return ''
-  shown = {'train/loss': 'loss', 'train/accuracy': 'accuracy', 'train/top1_agreement': 'agreement'}
-  return ' '.join(f'{label} {rows[-1][key]:.3f}' for key, label in shown.items() if key in rows[-1])

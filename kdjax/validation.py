@@ -22,8 +22,10 @@ def check(config: ConfigDict, num_devices: int, problems: Sequence[str] = ()) ->
 
   Looks the data set up, but reads no image. Prepares it, if it must, only once all else is right.
   """
-  problems = [*problems, *_field_problems(config), *_joint_problems(config)]
-  problems += _device_problems(config, num_devices)
+  problems = [*problems, *_missing_values(config), *_field_problems(config)]
+  if any(_missing_values(config)):
+    raise ConfigError(problems)  # what ties fields together would stumble over None
+  problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   try:
     description = data.describe(config.dataset, prepare=not problems)
   except UserError as error:
@@ -57,7 +59,7 @@ def _within(low: float, high: float, brackets: str = '[]'):
 
 
 _FRACTIONS = (lambda x: all(0 <= f < 1 for f in x), 'fractions of training in [0, 1), or ()')
-_SEED = (lambda x: 0 <= x < 2**32, 'an integer in [0, 4294967295]')
+_SEED = (lambda x: 0 <= x < 2**31, 'an integer in [0, 2147483647]')
 _POSITIVE = _within(0, math.inf, '()')
 _NOT_NEGATIVE = _within(0, math.inf, '[)')
 
@@ -115,15 +117,18 @@ RULES = {
 }
 
 
+def _missing_values(config: ConfigDict) -> Iterator[str]:
+  for field, value in config_lib.leaves(config).items():
+    if value is None and not config_lib.is_optional(config, field):
+      allowed = RULES[field][1] if field in RULES else 'any value of its type'
+      yield f'{field} = None: not optional; allowed: {allowed}'
+
+
 def _field_problems(config: ConfigDict) -> Iterator[str]:
   leaves = config_lib.leaves(config)
   for field, (test, allowed) in RULES.items():
-    value = leaves[field]
-    if value is None:
-      if not config_lib.is_optional(config, field):
-        yield f'{field} = None: not optional; allowed: {allowed}'
-    elif not _passes(test, value):
-      yield f'{field} = {value!r}: allowed: {allowed}'
+    if leaves[field] is not None and not _passes(test, leaves[field]):
+      yield f'{field} = {leaves[field]!r}: allowed: {allowed}'
 
 
 def _joint_problems(config: ConfigDict) -> Iterator[str]:

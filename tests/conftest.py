@@ -2,8 +2,18 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# Tests start the same programs again and again; this saves them most of the compiling. JAX reads it
+# when it is imported, here and in the processes that tests start.
+_CACHE = tempfile.mkdtemp(prefix='kdjax_compiled_')
+os.environ |= {
+  'JAX_COMPILATION_CACHE_DIR': _CACHE,
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+}
 
 import jax
 import pytest
@@ -29,6 +39,10 @@ def tiny_run(workdir: pathlib.Path, **fields) -> Run:
   assert not problems
   config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in fields.items()})
   return Run(config, epath.Path(workdir))
+
+
+def pytest_unconfigure():
+  shutil.rmtree(_CACHE)
 
 
 @contextmanager

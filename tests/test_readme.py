@@ -1,0 +1,81 @@
+"""What the README says can be done: its commands run, its snippet runs, its links lead somewhere."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY
+
+from kdjax import config as config_lib
+from kdjax import data, validation
+
+README = (ROOT / 'README.md').read_text()
+COMMANDS = sorted(set(re.findall(r'^(?:\|.*?`)?(python launch\.py[^`\n]*)', README, re.MULTILINE)))
+CIFAR = data.Description((32, 32, 3), tuple(map(str, range(100))), 50_000, 10_000)
+
+
+def flags_of(command: str) -> list[str]:
+  return shlex.split(command)[2:]
+
+
+def test_there_are_commands():
+  assert 'python launch.py' in COMMANDS
+  assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_is_valid(command, monkeypatch):
+  describe = data.describe
+  monkeypatch.setattr(
+    data, 'describe', lambda c, prepare: describe(c) if c.name in data.EMBEDDED else CIFAR
+  )
+  flags = dict(flag.removeprefix('--').partition('=')[::2] for flag in flags_of(command))
+  spec = str(ROOT / flags.pop('config', 'configs/digits_resnet.py'))
+  overrides = [(f.removeprefix('config.'), v) for f, v in flags.items() if f.startswith('config.')]
+  assert {f for f in flags if not f.startswith('config.')} <= {'stages', 'workdir', 'verify'}
+  config, problems = config_lib.load(spec, overrides)
+  validation.check(config, num_devices=1, problems=problems)
+
+
+def test_the_commands_for_digits_run_one_after_the_other(tmp_path):
+  """As they stand there, but for the sizes."""
+  bash = '\n'.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL))
+  commands = [c for c in bash.splitlines() if c.startswith('python launch.py')]
+  assert len(commands) == 5
+  for command in commands:
+    done = subprocess.run(
+      [
+        sys.executable,
+        'launch.py',
+        *flags_of(command),
+        f'--config={TINY}',
+        f'--workdir={tmp_path}',
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, f'{command}: {done.stderr}'
+  assert (tmp_path / 'report.html').exists()
+  assert len(list(tmp_path.glob('students/*/result.json'))) == 2
+
+
+def test_the_snippet_runs_on_a_finished_run(finished):
+  (snippet,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  for there, here in [('configs/digits_resnet.py', TINY), ('runs/digits_resnet', finished.workdir)]:
+    assert f"'{there}'" in snippet
+    snippet = snippet.replace(f"'{there}'", f"'{here}'")
+  names = {}
+  exec(snippet, names)
+  assert names['logits_NC'].shape == (360, 10)
+  assert names['log_probs_MNC'].shape == (2, 360, 10)
+
+
+def test_every_path_that_it_names_exists():
+  paths = re.findall(r'`((?:kdjax|configs|tests|analysis)/[\w./]+)`', README)
+  links = re.findall(r'\]\((?!https?://)([^)]+)\)', README)
+  assert len(paths) > 5
+  assert [p for p in paths + links if not (ROOT / pathlib.Path(p)).exists()] == []
