@@ -58,6 +58,11 @@ def describe(config: ConfigDict, prepare: bool = True) -> Description:
   builder = _tfds_builder(config, prepare)
   image, label = _supervised_features(builder)
   splits = builder.info.splits
+  if 'train' not in splits or _test_name(builder) not in splits:
+    raise UserError(
+      f"dataset.name = {config.name!r}: has the splits {list(splits)}. Needed: 'train', and 'test' or "
+      "'validation'"
+    )
   return Description(
     tuple(builder.info.features[image].shape),
     tuple(builder.info.features[label].names),
@@ -173,6 +178,11 @@ def _tfds_builder(config: ConfigDict, prepare: bool = False) -> tfds.core.Datase
   data_dir = None if config.data_dir is None else epath.Path(config.data_dir).expanduser()
   try:
     builder = tfds.builder(config.name, data_dir=data_dir)
+  except ImportError as error:
+    raise UserError(
+      f'dataset.name = {config.name!r}: TensorFlow Datasets cannot describe it without a package that '
+      f'is not installed ({error})'
+    ) from error
   except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
     raise UserError(
       f'dataset.name = {config.name!r}: no such data set. Allowed: {", ".join(EMBEDDED)} (embedded), or '
@@ -212,10 +222,15 @@ def _supervised_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
   if builder.info.supervised_keys is not None:
     images = [name for name in images if name in builder.info.supervised_keys] or images
     labels = [name for name in labels if name in builder.info.supervised_keys] or labels
-  if len(images) != 1 or len(labels) != 1 or None in features[images[0]].shape:
+  if (
+    len(images) != 1
+    or len(labels) != 1
+    or None in features[images[0]].shape
+    or features[images[0]].np_dtype != np.uint8
+  ):
     raise UserError(
-      f'dataset.name = {builder.name!r}: has the features {list(features)}. Needed: one image of fixed '
-      'size and one class label'
+      f'dataset.name = {builder.name!r}: has the features {list(features)}. Needed: one uint8 image of '
+      'fixed size and one class label'
     )
   return images[0], labels[0]
 

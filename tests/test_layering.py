@@ -1,0 +1,110 @@
+"""Who may import whom. Data flows one way, and so do the imports."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A module may import from the layers above its own, and from nothing else of this repository.
+LAYERS = [
+  ['errors'],
+  ['keys', 'files', 'progress'],
+  ['views', 'data', 'models', 'losses', 'metrics'],
+  ['steps'],
+  ['inputs', 'store', 'checkpoint'],
+  ['config'],
+  ['validation', 'training'],
+  ['run'],
+  ['teachers'],
+  ['predictions'],
+  ['student'],
+  ['evaluation'],
+  ['figures'],
+  ['report'],
+  ['stages'],
+  ['launch'],
+]
+LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in modules}
+# Stricter than the layers: the report reads what the stages wrote, and runs without them.
+ONLY = {'report': {'errors', 'files', 'data', 'metrics', 'figures'}, 'figures': set()}
+HEAVY = {'tensorflow', 'torch'}  # may be missing, and take seconds to import
+
+
+def path_of(module):
+  return ROOT / 'launch.py' if module == 'launch' else ROOT / 'kdjax' / f'{module}.py'
+
+
+def imported_modules(text):
+  """Dotted names of all that is imported anywhere in a file, in functions too."""
+  found = set()
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'imports are absolute here'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return found
+
+
+def imported_siblings(text):
+  """Modules of kdjax, of the names in 'kdjax.module' and 'kdjax.module.name'."""
+  names = [name.split('.') for name in imported_modules(text)]
+  return {name[1] for name in names if name[0] == 'kdjax'}
+
+
+def test_imports_are_found_in_all_their_forms():
+  text = """
+import kdjax.a
+import kdjax.b as b, numpy as np
+from kdjax import c, d as e
+from kdjax.f import g
+
+def function():
+  from kdjax.h import i
+  import tensorflow.io
+"""
+  assert imported_siblings(text) == set('abcdfh')
+  assert {'numpy', 'tensorflow.io'} <= imported_modules(text)
+
+
+def test_every_module_has_a_layer():
+  modules = {path.stem for path in (ROOT / 'kdjax').rglob('*.py')} - {'__init__'} | {'launch'}
+  assert modules == set(LAYER), 'Put a new module into LAYERS: what may it import, and who it?'
+
+
+@pytest.mark.parametrize('module', LAYER)
+def test_a_module_imports_only_from_the_layers_above_it(module):
+  above = {name for name, depth in LAYER.items() if depth < LAYER[module]}
+  assert imported_siblings(path_of(module).read_text()) <= ONLY.get(module, above)
+
+
+@pytest.mark.parametrize('module', LAYER)
+def test_the_pipeline_knows_nothing_of_analysis_tests_and_configs(module):
+  packages = {name.split('.')[0] for name in imported_modules(path_of(module).read_text())}
+  assert not packages & {'analysis', 'tests', 'configs', 'launch'}
+
+
+def test_nothing_imports_tensorflow_or_torch():
+  folders = ('kdjax', 'analysis', 'configs')
+  paths = [ROOT / 'launch.py', *(path for f in folders for path in (ROOT / f).rglob('*.py'))]
+  assert len(paths) > len(LAYER)
+  for path in paths:
+    packages = {name.split('.')[0] for name in imported_modules(path.read_text())}
+    assert not packages & HEAVY, path.name
+
+
+def test_importing_everything_loads_neither_tensorflow_nor_torch():
+  names = ', '.join('launch' if name == 'launch' else f'kdjax.{name}' for name in LAYER)
+  result = subprocess.run(
+    [sys.executable, '-c', f'import sys, {names}\nprint(*{HEAVY} & set(sys.modules))'],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout.split() == []

@@ -1,0 +1,295 @@
+"""Models: parameter counts, shapes, a forward pass in NumPy, and what normalisation depends on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from numpy.lib.stride_tricks import sliding_window_view
+
+from kdjax import keys, models
+
+CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
+EPSILON = {'batch': 1e-5, 'layer': 1e-6}  # of Flax's norms
+
+
+def build(name='resnet', depth=8, width=4, norm='batch', num_classes=10):
+  section = {'name': name, 'depth': depth, 'width': width, 'norm': norm}
+  return models.build(ConfigDict(section), num_classes)
+
+
+BOTTLENECK = models.PreActResNet(10, models.BottleneckBlock, 1, 4, 'batch')
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 2)).astype(np.float32)
+
+
+def make_variables(model):
+  """Random ones for IMAGES. Fresh biases and scales are 0 and 1, which would hide errors."""
+  rng = np.random.default_rng(1)
+  shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), IMAGES.shape[1:]))
+
+  def uniform(low, high, tree):
+    return jax.tree.map(lambda x: rng.uniform(low, high, x.shape).astype(np.float32), tree)
+
+  return {
+    'params': uniform(-0.5, 0.7, shapes['params']),
+    'batch_stats': uniform(0.1, 0.6, shapes['batch_stats']),  # no variance is negative
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, images_BHWC):
+  return model.apply(variables, images_BHWC, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train_on_devices(model, variables, images_DBHWC):
+  """((logits, features), updates) of a training pass, as if over D devices."""
+  return jax.vmap(
+    lambda x: model.apply(variables, x, train=True, mutable=['batch_stats']),
+    axis_name=models.AXIS_NAME,
+  )(images_DBHWC)
+
+
+def train_logits(model, variables, images_BHWC, num_devices=2):
+  shape = (num_devices, -1, *images_BHWC.shape[1:])
+  (logits_DBC, _), _ = train_on_devices(model, variables, images_BHWC.reshape(shape))
+  return np.asarray(logits_DBC).reshape(len(images_BHWC), -1)
+
+
+# Structure.
+
+
+@pytest.mark.parametrize(
+  ('model', 'image_shape', 'count'),
+  [
+    (build(depth=20, width=16), CIFAR, 272_282),
+    (build(depth=20, width=16, num_classes=100), CIFAR, 278_132),
+    (build(depth=20, width=16, norm='layer'), CIFAR, 272_282),
+    (build(depth=56, width=16), CIFAR, 590_426),
+    (build(depth=56, width=16, num_classes=100), CIFAR, 613_556),
+    (build('lenet'), MNIST, 61_706),
+  ],
+  ids=['20', '20, 100 classes', '20, layer', '56', '56, 100 classes', 'lenet'],
+)
+def test_number_of_trainable_parameters(model, image_shape, count):
+  shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), image_shape))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == count
+
+
+def resnet_features(width, expansion=1):
+  last = [width * 2**stage * expansion for stage in range(3)]
+  return {
+    'stem': (32, 32, width),
+    'stage1': (32, 32, last[0]),
+    'stage2': (16, 16, last[1]),
+    'stage3': (8, 8, last[2]),
+    'pooled': (last[2],),
+  }
+
+
+@pytest.mark.parametrize(
+  ('model', 'image_shape', 'features'),
+  [
+    (build(width=16), CIFAR, resnet_features(16)),
+    (build(width=5, num_classes=7), CIFAR, resnet_features(5)),
+    (build(depth=56, width=4), CIFAR, resnet_features(4, expansion=4)),
+    (
+      build('lenet', num_classes=7),
+      MNIST,
+      {'conv1': (14, 14, 6), 'conv2': (5, 5, 16), 'dense1': (120,), 'dense2': (84,)},
+    ),
+  ],
+  ids=['16 wide', '5 wide', 'bottleneck', 'lenet'],
+)
+def test_shapes_of_logits_and_of_features_in_order_of_depth(model, image_shape, features):
+  seen = []
+
+  def logits():
+    variables = models.init(model, jax.random.key(0), image_shape)
+    logits, found = model.apply(variables, jnp.zeros((2, *image_shape)), train=False)
+    seen.extend((name, x.shape[1:]) for name, x in found.items())
+    return logits
+
+  assert jax.eval_shape(logits).shape == (2, model.num_classes)
+  assert seen == list(features.items())
+
+
+@pytest.mark.parametrize(
+  ('depth', 'expected'),
+  [
+    (8, (models.BasicBlock, 1)),
+    (14, (models.BasicBlock, 2)),
+    (20, (models.BasicBlock, 3)),
+    (44, (models.BasicBlock, 7)),
+    (56, (models.BottleneckBlock, 6)),
+    (62, (models.BasicBlock, 10)),
+    (65, (models.BottleneckBlock, 7)),
+    (110, (models.BottleneckBlock, 12)),
+    *[(depth, None) for depth in (-4, 0, 1, 2, 11, 21, 29, 47, 57, 111)],
+  ],
+)
+def test_resnet_block(depth, expected):
+  assert models.resnet_block(depth) == expected
+
+
+# Weights.
+
+
+@functools.cache
+def initial_params(seed):
+  options = {'xla_backend_optimization_level': 0}  # compiles in a fifth of the time
+  init = jax.jit(models.init, static_argnums=(0, 2), compiler_options=options)
+  return init(build(width=16), keys.stream(seed, 'init'), (8, 8, 1))['params']
+
+
+def test_convolutions_start_with_the_he_fan_out_deviation():
+  kernels = {
+    jax.tree_util.keystr(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(initial_params(1))
+    if leaf.ndim == 4
+  }
+  assert len(kernels) == 9  # seven of 3x3 and two shortcuts
+  for path, kernel in kernels.items():
+    fan_out = kernel.shape[0] * kernel.shape[1] * kernel.shape[3]
+    deviation = np.std(kernel) / np.sqrt(2 / fan_out)
+    # The standard error of a deviation is 1 / √2n of it.
+    assert abs(deviation - 1) < 4 / np.sqrt(2 * kernel.size), path
+
+
+def test_initial_weights_follow_from_the_seed():
+  first, other = (jax.tree.leaves(initial_params(seed)) for seed in (1, 2))
+  assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim == 4)
+
+
+# Values.
+
+
+def conv(x, kernel, stride=1, padding=1):
+  padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  windows = sliding_window_view(padded, kernel.shape[:2], axis=(1, 2))
+  return np.einsum('bijckl,klcf->bijf', windows[:, ::stride, ::stride], kernel)
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def normalise(x, params, stats, axes):
+  """By the given statistics, or by those of `axes` if there are none."""
+  if stats is None:
+    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+  else:
+    mean, var = stats['mean'], stats['var']
+  epsilon = 1e-6 if axes == LAYER else 1e-5  # Flax's defaults
+  return (x - mean) / np.sqrt(var + epsilon) * params['scale'] + params['bias']
+
+
+BATCH, LAYER = (0, 1, 2), (1, 2, 3)
+
+
+def resnet_by_hand(variables, x, sizes=(3, 3), axes=BATCH, train=False):
+  """A pre-activation ResNet with one block a stage, whose kernels have the given sizes."""
+  params, all_stats = variables['params'], variables['batch_stats']
+  layer = 'LayerNorm' if axes == LAYER else 'BatchNorm'
+
+  def norm_relu(x, i, *path):
+    inside, stats = params, None if train else all_stats
+    for name in (*path, f'{layer}_{i}'):
+      inside, stats = inside[name], stats and stats[name]
+    return relu(normalise(x, inside, stats, axes))
+
+  x = conv(x, params['Conv_0']['kernel'])
+  for stage in (1, 2, 3):
+    name = f'stage{stage}_block1'
+    y = norm_relu(x, 0, name)
+    stride = 1 if stage == 1 else 2
+    if 'shortcut' in params[name]:
+      x = conv(y, params[name]['shortcut']['kernel'], stride, padding=0)
+    for i, size in enumerate(sizes):
+      y = y if i == 0 else norm_relu(y, i, name)
+      strides = stride if i == sizes.index(3) else 1
+      y = conv(y, params[name][f'Conv_{i}']['kernel'], strides, padding=size // 2)
+    x = x + y
+  x = norm_relu(x, 0).mean((1, 2))
+  return x @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+
+
+def lenet_by_hand(variables, x):
+  params = variables['params']
+  for name, padding in (('Conv_0', 2), ('Conv_1', 0)):
+    x = relu(conv(x, params[name]['kernel'], padding=padding) + params[name]['bias'])
+    x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+  x = x.reshape(len(x), -1)
+  for name in ('Dense_0', 'Dense_1', 'Dense_2'):
+    x = x @ params[name]['kernel'] + params[name]['bias']
+    x = relu(x) if name != 'Dense_2' else x
+  return x
+
+
+def assert_logits(logits, by_hand, variables, **options):
+  variables = jax.tree.map(functools.partial(np.asarray, dtype=np.float64), variables)
+  expected = by_hand(variables, IMAGES.astype(np.float64), **options)
+  assert np.ptp(expected, axis=0).min() > 1e-3 * np.abs(expected).max()  # else it tells nothing
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+  ('model', 'by_hand', 'options'),
+  [
+    (build(), resnet_by_hand, {}),
+    (BOTTLENECK, resnet_by_hand, {'sizes': (1, 3, 1)}),
+    (build('lenet'), lenet_by_hand, {}),
+  ],
+  ids=['basic', 'bottleneck', 'lenet'],
+)
+def test_logits_are_those_of_numpy(model, by_hand, options):
+  variables = make_variables(model)
+  assert_logits(apply(model, variables, IMAGES), by_hand, variables, **options)
+
+
+@pytest.mark.parametrize('norm', ['batch', 'layer'])
+def test_logits_in_training_are_those_of_numpy(norm):
+  """On two devices, for which BatchNorm pools its statistics."""
+  model, axes = build(norm=norm), {'batch': BATCH, 'layer': LAYER}[norm]
+  variables = make_variables(model)
+  logits = train_logits(model, variables, IMAGES)
+  assert_logits(logits, resnet_by_hand, variables, axes=axes, train=True)
+
+
+# Normalisation.
+
+
+def test_batch_norm_moves_its_running_statistics_by_a_tenth():
+  model = build()
+  variables = make_variables(model)
+  (_, features), updated = train_on_devices(model, variables, IMAGES.reshape(2, 2, 12, 12, 2))
+  stem = np.asarray(features['stem'], np.float64)  # what the first norm sees
+  for name, of_batch in (('mean', stem.mean((0, 1, 2, 3))), ('var', stem.var((0, 1, 2, 3)))):
+    old, new = (x['batch_stats']['stage1_block1']['BatchNorm_0'] for x in (variables, updated))
+    expected = 0.9 * old[name] + 0.1 * of_batch
+    np.testing.assert_allclose(new[name], [expected, expected], rtol=1e-4)  # on both devices
+
+
+def with_other_images_beside_the_first():
+  return np.concatenate([IMAGES[:1], 0.1 * IMAGES[1:]])
+
+
+def test_batch_norm_sees_the_batch_in_training_only():
+  model = build()
+  variables = make_variables(model)
+  others = with_other_images_beside_the_first()
+  expected = apply(model, variables, IMAGES)[0]
+  np.testing.assert_allclose(apply(model, variables, others)[0], expected, rtol=1e-5)
+  in_training = [train_logits(model, variables, x)[0] for x in (IMAGES, others)]
+  assert not np.allclose(*in_training, rtol=0.01)
+
+
+def test_layer_norm_never_sees_the_batch():
+  model = build(norm='layer')
+  variables = make_variables(model)
+  assert variables['batch_stats'] == {}
+  expected = train_logits(model, variables, IMAGES)[0]
+  logits = train_logits(model, variables, with_other_images_beside_the_first())
+  np.testing.assert_allclose(logits[0], expected, rtol=1e-5)
