@@ -10,8 +10,12 @@ Flags:
   --verify                      checks the stored predictions against the teachers, and runs no stage
 """
 
+import os
 import pathlib
 import sys
+
+# Before JAX is imported: the same config gives the same bits on a GPU too.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
 
 import jax
 from absl import app, flags
@@ -29,7 +33,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
 _STAGES = flags.DEFINE_list('stages', list(stages.STAGES), 'Which stages to run.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
 
-_overrides: list[tuple[str, str]] = []
+_overrides: list[tuple[str, str | None]] = []
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -38,7 +42,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   for argument in arguments:
     if argument.startswith('--config.'):
       field, equals, value = argument.removeprefix('--config.').partition('=')
-      _overrides.append((field, value if equals else next(arguments, '')))
+      _overrides.append((field, value if equals else next(arguments, None)))
     else:
       rest.append(argument)
   return app.parse_flags_with_usage(rest)
@@ -63,8 +67,10 @@ def main(argv: list[str]) -> None:
   progress.setup_logging()
   try:
     _run()
-  except UserError as error:
+  except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
     sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted; the same command goes on where it was')
 
 
 if __name__ == '__main__':

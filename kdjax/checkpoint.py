@@ -16,8 +16,8 @@ from kdjax.errors import DamageError
 class Checkpoints:
   """The checkpoints of one training: `folder/<step>`. Use as a context manager.
 
-  The newest stays, and those of `keep_steps`; with `read_only`, nothing is touched. Beside each state lies the digest of its arrays, since
-  not every flipped bit of a file breaks its format.
+  The newest stays, and those of `keep_steps`; with `read_only`, nothing is touched. Beside each state
+  lies the digest of its arrays, since not every flipped bit of a file breaks its format.
   """
 
   def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), read_only: bool = False):
@@ -61,12 +61,12 @@ class Checkpoints:
     """
     step = self._manager.latest_step() if step is None else step
     place = self.folder / str(step)
-    if step not in self.steps:
-      raise DamageError(f'checkpoint {place} is missing or was never finished.')
     mend = (
       'Delete that folder and run again: training goes on from the checkpoint before it, or from the '
       'start if there is none.'
     )
+    if step not in self.steps:
+      raise DamageError(f'checkpoint {place} is missing or was never finished. {mend}')
     template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     try:
       saved = self._manager.restore(

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,13 +23,15 @@ ARTEFACT_VERSION = 1  # raise it when a change of the code makes old artefacts w
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
 
 
-def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> tuple[ConfigDict, list[str]]:
+def load(
+  spec: str, overrides: Sequence[tuple[str, str | None]] = ()
+) -> tuple[ConfigDict, list[str]]:
   """The config of FILE.py or FILE.py:ARGUMENT with fields overridden.
 
   Args:
     spec: a Python file that defines `get_config`, and its argument.
     overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. Values are
-      Python literals; text that is none is a string.
+      Python literals; text that is none is a string. None stands for a value that was not given.
 
   Returns: the config, and a line for each override that fits no field or has a wrong type. These are
     not applied. `validation.check` raises them together with what else is wrong.
@@ -70,24 +73,22 @@ def student_model(config: ConfigDict) -> ConfigDict:
   return merged
 
 
-def num_views_used(config: ConfigDict, num_steps: int, num_examples: int) -> int:
-  """How many different views the student sees: one an epoch, until they come round again."""
-  num_epochs = math.ceil(num_steps * config.student.batch_size / num_examples)
-  return min(config.predictions.num_views, num_epochs)
+def student_seed(config: ConfigDict) -> int:
+  """Decides the student's initial weights and data order."""
+  return config.seed if config.student.seed is None else config.student.seed
 
 
 # Fingerprints.
 
 
 def teacher_fingerprint(config: ConfigDict) -> str:
-  """Of everything that can change a member, except which one it is."""
+  """Of everything that can change a member's weights, except which member it is."""
   return _hash(
     seed=config.seed,
-    dataset=_without(config.dataset, 'data_dir'),
+    dataset=_without(config.dataset, 'data_dir', 'num_test'),
     model=config.model,
     teacher=_without(config.teacher, 'num_members'),
     augmentation=config.augmentation,
-    training=_without(config.training, 'num_checkpoints'),
   )
 
 
@@ -95,6 +96,7 @@ def predictions_fingerprint(config: ConfigDict) -> str:
   """Of one stored value. Members and views can be added, so their numbers do not enter."""
   return _hash(
     teacher=teacher_fingerprint(config),
+    num_test=config.dataset.num_test,
     dtype=config.predictions.dtype,
     augmentation=config.predictions.augmentation,
   )
@@ -106,9 +108,9 @@ def student_fingerprint(config: ConfigDict) -> str:
     num_members=config.teacher.num_members,
     num_views=config.predictions.num_views,
     mode=config.predictions.mode,
-    student=_without(config.student, 'model'),
+    student=_without(config.student, 'model', 'seed'),
+    seed=student_seed(config),
     model=student_model(config),
-    evaluation=_without(config.evaluation, 'batch_size'),
   )
 
 
@@ -134,14 +136,26 @@ def _call_get_config(spec: str) -> ConfigDict:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    reason = str(error).partition(' Other fields present')[0]
-    raise ConfigError([f'--config = {spec!r}: {reason}']) from error
+    config = module.get_config(argument) if argument else module.get_config()
+  except Exception as error:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = str(error).partition(' Other fields present')[0]  # a dump of the whole config
+    place = f'{frame.filename}:{frame.lineno}'
+    raise ConfigError(
+      [f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})']
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(
+      [f'--config = {spec!r}: get_config returns no ConfigDict; see configs/base.py']
+    )
+  return config
 
 
-def _override(config: ConfigDict, field: str, text: str) -> Iterator[str]:
+def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]:
   """Sets a field, or yields what is wrong."""
+  if text is None:
+    yield f'{field}: no value given; write --config.{field}=VALUE'
+    return
   *parents, name = field.split('.')
   section = config
   for parent in parents:

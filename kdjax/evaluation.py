@@ -50,13 +50,20 @@ def run(run: Run) -> bool:
     'predictions': config_lib.predictions_fingerprint(run.config),
     'student': config_lib.student_fingerprint(run.config),
   }
-  result = {'fingerprints': fingerprints, 'splits': results}
+  result = {'fingerprints': fingerprints, 'evaluation': _settings(run), 'splits': results}
   files.write_json(run.student_folder / 'result.json', result)
   return True
 
 
 def is_evaluated(run: Run) -> bool:
-  return (run.student_folder / 'result.json').exists()
+  """Whether result.json is there, and has what the `evaluation` section asks for."""
+  path = run.student_folder / 'result.json'
+  return path.exists() and files.read_json(path).get('evaluation') == _settings(run)
+
+
+def _settings(run: Run) -> dict[str, int]:
+  """What result.json depends on beside the student."""
+  return {'num_views': run.config.evaluation.num_views}
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -93,9 +100,8 @@ def _result(pieces) -> dict[str, Any]:
 def _sampled_views(run: Run) -> list[int]:
   """`evaluation.num_views` of the views that the student saw, evenly spaced."""
   plan = run.plan(run.config.student)
-  num_seen = min(
-    run.config.predictions.num_views, -(-plan.num_steps * plan.batch_size // plan.num_examples)
-  )
+  num_epochs = max(1, round(plan.epoch(plan.num_steps)))
+  num_seen = min(run.config.predictions.num_views, num_epochs)
   count = min(run.config.evaluation.num_views, num_seen)
   return [num_seen * i // count for i in range(count)]
 

@@ -1,6 +1,7 @@
 """Small files on local disks and gs://, never half-written. All paths are `epath.Path`."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from kdjax.errors import DamageError
 def write_text(path: epath.Path, text: str) -> None:
   """Writes the whole file or none of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.tmp'
+  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
   temporary.write_text(text)
   temporary.replace(path)
 

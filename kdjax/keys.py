@@ -12,7 +12,8 @@ import numpy as np
 
 def stream(seed: int | jax.Array, name: str, *indices: int | jax.Array) -> jax.Array:
   """The key of stream `name` at `indices`. Works inside jit and vmap."""
-  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  # Named, since under other implementations vmapped draws depend on the batch.
+  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), zlib.crc32(name.encode()))
   for index in indices:
     key = jax.random.fold_in(key, index)
   return key

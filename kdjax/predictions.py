@@ -19,7 +19,7 @@ from kdjax.run import Run
 from kdjax.store import DTYPES, PredictionStore
 
 NUM_VERIFIED = 256  # examples, for each split and member, that `verify` recomputes
-DRIFT = 0.01  # nats that a log-probability may differ between machines and batch sizes
+DRIFT = 0.01  # absolute (nats) and relative, by which machines and batch sizes may differ
 
 
 class Teacher(Protocol):
@@ -59,7 +59,7 @@ class StoredTeacher:
   def _ensemble(self, name: str, view: int) -> np.ndarray:
     if (name, view) in self._views:
       return self._views[name, view]
-    return ensemble(self, name, view)
+    return self._store.read_ensemble(name, self._num_members, view)
 
 
 class OnlineTeacher:
@@ -119,18 +119,17 @@ def run(run: Run) -> bool:
   for name, num_views in _num_views(run).items():
     shape = (len(members), num_views, len(run.inputs[name].split), run.description.num_classes)
     store.reserve(name, shape, config.predictions.dtype)
-  todo = [
-    (name, member, view)
-    for name, num_views in _num_views(run).items()
-    for member in range(len(members))
-    for view in range(num_views)
-  ]
-  with progress.bar('predictions', len(todo), 'views') as show:
-    for done, (name, member, view) in enumerate(todo, 1):
-      if not store.has(name, member, view):
-        logits_NC = run.predict(run.teacher_model, members[member], run.inputs[name], view)
-        store.write(name, member, view, logits_NC)
-      show(done)
+  num_views = _num_views(run)
+  with progress.bar('predictions', len(members) * sum(num_views.values()), 'views') as show:
+    done = 0
+    for name in num_views:
+      for member, variables in enumerate(members):
+        for view in range(num_views[name]):
+          if not store.has(name, member, view):
+            logits_NC = run.predict(run.teacher_model, variables, run.inputs[name], view)
+            store.write(name, member, view, logits_NC)
+          done += 1
+          show(done)
   store.write_meta(_meta(run, store, members))
   return True
 
@@ -198,8 +197,8 @@ def verify(run: Run) -> str:
     for member, variables in enumerate(members):
       worst = max(worst, _recompute(run, store, name, member, variables))
   return (
-    f'{store.folder}: read {sum(num_views.values())} views of {len(members)} members; recomputed '
-    f'{NUM_VERIFIED} examples of each split and member; largest difference of a log-probability '
+    f'{store.folder}: read {sum(num_views.values())} views of {len(members)} members; recomputed up '
+    f'to {NUM_VERIFIED} examples of each split and member; largest difference of a log-probability '
     f'{worst:.2g} nats'
   )
 
@@ -216,8 +215,8 @@ def _recompute(
   fresh = np.asarray(jax.nn.log_softmax(logits))
   stored = store.read(name, [member], view)[0][indices]
   difference = np.abs(stored - fresh)
-  rounding = np.abs(fresh) * float(jnp.finfo(DTYPES[run.config.predictions.dtype]).eps)
-  if (difference > rounding + DRIFT).any():
+  rounding = float(jnp.finfo(DTYPES[run.config.predictions.dtype]).eps)
+  if (difference > DRIFT + (DRIFT + rounding) * np.abs(fresh)).any():
     raise DamageError(
       f'{store.folder}: the stored predictions of member {member} for view {view} of {name} are not '
       f'those of the teacher in {run.member_folder(member)}: log-probabilities differ by up to '

@@ -21,6 +21,7 @@ from scipy.special import softmax
 from kdjax import data, figures, files, metrics
 from kdjax.errors import DamageError
 
+TEMPLATE = epath.Path(__file__).parent / 'report.html.j2'
 NUM_EXAMPLES = 12  # of test images on which teacher and student disagree
 
 SPLITS = {  # in the order of the tables
@@ -84,16 +85,15 @@ def write(
   """
   folders = sorted(path.parent for path in (workdir / 'students').glob('*/result.json'))
   logs = [folder / 'metrics.jsonl' for folder in (student_folder, *member_folders)]
-  digest = _digest(
-    [folder / name for folder in folders for name in ('config.json', 'result.json')] + logs
-  )
+  inputs = [folder / name for folder in folders for name in ('config.json', 'result.json')]
+  digest = _digest([TEMPLATE, *inputs, *logs])
   page, table = workdir / 'report.html', workdir / 'results.csv'
   if table.exists() and page.exists() and digest in page.read_text():
     return False
   students = [_read_student(folder) for folder in folders]
   this = next(student for student in students if student.fingerprint == student_folder.name)
   student_rows, *member_rows = [files.read_json_lines(path) for path in logs]
-  template = _environment().get_template('report.html.j2')
+  template = _environment().get_template(TEMPLATE.name)
   html = template.render(
     digest=digest,
     this=this,
@@ -140,6 +140,10 @@ def _digest(paths: Iterable[epath.Path]) -> str:
 
 
 def _read_student(folder: epath.Path) -> Student:
+  if not (folder / 'config.json').exists():
+    raise DamageError(
+      f'{folder / "config.json"} is missing. Run the command of that student again, or delete {folder}.'
+    )
   config = _flatten(files.read_json(folder / 'config.json'))
   return Student(folder.name, config, files.read_json(folder / 'result.json'))
 

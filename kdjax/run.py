@@ -1,5 +1,6 @@
 """What all stages of one run share: its config, its folders, and things made when first needed."""
 
+import collections
 from functools import cached_property, partial
 
 import flax.linen as nn
@@ -117,8 +118,14 @@ class Run:
     step = self._predict_steps[model, inputs.view]
     indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
     batches = inputs.evaluation(indices_N, view, self.config.evaluation.batch_size)
-    outputs = [(step(variables, batch, inputs.seed), count) for batch, count in batches]
-    return np.concatenate([steps.unshard(logits)[:count] for logits, count in outputs])
+    fetched, waiting = [], collections.deque()
+    for batch, count in batches:
+      waiting.append((step(variables, batch, inputs.seed), count))
+      if len(waiting) > training.STEPS_IN_FLIGHT:
+        logits, of_batch = waiting.popleft()
+        fetched.append(steps.unshard(logits)[:of_batch])
+    fetched += [steps.unshard(logits)[:of_batch] for logits, of_batch in waiting]
+    return np.concatenate(fetched)
 
   def load_variables(
     self, folder: epath.Path, section: ConfigDict, model: nn.Module, step: int | None = None
@@ -128,14 +135,30 @@ class Run:
     Raises:
       DamageError: the checkpoint is damaged or missing, or other data was trained on.
     """
-    complete = files.read_json(folder / 'complete.json')
-    self.check_data(complete['data_checksum'], folder)
-    step = complete['step'] if step is None else step
+    self.check_data(files.read_json(folder / 'data.json')['checksum'], folder)
+    step = files.read_json(folder / 'complete.json')['step'] if step is None else step
     with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
       state = checkpoints.restore(self.abstract_state(section, model), step)
     return steps.replicate(state.variables)
 
   # Training.
+
+  def begin(self, folder: epath.Path) -> None:
+    """Writes config.json and data.json before a training. One under way must go on with its data.
+
+    Raises:
+      DamageError: what is in the folder was trained on other data.
+    """
+    record = folder / 'data.json'
+    if record.exists():
+      self.check_data(files.read_json(record)['checksum'], folder)
+    else:
+      files.write_json(record, {'checksum': self.checksum})
+    self.write_config(folder)
+
+  def write_config(self, folder: epath.Path) -> None:
+    if not (folder / 'config.json').exists():
+      files.write_json(folder / 'config.json', self.config.to_dict())
 
   def plan(self, section: ConfigDict) -> training.Plan:
     """How long and how often, for the `teacher` or `student` section."""

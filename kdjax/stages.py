@@ -33,6 +33,8 @@ STAGES = {
 
 def problems(names: Sequence[str]) -> list[str]:
   """What is wrong with a --stages flag."""
+  if not names:
+    return [f'--stages: empty; allowed: any of {",".join(STAGES)}']
   return [
     f'--stages: {name!r}: no such stage; allowed: any of {",".join(STAGES)}'
     for name in names
@@ -43,6 +45,7 @@ def problems(names: Sequence[str]) -> list[str]:
 def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
   """Runs the named stages in their order; each has written its results when it returns."""
   this = Run(config, workdir)
+  this.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
   for name, stage in STAGES.items():
     if name in names:
       start = time.monotonic()

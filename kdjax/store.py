@@ -98,7 +98,10 @@ class PredictionStore:
     return log_probs_MNC
 
   def read_ensemble(self, split: str, num_members: int, view: int) -> np.ndarray:
-    """log_probs_NC of the ensemble of the first members: `losses.ensemble_log_probs` on the host."""
+    """log_probs_NC of the ensemble of the first members, as `losses.ensemble_log_probs` has it.
+
+    On the host, so that reading the next view does not wait for the steps that the devices still have.
+    """
     log_probs_MNC = log_softmax(self.read(split, range(num_members), view), axis=-1)
     return logsumexp(log_probs_MNC, axis=0) - np.float32(np.log(num_members))
 

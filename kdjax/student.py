@@ -6,7 +6,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from kdjax import files, metrics, predictions, steps, teachers, training
+from kdjax import config as config_lib
+from kdjax import metrics, predictions, steps, teachers, training
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
@@ -14,6 +15,7 @@ from kdjax.run import Run
 def run(run: Run) -> bool:
   """Trains the student if it is not there. Returns whether it was not."""
   if training.is_complete(run.student_folder):
+    run.write_config(run.student_folder)
     return False
   section, model = run.config.student, run.student_model
   plan, seed = run.plan(section), student_seed(run)
@@ -37,7 +39,7 @@ def run(run: Run) -> bool:
       yield batch, teacher.batch('distillation', batch), inputs.seed
 
   held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
-  files.write_json(run.student_folder / 'config.json', run.config.to_dict())
+  run.begin(run.student_folder)
   training.fit(
     run.student_folder,
     'student',
@@ -48,14 +50,13 @@ def run(run: Run) -> bool:
     inputs=batches,
     evaluate=lambda state: _evaluate(run, state.variables, held_out),
     learning_rate=steps.learning_rate(section, plan.num_steps),
-    record={'data_checksum': run.checksum},
   )
   return True
 
 
 def student_seed(run: Run) -> int:
   """Decides the student's initial weights and data order."""
-  return run.config.seed if run.config.student.seed is None else run.config.student.seed
+  return config_lib.student_seed(run.config)
 
 
 def load(run: Run, step: int | None = None) -> steps.Variables:

@@ -7,7 +7,7 @@ members can be trained in any order or place.
 from collections.abc import Iterator
 from functools import partial
 
-from kdjax import files, keys, metrics, steps, training, views
+from kdjax import keys, metrics, steps, training, views
 from kdjax.errors import MissingInputError
 from kdjax.inputs import Inputs
 from kdjax.run import Run
@@ -62,7 +62,7 @@ def _trainer(run: Run):
       for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
         yield batch, seed
 
-    files.write_json(folder / 'config.json', run.config.to_dict())
+    run.begin(folder)
     training.fit(
       folder,
       f'teacher {member}',
@@ -73,7 +73,6 @@ def _trainer(run: Run):
       inputs=batches,
       evaluate=lambda state: evaluate(run, state.variables),
       learning_rate=steps.learning_rate(section, plan.num_steps),
-      record={'data_checksum': run.checksum},
     )
 
   return train

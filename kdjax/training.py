@@ -53,6 +53,7 @@ def make_plan(
   """Spreads `num_*` events evenly; the last of each falls on the last step."""
 
   def spread(count: int) -> frozenset[int]:
+    count = min(count, num_steps)
     return frozenset(-(-num_steps * i // count) for i in range(1, count + 1))
 
   return Plan(
@@ -76,7 +77,6 @@ def fit(
   inputs: Callable[[int], Iterator[tuple]],
   evaluate: Callable[[State], dict[str, float]],
   learning_rate: Callable[[int], Any],
-  record: dict[str, Any],
 ) -> None:
   """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
 
@@ -89,7 +89,6 @@ def fit(
     inputs: start → what `step` takes beside the state, for steps start, start + 1, ...
     evaluate: state → values to log, called after the steps of `plan.evals`.
     learning_rate: step → its learning rate, for the log.
-    record: what complete.json is to say besides.
 
   Raises:
     DivergedError: a loss or a gradient is NaN or infinite.
@@ -117,7 +116,7 @@ def fit(
           metrics, began = [], time.monotonic()
         show(done, log.text)
     log.close()
-  files.write_json(folder / 'complete.json', {'step': plan.num_steps, **record})
+  files.write_json(folder / 'complete.json', {'step': plan.num_steps})
 
 
 class _Log:
@@ -153,7 +152,11 @@ class _Log:
 
 
 def is_complete(folder: epath.Path) -> bool:
-  return (folder / 'complete.json').exists()
+  """Whether training came to its end, and the last checkpoint is still there."""
+  complete = folder / 'complete.json'
+  if not complete.exists():
+    return False
+  return (folder / 'checkpoints' / str(files.read_json(complete)['step'])).exists()
 
 
 def _start(

@@ -22,9 +22,10 @@ def check(config: ConfigDict, num_devices: int, problems: Sequence[str] = ()) ->
 
   Looks the data set up, but reads no image. Prepares it, if it must, only once all else is right.
   """
-  problems = [*problems, *_missing_values(config), *_field_problems(config)]
-  if any(_missing_values(config)):
-    raise ConfigError(problems)  # what ties fields together would stumble over None
+  incomplete = [*_wrong_fields(config), *_missing_values(config)]
+  problems = [*problems, *incomplete, *_field_problems(config)]
+  if incomplete:
+    raise ConfigError(problems)  # what ties fields together would stumble over them
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   try:
     description = data.describe(config.dataset, prepare=not problems)
@@ -36,8 +37,11 @@ def check(config: ConfigDict, num_devices: int, problems: Sequence[str] = ()) ->
     raise ConfigError(problems)
 
 
-def _is_whole(minimum: int):
-  return lambda x: x >= minimum, f'an integer of at least {minimum}'
+LARGEST = 10**9  # of any count: beyond it is a typing error
+
+
+def _is_whole(minimum: int, maximum: int = LARGEST):
+  return lambda x: minimum <= x <= maximum, f'an integer in [{minimum}, {maximum}]'
 
 
 def _is_one_of(names):
@@ -45,7 +49,10 @@ def _is_one_of(names):
 
 
 def _are_some_of(names):
-  return lambda x: all(n in names for n in x), f'any of {", ".join(names)}, or ()'
+  return (
+    lambda x: all(n in names for n in x) and len(set(x)) == len(x),
+    f'any of {", ".join(names)}, each once, or ()',
+  )
 
 
 def _within(low: float, high: float, brackets: str = '[]'):
@@ -60,6 +67,8 @@ def _within(low: float, high: float, brackets: str = '[]'):
 
 _FRACTIONS = (lambda x: all(0 <= f < 1 for f in x), 'fractions of training in [0, 1), or ()')
 _SEED = (lambda x: 0 <= x < 2**31, 'an integer in [0, 2147483647]')
+_ANY_BOOL = (lambda x: isinstance(x, bool), 'True or False')
+_ANY_STRING = (lambda x: isinstance(x, str), 'a string')
 _POSITIVE = _within(0, math.inf, '()')
 _NOT_NEGATIVE = _within(0, math.inf, '[)')
 
@@ -69,7 +78,8 @@ def _training_rules(section: str) -> dict[str, tuple]:
     'num_epochs': _is_whole(1),
     'num_steps': _is_whole(1),
     'num_examples': _is_whole(1),
-    'batch_size': _is_whole(1),
+    'batch_size': _is_whole(1, 2**20),
+    'nesterov': _ANY_BOOL,
     'learning_rate': _POSITIVE,
     'final_learning_rate': _NOT_NEGATIVE,
     'momentum': _within(0, 1, '[)'),
@@ -83,28 +93,30 @@ def _model_rules(section: str) -> dict[str, tuple]:
   depths = '6n+2 (8, 14, 20, ...: basic blocks) or 9n+2 from 56 on (56, 65, ...: bottleneck blocks)'
   return {
     f'{section}.name': _is_one_of(models.MODELS),
-    f'{section}.depth': (lambda x: models.resnet_block(x) is not None, depths),
-    f'{section}.width': _is_whole(1),
+    f'{section}.depth': (lambda x: x < 10_000 and models.resnet_block(x) is not None, depths),
+    f'{section}.width': _is_whole(1, 10_000),
     f'{section}.norm': _is_one_of(models.NORMS),
   }
 
 
 RULES = {
   'seed': _SEED,
+  'dataset.name': _ANY_STRING,
+  'dataset.data_dir': _ANY_STRING,
   'dataset.num_train': _is_whole(1),
   'dataset.num_val': _is_whole(0),
   'dataset.num_test': _is_whole(1),
   **_model_rules('model'),
-  'teacher.num_members': _is_whole(1),
+  'teacher.num_members': _is_whole(1, 10_000),
   **_training_rules('teacher'),
   'teacher.augmentation': _are_some_of(views.AUGMENTATIONS),
   'predictions.mode': _is_one_of(('stored', 'online')),
-  'predictions.num_views': _is_whole(1),
+  'predictions.num_views': _is_whole(1, 10**6),
   'predictions.dtype': _is_one_of(store.DTYPES),
   'predictions.augmentation': _are_some_of(views.AUGMENTATIONS),
   'student.seed': _SEED,
   **_training_rules('student'),
-  'student.temperature': _POSITIVE,
+  'student.temperature': _within(0.01, 1000),
   'student.alpha': _within(0, 1, '[)'),
   'student.init_lambda': _within(0, 1),
   **_model_rules('student.model'),
@@ -112,22 +124,30 @@ RULES = {
   'training.num_logs': _is_whole(1),
   'training.num_evals': _is_whole(1),
   'training.num_checkpoints': _is_whole(1),
-  'evaluation.batch_size': _is_whole(1),
+  'evaluation.batch_size': _is_whole(1, 2**20),
   'evaluation.num_views': _is_whole(1),
 }
+
+
+def _wrong_fields(config: ConfigDict) -> Iterator[str]:
+  """Of a config file that does not start from base.py, or adds to it."""
+  fields = config_lib.leaves(config)
+  for field in RULES.keys() - fields.keys():
+    yield f'{field}: missing; a config is made by configs/base.get_config and then changed'
+  for field in fields.keys() - RULES.keys():
+    yield f'{field} = {fields[field]!r}: no such field; configs/base.py has them all'
 
 
 def _missing_values(config: ConfigDict) -> Iterator[str]:
   for field, value in config_lib.leaves(config).items():
     if value is None and not config_lib.is_optional(config, field):
-      allowed = RULES[field][1] if field in RULES else 'any value of its type'
-      yield f'{field} = None: not optional; allowed: {allowed}'
+      yield f'{field} = None: not optional; allowed: {RULES[field][1]}'
 
 
 def _field_problems(config: ConfigDict) -> Iterator[str]:
   leaves = config_lib.leaves(config)
   for field, (test, allowed) in RULES.items():
-    if leaves[field] is not None and not _passes(test, leaves[field]):
+    if leaves.get(field) is not None and not _passes(test, leaves[field]):
       yield f'{field} = {leaves[field]!r}: allowed: {allowed}'
 
 
@@ -171,6 +191,12 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
       f'dataset.num_test = {dataset.num_test}: allowed: at most the {description.num_test} test examples'
     )
   size = min(description.image_shape_HWC[:2])
+  padding = config.augmentation.crop_padding
+  if padding >= size:
+    yield (
+      f'augmentation.crop_padding = {padding}: allowed: less than the {size} pixels of the images of '
+      f'{dataset.name}, since a crop must show some of the image'
+    )
   names = {'model.name': config.model.name, 'student.model.name': config.student.model.name}
   for field, name in names.items():
     if name == 'lenet' and size < LENET_SMALLEST:

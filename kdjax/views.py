@@ -24,14 +24,14 @@ def unit_cube(images: jax.Array) -> jax.Array:
 
 def flip(key: jax.Array, image_HWC: jax.Array) -> jax.Array:
   """Mirrors left and right with probability one half."""
-  return jnp.where(jax.random.bernoulli(key), image_HWC[:, ::-1], image_HWC)
+  return jnp.where(jax.random.bernoulli(key, jnp.float32(0.5)), image_HWC[:, ::-1], image_HWC)
 
 
 def crop(key: jax.Array, image_HWC: jax.Array, padding: int) -> jax.Array:
   """A random crop of the image's own size, after `padding` black pixels (−1) on each side."""
   widths = ((padding, padding), (padding, padding), (0, 0))
   padded_HWC = jnp.pad(image_HWC, widths, constant_values=-1.0)
-  top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+  top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
   return jax.lax.dynamic_slice(padded_HWC, (top, left, 0), image_HWC.shape)
 
 

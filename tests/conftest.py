@@ -41,6 +41,12 @@ def tiny_run(workdir: pathlib.Path, **fields) -> Run:
   return Run(config, epath.Path(workdir))
 
 
+def copied(finished: Run, tmp_path: pathlib.Path, **fields) -> Run:
+  """The finished run in a place of its own, with other fields, to be changed."""
+  shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
+  return tiny_run(tmp_path, **fields)
+
+
 def pytest_unconfigure():
   shutil.rmtree(_CACHE)
 

@@ -23,7 +23,11 @@ def command(workdir, *arguments, config=TINY) -> list[str]:
 def launch(workdir, *arguments, config=TINY) -> subprocess.CompletedProcess:
   environment = os.environ | {'COLUMNS': '200'}
   return subprocess.run(
-    command(workdir, *arguments, config=config), env=environment, capture_output=True, text=True
+    command(workdir, *arguments, config=config),
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
   )
 
 
@@ -123,6 +127,25 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
   for field in wrong:
     assert f'{field} = ' in done.stderr
   assert 'did you mean student.temperature' in done.stderr
+  assert not list(tmp_path.rglob('*'))
+
+
+@pytest.mark.parametrize(
+  'arguments, told',
+  [
+    (['--stages='], '--stages: empty'),
+    (['--stages=teacher'], "--stages: 'teacher': no such stage"),
+    (['--config.student.alpha'], 'student.alpha: no value given'),
+    (['--config=no_such_file.py'], 'there is no file no_such_file.py'),
+    (['--workdir=README.md'], 'README.md'),
+    (['--workdir=/proc/no_such_folder'], '/proc/no_such_folder'),
+  ],
+)
+def test_wrong_flags_get_one_clear_error(tmp_path, arguments, told):
+  done = launch(tmp_path, *arguments)
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert told in done.stderr
   assert not list(tmp_path.rglob('*'))
 
 

@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from conftest import copied
 from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, log_loss
 
-from kdjax import predictions
+from kdjax import evaluation, predictions, student
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +46,15 @@ def test_the_distillation_split_is_of_views_that_the_student_saw(finished, resul
   found = result['splits']['distillation']
   assert found['num_examples'] == 2 * 200  # evaluation.num_views = 2 of the 3
   assert found['fidelity'] != result['splits']['train']['fidelity']
+
+
+def test_more_views_are_evaluated_without_training_again(finished, tmp_path):
+  run = copied(finished, tmp_path, evaluation__num_views=3)
+  assert run.student_folder.name == finished.student_folder.name
+  assert not student.run(run)
+  assert evaluation.run(run)
+  assert evaluation.result(run)['splits']['distillation']['num_examples'] == 3 * 200
+  assert not evaluation.run(run)
 
 
 def test_fingerprints_name_the_folders(finished, result):

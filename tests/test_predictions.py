@@ -4,18 +4,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_run
+from conftest import copied, tiny_run
 
 from kdjax import losses, predictions, stages, teachers
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions import OnlineTeacher, StoredTeacher
-from kdjax.run import Run
 from kdjax.store import PredictionStore
-
-
-def copied(finished: Run, tmp_path, **fields) -> Run:
-  shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
-  return tiny_run(tmp_path, **fields)
 
 
 @pytest.fixture

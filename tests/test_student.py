@@ -3,12 +3,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_run
-from test_predictions import copied
+from conftest import copied, tiny_run
 
 from kdjax import metrics, predictions, stages, student, teachers
 from kdjax.checkpoint import digest
-from kdjax.errors import MissingInputError
+from kdjax.errors import DamageError, MissingInputError
 
 
 def test_needs_the_store_alone(finished, tmp_path):
@@ -31,6 +30,35 @@ def test_names_the_command_that_makes_what_is_missing(finished, tmp_path):
   shutil.rmtree(run.workdir / 'teachers')
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     student.run(run)
+
+
+def test_a_lost_final_checkpoint_is_trained_again_from_the_one_before_it(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  expected = digest(student.load(run))
+  (final,) = (run.student_folder / 'checkpoints').glob('34')
+  shutil.rmtree(final)
+  with pytest.raises(MissingInputError, match='--stages=student'):
+    student.load(run)
+  assert student.run(run)
+  assert digest(student.load(run)) == expected
+
+
+def test_training_goes_on_with_the_data_that_it_began_with(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  (run.student_folder / 'complete.json').unlink()
+  (run.member_folder(0) / 'complete.json').unlink()
+  run.splits['train'].labels_N[0] += 1
+  for stage in (teachers.run, student.run):
+    with pytest.raises(DamageError, match='made from other data'):
+      stage(run)
+
+
+def test_a_lost_config_is_written_again(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  expected = (run.student_folder / 'config.json').read_text()
+  (run.student_folder / 'config.json').unlink()
+  assert not student.run(run)
+  assert (run.student_folder / 'config.json').read_text() == expected
 
 
 def test_checkpoints_along_the_trajectory_are_kept(finished):
