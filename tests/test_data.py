@@ -194,12 +194,12 @@ def make_split(num_examples, seed):
   return data.Split(images, rng.integers(3, size=num_examples, dtype=np.int32))
 
 
-def write_tfds(data_dir, splits, shape=SHAPE, label=CLASSES):
+def write_tfds(data_dir, splits, shape=SHAPE, dtype='uint8', label=CLASSES):
   """Writes the set 'tiny' in the layout of TFDS, which itself can do so only with TensorFlow."""
   place = data_dir / 'tiny' / '1.0.0'
   place.mkdir(parents=True)
   dimensions = [str(size) for size in shape]
-  image = {'dtype': 'uint8', 'shape': {'dimensions': dimensions}, 'encodingFormat': 'png'}
+  image = {'dtype': dtype, 'shape': {'dimensions': dimensions}, 'encodingFormat': 'png'}
   features = {
     'image': {'pythonClassName': f'{FEATURES}image_feature.Image', 'image': image},
     'label': label,
@@ -250,13 +250,20 @@ def test_a_tfds_set_is_read_in_its_order(tmp_path, held_out):
 
 
 @pytest.mark.parametrize(
-  'features', [{'shape': (-1, -1, 3)}, {'label': NUMBER}], ids=['shape varies', 'no classes']
+  'features',
+  [{'shape': (-1, -1, 3)}, {'dtype': 'uint16'}, {'label': NUMBER}],
+  ids=['shape varies', '16 bits', 'no classes'],
 )
 def test_a_set_that_is_no_image_classification_is_told(tmp_path, features):
   write_tfds(tmp_path, {'train': make_split(2, 0), 'test': make_split(2, 1)}, **features)
-  with pytest.raises(
-    UserError, match=r"dataset\.name = 'tiny': .*image of fixed size and one class"
-  ):
+  with pytest.raises(UserError, match=r"dataset\.name = 'tiny': .*fixed size and one class"):
+    data.describe(section(name='tiny', data_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize('names', [('train', 'extra'), ('test', 'extra')])
+def test_a_set_without_the_needed_splits_is_told(tmp_path, names):
+  write_tfds(tmp_path, {name: make_split(2, 0) for name in names})
+  with pytest.raises(UserError, match=r"dataset\.name = 'tiny': has the splits \["):
     data.describe(section(name='tiny', data_dir=str(tmp_path)))
 
 

@@ -108,7 +108,6 @@ def loop_overhead(name: str, depth: int) -> tuple[str, str, str]:
         inputs=batches,
         evaluate=lambda state: {},
         learning_rate=lambda i: 0.0,
-        record={},
       )
 
     bare()  # compiles
