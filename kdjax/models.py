@@ -1,5 +1,7 @@
 """Classifiers: (images_BHWC, train) → (logits_BC, features), features by name in order of depth.
 
+(Through jit a dict comes back in the order of the alphabet.)
+
 A model is built for its config and the number of classes; it knows no shape of the images.
 """
 

@@ -182,25 +182,34 @@ def verify(run: Run) -> str:
   """
   if run.config.predictions.mode == 'online':
     raise MissingInputError("predictions.mode = 'online' stores no predictions to verify")
-  teacher, store = open_teacher(run), PredictionStore(run.predictions_folder)
+  open_teacher(run)
+  store = PredictionStore(run.predictions_folder)
   members = [teachers.load(run, i) for i in range(run.config.teacher.num_members)]
-  num_views = _num_views(run)
-  with progress.bar('reading the store', sum(num_views.values()), 'views') as show:
-    done = 0
-    for name in num_views:
-      for view in range(num_views[name]):
-        teacher.members(name, view)
-        done += 1
-        show(done)
-  worst = 0.0
-  for name in num_views:
-    for member, variables in enumerate(members):
-      worst = max(worst, _recompute(run, store, name, member, variables))
-  return (
-    f'{store.folder}: read {sum(num_views.values())} views of {len(members)} members; recomputed up '
-    f'to {NUM_VERIFIED} examples of each split and member; largest difference of a log-probability '
-    f'{worst:.2g} nats'
+  num_read = sum(_read_all(store, name, len(members), n) for name, n in _num_views(run).items())
+  worst = max(
+    _recompute(run, store, name, member, variables)
+    for name in run.inputs
+    for member, variables in enumerate(members)
   )
+  return (
+    f'{store.folder}: read {num_read} views; recomputed up to {NUM_VERIFIED} examples of each split and '
+    f'member; largest difference of a log-probability {worst:.2g} nats'
+  )
+
+
+def _read_all(store: PredictionStore, name: str, num_members: int, num_views: int) -> int:
+  """Reads each member's views, those of larger ensembles too. Returns how many there are."""
+  all_members, all_views = store.room(name)
+  num_read = 0
+  with progress.bar(f'reading {name}', all_members * all_views, 'views') as show:
+    for member, view in np.ndindex(all_members, all_views):
+      if member < num_members and view < num_views:
+        store.read(name, [member], view)  # raises where something is missing
+        num_read += 1
+      else:
+        num_read += store.has(name, member, view)
+      show(member * all_views + view + 1)
+  return num_read
 
 
 def _recompute(

@@ -73,6 +73,11 @@ class PredictionStore:
       array = array.resize(exclusive_max=room, expand_only=True).result()
     self._arrays[split] = array
 
+  def room(self, split: str) -> tuple[int, int]:
+    """For how many members and views there is room; not all need be there."""
+    num_members, num_views, _, _ = self._open(split).shape
+    return num_members, num_views
+
   def write(self, split: str, member: int, view: int, logits_NC: np.ndarray) -> None:
     """Stores one member's log-probabilities of one view of every example."""
     array = self._open(split)

@@ -18,7 +18,7 @@ def run(run: Run) -> bool:
     run.write_config(run.student_folder)
     return False
   section, model = run.config.student, run.student_model
-  plan, seed = run.plan(section), student_seed(run)
+  plan, seed = run.plan(section), config_lib.student_seed(run.config)
   teacher, inputs = predictions.open_teacher(run), run.inputs['distillation']
   optimizer = steps.make_optimizer(section, plan.num_steps)
   step = steps.parallel(
@@ -54,11 +54,6 @@ def run(run: Run) -> bool:
   return True
 
 
-def student_seed(run: Run) -> int:
-  """Decides the student's initial weights and data order."""
-  return config_lib.student_seed(run.config)
-
-
 def load(run: Run, step: int | None = None) -> steps.Variables:
   """The trained student's variables, after its last step or after one that was kept.
 
@@ -77,7 +72,7 @@ def load(run: Run, step: int | None = None) -> steps.Variables:
 
 def _initial_variables(run: Run) -> steps.Variables:
   """θ_s = λ θ_t + (1 − λ) θ_r of the first member's and random weights (paper, Section 6)."""
-  random = run.init_variables(run.student_model, student_seed(run))
+  random = run.init_variables(run.student_model, config_lib.student_seed(run.config))
   weight = run.config.student.init_lambda
   if weight == 0:
     return random
@@ -102,7 +97,7 @@ def _with_own_batch_stats(run: Run, variables: steps.Variables) -> steps.Variabl
     partial(steps.batch_moments_step, model=run.student_model, view=inputs.view)
   )
   num_batches = -(-len(inputs.split) // batch_size)
-  batches = inputs.training(student_seed(run), batch_size, num_batches, start=0)
+  batches = inputs.training(config_lib.student_seed(run.config), batch_size, num_batches, start=0)
   moments = jax.device_get([step(variables, batch, inputs.seed) for batch in batches])
   stacked = jax.tree.map(lambda *x: np.stack(x), *moments)
   return {'params': variables['params'], 'batch_stats': _pooled(stacked)}

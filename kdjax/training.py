@@ -190,12 +190,9 @@ def _summary(
 def _divergence_message(
   name: str, key: str, value: float, step: int, checkpoints: Checkpoints
 ) -> str:
-  good = [s for s in checkpoints.steps if s < step]
-  last = (
-    f'The last good checkpoint is {checkpoints.folder / str(good[-1])}'
-    if good
-    else ('There is no checkpoint before it')
-  )
+  last = 'There is no checkpoint before it'
+  if good := [saved for saved in checkpoints.steps if saved < step]:
+    last = f'The last good checkpoint is {checkpoints.folder / str(good[-1])}'
   return (
     f'{name}: the {key} is {value} at step {step}. {last}. A smaller learning rate usually helps; a '
     'changed config trains in a folder of its own.'

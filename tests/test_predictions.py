@@ -147,8 +147,10 @@ def test_verify_reads_and_recomputes(finished):
   assert str(finished.predictions_folder) in said
 
 
-def test_verify_finds_damage(finished, tmp_path):
-  run = copied(finished, tmp_path)
+@pytest.mark.parametrize('num_views', [3, 1])
+def test_verify_finds_damage_to_any_chunk(finished, tmp_path, num_views):
+  """Also in those that this config does not ask for."""
+  run = copied(finished, tmp_path, predictions__num_views=num_views)
   chunk = max(tmp_path.rglob('c/1/2/*/*'))
   data = bytearray(chunk.read_bytes())
   data[len(data) // 2] ^= 1
