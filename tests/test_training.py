@@ -97,7 +97,7 @@ def test_metrics_are_means_over_all_steps_since_the_last_row(tmp_path):
   assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
 
 
-@pytest.mark.parametrize('stop', [0, 1, 4, 7, 19, 20])
+@pytest.mark.parametrize('stop', [0, 1, 4, 7, 15, 19, 20])
 def test_an_interrupted_training_ends_bit_for_bit_where_the_undisturbed_one_does(tmp_path, stop):
   fit(tmp_path / 'undisturbed')
 
