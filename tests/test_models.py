@@ -1,4 +1,6 @@
-"""Models: parameter counts, shapes, a forward pass in NumPy, and what normalisation depends on."""
+"""All models: parameter counts, shapes, initial weights. LeNet and the pre-activation ResNet: a forward
+pass in NumPy, and what normalisation depends on. The other models have files of their own.
+"""
 
 import functools
 
@@ -6,63 +8,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy_layers import (
+  BATCH,
+  LAYER,
+  QUICK,
+  abstract_variables,
+  apply,
+  assert_logits,
+  conv,
+  dense,
+  normalise,
+  random_variables,
+  relu,
+  train_logits,
+  train_on_devices,
+)
 
 from kdjax import keys, models
 
-CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
-EPSILON = {'batch': 1e-5, 'layer': 1e-6}  # of Flax's norms
+CIFAR, MNIST, IMAGENET, IMDB = (32, 32, 3), (28, 28, 1), (224, 224, 3), (100,)
 
 
-def build(name='resnet', depth=8, width=4, norm='batch', num_classes=10):
+def build(name='resnet', depth=8, width=4, norm='batch', num_classes=10, vocabulary_size=None):
   section = {'name': name, 'depth': depth, 'width': width, 'norm': norm}
-  return models.build(ConfigDict(section), num_classes)
+  return models.build(ConfigDict(section), num_classes, vocabulary_size)
+
+
+def dtype_of(shape):
+  return 'int32' if shape == IMDB else 'float32'
 
 
 BOTTLENECK = models.PreActResNet(10, models.BottleneckBlock, 1, 4, 'batch')
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 2)).astype(np.float32)
 
 
-def make_variables(model):
-  """Random ones for IMAGES. Fresh biases and scales are 0 and 1, which would hide errors."""
-  rng = np.random.default_rng(1)
-  shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), IMAGES.shape[1:]))
-
-  def uniform(low, high, tree):
-    return jax.tree.map(lambda x: rng.uniform(low, high, x.shape).astype(np.float32), tree)
-
-  return {
-    'params': uniform(-0.5, 0.7, shapes['params']),
-    'batch_stats': uniform(0.1, 0.6, shapes['batch_stats']),  # no variance is negative
-  }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, variables, images_BHWC):
-  return model.apply(variables, images_BHWC, train=False)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def train_on_devices(model, variables, images_DBHWC):
-  """((logits, features), updates) of a training pass, as if over D devices."""
-  return jax.vmap(
-    lambda x: model.apply(variables, x, train=True, mutable=['batch_stats']),
-    axis_name=models.AXIS_NAME,
-  )(images_DBHWC)
-
-
-def train_logits(model, variables, images_BHWC, num_devices=2):
-  shape = (num_devices, -1, *images_BHWC.shape[1:])
-  (logits_DBC, _), _ = train_on_devices(model, variables, images_BHWC.reshape(shape))
-  return np.asarray(logits_DBC).reshape(len(images_BHWC), -1)
-
-
 # Structure.
 
 
 @pytest.mark.parametrize(
-  ('model', 'image_shape', 'count'),
+  ('model', 'shape', 'count'),
   [
     (build(depth=20, width=16), CIFAR, 272_282),
     (build(depth=20, width=16, num_classes=100), CIFAR, 278_132),
@@ -70,12 +56,35 @@ def train_logits(model, variables, images_BHWC, num_devices=2):
     (build(depth=56, width=16), CIFAR, 590_426),
     (build(depth=56, width=16, num_classes=100), CIFAR, 613_556),
     (build('lenet'), MNIST, 61_706),
+    # The convolutions, two hidden layers of 512, and the last layer.
+    (build('vgg', width=64, num_classes=10), CIFAR, 14_714_688 + 2 * 512 * 513 + 10 * 513),
+    (build('vgg', width=64, num_classes=100), CIFAR, 14_714_688 + 2 * 512 * 513 + 100 * 513),
+    (build('resnet50', width=64, num_classes=1000), IMAGENET, 25_557_032),
+    (build('resnet50', width=64, num_classes=1000, norm='layer'), IMAGENET, 25_557_032),
+    # The embedding, the cells of both layers and directions with their four gates, the last layer.
+    (
+      build('bilstm', width=70, num_classes=2, vocabulary_size=1000),
+      IMDB,
+      1000 * 128 + 2 * 4 * (70 * (128 + 70 + 1) + 70 * (140 + 70 + 1)) + 2 * 141,
+    ),
   ],
-  ids=['20', '20, 100 classes', '20, layer', '56', '56, 100 classes', 'lenet'],
+  ids=[
+    '20',
+    '20, 100 classes',
+    '20, layer',
+    '56',
+    '56, 100 classes',
+    'lenet',
+    'vgg',
+    'vgg, 100 classes',
+    'resnet50',
+    'resnet50, layer',
+    'bilstm',
+  ],
 )
-def test_number_of_trainable_parameters(model, image_shape, count):
-  shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), image_shape))
-  assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == count
+def test_number_of_trainable_parameters(model, shape, count):
+  params = abstract_variables(model, shape, dtype_of(shape))['params']
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
 def resnet_features(width, expansion=1):
@@ -90,7 +99,7 @@ def resnet_features(width, expansion=1):
 
 
 @pytest.mark.parametrize(
-  ('model', 'image_shape', 'features'),
+  ('model', 'shape', 'features'),
   [
     (build(width=16), CIFAR, resnet_features(16)),
     (build(width=5, num_classes=7), CIFAR, resnet_features(5)),
@@ -100,20 +109,72 @@ def resnet_features(width, expansion=1):
       MNIST,
       {'conv1': (14, 14, 6), 'conv2': (5, 5, 16), 'dense1': (120,), 'dense2': (84,)},
     ),
+    (
+      build('vgg', width=64),
+      CIFAR,
+      {
+        'stage1': (16, 16, 64),
+        'stage2': (8, 8, 128),
+        'stage3': (4, 4, 256),
+        'stage4': (2, 2, 512),
+        'stage5': (1, 1, 512),
+        'dense1': (512,),
+        'dense2': (512,),
+      },
+    ),
+    (
+      build('resnet50', width=64, num_classes=1000),
+      IMAGENET,
+      {
+        'stem': (56, 56, 64),
+        'stage1': (56, 56, 256),
+        'stage2': (28, 28, 512),
+        'stage3': (14, 14, 1024),
+        'stage4': (7, 7, 2048),
+        'pooled': (2048,),
+      },
+    ),
+    (
+      build('bilstm', width=70, num_classes=2, vocabulary_size=1000),
+      IMDB,
+      {'embedding': (128,), 'layer1': (140,), 'layer2': (140,)},
+    ),
   ],
-  ids=['16 wide', '5 wide', 'bottleneck', 'lenet'],
+  ids=['16 wide', '5 wide', 'bottleneck', 'lenet', 'vgg', 'resnet50', 'bilstm'],
 )
-def test_shapes_of_logits_and_of_features_in_order_of_depth(model, image_shape, features):
+def test_shapes_of_logits_and_of_features_in_order_of_depth(model, shape, features):
   seen = []
 
   def logits():
-    variables = models.init(model, jax.random.key(0), image_shape)
-    logits, found = model.apply(variables, jnp.zeros((2, *image_shape)), train=False)
+    variables = models.init(model, jax.random.key(0), shape, dtype_of(shape))
+    logits, found = model.apply(variables, jnp.zeros((2, *shape), dtype_of(shape)), train=False)
     seen.extend((name, x.shape[1:]) for name, x in found.items())
     return logits
 
   assert jax.eval_shape(logits).shape == (2, model.num_classes)
   assert seen == list(features.items())
+
+
+def test_every_model_has_a_smallest_image_or_takes_tokens():
+  assert models.SMALLEST_SIDE.keys() | models.TAKES_TOKENS == models.MODELS.keys()
+  assert not models.SMALLEST_SIDE.keys() & models.TAKES_TOKENS
+
+
+@pytest.mark.parametrize('name', models.SMALLEST_SIDE)
+def test_no_feature_is_empty_from_the_smallest_image_on(name):
+  """And below it a layer has no inputs."""
+  model, side = build(name), models.SMALLEST_SIDE[name]
+  images = np.zeros((2, side, side, 1), np.float32)
+  variables = abstract_variables(model, images.shape[1:])
+  _, features = jax.eval_shape(lambda v: model.apply(v, images, train=False), variables)
+  assert all(feature.size for feature in features.values())
+  if side > 1:
+    smaller = images[:, 1:, 1:]
+    # JAX 0.10 fails to scale the weights of such a layer, JAX 0.12 makes a layer without any.
+    with pytest.raises(
+      (ZeroDivisionError, ScopeParamShapeError), match=r'division by zero|shape \(0,'
+    ):
+      jax.eval_shape(lambda v: model.apply(v, smaller, train=False), variables)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +200,7 @@ def test_resnet_block(depth, expected):
 
 @functools.cache
 def initial_params(seed):
-  options = {'xla_backend_optimization_level': 0}  # compiles in a fifth of the time
-  init = jax.jit(models.init, static_argnums=(0, 2), compiler_options=options)
+  init = jax.jit(models.init, static_argnums=(0, 2), compiler_options=QUICK)
   return init(build(width=16), keys.stream(seed, 'init'), (8, 8, 1))['params']
 
 
@@ -164,29 +224,6 @@ def test_initial_weights_follow_from_the_seed():
 
 
 # Values.
-
-
-def conv(x, kernel, stride=1, padding=1):
-  padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  windows = sliding_window_view(padded, kernel.shape[:2], axis=(1, 2))
-  return np.einsum('bijckl,klcf->bijf', windows[:, ::stride, ::stride], kernel)
-
-
-def relu(x):
-  return np.maximum(x, 0)
-
-
-def normalise(x, params, stats, axes):
-  """By the given statistics, or by those of `axes` if there are none."""
-  if stats is None:
-    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-  else:
-    mean, var = stats['mean'], stats['var']
-  epsilon = 1e-6 if axes == LAYER else 1e-5  # Flax's defaults
-  return (x - mean) / np.sqrt(var + epsilon) * params['scale'] + params['bias']
-
-
-BATCH, LAYER = (0, 1, 2), (1, 2, 3)
 
 
 def resnet_by_hand(variables, x, sizes=(3, 3), axes=BATCH, train=False):
@@ -213,7 +250,7 @@ def resnet_by_hand(variables, x, sizes=(3, 3), axes=BATCH, train=False):
       y = conv(y, params[name][f'Conv_{i}']['kernel'], strides, padding=size // 2)
     x = x + y
   x = norm_relu(x, 0).mean((1, 2))
-  return x @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+  return dense(x, params['Dense_0'])
 
 
 def lenet_by_hand(variables, x):
@@ -223,16 +260,9 @@ def lenet_by_hand(variables, x):
     x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
   x = x.reshape(len(x), -1)
   for name in ('Dense_0', 'Dense_1', 'Dense_2'):
-    x = x @ params[name]['kernel'] + params[name]['bias']
+    x = dense(x, params[name])
     x = relu(x) if name != 'Dense_2' else x
   return x
-
-
-def assert_logits(logits, by_hand, variables, **options):
-  variables = jax.tree.map(functools.partial(np.asarray, dtype=np.float64), variables)
-  expected = by_hand(variables, IMAGES.astype(np.float64), **options)
-  assert np.ptp(expected, axis=0).min() > 1e-3 * np.abs(expected).max()  # else it tells nothing
-  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -245,17 +275,17 @@ def assert_logits(logits, by_hand, variables, **options):
   ids=['basic', 'bottleneck', 'lenet'],
 )
 def test_logits_are_those_of_numpy(model, by_hand, options):
-  variables = make_variables(model)
-  assert_logits(apply(model, variables, IMAGES), by_hand, variables, **options)
+  variables = random_variables(model, IMAGES)
+  assert_logits(apply(model, variables, IMAGES)[0], by_hand, variables, IMAGES, **options)
 
 
 @pytest.mark.parametrize('norm', ['batch', 'layer'])
 def test_logits_in_training_are_those_of_numpy(norm):
   """On two devices, for which BatchNorm pools its statistics."""
   model, axes = build(norm=norm), {'batch': BATCH, 'layer': LAYER}[norm]
-  variables = make_variables(model)
+  variables = random_variables(model, IMAGES)
   logits = train_logits(model, variables, IMAGES)
-  assert_logits(logits, resnet_by_hand, variables, axes=axes, train=True)
+  assert_logits(logits, resnet_by_hand, variables, IMAGES, axes=axes, train=True)
 
 
 # Normalisation.
@@ -263,7 +293,7 @@ def test_logits_in_training_are_those_of_numpy(norm):
 
 def test_batch_norm_moves_its_running_statistics_by_a_tenth():
   model = build()
-  variables = make_variables(model)
+  variables = random_variables(model, IMAGES)
   (_, features), updated = train_on_devices(model, variables, IMAGES.reshape(2, 2, 12, 12, 2))
   stem = np.asarray(features['stem'], np.float64)  # what the first norm sees
   for name, of_batch in (('mean', stem.mean((0, 1, 2, 3))), ('var', stem.var((0, 1, 2, 3)))):
@@ -278,17 +308,17 @@ def with_other_images_beside_the_first():
 
 def test_batch_norm_sees_the_batch_in_training_only():
   model = build()
-  variables = make_variables(model)
+  variables = random_variables(model, IMAGES)
   others = with_other_images_beside_the_first()
-  expected = apply(model, variables, IMAGES)[0]
-  np.testing.assert_allclose(apply(model, variables, others)[0], expected, rtol=1e-5)
+  expected = apply(model, variables, IMAGES)[0][0]
+  np.testing.assert_allclose(apply(model, variables, others)[0][0], expected, rtol=1e-5)
   in_training = [train_logits(model, variables, x)[0] for x in (IMAGES, others)]
   assert not np.allclose(*in_training, rtol=0.01)
 
 
 def test_layer_norm_never_sees_the_batch():
   model = build(norm='layer')
-  variables = make_variables(model)
+  variables = random_variables(model, IMAGES)
   assert variables['batch_stats'] == {}
   expected = train_logits(model, variables, IMAGES)[0]
   logits = train_logits(model, variables, with_other_images_beside_the_first())

@@ -1,0 +1,98 @@
+"""Classifiers: (inputs, train) → (logits_BC, features), features by name in order of depth.
+
+(Through jit a dict comes back in the order of the alphabet.)
+
+Inputs are images_BHWC float32, or tokens_BT int32 for the models in `TAKES_TOKENS`. A model is built
+for its config and the number of classes; it knows no shape of the images. A model with dropout needs
+`rngs={'dropout': key}` in training.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from kdjax.models.bilstm import BiLSTM
+from kdjax.models.layers import AXIS_NAME, BATCH_NORM_MOMENTUM, NORMS, Features
+from kdjax.models.lenet import LeNet5
+from kdjax.models.resnet import BasicBlock, BottleneckBlock, PreActResNet, resnet_block
+from kdjax.models.resnet50 import ResNet50
+from kdjax.models.vgg import VGG16
+
+__all__ = [
+  'AXIS_NAME',
+  'BATCH_NORM_MOMENTUM',
+  'MODELS',
+  'NORMS',
+  'SMALLEST_SIDE',
+  'TAKES_TOKENS',
+  'VGG16',
+  'BasicBlock',
+  'BiLSTM',
+  'BottleneckBlock',
+  'Features',
+  'LeNet5',
+  'PreActResNet',
+  'ResNet50',
+  'build',
+  'init',
+  'resnet_block',
+]
+
+
+def _bilstm(config: ConfigDict, num_classes: int, vocabulary_size: int) -> nn.Module:
+  return BiLSTM(num_classes, vocabulary_size, config.width)
+
+
+def _lenet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
+  del config
+  return LeNet5(num_classes)
+
+
+def _resnet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
+  block, blocks_per_stage = resnet_block(config.depth)
+  return PreActResNet(num_classes, block, blocks_per_stage, config.width, config.norm)
+
+
+def _resnet50(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
+  return ResNet50(num_classes, config.width, config.norm)
+
+
+def _vgg(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
+  return VGG16(num_classes, config.width)
+
+
+MODELS: dict[str, Callable[[ConfigDict, int, int | None], nn.Module]] = {
+  'resnet': _resnet,
+  'lenet': _lenet,
+  'vgg': _vgg,
+  'resnet50': _resnet50,
+  'bilstm': _bilstm,
+}
+TAKES_TOKENS = {'bilstm'}  # all others take images
+# Pixels of height and width. In smaller images a pool of LeNet or VGG has nothing left.
+SMALLEST_SIDE = {'resnet': 1, 'lenet': 12, 'vgg': 32, 'resnet50': 1}
+
+
+def build(config: ConfigDict, num_classes: int, vocabulary_size: int | None = None) -> nn.Module:
+  """The classifier that a `model` section describes; for texts, of tokens below `vocabulary_size`."""
+  return MODELS[config.name](config, num_classes, vocabulary_size)
+
+
+def init(
+  model: nn.Module, key: jax.Array, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> dict[str, Any]:
+  """{'params', 'batch_stats'} of a fresh model; 'batch_stats' is empty without BatchNorm.
+
+  Only the weights are computed, one by one: compiling them as one program takes longer than all else.
+
+  Args:
+    input_shape: of one example: (H, W, C) or (T,).
+    dtype: of the inputs: float32 for images, int32 for tokens.
+  """
+  inputs = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+  variables = model.lazy_init({'params': key, 'dropout': key}, inputs, train=True)
+  return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}

@@ -1,0 +1,46 @@
+"""A bidirectional LSTM for texts (Hochreiter & Schmidhuber 1997; paper, Appendix A: IMDB)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.models.layers import Features
+
+NUM_LAYERS = 2
+EMBEDDING_SIZE = 128
+
+
+class BiLSTM(nn.Module):
+  """Two bidirectional layers; a linear layer on the final states of both directions of the last.
+
+  Maps tokens_BT, int32 in [0, vocabulary_size), where 0 is padding and stands only behind a text.
+  How much of it there is changes nothing. An empty text counts as one of a single padding token.
+  """
+
+  num_classes: int
+  vocabulary_size: int
+  width: int  # units of a cell, for each direction; the paper's have 70
+
+  @nn.compact
+  def __call__(self, tokens_BT: jax.Array, train: bool) -> tuple[jax.Array, Features]:
+    del train
+    lengths_B = jnp.maximum(jnp.sum(tokens_BT != 0, axis=1), 1)
+    embed = nn.Embed(
+      self.vocabulary_size, EMBEDDING_SIZE, embedding_init=nn.initializers.normal(1.0)
+    )
+    x_BTC = embed(tokens_BT)
+    is_text_BT1 = (jnp.arange(x_BTC.shape[1])[None] < lengths_B[:, None])[..., None]
+    features = {'embedding': jnp.mean(x_BTC, axis=1, where=is_text_BT1)}
+    for layer in range(NUM_LAYERS):
+      name = f'layer{layer + 1}'
+      forward, backward = (
+        nn.RNN(nn.OptimizedLSTMCell(self.width, name=f'{name}_{direction}'))
+        for direction in ('forward', 'backward')
+      )
+      carries, x_BTC = nn.Bidirectional(forward, backward)(
+        x_BTC, seq_lengths=lengths_B, return_carry=True
+      )
+      (_, forward_BC), (_, backward_BC) = carries
+      final_BC = jnp.concatenate([forward_BC, backward_BC], axis=-1)
+      features[name] = final_BC
+    return nn.Dense(self.num_classes)(final_BC), features

@@ -1,0 +1,92 @@
+"""Pre-activation ResNets for small images (He et al. 2016, "Identity mappings"; paper, Appendix A)."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.models.layers import NORMS, Conv1x1, Conv3x3, Features, Norm
+
+BOTTLENECK_FROM_DEPTH = (
+  56  # 20 is basic and 56 bottleneck in the paper, though both fit 6n+2 and 9n+2
+)
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions, norm and ReLU before each."""
+
+  filters: int
+  stride: int
+  norm: Norm
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = nn.relu(self.norm()(x))
+    shortcut = _shortcut(self, x, y)
+    y = Conv3x3(self.filters, strides=self.stride)(y)
+    y = nn.relu(self.norm()(y))
+    return shortcut + Conv3x3(self.filters)(y)
+
+
+class BottleneckBlock(nn.Module):
+  """1x1, 3x3 and 1x1 convolutions; the last one widens by four."""
+
+  filters: int
+  stride: int
+  norm: Norm
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = nn.relu(self.norm()(x))
+    shortcut = _shortcut(self, x, y)
+    y = Conv1x1(self.filters)(y)
+    y = nn.relu(self.norm()(y))
+    y = Conv3x3(self.filters, strides=self.stride)(y)
+    y = nn.relu(self.norm()(y))
+    return shortcut + Conv1x1(self.filters * self.expansion)(y)
+
+
+def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, y: jax.Array) -> jax.Array:
+  """The identity where shapes allow it, else a projection of the activated input."""
+  filters = block.filters * block.expansion
+  if x.shape[-1] == filters and block.stride == 1:
+    return x
+  return Conv1x1(filters, strides=block.stride, name='shortcut')(y)
+
+
+class PreActResNet(nn.Module):
+  """Three stages, each half the size and twice the width of the one before."""
+
+  num_classes: int
+  block: Callable[..., nn.Module]
+  blocks_per_stage: int
+  width: int
+  norm: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
+    norm = NORMS[self.norm](train)
+    features = {}
+    x = features['stem'] = Conv3x3(self.width)(x)
+    for stage in range(3):
+      for i in range(self.blocks_per_stage):
+        stride = 2 if stage > 0 and i == 0 else 1
+        x = self.block(self.width * 2**stage, stride, norm, name=f'stage{stage + 1}_block{i + 1}')(
+          x
+        )
+      features[f'stage{stage + 1}'] = x
+    x = nn.relu(norm()(x))
+    x = features['pooled'] = jnp.mean(x, axis=(1, 2))
+    return nn.Dense(self.num_classes)(x), features
+
+
+def resnet_block(depth: int) -> tuple[Callable[..., nn.Module], int] | None:
+  """The block class and the number of blocks a stage for a depth, or None if the depth fits neither."""
+  if depth >= BOTTLENECK_FROM_DEPTH and (depth - 2) % 9 == 0:
+    return BottleneckBlock, (depth - 2) // 9
+  if depth >= 8 and (depth - 2) % 6 == 0:
+    return BasicBlock, (depth - 2) // 6
+  return None
