@@ -9,10 +9,16 @@ import scipy.stats
 
 from kdjax import losses
 
-LOSSES = {  # of (student logits, teacher log_probs, labels)
+FUNCTIONS = {  # of (student logits, teacher log_probs, labels)
   'cross_entropy': lambda student, teacher, labels: losses.cross_entropy(student, labels),
-  'distillation': lambda student, teacher, labels: losses.distillation(student, teacher, 4.0),
   'kl_divergence': lambda student, teacher, labels: losses.kl_divergence(teacher, student),
+  'with_labels': lambda student, teacher, labels: losses.with_labels(
+    losses.distillation(student, teacher, 4.0), student, labels, 0.25
+  ),
+  **{
+    name: lambda student, teacher, labels, loss=loss: loss(student, teacher, 4.0)
+    for name, loss in losses.LOSSES.items()
+  },
 }
 
 
@@ -27,12 +33,26 @@ def make_inputs(scale=2.0, shape=(5, 3)):
   )
 
 
-def reference_distillation(student, teacher, temperature):
-  """The formula in float64."""
+def reference(name, student, teacher, temperature):
+  """The distillation losses in float64, by other formulas where there are any."""
   student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
-  probs = scipy.special.softmax(teacher / temperature, axis=-1)
-  log_probs = scipy.special.log_softmax(student / temperature, axis=-1)
-  return -(temperature**2) * (probs * log_probs).sum(-1)
+  p = scipy.special.softmax(teacher / temperature, axis=-1)
+  q = scipy.special.softmax(student / temperature, axis=-1)
+  entropy, forward = scipy.stats.entropy(p, axis=-1), scipy.stats.entropy(p, q, axis=-1)
+  backward = scipy.stats.entropy(q, p, axis=-1)
+  log_probs = student - scipy.special.logsumexp(student, axis=-1, keepdims=True)
+  return {
+    'kl': temperature**2 * (entropy + forward),
+    'reverse_kl': temperature**2 * backward,
+    'symmetric_kl': temperature**2 * (forward + backward) / 2,
+    'hard_labels': -log_probs[np.arange(len(teacher)), teacher.argmax(-1)],
+    'brier': temperature**2 * ((p * p).sum(-1) - 2 * (p * q).sum(-1) + (q * q).sum(-1)),
+    'logit_mse': np.var(student - teacher, axis=-1),
+  }[name]
+
+
+def gradient_of(name, student, teacher, temperature):
+  return jax.grad(lambda s: losses.LOSSES[name](s, teacher, temperature).sum())(student)
 
 
 # The ensemble.
@@ -91,12 +111,33 @@ def test_cross_entropy_takes_any_leading_axes():
   np.testing.assert_array_equal(nested, losses_B.reshape(2, 3))
 
 
-def test_distillation_golden():
-  # At τ = 2 the teacher's (1/5, 4/5) becomes (1/3, 2/3) and the student's (1/10, 9/10) (1/4, 3/4).
+# At τ = 2 the teacher's (1/5, 4/5) becomes p = (1/3, 2/3) and the student's (1/10, 9/10) q = (1/4, 3/4).
+GOLDEN = {
+  'kl': -4 * (np.log(1 / 4) / 3 + 2 * np.log(3 / 4) / 3),
+  'reverse_kl': 4 * (np.log(3 / 4) / 4 + 3 * np.log(9 / 8) / 4),
+  'symmetric_kl': 2 * (1 / 12) * np.log(3 / 2),  # (4/3) / (8/9) is 3/2
+  'hard_labels': -np.log(9 / 10),
+  'brier': 4 * 2 * (1 / 12) ** 2,
+  'logit_mse': np.log(3 / 2) ** 2,  # the differences are log 1/2 and log 9/8, 2 log 3/2 apart
+}
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_distillation_losses_golden(name):
   teacher_BC, student_BC = jnp.log(jnp.array([[0.2, 0.8]])), jnp.log(jnp.array([[0.1, 0.9]]))
-  losses_B = losses.distillation(student_BC, teacher_BC, 2.0)
-  expected = -4 * (np.log(1 / 4) / 3 + 2 * np.log(3 / 4) / 3)
-  np.testing.assert_allclose(losses_B, [expected], rtol=1e-6)
+  losses_B = losses.LOSSES[name](student_BC, teacher_BC, 2.0)
+  np.testing.assert_allclose(losses_B, [GOLDEN[name]], rtol=2e-6)
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_distillation_losses_against_scipy(name, temperature):
+  student, teacher, _ = make_inputs()
+  for constant in (0, 5):  # softmax does not see it
+    losses_B = losses.LOSSES[name](student + constant, teacher, temperature)
+    np.testing.assert_allclose(
+      losses_B, reference(name, student, teacher, temperature), rtol=2e-5, atol=1e-6
+    )
 
 
 def test_kl_divergence_golden():
@@ -119,64 +160,105 @@ def test_kl_divergence_with_a_probability_that_underflows(log_prob):
   np.testing.assert_allclose(losses.kl_divergence(teacher_BC, student_BC), [np.log(4)], rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', FUNCTIONS)
 def test_a_value_depends_on_its_own_example_alone(name):
   inputs = make_inputs()
-  losses_B = LOSSES[name](*inputs)
+  losses_B = FUNCTIONS[name](*inputs)
   assert losses_B.shape == (5,)
   for i in range(5):
-    alone = LOSSES[name](*(x[i : i + 1] for x in inputs))
+    alone = FUNCTIONS[name](*(x[i : i + 1] for x in inputs))
     np.testing.assert_allclose(alone, losses_B[i : i + 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', LOSSES)
-def test_jit_equals_eager(name):
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_jit_and_vmap_equal_eager(name):
   inputs = make_inputs()
-  np.testing.assert_allclose(jax.jit(LOSSES[name])(*inputs), LOSSES[name](*inputs), rtol=1e-5)
+  expected = FUNCTIONS[name](*inputs)
+  np.testing.assert_allclose(jax.jit(FUNCTIONS[name])(*inputs), expected, rtol=1e-5)
+  np.testing.assert_allclose(jax.vmap(FUNCTIONS[name])(*inputs), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_the_temperature_may_be_traced(name):
+  student, teacher, _ = make_inputs()
+  traced = jax.jit(losses.LOSSES[name])(student, teacher, jnp.float32(3.0))
+  np.testing.assert_allclose(traced, reference(name, student, teacher, 3.0), rtol=2e-5)
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
 def test_extreme_logits_stay_finite(name):
   student = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
   teacher = jax.nn.log_softmax(jnp.array([[-1e4, 1e4, 0.0], [-1e4, 1e4, 1e4]]))
   labels = jnp.array([1, 2])
-  gradient = jax.grad(lambda s: LOSSES[name](s, teacher, labels).sum())(student)
-  losses_B = LOSSES[name](student, teacher, labels)
-  assert np.isfinite(losses_B).all() and np.isfinite(gradient).all()
-  # The first example is as wrong as can be: 2e4 nats at τ = 1, and τ times that at τ.
-  expected = {'distillation': 8e4}.get(name, 2e4)
-  np.testing.assert_allclose(losses_B[0], expected, rtol=1e-5)
+  for stored in (teacher, teacher.astype(jnp.float16).astype(jnp.float32)):
+    gradient = jax.grad(lambda s, t=stored: FUNCTIONS[name](s, t, labels).sum())(student)
+    losses_B = FUNCTIONS[name](student, stored, labels)
+    assert np.isfinite(losses_B).all() and np.isfinite(gradient).all()
+    # The first example is as wrong as can be: 2e4 nats at τ = 1, and τ times that at τ = 4.
+    expected = {'kl': 8e4, 'reverse_kl': 8e4, 'symmetric_kl': 8e4, 'with_labels': 6.5e4}
+    expected |= {'brier': 2 * 16, 'logit_mse': (2e4**2 + 2e4**2) / 3}
+    np.testing.assert_allclose(losses_B[0], expected.get(name, 2e4), rtol=1e-3)
 
 
-# The distillation loss.
+# The distillation losses.
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
-def test_distillation_gradient_by_finite_differences(temperature):
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_gradients_by_finite_differences(name, temperature):
   student, teacher, _ = make_inputs()
-  gradient = jax.grad(lambda s: losses.distillation(s, teacher, temperature).sum())(student)
+  gradient = gradient_of(name, student, teacher, temperature)
   step = 1e-5
   for place in np.ndindex(student.shape):
     moved = [student.astype(np.float64) for _ in range(2)]
     moved[0][place] += step
     moved[1][place] -= step
-    above, below = (reference_distillation(s, teacher, temperature).sum() for s in moved)
+    above, below = (reference(name, s, teacher, temperature).sum() for s in moved)
     np.testing.assert_allclose(gradient[place], (above - below) / (2 * step), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
-def test_distillation_is_least_where_the_student_equals_the_teacher(temperature):
+@pytest.mark.parametrize('name', [name for name in losses.LOSSES if name != 'hard_labels'])
+def test_a_loss_is_least_where_the_student_equals_the_teacher(name, temperature):
   _, teacher, _ = make_inputs()
-  at_teacher = losses.distillation(teacher + 3, teacher, temperature)
+  at_teacher = losses.LOSSES[name](teacher + 3, teacher, temperature)
   probs = scipy.special.softmax(teacher / temperature, axis=-1)
-  least = temperature**2 * scipy.stats.entropy(probs, axis=-1)
-  np.testing.assert_allclose(at_teacher, least, rtol=1e-5)
-  gradient = jax.grad(lambda s: losses.distillation(s, teacher, temperature).sum())(teacher)
+  least = temperature**2 * scipy.stats.entropy(probs, axis=-1) if name == 'kl' else np.zeros(5)
+  np.testing.assert_allclose(at_teacher, least, rtol=1e-5, atol=1e-5)
+  gradient = gradient_of(name, teacher, teacher, temperature)
   np.testing.assert_allclose(gradient, np.zeros_like(gradient), atol=1e-5)
   rng = np.random.default_rng(4)
   for _ in range(20):
     elsewhere = teacher + rng.normal(size=teacher.shape).astype(np.float32)
-    assert (losses.distillation(elsewhere, teacher, temperature) > at_teacher).all()
+    assert (losses.LOSSES[name](elsewhere, teacher, temperature) > at_teacher).all()
+
+
+@pytest.mark.parametrize('temperature', [1.0, 4.0, 1000.0])
+def test_symmetric_kl_and_its_gradient_are_exactly_0_at_equality(temperature):
+  _, teacher, _ = make_inputs(shape=(50, 10))
+  assert (losses.symmetric_kl(teacher, teacher, temperature) == 0).all()
+  assert (gradient_of('symmetric_kl', teacher, teacher, temperature) == 0).all()
+
+
+def test_reverse_kl_swaps_teacher_and_student():
+  student, teacher, _ = make_inputs()
+  swapped = losses.kl_divergence(jax.nn.log_softmax(student), teacher)
+  np.testing.assert_allclose(losses.reverse_kl(student, teacher, 1.0), swapped, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['reverse_kl', 'symmetric_kl'])
+def test_a_teacher_that_rules_a_class_out(name):
+  teacher = jnp.log(jnp.array([[0.5, 0.5, 0.0]]))
+  elsewhere = jnp.array([[0.0, 1.0, -9.0]])
+  assert np.isposinf(losses.LOSSES[name](elsewhere, teacher, 1.0))
+  assert np.isnan(gradient_of(name, elsewhere, teacher, 1.0)).any()
+  # A student that rules it out too is as one that has only the other classes.
+  student = jnp.log(jnp.array([[0.25, 0.75]]))
+  alone = losses.LOSSES[name](student, teacher[:, :2], 1.0)
+  student_BC = jnp.append(student, jnp.array([[-1e4]]), axis=1)
+  np.testing.assert_allclose(losses.LOSSES[name](student_BC, teacher, 1.0), alone, rtol=1e-6)
+  expected = jnp.append(gradient_of(name, student, teacher[:, :2], 1.0), jnp.zeros((1, 1)), axis=1)
+  np.testing.assert_allclose(gradient_of(name, student_BC, teacher, 1.0), expected, rtol=1e-5)
 
 
 def test_distillation_from_a_certain_teacher_is_cross_entropy():
@@ -186,9 +268,59 @@ def test_distillation_from_a_certain_teacher_is_cross_entropy():
   np.testing.assert_allclose(result, losses.cross_entropy(student, labels), rtol=1e-6)
 
 
-def test_distillation_gradient_tends_to_that_of_a_squared_loss_on_centred_logits():
+def test_hard_labels_are_the_limit_of_a_sharpened_teacher():
+  student, teacher, _ = make_inputs()
+  sharpened = losses.distillation(student, 1000 * teacher, 1.0)
+  np.testing.assert_allclose(losses.hard_labels(student, teacher, 4.0), sharpened, rtol=1e-5)
+  tied = losses.hard_labels(student, jnp.log(jnp.full((5, 3), 1 / 3)), 4.0)
+  np.testing.assert_allclose(tied, losses.cross_entropy(student, np.zeros(5, int)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('name', 'scale'),
+  [('kl', 1 / 2), ('reverse_kl', 1 / 2), ('symmetric_kl', 1 / 2), ('brier', 1 / 3)],
+)
+def test_gradients_tend_to_that_of_logit_mse(name, scale):
   student, teacher, _ = make_inputs(scale=1.0)
-  gradient = jax.grad(lambda s: losses.distillation(s, teacher, 1000.0).sum())(student)
   difference = student - teacher
-  expected = (difference - difference.mean(-1, keepdims=True)) / 3
-  np.testing.assert_allclose(gradient, expected, atol=3e-3)
+  expected = 2 * (difference - difference.mean(-1, keepdims=True)) / 3
+  np.testing.assert_allclose(gradient_of('logit_mse', student, teacher, 1.0), expected, rtol=1e-5)
+  gradient = gradient_of(name, student, teacher, 1000.0)
+  np.testing.assert_allclose(gradient, scale * expected, atol=3e-3)
+
+
+# Labels, where there are any.
+
+
+def test_with_labels_mixes_where_there_is_a_label():
+  student, teacher, _ = make_inputs()
+  labels = np.array([0, -1, 2, -7, 1])
+  loss_B = losses.distillation(student, teacher, 4.0)
+  nll_B = -scipy.special.log_softmax(student, axis=-1)[np.arange(5), [0, 0, 2, 0, 1]]
+  nll_B[[1, 3]] = 0
+  mixed = losses.with_labels(loss_B, student, labels, 0.3)
+  np.testing.assert_allclose(mixed, 0.3 * nll_B + 0.7 * loss_B, rtol=1e-5)
+
+
+@pytest.mark.parametrize('labels', [[-1, -1], [-1, 2]])
+def test_no_label_gives_no_gradient(labels):
+  logits = jnp.array([[1e4, -1e4, 0.0], [0.0, 1.0, 2.0]])
+  labels = jnp.array(labels)
+  gradient = jax.grad(lambda z: losses.with_labels(jnp.zeros(2), z, labels, 0.25).sum())(logits)
+  probs = scipy.special.softmax([0.0, 1.0, 2.0])
+  expected = 0.25 * (probs - [0, 0, 1]) * (labels[1] >= 0)
+  np.testing.assert_allclose(gradient, [np.zeros(3), expected], rtol=1e-5)
+
+
+# The temperature.
+
+
+def test_a_constant_temperature():
+  assert losses.temperature_at(7, 10, 4.0, None) == 4.0
+
+
+def test_the_temperature_is_annealed_geometrically():
+  at = jax.jit(lambda step: losses.temperature_at(step, 6, 8.0, 1.0))
+  expected = [8, 8 / 2**0.5, 4, 4 / 2**0.5, 2, 2 / 2**0.5, 1, 1]  # and no further
+  np.testing.assert_allclose([at(step) for step in range(8)], expected, rtol=1e-6)
+  assert losses.temperature_at(0, 6, 8.0, 1.0) == 8
