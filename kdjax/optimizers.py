@@ -1,0 +1,102 @@
+"""Optimizers and learning rates, as a section `teacher` or `student` of a config describes them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+from ml_collections import ConfigDict
+
+# The root mean square of Muon's updates: what AdamW's is found to be (Liu et al. 2025, "Muon is
+# Scalable for LLM Training", Section 2.2), so that one learning rate and weight decay serve both.
+MUON_UPDATE_RMS = 0.2
+
+
+def learning_rate(config: ConfigDict, num_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+  """Linear warm-up from 0, then cosine from `learning_rate` to `final_learning_rate`.
+
+  `learning_rate` is reached at step `warmup_steps` (Goyal et al. 2017) and `final_learning_rate` at
+  step `num_steps`, one after the last. Step 0 of a warm-up changes no parameter.
+
+  Returns: step → learning rate. The step may be traced.
+
+  Raises:
+    ValueError: the warm-up leaves no step for the cosine.
+  """
+  if warmup_steps == 0:  # of which optax would log that it is strange
+    final = config.final_learning_rate / config.learning_rate
+    return optax.cosine_decay_schedule(config.learning_rate, num_steps, alpha=final)
+  return optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, warmup_steps, num_steps, config.final_learning_rate
+  )
+
+
+def make_optimizer(
+  config: ConfigDict, num_steps: int, warmup_steps: int = 0
+) -> optax.GradientTransformation:
+  """The optimizer `config.optimizer` of `OPTIMIZERS`, with the schedule of `learning_rate`.
+
+  Weight decay is of all parameters, those of norms and biases too.
+  """
+  rate = learning_rate(config, num_steps, warmup_steps)
+  return OPTIMIZERS[config.optimizer](config, rate)
+
+
+def _sgd(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+  """SGD with momentum; weight decay is coupled, an L2 term of the loss (paper, Appendix A)."""
+  sgd = optax.sgd(rate, config.momentum, config.nesterov)
+  return optax.chain(optax.add_decayed_weights(config.weight_decay), sgd)
+
+
+def _adam(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+  """Adam (Kingma & Ba 2015). Weight decay is coupled: its gradient passes through both moments.
+
+  β1 is `momentum` and β2 `beta2`. Adam has no Nesterov momentum here, whatever `nesterov` says.
+  """
+  adam = optax.adam(rate, config.momentum, config.beta2)
+  return optax.chain(optax.add_decayed_weights(config.weight_decay), adam)
+
+
+def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+  """As `_adam`, but with decoupled weight decay, −rate · decay · θ (Loshchilov & Hutter 2019)."""
+  return optax.adamw(rate, config.momentum, config.beta2, weight_decay=config.weight_decay)
+
+
+def _muon(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+  """Muon for kernels (Jordan 2024): the momentum made near orthogonal by Newton–Schulz iterations.
+
+  All other parameters (biases, norms, embeddings) get AdamW, with `momentum` for β1 and Nesterov
+  momentum where `nesterov` says so. Weight decay is decoupled in both.
+  """
+  return optax.contrib.muon(
+    rate,
+    beta=config.momentum,
+    weight_decay=config.weight_decay,
+    nesterov=config.nesterov,
+    adam_b1=config.momentum,
+    adam_b2=config.beta2,
+    adam_weight_decay=config.weight_decay,
+    muon_weight_dimension_numbers=_kernels_as_matrices,
+    consistent_rms=MUON_UPDATE_RMS,
+  )
+
+
+def _kernels_as_matrices(params: Any) -> Any:
+  """How Muon reads each parameter: kernels (..., O) as matrices (fan-in, O), and no others."""
+
+  def matrix(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    if path[-1].key != 'kernel':
+      return None
+    return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+
+  return jax.tree.map_with_path(matrix, params)
+
+
+# Name → (config section, schedule) → optimizer.
+OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]] = {
+  'sgd': _sgd,
+  'adam': _adam,
+  'adamw': _adamw,
+  'muon': _muon,
+}

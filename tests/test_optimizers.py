@@ -1,0 +1,250 @@
+"""Optimizers against updates worked out in NumPy, their schedules, and their states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import compilations
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax import optimizers, steps
+from kdjax.checkpoint import Checkpoints
+
+NUM_STEPS = 3
+RATES = [0.5, 0.4, 0.2]  # half a cosine from 0.5 to 0.1 in three steps
+DECAY = 0.01
+
+
+def section(optimizer='sgd', **fields) -> ConfigDict:
+  defaults = {
+    'optimizer': optimizer,
+    'learning_rate': 0.5,
+    'final_learning_rate': 0.1,
+    'momentum': 0.9,
+    'beta2': 0.99,
+    'nesterov': False,
+    'weight_decay': DECAY,
+  }
+  return ConfigDict(defaults | fields)
+
+
+def random_params(seed=0):
+  """A convolution (HWIO), a dense layer, a norm and an embedding."""
+  shapes = {
+    'conv': {'kernel': (3, 3, 2, 5), 'bias': (5,)},
+    'dense': {'kernel': (4, 6)},
+    'norm': {'scale': (5,)},
+    'embed': {'embedding': (7, 4)},
+  }
+  rng = np.random.default_rng(seed)
+  is_shape = lambda x: isinstance(x, tuple)
+  return jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=is_shape)
+
+
+def trajectory(config, params, num_steps=NUM_STEPS):
+  """The parameters after each step; step i has the gradient `random_params(i + 1)`."""
+  optimizer = optimizers.make_optimizer(config, num_steps)
+  state = optimizer.init(params)
+  found = []
+  for i in range(num_steps):
+    updates, state = jax.jit(optimizer.update)(random_params(i + 1), state, params)
+    params = optax.apply_updates(params, updates)
+    found.append(params)
+  return found
+
+
+def assert_trajectory(config, update, paths):
+  """`update(weights, gradient, rate, memory, i)` → the weights after step i, in float64."""
+  found = trajectory(config, random_params())
+  for layer, name in paths:
+    weights, memory = np.asarray(random_params()[layer][name], np.float64), {}
+    for i, rate in enumerate(RATES):
+      gradient = np.asarray(random_params(i + 1)[layer][name], np.float64)
+      weights = update(weights, gradient, rate, memory, i)
+      np.testing.assert_allclose(found[i][layer][name], weights, rtol=2e-5, atol=2e-6)
+
+
+ALL_PATHS = [(layer, name) for layer, names in random_params().items() for name in names]
+KERNELS = [path for path in ALL_PATHS if path[1] == 'kernel']
+OTHERS = [path for path in ALL_PATHS if path[1] != 'kernel']
+
+
+# Updates.
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_sgd_has_coupled_weight_decay_and_momentum(nesterov):
+  def update(weights, gradient, rate, memory, i):
+    gradient = gradient + DECAY * weights
+    memory['velocity'] = gradient + 0.9 * memory.get('velocity', 0)
+    step = gradient + 0.9 * memory['velocity'] if nesterov else memory['velocity']
+    return weights - rate * step
+
+  assert_trajectory(section('sgd', nesterov=nesterov), update, ALL_PATHS)
+
+
+def adam_direction(gradient, memory, i):
+  """Kingma & Ba 2015, Algorithm 1, with β1 = 0.9 and β2 = 0.99."""
+  memory['m'] = 0.9 * memory.get('m', 0) + 0.1 * gradient
+  memory['v'] = 0.99 * memory.get('v', 0) + 0.01 * gradient**2
+  return memory['m'] / (1 - 0.9 ** (i + 1)) / (np.sqrt(memory['v'] / (1 - 0.99 ** (i + 1))) + 1e-8)
+
+
+def adamw_update(weights, gradient, rate, memory, i):
+  return weights - rate * (adam_direction(gradient, memory, i) + DECAY * weights)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_adam_has_coupled_weight_decay_and_no_nesterov_momentum(nesterov):
+  def update(weights, gradient, rate, memory, i):
+    return weights - rate * adam_direction(gradient + DECAY * weights, memory, i)
+
+  assert_trajectory(section('adam', nesterov=nesterov), update, ALL_PATHS)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_adamw_has_decoupled_weight_decay_and_no_nesterov_momentum(nesterov):
+  assert_trajectory(section('adamw', nesterov=nesterov), adamw_update, ALL_PATHS)
+
+
+def newton_schulz(matrix):
+  """Jordan 2024: five quintic iterations from the matrix over its Frobenius norm."""
+  x = matrix / np.linalg.norm(matrix)
+  for _ in range(5):
+    gram = x @ x.T
+    x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+  return x
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_muon_orthogonalizes_the_momentum_of_kernels(nesterov):
+  def update(weights, gradient, rate, memory, i):
+    memory['m'] = 0.9 * memory.get('m', 0) + 0.1 * gradient
+    momentum = memory['m'] / (1 - 0.9 ** (i + 1))
+    if nesterov:
+      ahead = memory['m'] / (1 - 0.9 ** (i + 2))
+      momentum = 0.9 * ahead + 0.1 * gradient / (1 - 0.9 ** (i + 1))
+    matrix = momentum.reshape(-1, momentum.shape[-1])
+    step = 0.2 * np.sqrt(max(matrix.shape)) * newton_schulz(matrix).reshape(weights.shape)
+    return weights - rate * (step + DECAY * weights)
+
+  assert_trajectory(section('muon', nesterov=nesterov), update, KERNELS)
+
+
+def test_muon_gives_adamw_to_all_but_kernels():
+  assert_trajectory(section('muon'), adamw_update, OTHERS)
+
+
+@pytest.mark.parametrize('shape', [(30, 8), (8, 30), (3, 3, 4, 8)])
+def test_muon_steps_are_near_orthogonal_and_of_adamw_size(shape):
+  gradient = {'kernel': np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+  optimizer = optimizers.make_optimizer(section('muon', weight_decay=0.0), NUM_STEPS)
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  update = np.asarray(updates['kernel'])
+  # A matrix with orthonormal rows or columns, times a size: all singular values are equal.
+  matrix = -update.reshape(-1, shape[-1]) / (0.5 * 0.2 * np.sqrt(max(update.size // 8, 8)))
+  left, _, right = np.linalg.svd(gradient['kernel'].reshape(matrix.shape), full_matrices=False)
+  rotated = left.T @ matrix @ right.T  # diagonal: the singular vectors are those of the gradient
+  assert (np.diag(rotated) > 0.65).all() and (np.diag(rotated) < 1.25).all()
+  np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-4)
+  assert 0.1 < np.sqrt(np.mean(update**2)) / 0.5 < 0.25
+
+
+def test_beta2_and_momentum_reach_muon_and_adam():
+  for name in ('adam', 'adamw', 'muon'):
+    usual = trajectory(section(name), random_params())[-1]
+    for field in ('momentum', 'beta2'):
+      other = trajectory(section(name, **{field: 0.5}), random_params())[-1]
+      assert np.abs(other['conv']['bias'] - usual['conv']['bias']).max() > 1e-3, (name, field)
+
+
+# Learning rates.
+
+
+def test_the_learning_rate_without_warm_up_is_a_cosine(caplog):
+  caplog.set_level('INFO', logger='absl')
+  rate = optimizers.learning_rate(section(learning_rate=5e-2, final_learning_rate=1e-6), 100)
+  at = np.arange(102)
+  expected = 1e-6 + (5e-2 - 1e-6) * (1 + np.cos(np.pi * np.minimum(at, 100) / 100)) / 2
+  found = np.array([rate(i) for i in at])
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+  assert found[0] == np.float32(5e-2)
+  # The very bits that runs without a warm-up always had.
+  cosine = optax.cosine_decay_schedule(5e-2, 100, alpha=1e-6 / 5e-2)
+  np.testing.assert_array_equal(found, [cosine(i) for i in at])
+  assert not caplog.records  # as optax has them for an empty warm-up
+
+
+def test_the_learning_rate_with_warm_up():
+  rate = jax.jit(optimizers.learning_rate(section(), 10, warmup_steps=4))
+  assert rate(0) == 0 and rate(4) == 0.5
+  warm_up = [0, 0.125, 0.25, 0.375]
+  cosine = 0.1 + 0.4 * (1 + np.cos(np.pi * np.arange(7) / 6)) / 2
+  np.testing.assert_allclose([rate(i) for i in range(11)], [*warm_up, *cosine], rtol=1e-6)
+  np.testing.assert_allclose(rate(20), 0.1, rtol=1e-6)
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused():
+  with pytest.raises(ValueError, match='decay_steps'):
+    optimizers.learning_rate(section(), 10, warmup_steps=10)
+
+
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+def test_the_first_step_of_a_warm_up_moves_nothing_and_the_next_does(name):
+  optimizer = optimizers.make_optimizer(section(name), 10, warmup_steps=2)
+  params = random_params()
+  state = optimizer.init(params)
+  updates, state = optimizer.update(random_params(1), state, params)
+  assert all((x == 0).all() for x in jax.tree.leaves(updates))
+  updates, _ = optimizer.update(random_params(1), state, params)
+  assert all((x != 0).any() for x in jax.tree.leaves(updates))
+
+
+# States.
+
+
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+def test_a_state_survives_a_checkpoint(name, tmp_path):
+  """What is restored, in the structure that eval_shape gives, goes on with the same bits."""
+  optimizer = optimizers.make_optimizer(section(name), NUM_STEPS)
+  params = random_params()
+  _, state = optimizer.update(random_params(1), optimizer.init(params), params)
+  with Checkpoints(epath.Path(tmp_path) / 'checkpoints') as checkpoints:
+    checkpoints.save(1, {'opt_state': state})
+  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
+    like = {'opt_state': jax.eval_shape(optimizer.init, params)}
+    restored = checkpoints.restore(like)['opt_state']
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  assert len(jax.tree.leaves(restored)) >= len(jax.tree.leaves(params))
+  update = jax.jit(optimizer.update)
+  expected, _ = update(random_params(2), state, params)
+  found, _ = update(random_params(2), restored, params)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+def test_an_optimizer_runs_in_the_pmapped_step_and_compiles_once(name):
+  optimizer = optimizers.make_optimizer(section(name), NUM_STEPS)
+
+  def step(state, gradient_D, seed):
+    del seed
+    params, opt_state = state
+    gradient = jax.tree.map(lambda x: jax.lax.pmean(x, steps.AXIS_NAME), gradient_D)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  parallel = steps.parallel(step, donate=True)
+  params = random_params()
+  state = steps.replicate((params, optimizer.init(params)))
+  repeated = lambda x: np.stack([x] * jax.local_device_count())
+  with compilations() as count:
+    for i in range(NUM_STEPS):
+      state = parallel(state, jax.tree.map(repeated, random_params(i + 1)), 0)
+  assert count() == 1
+  expected = trajectory(section(name), params)[-1]
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), state[0], expected
+  )
