@@ -1,35 +1,23 @@
-"""Data sets and batches: the digits, a tiny TFDS set written here, and real ones where they are."""
-
-import io
-import json
-import os
-import pathlib
+"""Splits, parts and batches, on the digits; unlabelled inputs from other sets."""
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from ml_collections import ConfigDict
 from sklearn import datasets as sklearn_datasets
-from tensorflow_datasets.proto import tf_example_pb2
+from tiny_data import (
+  TEXT,
+  encoded,
+  image_feature,
+  label_feature,
+  random_images,
+  section,
+  write_files,
+  write_tfds,
+)
 
 from kdjax import data
 from kdjax.errors import UserError
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def section(**fields):
-  """A `dataset` section."""
-  everything = {
-    'name': 'digits',
-    'data_dir': None,
-    'num_train': None,
-    'num_val': 0,
-    'num_test': None,
-  }
-  return ConfigDict(everything | fields)
 
 
 def rows(*splits):
@@ -37,7 +25,7 @@ def rows(*splits):
   return [
     image.tobytes() + bytes([label])
     for split in splits
-    for image, label in zip(split.images_NHWC, split.labels_N, strict=True)
+    for image, label in zip(split.inputs_N, split.labels_N, strict=True)
   ]
 
 
@@ -48,13 +36,13 @@ def test_digits_golden():
   splits = data.load(section())
   assert list(splits) == ['train', 'test']
   for name, size in (('train', 1437), ('test', 360)):
-    assert splits[name].images_NHWC.shape == (size, 8, 8, 1)
-    assert splits[name].images_NHWC.dtype == np.uint8
+    assert splits[name].inputs_N.shape == (size, 8, 8, 1)
+    assert splits[name].inputs_N.dtype == np.uint8
     assert splits[name].labels_N.shape == (size,)
     assert splits[name].labels_N.dtype == np.int32
     assert len(splits[name]) == size
   # The source has 17 levels; 8 of 16 is rounded from 127.5 to the even 128.
-  levels = np.unique(splits['train'].images_NHWC)
+  levels = np.unique(splits['train'].inputs_N)
   assert len(levels) == 17
   assert (levels[0], levels[1], levels[8], levels[16]) == (0, 16, 128, 255)
 
@@ -78,7 +66,7 @@ def test_loading_is_deterministic():
 
 def test_description_of_the_digits_fits_what_is_loaded():
   description, splits = data.describe(section()), data.load(section())
-  assert description.image_shape_HWC == splits['train'].images_NHWC.shape[1:]
+  assert description.input_shape == splits['train'].inputs_N.shape[1:]
   assert (description.num_train, description.num_test) == (1437, 360)
   assert description.class_names == tuple('0123456789')
   assert description.num_classes == 10
@@ -127,12 +115,146 @@ def test_checksum_notices_any_change():
   checksums = [data.checksum(splits)]
   assert data.checksum(data.load(section(num_train=20, num_test=20))) == checksums[0]
   for name in splits:
-    for field in ('images_NHWC', 'labels_N'):
-      changed = {n: data.Split(s.images_NHWC.copy(), s.labels_N.copy()) for n, s in splits.items()}
+    for field in ('inputs_N', 'labels_N'):
+      changed = {n: data.Split(s.inputs_N.copy(), s.labels_N.copy()) for n, s in splits.items()}
       getattr(changed[name], field).flat[-1] += 1
       checksums.append(data.checksum(changed))
   checksums.append(data.checksum({'val': splits['train'], 'test': splits['test']}))
   assert len(set(checksums)) == 6
+
+
+@pytest.mark.parametrize('shape', [(16, 16, 1), (8, 8, 1), (4, 4, 1)])
+def test_digits_can_be_resized(shape):
+  config = section(image_size=shape[0], num_train=20)
+  assert data.describe(config).input_shape == shape
+  original = data.load(section(num_train=20))['train']
+  resized = data.load(config)['train']
+  np.testing.assert_array_equal(resized.labels_N, original.labels_N)
+  for found, image in zip(resized.inputs_N, original.inputs_N, strict=True):
+    expected = PIL.Image.fromarray(image[..., 0]).resize(shape[:2], PIL.Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found[..., 0], expected)
+
+
+# Parts.
+
+
+def test_the_first_part_is_the_subset_of_that_size():
+  train = data.load(section())['train']
+  for size in (200, 300):
+    part = data.part(train, (0, size))
+    assert rows(part) == rows(data.load(section(num_train=size))['train'])
+    assert len(part) == data.part_size(len(train), (0, size)) == size
+
+
+def test_halves_are_disjoint_and_balanced():
+  train = data.load(section(num_train=1000))['train']
+  halves = [data.part(train, (0, 500)), data.part(train, (500, 1000))]
+  for half in halves:
+    np.testing.assert_array_equal(np.bincount(half.labels_N), np.full(10, 50))
+    assert data.part_size(1000, (500, 1000)) == 500
+  first, second = map(rows, halves)
+  assert not set(first) & set(second)
+  assert set(first) | set(second) == set(rows(train))
+  # By index, so that a part is not sorted by class.
+  assert [row for row in rows(train) if row in set(first)] == first
+
+
+def test_no_part_is_all():
+  train = data.load(section(num_train=30))['train']
+  assert rows(data.part(train, ())) == rows(train)
+  assert data.part_size(30, ()) == 30
+
+
+# Unlabelled inputs.
+
+
+def write_emnist(place, num):
+  """As NIST stores it: each image transposed."""
+  images = random_images(num, 28, 28, 1)
+  records = [{'image': encoded(image), 'label': i % 62} for i, image in enumerate(images)]
+  features = {'image': image_feature(28, 28, 1), 'label': label_feature(62)}
+  write_tfds(place, features, {'train': records, 'test': []}, 'emnist/byclass', '3.1.0')
+  return images.transpose(0, 2, 1, 3)
+
+
+def test_extra_inputs_are_all_of_the_training_split_in_a_fixed_order(tmp_path):
+  images = write_emnist(tmp_path, 7)
+  config = section(data_dir=str(tmp_path))
+  assert data.extra_size('emnist/byclass', config) == 7
+  found = data.load_extra('emnist/byclass', config, (28, 28, 1))
+  assert found.dtype == np.uint8
+  order = [[(image == f).all() for image in images].index(True) for f in found]
+  assert sorted(order) == list(range(7)) and order != list(range(7))
+  again = data.load_extra('emnist/byclass', config, (28, 28, 1), count=3)
+  np.testing.assert_array_equal(again, found[:3])
+
+
+def test_extra_images_take_the_shape_that_is_asked_for(tmp_path):
+  write_files(
+    tmp_path, {'b/grey.png': random_images(1, 9, 9, 1)[0], 'a.jpg': random_images(1, 12, 8, 3)[0]}
+  )
+  found = data.load_extra(str(tmp_path), section(), (6, 6, 3))
+  assert data.extra_size(str(tmp_path), section()) == len(found) == 2
+  expected = []
+  for name in ('b/grey.png', 'a.jpg'):
+    image = PIL.Image.open(tmp_path / name).convert('RGB')
+    expected.append(
+      np.asarray(PIL.ImageOps.fit(image, (6, 6), method=PIL.Image.Resampling.BILINEAR))
+    )
+  assert {image.tobytes() for image in found} == {image.tobytes() for image in expected}
+  grey = data.load_extra(str(tmp_path), section(), (9, 9, 1))
+  assert random_images(1, 9, 9, 1)[0].tobytes() in [image.tobytes() for image in grey]
+
+
+def test_the_digits_are_extra_inputs_too():
+  assert data.extra_size('digits', section()) == 1437
+  found = data.load_extra('digits', section(), (8, 8, 3), count=5)
+  train = {image.tobytes() for image in data.load(section())['train'].inputs_N}
+  for image in found:
+    np.testing.assert_array_equal(image[..., :1] + np.zeros(3, np.uint8), image)
+    assert image[..., 0].tobytes() in train
+
+
+@pytest.mark.parametrize('unlabelled', [True, False])
+def test_an_unlabelled_split_is_preferred(tmp_path, unlabelled):
+  train = [{'text': b'a good film', 'label': 1}, {'text': b'a film', 'label': 0}]
+  splits = {'train': train, 'test': train}
+  if unlabelled:
+    splits['unsupervised'] = [{'text': b'film new a', 'label': -1}]
+  write_tfds(tmp_path, {'text': TEXT, 'label': label_feature(2)}, splits, class_names='neg pos')
+  config = section(name='tiny', data_dir=str(tmp_path), min_count=1)
+  found = data.load_extra('tiny', config, (4,))
+  expected = [[2, 1, 0, 0]] if unlabelled else [[1, 2, 0, 0], [1, 3, 2, 0]]
+  assert sorted(found.tolist()) == expected  # 'a' is 1, 'film' 2, 'good' 3
+  assert data.extra_size('tiny', config) == len(expected)
+
+
+def test_missing_extra_inputs_are_told(tmp_path):
+  field = 'predictions.replacement'
+  config = section(data_dir=str(tmp_path))
+  for name, problem in (
+    ('svhn_cropped', 'not found in array_record format'),
+    ('no_such_set', 'no such data set.*a path that begins with /'),
+    (str(tmp_path / 'none'), 'no image in this folder'),
+    (str(tmp_path), 'no image in this folder'),
+  ):
+    for ask in (data.extra_size, lambda *a, **k: data.load_extra(*a, (8, 8, 1), **k)):
+      with pytest.raises(UserError, match=rf'^predictions\.replacement = {name!r}: .*{problem}'):
+        ask(name, config, field=field)
+
+
+def test_too_few_extra_inputs_are_told(tmp_path):
+  write_files(tmp_path, {'1.png': random_images(1, 8, 8, 1)[0]})
+  with pytest.raises(
+    UserError, match=r'^predictions\.extra = .*: has 1 inputs, and 2 were asked for'
+  ):
+    data.load_extra(str(tmp_path), section(), (8, 8, 1), count=2)
+
+
+def test_extra_texts_for_images_are_told(tmp_path):
+  write_tfds(tmp_path, {'text': TEXT}, {'train': [{'text': b'a'}]})
+  with pytest.raises(UserError, match=r"^predictions\.extra = 'tiny': has texts. Needed: images"):
+    data.extra_size('tiny', section(data_dir=str(tmp_path)))
 
 
 # Batches.
@@ -175,181 +297,3 @@ def test_orders_differ_between_epochs_and_seeds():
   orders = [batches(50, 50, 3, seed)[0][epoch] for seed in (0, 1) for epoch in range(3)]
   assert len({order.tobytes() for order in orders}) == 6
   assert not any((order == np.arange(50)).all() for order in orders)
-
-
-# TFDS.
-
-FEATURES = 'tensorflow_datasets.core.features.'
-CLASSES = {
-  'pythonClassName': f'{FEATURES}class_label_feature.ClassLabel',
-  'classLabel': {'numClasses': '3'},
-}
-NUMBER = {'pythonClassName': f'{FEATURES}scalar.Scalar', 'tensor': {'dtype': 'int64', 'shape': {}}}
-SHAPE = (4, 6, 3)
-
-
-def make_split(num_examples, seed):
-  rng = np.random.default_rng(seed)
-  images = rng.integers(0, 256, (num_examples, *SHAPE), dtype=np.uint8)
-  return data.Split(images, rng.integers(3, size=num_examples, dtype=np.int32))
-
-
-def write_tfds(data_dir, splits, shape=SHAPE, dtype='uint8', label=CLASSES):
-  """Writes the set 'tiny' in the layout of TFDS, which itself can do so only with TensorFlow."""
-  place = data_dir / 'tiny' / '1.0.0'
-  place.mkdir(parents=True)
-  dimensions = [str(size) for size in shape]
-  image = {'dtype': dtype, 'shape': {'dimensions': dimensions}, 'encodingFormat': 'png'}
-  features = {
-    'image': {'pythonClassName': f'{FEATURES}image_feature.Image', 'image': image},
-    'label': label,
-  }
-  features_dict = {
-    'pythonClassName': f'{FEATURES}features_dict.FeaturesDict',
-    'featuresDict': {'features': features},
-  }
-  info = {
-    'name': 'tiny',
-    'version': '1.0.0',
-    'fileFormat': 'array_record',
-    'splits': [
-      {
-        'name': name,
-        'shardLengths': [str(len(split))],
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      }
-      for name, split in splits.items()
-    ],
-  }
-  (place / 'features.json').write_text(json.dumps(features_dict))
-  (place / 'label.labels.txt').write_text('cat\ndog\nowl\n')
-  (place / 'dataset_info.json').write_text(json.dumps(info))
-  for name, split in splits.items():
-    writer = ArrayRecordWriter(str(place / f'tiny-{name}.array_record-00000-of-00001'))
-    for image, label in zip(split.images_NHWC, split.labels_N, strict=True):
-      png, example = io.BytesIO(), tf_example_pb2.Example()
-      PIL.Image.fromarray(image).save(png, 'PNG')
-      example.features.feature['image'].bytes_list.value.append(png.getvalue())
-      example.features.feature['label'].int64_list.value.append(label)
-      writer.write(example.SerializeToString())
-    writer.close()
-
-
-@pytest.mark.parametrize('held_out', ['test', 'validation'])
-def test_a_tfds_set_is_read_in_its_order(tmp_path, held_out):
-  written = {'train': make_split(9, seed=0), held_out: make_split(5, seed=1)}
-  write_tfds(tmp_path, written)
-  config = section(name='tiny', data_dir=str(tmp_path))
-  assert data.describe(config) == data.Description(SHAPE, ('cat', 'dog', 'owl'), 9, 5)
-  splits = data.load(config)
-  assert list(splits) == ['train', 'test']
-  for name, expected in (('train', written['train']), ('test', written[held_out])):
-    np.testing.assert_array_equal(splits[name].images_NHWC, expected.images_NHWC)
-    np.testing.assert_array_equal(splits[name].labels_N, expected.labels_N)
-    assert splits[name].labels_N.dtype == np.int32
-
-
-@pytest.mark.parametrize(
-  'features',
-  [{'shape': (-1, -1, 3)}, {'dtype': 'uint16'}, {'label': NUMBER}],
-  ids=['shape varies', '16 bits', 'no classes'],
-)
-def test_a_set_that_is_no_image_classification_is_told(tmp_path, features):
-  write_tfds(tmp_path, {'train': make_split(2, 0), 'test': make_split(2, 1)}, **features)
-  with pytest.raises(UserError, match=r"dataset\.name = 'tiny': .*fixed size and one class"):
-    data.describe(section(name='tiny', data_dir=str(tmp_path)))
-
-
-@pytest.mark.parametrize('names', [('train', 'extra'), ('test', 'extra')])
-def test_a_set_without_the_needed_splits_is_told(tmp_path, names):
-  write_tfds(tmp_path, {name: make_split(2, 0) for name in names})
-  with pytest.raises(UserError, match=r"dataset\.name = 'tiny': has the splits \["):
-    data.describe(section(name='tiny', data_dir=str(tmp_path)))
-
-
-@pytest.mark.parametrize('tensorflow', [None, 'installed'])
-def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monkeypatch, tensorflow):
-  monkeypatch.setattr(data.importlib.util, 'find_spec', lambda name: tensorflow)
-  with pytest.raises(UserError) as error:
-    data.describe(section(name='mnist', data_dir=str(tmp_path)), prepare=False)
-  message = str(error.value)
-  assert message.startswith("dataset.name = 'mnist': ")
-  for part in (
-    str(tmp_path / 'mnist'),
-    '--config.dataset.data_dir',
-    'TFDS_DATA_DIR',
-    'pip install tensorflow && python -c',
-    f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')",
-    'download_and_prepare()',
-  ):
-    assert part in message
-  assert ('is not installed' in message) == (tensorflow is None)
-  assert not list(tmp_path.iterdir())
-
-
-def test_loading_a_missing_set_prepares_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(data.importlib.util, 'find_spec', lambda name: 'installed')
-  with pytest.raises(UserError, match=r"dataset\.name = 'mnist'"):
-    data.load(section(name='mnist', data_dir=str(tmp_path)))
-  assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-  'name', ['no_such_set', '', 'two words', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist']
-)
-def test_a_name_that_tfds_does_not_know_is_told(tmp_path, name):
-  with pytest.raises(UserError) as error:
-    data.describe(section(name=name, data_dir=str(tmp_path)), prepare=False)
-  assert str(error.value).startswith(f'dataset.name = {name!r}: ')
-  assert 'digits' in str(error.value)
-
-
-def test_a_set_whose_builder_needs_what_is_not_installed_is_told(monkeypatch):
-  def builder(name, data_dir):
-    raise ModuleNotFoundError("No module named 'tensorflow'")
-
-  monkeypatch.setattr(data.tfds, 'builder', builder)
-  with pytest.raises(UserError, match=r"dataset\.name = 'coco': .*No module named 'tensorflow'"):
-    data.describe(section(name='coco'), prepare=False)
-
-
-# Real sets, where they are.
-
-
-def real_section(name):
-  place = pathlib.Path(
-    os.environ.get('TFDS_DATA_DIR', ROOT.parent / 'shared' / 'tensorflow_datasets')
-  ).expanduser()
-  if not list(place.glob(f'{name}/*/*.array_record*')):
-    pytest.skip(f'{name} is not in TFDS_DATA_DIR nor beside the repository')
-  return section(name=name, data_dir=str(place))
-
-
-@pytest.mark.parametrize(
-  ('name', 'shape', 'num_train', 'num_test'),
-  [('cifar10', (32, 32, 3), 50_000, 10_000), ('mnist', (28, 28, 1), 60_000, 10_000)],
-)
-def test_description_of_a_real_set(name, shape, num_train, num_test):
-  description = data.describe(real_section(name), prepare=False)
-  assert description.image_shape_HWC == shape
-  assert (description.num_train, description.num_test) == (num_train, num_test)
-  assert description.num_classes == 10
-
-
-@pytest.mark.parametrize('name', ['cifar10', 'mnist'])
-def test_the_first_examples_of_a_real_set_are_those_in_its_file(name, monkeypatch):
-  config = real_section(name)
-  whole = tfds.core.DatasetBuilder.as_data_source
-  monkeypatch.setattr(  # all of it would take seconds
-    tfds.core.DatasetBuilder, 'as_data_source', lambda self, split: whole(self, f'{split}[:20]')
-  )
-  splits = data.load(config)
-  for split in ('train', 'test'):
-    file = min(pathlib.Path(config.data_dir).glob(f'{name}/*/{name}-{split}.array_record*'))
-    records = ArrayRecordReader(str(file)).read(0, 20)
-    found = zip(splits[split].images_NHWC, splits[split].labels_N, records, strict=True)
-    for image, label, record in found:
-      feature = tf_example_pb2.Example.FromString(record).features.feature
-      expected = PIL.Image.open(io.BytesIO(feature['image'].bytes_list.value[0]))
-      np.testing.assert_array_equal(image, np.asarray(expected).reshape(image.shape))
-      assert [label] == feature['label'].int64_list.value

@@ -1,0 +1,334 @@
+"""Data sets as arrays, and batches of indices into them.
+
+`describe` tells shapes and sizes without reading images; `load` reads them. A split's arrays stand in
+a fixed order, and an example's index is its position there. Axes: N example, B batch, H W C image,
+T token.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn import datasets as sklearn_datasets
+
+from kdjax import keys
+from kdjax.data import images, sources, texts
+from kdjax.errors import UserError
+
+NUM_DIGITS_TEST = 360
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  inputs_N: np.ndarray  # images (N, H, W, C) uint8, or tokens (N, T) int32 padded with 0 at the end
+  labels_N: np.ndarray  # int32
+
+  def __len__(self) -> int:
+    return len(self.labels_N)
+
+  def take(self, indices: np.ndarray) -> 'Split':
+    return Split(self.inputs_N[indices], self.labels_N[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What is known of a data set before its inputs are read."""
+
+  input_shape: tuple[int, ...]  # (H, W, C), or (T,) of texts
+  class_names: tuple[str, ...]
+  num_train: int  # all that the source has, before `num_val` and `num_train` are taken from it
+  num_test: int
+  vocabulary_size: int | None = None  # of texts, with the padding: token ids are below it
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+
+def describe(config: ConfigDict, prepare: bool = True) -> Description:
+  """Describes the source of the `dataset` section.
+
+  Of texts, it reads the training split once in a process, for the vocabulary.
+
+  Raises:
+    UserError: it is not there, and `prepare` is False or preparing it here and now is not possible;
+      or its images vary in size and `image_size` is not set.
+  """
+  source = _open(config, prepare)
+  return Description(
+    _input_shape(source, config),
+    source.class_names,
+    source.size('train'),
+    source.size('test'),
+    len(source.vocabulary(config.min_count)) + 1 if source.is_text else None,
+  )
+
+
+def split_sizes(config: ConfigDict, description: Description) -> dict[str, int]:
+  """Examples in 'train', 'test' and, where it is not empty, 'val'."""
+  available = description.num_train - config.num_val
+  sizes = {'train': available if config.num_train is None else config.num_train}
+  if config.num_val:
+    sizes['val'] = config.num_val
+  sizes['test'] = description.num_test if config.num_test is None else config.num_test
+  return sizes
+
+
+def load(config: ConfigDict) -> dict[str, Split]:
+  """Reads the splits of the `dataset` section, in the order of `split_sizes`.
+
+  Only the chosen examples are decoded. The vocabulary of texts is that of all training texts of the
+  source, whatever `num_train` and `num_val` are.
+
+  Raises:
+    UserError: as `describe`; or an image is broken, named in the message.
+  """
+  source = _open(config, prepare=False)
+  shape = _input_shape(source, config)
+  decode = _decoder(source, config, shape, resize=config.image_size is not None, to_grey=False)
+  sizes = split_sizes(config, Description((), (), source.size('train'), source.size('test')))
+  origins = {  # the split of the source, and where in its class-balanced order
+    'train': ('train', config.num_val, config.num_val + sizes['train']),
+    'val': ('train', 0, config.num_val),
+    'test': ('test', 0, sizes['test']),
+  }
+  order = functools.cache(lambda split: _balanced_order(source.labels(split)))
+  splits = {}
+  for name in sizes:
+    split, start, stop = origins[name]
+    is_all = stop - start == source.size(split)
+    indices = np.arange(stop) if is_all else np.sort(order(split)[start:stop])
+    splits[name] = _read(source, split, indices, decode, shape)
+  return splits
+
+
+def part_size(num_examples: int, examples: Sequence[int]) -> int:
+  """How many `part` takes of so many examples."""
+  return examples[1] - examples[0] if examples else num_examples
+
+
+def part(split: Split, examples: Sequence[int]) -> Split:
+  """The examples at positions start, ..., stop − 1 of the class-balanced order, by their index.
+
+  Parts that begin at 0 are class-balanced and nested: (0, n) of all training examples are those of
+  `dataset.num_train` = n. Of classes equally frequent, so is every other part that begins and ends at
+  a multiple of their number, such as the halves of data recycling (Stanton et al. 2021, Figure 4).
+
+  Args:
+    examples: (start, stop), or () for all.
+  """
+  if not examples:
+    return split
+  start, stop = examples
+  return split.take(np.sort(_balanced_order(split.labels_N)[start:stop]))
+
+
+def extra_size(
+  name: str, config: ConfigDict, field: str = 'predictions.extra', prepare: bool = False
+) -> int:
+  """How many unlabelled inputs `load_extra` finds. Reads none.
+
+  Raises:
+    UserError: they are not there, or are texts where the data set has images (or the reverse). Names
+      `field`.
+  """
+  source = _open_extra(name, config, field, prepare)
+  return source.size(source.extra_split)
+
+
+def load_extra(
+  name: str,
+  config: ConfigDict,
+  input_shape: tuple[int, ...],
+  count: int | None = None,
+  field: str = 'predictions.extra',
+) -> np.ndarray:
+  """inputs_N without labels from another data set, of the form that the `dataset` section has.
+
+  Images are brought to `input_shape` (see `images.decode`); texts become tokens of the vocabulary of
+  the `dataset` section. The order is random and fixed, so that fewer are the first of more.
+
+  Args:
+    name: 'digits', a set of TFDS (its training split, or an unlabelled one if it has that), or the
+      path of a folder of images, which begins with /, ./, ../, ~ or a scheme such as gs://.
+    count: how many; None is all.
+
+  Raises:
+    UserError: as `extra_size`, or there are fewer than `count`.
+  """
+  source = _open_extra(name, config, field, prepare=False)
+  size = source.size(source.extra_split)
+  if count is not None and count > size:
+    raise UserError(f'{field} = {name!r}: has {size} inputs, and {count} were asked for')
+  indices = keys.numpy_rng(0, 'extra').permutation(size)[:count]
+  decode = _decoder(source, config, input_shape, resize=True, to_grey=True)
+  return _read(source, source.extra_split, indices, decode, input_shape).inputs_N
+
+
+def checksum(splits: dict[str, Split]) -> str:
+  """Of every image and label, to notice that a data set of the same name has other content."""
+  digest = hashlib.sha256()
+  for name, split in splits.items():
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(split.inputs_N))
+    digest.update(np.ascontiguousarray(split.labels_N))
+  return digest.hexdigest()[:16]
+
+
+def training_batches(
+  seed: int, num_examples: int, batch_size: int, num_steps: int, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of indices for steps start, start + 1, ..., num_steps − 1.
+
+  The order is one stream: a fresh permutation of all examples for each epoch, one after the other, cut
+  into batches. So a batch may reach into the next epoch, every batch is full, and every example comes
+  exactly once an epoch.
+
+  Yields: 'indices' and 'epochs', each of shape (B,), int32.
+  """
+  permutations: dict[int, np.ndarray] = {}
+  for step in range(start, num_steps):
+    epochs, offsets = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+    needed = range(epochs[0], epochs[-1] + 1)
+    permutations = {
+      epoch: permutations[epoch]
+      if epoch in permutations
+      else keys.numpy_rng(seed, 'order', epoch).permutation(num_examples)
+      for epoch in needed
+    }
+    indices = np.empty(batch_size, np.int32)
+    for epoch in needed:
+      indices[epochs == epoch] = permutations[epoch][offsets[epochs == epoch]]
+    yield {'indices': indices, 'epochs': epochs.astype(np.int32)}
+
+
+def _balanced_order(labels_N: np.ndarray) -> np.ndarray:
+  """A fixed random order in which the first n hold each class equally often, as far as they last."""
+  shuffled = keys.numpy_rng(0, 'subset').permutation(len(labels_N))
+  rank_N = np.empty(len(labels_N), int)  # how many of its own class come before
+  for label in np.unique(labels_N):
+    of_label = np.flatnonzero(labels_N[shuffled] == label)
+    rank_N[of_label] = np.arange(len(of_label))
+  return shuffled[np.argsort(rank_N, kind='stable')]
+
+
+def _load_digits() -> tuple[Split, Split]:
+  """scikit-learn's 1,797 digits; a fixed fifth of them is the test set."""
+  digits = sklearn_datasets.load_digits()
+  images_NHWC = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  everything = Split(images_NHWC, digits.target.astype(np.int32))
+  order = keys.numpy_rng(0, 'digits').permutation(len(everything))
+  return everything.take(order[NUM_DIGITS_TEST:]), everything.take(order[:NUM_DIGITS_TEST])
+
+
+# Sets that need no files: name → (description, function that returns train and test).
+EMBEDDED = {
+  'digits': (
+    Description((8, 8, 1), tuple('0123456789'), 1797 - NUM_DIGITS_TEST, NUM_DIGITS_TEST),
+    _load_digits,
+  )
+}
+
+
+class _Embedded:
+  """A set of EMBEDDED as a source."""
+
+  is_text = False
+  special = None
+  extra_split = 'train'
+
+  def __init__(self, name: str):
+    self._name = name
+    self._description, self._load = EMBEDDED[name]
+    self.image_shape = self._description.input_shape
+    self.class_names = self._description.class_names
+
+  @functools.cached_property
+  def _splits(self) -> dict[str, Split]:
+    return dict(zip(('train', 'test'), self._load(), strict=True))
+
+  def size(self, split: str) -> int:
+    return {'train': self._description.num_train, 'test': self._description.num_test}[split]
+
+  def labels(self, split: str) -> np.ndarray:
+    return self._splits[split].labels_N
+
+  def fetch(self, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    taken = self._splits[split].take(indices)
+    return taken.inputs_N, taken.labels_N
+
+  def place(self, split: str, index: int) -> str:
+    return f'{self._name}, example {index} of {split!r}'
+
+
+_Source = _Embedded | sources.Folder | sources.Unlabelled | sources.Tfds
+
+
+def _open(config: ConfigDict, prepare: bool) -> _Source:
+  if config.name in EMBEDDED:
+    return _Embedded(config.name)
+  if config.name == sources.FOLDER:
+    return sources.Folder(config.data_dir)
+  return sources.Tfds(config.name, config.data_dir, prepare)
+
+
+def _open_extra(name: str, config: ConfigDict, field: str, prepare: bool) -> _Source:
+  if name in EMBEDDED:
+    source = _Embedded(name)
+  elif name.startswith(('/', './', '../', '~')) or '://' in name:
+    source = sources.Unlabelled(name, field)
+  else:
+    data_dir = None if config.name == sources.FOLDER else config.data_dir
+    source = sources.Tfds(name, data_dir, prepare, field, labelled=False)
+  own = _open(config, prepare=False)
+  if source.is_text != own.is_text:
+    kinds = {True: 'texts', False: 'images'}
+    raise UserError(
+      f'{field} = {name!r}: has {kinds[source.is_text]}. Needed: {kinds[own.is_text]}, as those of '
+      f'dataset.name = {config.name!r}'
+    )
+  return source
+
+
+def _input_shape(source: _Source, config: ConfigDict) -> tuple[int, ...]:
+  if source.is_text:
+    return (config.max_tokens,)
+  if config.image_size is not None:
+    return config.image_size, config.image_size, source.image_shape[-1]
+  if None in source.image_shape:
+    raise UserError(
+      f'dataset.image_size = None: the images of {config.name} vary in size. Allowed: a size in pixels '
+      'to which all are resized and cropped, such as 224'
+    )
+  return source.image_shape
+
+
+def _decoder(
+  source: _Source, config: ConfigDict, shape: tuple[int, ...], resize: bool, to_grey: bool
+) -> Callable[[bytes | np.ndarray, str], np.ndarray]:
+  """The function of what a source stores, and its place there, that makes an input of it."""
+  if not source.is_text:
+    return lambda item, place: images.decode(item, shape, place, resize, to_grey, source.special)
+  vocabulary = _open(config, prepare=False).vocabulary(config.min_count)
+  return lambda item, place: texts.encode(item.decode(), vocabulary, shape[0])
+
+
+def _read(
+  source: _Source, split: str, indices_N: np.ndarray, decode: Callable, shape: tuple[int, ...]
+) -> Split:
+  """The examples at the indices, in their order. Only what it returns is ever held as a whole."""
+  inputs_N = np.empty((len(indices_N), *shape), np.int32 if source.is_text else np.uint8)
+  labels_N = np.empty(len(indices_N), np.int32)
+  with ThreadPoolExecutor() as pool:
+    run = map if source.is_text else pool.map  # decoding images leaves other threads running
+    for positions in sources.blocks(len(indices_N)):
+      indices = indices_N[positions]
+      items, labels_N[positions] = source.fetch(split, indices)
+      places = [source.place(split, index) for index in indices]
+      for position, decoded in zip(positions, run(decode, items, places), strict=True):
+        inputs_N[position] = decoded
+  return Split(inputs_N, labels_N)

@@ -1,0 +1,92 @@
+"""Image files as arrays of one shape. Axes: N example, H W C image."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from etils import epath
+
+from kdjax.errors import UserError
+
+SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's name for so many channels
+_GREY = ('1', 'L', 'LA')
+_COLOUR = ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
+
+
+def files(folder: epath.Path, nested: bool = False) -> list[epath.Path]:
+  """The image files of a folder by suffix, sorted; hidden ones are left out."""
+  visible = [path for path in folder.iterdir() if not path.name.startswith('.')]
+  found = [path for path in visible if path.suffix.lower() in SUFFIXES]
+  if nested:
+    found += [f for path in visible if path.is_dir() for f in files(path, nested)]
+  return sorted(found)
+
+
+def shape(file: epath.Path) -> tuple[int, int, int]:
+  """(H, W, C) from the head of a file: C is 1 for a grey image and 3 for any other.
+
+  Raises:
+    UserError: it is no image of at most 8 bits a channel.
+  """
+  image = _open(file, str(file))
+  return image.height, image.width, 1 if image.mode in _GREY else 3
+
+
+def decode(
+  item: bytes | epath.Path | np.ndarray,
+  shape: tuple[int, int, int],
+  place: str,
+  resize: bool = True,
+  to_grey: bool = True,
+  special: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None,
+) -> np.ndarray:
+  """An image (the content of a file, a file, or an HWC array) as uint8 of the given shape.
+
+  With `to_grey`, colour becomes grey as in ITU-R 601; grey always becomes colour of three equal
+  channels. With `resize`, the shorter side is scaled (bilinear, antialiased) and the longer one cropped
+  at both ends. `special` changes the image before it is resized.
+
+  Raises:
+    UserError: it cannot be decoded, or would need to become grey or be resized without the leave to do
+      so. Begins with `place`.
+  """
+  height, width, channels = shape
+  image = _open(item, place)
+  try:
+    image.load()
+  except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+    raise UserError(f'{place}: cannot be decoded as an image ({error})') from error
+  if channels == 1 and image.mode in _COLOUR and not to_grey:
+    raise UserError(f'{place}: is in colour, the first image grey. Make all colour, or all grey')
+  if image.mode != _MODES[channels]:
+    image = image.convert(_MODES[channels])
+  if special is not None:
+    image = special(image)
+  if image.size != (width, height):
+    if not resize:
+      raise UserError(
+        f'{place}: has {image.height}x{image.width} pixels, the first image {height}x{width}. Set '
+        'dataset.image_size to resize and crop all to one size'
+      )
+    image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BILINEAR)
+  return np.asarray(image).reshape(shape)
+
+
+def transposed(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Rows become columns."""
+  return image.transpose(PIL.Image.Transpose.TRANSPOSE)
+
+
+def _open(item: bytes | epath.Path | np.ndarray, place: str) -> PIL.Image.Image:
+  if isinstance(item, np.ndarray):
+    return PIL.Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item)
+  try:
+    image = PIL.Image.open(io.BytesIO(item if isinstance(item, bytes) else item.read_bytes()))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise UserError(f'{place}: cannot be decoded as an image ({error})') from error
+  if image.mode not in _GREY + _COLOUR:
+    raise UserError(f'{place}: has the pixel format {image.mode}. Needed: at most 8 bits a channel')
+  return image

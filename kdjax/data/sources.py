@@ -1,0 +1,302 @@
+"""Where data sets come from: TensorFlow Datasets, and folders of images.
+
+A source knows sizes and class names without reading its inputs, and hands them out as they are stored:
+encoded images, or texts. `kdjax.data` makes arrays of them.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from kdjax.data import images, texts
+from kdjax.errors import UserError
+
+FOLDER = 'folder'  # the `dataset.name` of a user's own images
+BLOCK = 1024  # examples that are read at once
+
+# What sets of TFDS need that differ from the rest, by name.
+SPECIAL = {  # a function of an image before anything else
+  'emnist': images.transposed  # height and width are swapped (NIST's files; its TFDS description)
+}
+TEST_SPLIT = {
+  'imagenet2012': 'validation'  # its 'test' has no labels
+}
+# Splits without labels, which serve as unlabelled data in place of 'train'.
+UNLABELLED_SPLITS = ('unsupervised', 'unlabelled')
+
+_FOLDER_LAYOUT = (
+  'Needed: one folder of images for each class in train/ and in test/, such as train/cat/1.png, '
+  'train/dog/1.png and test/cat/1.png'
+)
+
+
+def blocks(size: int) -> Iterator[np.ndarray]:
+  """The indices 0, ..., size − 1 in pieces: one record at a time is slow, all at once fills memory."""
+  return (np.arange(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+
+
+class Folder:
+  """Images in train/<class>/ and test/<class>/. Classes and files are in alphabetical order.
+
+  Raises:
+    UserError: there is no such folder, or it is laid out differently.
+  """
+
+  is_text = False
+  special = None
+
+  def __init__(self, data_dir: str | None):
+    self._prefix = f'dataset.data_dir = {data_dir!r} of dataset.name = {FOLDER!r}'
+    root = epath.Path(data_dir or '').expanduser()
+    if data_dir is None or not all((root / split).is_dir() for split in ('train', 'test')):
+      raise UserError(f'{self._prefix}: is not so laid out. {_FOLDER_LAYOUT}')
+    folders = sorted(p for p in (root / 'train').iterdir() if p.is_dir() and p.name[0] != '.')
+    self.class_names = tuple(folder.name for folder in folders)
+    unknown = {p.name for p in (root / 'test').iterdir() if p.is_dir()} - set(self.class_names)
+    if unknown:
+      raise UserError(f'{self._prefix}: train/ lacks the classes {sorted(unknown)} of test/')
+    self._files, self._labels = {}, {}
+    for split in ('train', 'test'):
+      self._files[split], labels = [], []
+      for label, name in enumerate(self.class_names):
+        folder = root / split / name
+        found = images.files(folder) if folder.is_dir() else []
+        if split == 'train' and not found:
+          raise UserError(f'{self._prefix}: no image in {folder}. {_FOLDER_LAYOUT}')
+        self._files[split] += found
+        labels += [label] * len(found)
+      if not labels:
+        raise UserError(f'{self._prefix}: no image in {root / split}. {_FOLDER_LAYOUT}')
+      self._labels[split] = np.array(labels, np.int32)
+
+  @functools.cached_property
+  def image_shape(self) -> tuple[int, int, int]:
+    return images.shape(self._files['train'][0])
+
+  def size(self, split: str) -> int:
+    return len(self._files[split])
+
+  def labels(self, split: str) -> np.ndarray:
+    return self._labels[split]
+
+  def fetch(self, split: str, indices: np.ndarray) -> tuple[list[epath.Path], np.ndarray]:
+    return [self._files[split][i] for i in indices], self._labels[split][indices]
+
+  def place(self, split: str, index: int) -> str:
+    return str(self._files[split][index])
+
+
+class Unlabelled:
+  """All images in a folder and in those below it, in alphabetical order, as the split 'extra'.
+
+  Raises:
+    UserError: there are none.
+  """
+
+  is_text = False
+  special = None
+  extra_split = 'extra'
+
+  def __init__(self, path: str, field: str):
+    folder = epath.Path(path).expanduser()
+    self._files = images.files(folder, nested=True) if folder.is_dir() else []
+    if not self._files:
+      raise UserError(
+        f'{field} = {path!r}: no image in this folder or below it. Needed: {", ".join(images.SUFFIXES)}'
+      )
+
+  def size(self, split: str) -> int:
+    return len(self._files)
+
+  def fetch(self, split: str, indices: np.ndarray) -> tuple[list[epath.Path], np.ndarray]:
+    return [self._files[i] for i in indices], np.full(len(indices), -1, np.int32)
+
+  def place(self, split: str, index: int) -> str:
+    return str(self._files[index])
+
+
+class Tfds:
+  """A prepared set of TensorFlow Datasets, read without TensorFlow.
+
+  Args:
+    name: as TFDS writes it: 'name', 'name/config' or 'name:version'.
+    data_dir: of TFDS; None is its default.
+    prepare: download and prepare it, should it not be there.
+    field: of the config, for errors.
+    labelled: a class label and a test split are needed.
+
+  Raises:
+    UserError: it is not there, cannot be prepared here and now, or is not of the needed kind.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    data_dir: str | None,
+    prepare: bool = False,
+    field: str = 'dataset.name',
+    labelled: bool = True,
+  ):
+    self._name, self._prefix = name, f'{field} = {name!r}'
+    self._builder = _open_builder(name, data_dir, self._prefix, prepare)
+    self.special = SPECIAL.get(self._builder.name)
+    self._input, self._label = self._find_features(labelled)
+    self._decoders = {  # images are decoded later; other features of theirs, such as masks, never
+      feature: tfds.decode.SkipDecoding()
+      for feature, kind in self._builder.info.features.items()
+      if isinstance(kind, tfds.features.Image)
+    }
+    self._opened = {}
+    if labelled:
+      self._splits = {'train': 'train', 'test': self._test_split()}
+      if not set(self._splits.values()) <= set(self._builder.info.splits):
+        raise UserError(
+          f"{self._prefix}: has the splits {list(self._builder.info.splits)}. Needed: 'train', and "
+          "'test' or 'validation'"
+        )
+
+  @property
+  def is_text(self) -> bool:
+    return isinstance(self._builder.info.features[self._input], tfds.features.Text)
+
+  @property
+  def image_shape(self) -> tuple[int | None, int | None, int]:
+    """(H, W, C); H and W are None where they vary."""
+    return tuple(self._builder.info.features[self._input].shape)
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    return tuple(self._builder.info.features[self._label].names)
+
+  @property
+  def extra_split(self) -> str:
+    splits = self._builder.info.splits
+    found = [name for name in (*UNLABELLED_SPLITS, 'train') if name in splits]
+    if not found:
+      raise UserError(f"{self._prefix}: has the splits {list(splits)}. Needed: 'train'")
+    return found[0]
+
+  def size(self, split: str) -> int:
+    return self._builder.info.splits[self._stored(split)].num_examples
+
+  def vocabulary(self, min_count: int) -> dict[str, int]:
+    """Of all training texts. Read once in a process."""
+    found = _vocabulary(str(self._builder.data_dir), self._input, min_count)
+    if not found:
+      raise UserError(f'dataset.min_count = {min_count}: no word of {self._name} is so frequent')
+    return found
+
+  def labels(self, split: str) -> np.ndarray:
+    return np.concatenate([self.fetch(split, block)[1] for block in blocks(self.size(split))])
+
+  def fetch(self, split: str, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Encoded images or texts in UTF-8, and their labels: −1 if the split has none.
+
+    Raises:
+      UserError: labels were asked for, and are missing.
+    """
+    records = self._data_source(split).__getitems__([int(i) for i in indices])
+    labels = [-1 if self._label is None else record[self._label] for record in records]
+    if self._label is not None and min(labels) < 0:
+      raise UserError(f'{self._prefix}: its split {self._stored(split)!r} has no labels')
+    return [record[self._input] for record in records], np.array(labels, np.int32)
+
+  def place(self, split: str, index: int) -> str:
+    return f'{self._prefix}, record {index} of {self._stored(split)!r}'
+
+  def _stored(self, split: str) -> str:
+    return self._splits[split] if self._label is not None else split
+
+  def _data_source(self, split: str):
+    if split not in self._opened:
+      opened = self._builder.as_data_source(self._stored(split), decoders=self._decoders)
+      self._opened[split] = opened
+    return self._opened[split]
+
+  def _test_split(self) -> str:
+    standard = 'test' if 'test' in self._builder.info.splits else 'validation'
+    return TEST_SPLIT.get(self._builder.name, standard)
+
+  def _find_features(self, labelled: bool) -> tuple[str, str | None]:
+    """The names of the one input and, if labelled, of the one label."""
+    features = self._builder.info.features
+    supervised = self._builder.info.supervised_keys or ()
+
+    def of_kind(kind) -> list[str]:
+      found = [name for name, feature in features.items() if isinstance(feature, kind)]
+      return [name for name in found if name in supervised] or found
+
+    inputs = of_kind(tfds.features.Image) or of_kind(tfds.features.Text)
+    labels = of_kind(tfds.features.ClassLabel)
+    if len(inputs) != 1 or (labelled and len(labels) != 1) or not _is_usable(features[inputs[0]]):
+      raise UserError(
+        f'{self._prefix}: has the features {list(features)}. Needed: one input, which is a uint8 image '
+        f'of 1, 3 or 4 channels or a text{", and one class label" if labelled else ""}'
+      )
+    return inputs[0], labels[0] if labelled else None
+
+
+def _is_usable(feature: tfds.features.FeatureConnector) -> bool:
+  is_image = isinstance(feature, tfds.features.Image)
+  return not is_image or (feature.np_dtype == np.uint8 and feature.shape[-1] in (1, 3, 4))
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(place: str, feature: str, min_count: int) -> dict[str, int]:
+  source = tfds.builder_from_directory(place).as_data_source('train')
+  records = (r for block in blocks(len(source)) for r in source.__getitems__(block.tolist()))
+  return texts.vocabulary((record[feature].decode() for record in records), min_count)
+
+
+def _open_builder(
+  name: str, data_dir: str | None, prefix: str, prepare: bool
+) -> tfds.core.DatasetBuilder:
+  data_dir = None if data_dir is None else epath.Path(data_dir).expanduser()
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except ImportError as error:
+    raise UserError(
+      f'{prefix}: TensorFlow Datasets cannot describe it without a package that is not installed '
+      f'({error})'
+    ) from error
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+    raise UserError(
+      f'{prefix}: no such data set. Allowed: digits (embedded), the name of an image or text '
+      'classification set of TensorFlow Datasets, such as cifar10, emnist/byclass or imdb_reviews, or '
+      f'images of your own ({_own_images(prefix)}). ({str(error).splitlines()[0]})'
+    ) from error
+  if not any(epath.Path(builder.data_dir).glob('*.array_record*')):
+    _prepare(name, data_dir, epath.Path(builder.data_dir), prefix, prepare)
+    builder = tfds.builder(name, data_dir=data_dir)
+  return builder
+
+
+def _own_images(prefix: str) -> str:
+  if prefix.startswith('dataset.name'):
+    return f'{FOLDER!r}, with dataset.data_dir'
+  return 'a path that begins with /, ./, ../ or ~'
+
+
+def _prepare(
+  name: str, data_dir: epath.Path | None, place: epath.Path, prefix: str, allowed: bool
+) -> None:
+  """Downloads and prepares a data set, or raises an error that says how to do so."""
+  where = '' if data_dir is None else f", data_dir='{data_dir}'"
+  advice = (
+    f'{prefix}: not found in array_record format under {place}. If it lies elsewhere, '
+    'set --config.dataset.data_dir or TFDS_DATA_DIR. To download and prepare it, once, on a machine '
+    'with network: pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{name}'{where}, file_format='array_record').download_and_prepare()\""
+  )
+  if importlib.util.find_spec('tensorflow') is None:
+    raise UserError(f'{advice}. (TensorFlow, which only this needs, is not installed.)')
+  if not allowed:
+    raise UserError(advice)
+  try:
+    tfds.builder(name, data_dir=data_dir, file_format='array_record').download_and_prepare()
+  except Exception as error:
+    raise UserError(f'{advice}. (Preparing it just now failed: {error})') from error

@@ -1,0 +1,330 @@
+"""Data sets of every kind, tiny ones written here and real ones where they are."""
+
+import importlib.util
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from conftest import DATA
+from tensorflow_datasets.proto import tf_example_pb2
+from tiny_data import (
+  NUMBER,
+  TEXT,
+  encoded,
+  image_feature,
+  label_feature,
+  random_images,
+  section,
+  write_tfds,
+)
+
+from kdjax import data
+from kdjax.data import sources
+from kdjax.errors import UserError
+
+# TFDS.
+
+SHAPE = (4, 6, 3)
+IMAGES = {'image': image_feature(*SHAPE), 'label': label_feature(3)}
+
+
+def records(images, labels, **more):
+  return [
+    {'image': encoded(image), 'label': label, **more}
+    for image, label in zip(images, labels, strict=True)
+  ]
+
+
+def some_records(num):
+  return records(random_images(num, *SHAPE), np.arange(num) % 3)
+
+
+@pytest.mark.parametrize('held_out', ['test', 'validation'])
+def test_a_tfds_set_is_read_in_its_order(tmp_path, held_out):
+  images = {'train': random_images(9, *SHAPE), 'test': random_images(5, *SHAPE, seed=1)}
+  labels = {'train': [2, 0, 1, 1, 0, 2, 2, 2, 0], 'test': [1, 2, 0, 0, 1]}
+  train, test = (records(images[s], labels[s]) for s in ('train', 'test'))
+  write_tfds(tmp_path, IMAGES, {'train': train, held_out: test})
+  config = section(name='tiny', data_dir=str(tmp_path))
+  assert data.describe(config) == data.Description(SHAPE, ('cat', 'dog', 'owl'), 9, 5)
+  splits = data.load(config)
+  assert list(splits) == ['train', 'test']
+  for name, split in splits.items():
+    np.testing.assert_array_equal(split.inputs_N, images[name])
+    np.testing.assert_array_equal(split.labels_N, labels[name])
+    assert split.inputs_N.dtype == np.uint8
+    assert split.labels_N.dtype == np.int32
+
+
+def test_a_subset_is_the_same_whether_all_is_read_or_not(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, 'BLOCK', 4)
+  write_tfds(tmp_path, IMAGES, {'train': some_records(10), 'test': some_records(3)})
+  config = section(name='tiny', data_dir=str(tmp_path))
+  subset = data.load(section(name='tiny', data_dir=str(tmp_path), num_train=6, num_val=3))
+  everything = data.load(config)['train']
+  for name, part in (('val', (0, 3)), ('train', (3, 9))):
+    expected = data.part(everything, part)
+    np.testing.assert_array_equal(subset[name].inputs_N, expected.inputs_N)
+    np.testing.assert_array_equal(subset[name].labels_N, expected.labels_N)
+
+
+def test_imagenet_is_resized_and_tested_on_its_validation_split(tmp_path):
+  sizes = [(8, 12), (30, 10), (9, 9), (16, 8)]
+  images = [random_images(1, *size, 3)[0] for size in sizes]
+  written = [
+    {'image': encoded(image, 'JPEG'), 'label': 7 * i, 'file_name': b'n0.JPEG'}
+    for i, image in enumerate(images)
+  ]
+  features = {'image': image_feature(-1, -1, 3), 'label': label_feature(1000), 'file_name': TEXT}
+  unlabelled = [written[0] | {'label': -1}]
+  splits = {'train': written, 'validation': written[:2], 'test': unlabelled}
+  write_tfds(tmp_path, features, splits, 'imagenet2012', '5.1.0')
+  config = section(name='imagenet2012', data_dir=str(tmp_path), image_size=8)
+  description = data.describe(config)
+  assert description.input_shape == (8, 8, 3)
+  assert (description.num_classes, description.num_train, description.num_test) == (1000, 4, 2)
+  splits = data.load(config)
+  np.testing.assert_array_equal(splits['train'].labels_N, [0, 7, 14, 21])
+  np.testing.assert_array_equal(splits['test'].labels_N, [0, 7])
+  decoded = [np.asarray(PIL.Image.open(io.BytesIO(r['image']))) for r in written]
+  # The first and the last need no scaling.
+  np.testing.assert_array_equal(splits['train'].inputs_N[0], decoded[0][:, 2:10])
+  np.testing.assert_array_equal(splits['train'].inputs_N[3], decoded[3][4:12])
+  scaled = PIL.Image.fromarray(decoded[2]).resize((8, 8), PIL.Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(splits['train'].inputs_N[2], scaled)
+
+
+def test_images_that_vary_in_size_need_a_size(tmp_path):
+  features = {'image': image_feature(-1, -1, 3), 'label': label_feature(3)}
+  write_tfds(tmp_path, features, {'train': some_records(2), 'test': some_records(2)})
+  with pytest.raises(
+    UserError, match=r'^dataset\.image_size = None: the images of tiny vary in size'
+  ):
+    data.describe(section(name='tiny', data_dir=str(tmp_path)))
+
+
+def test_emnist_is_turned_to_stand_as_mnist_does(tmp_path):
+  images = random_images(3, 28, 28, 1)
+  features = {'image': image_feature(28, 28, 1), 'label': label_feature(62)}
+  splits = {'train': records(images, [61, 0, 1]), 'test': records(images[:1], [5])}
+  write_tfds(tmp_path, features, splits, 'emnist/byclass', '3.1.0', class_names=None)
+  config = section(name='emnist/byclass', data_dir=str(tmp_path))
+  assert data.describe(config).num_classes == 62
+  train = data.load(config)['train']
+  np.testing.assert_array_equal(train.inputs_N, images.transpose(0, 2, 1, 3))
+  np.testing.assert_array_equal(train.labels_N, [61, 0, 1])
+
+
+def test_cifar100_has_its_fine_labels(tmp_path):
+  images = random_images(3, 32, 32, 3)
+  features = {
+    'id': TEXT,
+    'image': image_feature(32, 32, 3),
+    'coarse_label': label_feature(20),
+    'label': label_feature(100),
+  }
+  written = records(images, [99, 0, 50], coarse_label=3, id=b'train_1')
+  names = ' '.join(f'fine_{i}' for i in range(100))
+  splits = {'train': written, 'test': written[:1]}
+  write_tfds(tmp_path, features, splits, 'cifar100', '3.0.2', names)
+  config = section(name='cifar100', data_dir=str(tmp_path))
+  description, splits = data.describe(config), data.load(config)
+  assert description.class_names == tuple(names.split())
+  np.testing.assert_array_equal(splits['train'].labels_N, [99, 0, 50])
+  np.testing.assert_array_equal(splits['train'].inputs_N, images)
+
+
+@pytest.mark.parametrize(
+  'features',
+  [
+    {'image': image_feature(*SHAPE, dtype='uint16')},
+    {'image': image_feature(4, 6, 2)},
+    {'label': NUMBER},
+    {'image': NUMBER},
+    {'image2': image_feature(*SHAPE)},
+  ],
+  ids=['16 bits', '2 channels', 'no classes', 'no image', 'two images'],
+)
+def test_a_set_that_is_no_classification_is_told(tmp_path, features):
+  write_tfds(tmp_path, IMAGES | features, {'train': some_records(2), 'test': some_records(2)})
+  with pytest.raises(UserError, match=r"^dataset\.name = 'tiny': .*one input.*and one class label"):
+    data.describe(section(name='tiny', data_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize('names', [('train', 'extra'), ('test', 'extra')])
+def test_a_set_without_the_needed_splits_is_told(tmp_path, names):
+  write_tfds(tmp_path, IMAGES, {name: some_records(2) for name in names})
+  with pytest.raises(UserError, match=r"dataset\.name = 'tiny': has the splits \["):
+    data.describe(section(name='tiny', data_dir=str(tmp_path)))
+
+
+def test_a_split_without_labels_is_told(tmp_path):
+  unlabelled = records(random_images(2, *SHAPE), [-1, -1])
+  write_tfds(tmp_path, IMAGES, {'train': some_records(2), 'test': unlabelled})
+  with pytest.raises(UserError, match=r"^dataset\.name = 'tiny': its split 'test' has no labels"):
+    data.load(section(name='tiny', data_dir=str(tmp_path)))
+
+
+def test_a_broken_record_is_told(tmp_path):
+  broken = [*some_records(2), {'image': b'no image', 'label': 0}]
+  write_tfds(tmp_path, IMAGES, {'train': broken, 'test': some_records(1)})
+  with pytest.raises(
+    UserError, match=r"^dataset\.name = 'tiny', record 2 of 'train': cannot be dec"
+  ):
+    data.load(section(name='tiny', data_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize('tensorflow', [None, 'installed'])
+def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monkeypatch, tensorflow):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: tensorflow)
+  with pytest.raises(UserError) as error:
+    data.describe(section(name='mnist', data_dir=str(tmp_path)), prepare=False)
+  message = str(error.value)
+  assert message.startswith("dataset.name = 'mnist': ")
+  for part in (
+    str(tmp_path / 'mnist'),
+    '--config.dataset.data_dir',
+    'TFDS_DATA_DIR',
+    'pip install tensorflow && python -c',
+    f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')",
+    'download_and_prepare()',
+  ):
+    assert part in message
+  assert ('is not installed' in message) == (tensorflow is None)
+  assert not list(tmp_path.iterdir())
+
+
+def test_loading_a_missing_set_prepares_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'installed')
+  with pytest.raises(UserError, match=r"dataset\.name = 'mnist'"):
+    data.load(section(name='mnist', data_dir=str(tmp_path)))
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'name', ['no_such_set', '', 'two words', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist']
+)
+def test_a_name_that_tfds_does_not_know_is_told(tmp_path, name):
+  with pytest.raises(UserError) as error:
+    data.describe(section(name=name, data_dir=str(tmp_path)), prepare=False)
+  assert str(error.value).startswith(f'dataset.name = {name!r}: ')
+  assert 'digits' in str(error.value)
+
+
+def test_a_set_whose_builder_needs_what_is_not_installed_is_told(monkeypatch):
+  def builder(name, data_dir):
+    raise ModuleNotFoundError("No module named 'tensorflow'")
+
+  monkeypatch.setattr(tfds, 'builder', builder)
+  with pytest.raises(UserError, match=r"dataset\.name = 'coco': .*No module named 'tensorflow'"):
+    data.describe(section(name='coco'), prepare=False)
+
+
+# Texts.
+
+
+def write_reviews(place):
+  train = [b'A good film. A good cast', b'Bad film', b'good, GOOD; not-seen', b'A bad plot']
+  splits = {
+    'train': [{'text': text, 'label': i % 2} for i, text in enumerate(train)],
+    'test': [{'text': b'not a bad test test test film', 'label': 1}],
+  }
+  features = {'text': TEXT, 'label': label_feature(2)}
+  write_tfds(place, features, splits, 'imdb_reviews/plain_text', class_names='neg pos')
+  return section(name='imdb_reviews', data_dir=str(place), min_count=2, max_tokens=4)
+
+
+def test_texts_become_tokens_of_the_training_vocabulary(tmp_path):
+  config = write_reviews(tmp_path)
+  # good 4, a 3, bad and film 2; the rest once or in the test set only.
+  assert data.describe(config) == data.Description((4,), ('neg', 'pos'), 4, 1, vocabulary_size=5)
+  splits = data.load(config)
+  expected = [[2, 1, 4, 2], [3, 4, 0, 0], [1, 1, 0, 0], [2, 3, 0, 0]]
+  np.testing.assert_array_equal(splits['train'].inputs_N, expected)
+  np.testing.assert_array_equal(splits['train'].labels_N, [0, 1, 0, 1])
+  np.testing.assert_array_equal(splits['test'].inputs_N, [[2, 3, 4, 0]])
+  assert splits['train'].inputs_N.dtype == np.int32
+
+
+def test_the_vocabulary_does_not_depend_on_the_chosen_examples(tmp_path):
+  config = write_reviews(tmp_path)
+  config.num_train, config.num_val = 2, 1
+  splits = data.load(config)
+  everything = data.load(write_reviews(tmp_path / 'again'))['train']
+  for name, part in (('val', (0, 1)), ('train', (1, 3))):
+    expected = data.part(everything, part).inputs_N
+    np.testing.assert_array_equal(splits[name].inputs_N, expected)
+  assert data.describe(config).vocabulary_size == 5
+
+
+def test_texts_are_read_once_for_their_vocabulary(tmp_path, monkeypatch):
+  config = write_reviews(tmp_path)
+  data.describe(config)
+  monkeypatch.setattr(tfds, 'builder_from_directory', None)  # a call would fail
+  data.describe(config)
+  data.load(config)
+
+
+def test_a_vocabulary_of_nothing_is_told(tmp_path):
+  config = write_reviews(tmp_path)
+  config.min_count = 5
+  with pytest.raises(UserError, match=r'^dataset\.min_count = 5: no word of imdb_reviews'):
+    data.describe(config)
+
+
+# Real sets, where they are.
+
+
+def real_section(name):
+  if DATA is None or not list(DATA.glob(f'{name}/**/*.array_record*')):
+    pytest.skip(f'{name} is not in TFDS_DATA_DIR nor beside the repository')
+  return section(name=name, data_dir=str(DATA))
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape', 'num_train', 'num_test'),
+  [('cifar10', (32, 32, 3), 50_000, 10_000), ('mnist', (28, 28, 1), 60_000, 10_000)],
+)
+def test_description_of_a_real_set(name, shape, num_train, num_test):
+  description = data.describe(real_section(name), prepare=False)
+  assert description.input_shape == shape
+  assert (description.num_train, description.num_test) == (num_train, num_test)
+  assert description.num_classes == 10
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'mnist'])
+def test_the_first_examples_of_a_real_set_are_those_in_its_file(name, monkeypatch):
+  config = real_section(name)
+  monkeypatch.setattr(sources.Tfds, 'size', lambda self, split: 20)  # all take seconds
+  splits = data.load(config)
+  for split in ('train', 'test'):
+    file = min((DATA / name).glob(f'*/{name}-{split}.array_record*'))
+    stored = ArrayRecordReader(str(file)).read(0, 20)
+    found = zip(splits[split].inputs_N, splits[split].labels_N, stored, strict=True)
+    for image, label, record in found:
+      feature = tf_example_pb2.Example.FromString(record).features.feature
+      expected = PIL.Image.open(io.BytesIO(feature['image'].bytes_list.value[0]))
+      np.testing.assert_array_equal(image, np.asarray(expected).reshape(image.shape))
+      assert [label] == feature['label'].int64_list.value
+
+
+def test_the_real_reviews():
+  config = real_section('imdb_reviews')
+  description, splits = data.describe(config), data.load(config)
+  assert description.class_names == ('neg', 'pos')
+  assert description.vocabulary_size == 20_525
+  for split in splits.values():
+    assert split.inputs_N.shape == (25_000, 100)
+    np.testing.assert_array_equal(np.bincount(split.labels_N), [12_500, 12_500])
+    assert split.inputs_N.max() < 20_525
+    lengths = np.count_nonzero(split.inputs_N, axis=1)
+    padding = np.arange(100)[None] >= lengths[:, None]
+    np.testing.assert_array_equal(split.inputs_N == 0, padding)
+  vocabulary = sources.Tfds('imdb_reviews', str(DATA)).vocabulary(10)
+  assert list(vocabulary)[:5] == ['the', 'and', 'a', 'of', 'to']
+  word = {i: word for word, i in vocabulary.items()}
+  first = ' '.join(word[i] for i in splits['train'].inputs_N[0, :11])
+  assert first == 'james stewart plays an fbi agent who began working with the'
