@@ -95,3 +95,30 @@ def fidelity_values(
 
 def fidelity_means(sums: Sums) -> dict[str, float]:
   return {name: float(sums.mean(name)) for name in ('top1_agreement', 'predictive_kl')}
+
+
+def bootstrap_interval(
+  values_N: np.ndarray, num_resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> tuple[float, float] | None:
+  """The percentile bootstrap interval of the mean over examples (Efron & Tibshirani 1993, ch. 13).
+
+  Examples are resampled, so each must stand in `values_N` once: average the views of one image first.
+
+  Args:
+    values_N: a value for each example, such as 'top1_agreement' of `fidelity_values`.
+    num_resamples: how many times N examples are drawn with replacement.
+    rng: such as `keys.numpy_rng`; equal generators give equal intervals.
+    level: of confidence, in (0, 1).
+
+  Returns: (low, high), or None where there is no example.
+  """
+  values_N = np.asarray(values_N, np.float64)
+  num_examples = len(values_N)
+  if num_examples == 0:
+    return None
+  means = [
+    values_N[rng.integers(num_examples, size=num_examples)].mean() for _ in range(num_resamples)
+  ]
+  tail = (1 - level) / 2
+  low, high = np.quantile(means, [tail, 1 - tail])
+  return float(low), float(high)
