@@ -1,14 +1,16 @@
-"""The report's figures as inline SVG, and images as data URIs. Reads and writes no file.
+"""The report's figures as inline SVG, images as data URIs, and the style that all figures share.
 
-matplotlib is imported when a figure is drawn: a report that is up to date does not wait for it. The
-same input gives the same bytes. Axes: H W C image.
+Reads and writes no file. matplotlib is imported when a figure is drawn: a report that is up to date
+does not wait for it. The same input gives the same bytes. Axes: H W C image.
 """
 
 import base64
+import contextlib
 import dataclasses
+import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,8 +78,8 @@ def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
   Args:
     bins: what `metrics.reliability` returns, by 'teacher' and 'student'.
   """
-  with _style('reliability'):
-    figure = _figure(1.1)
+  with style('reliability'):
+    figure = blank((SIZE_INCHES[0], 1.1 * SIZE_INCHES[1]))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     above.plot([0, 100], [0, 100], color=COLORS['ink'], alpha=0.5, linewidth=1)
     for (name, of), marker, side in zip(bins.items(), 'os', (-1, 1), strict=True):
@@ -98,7 +100,7 @@ def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
     below.set_xlabel('confidence (%)')
     below.set_xticks(range(0, 101, 20))
     _legend(above)
-    return _svg(figure, 'Reliability diagram on the test images')
+    return svg(figure, 'Reliability diagram on the test images')
 
 
 def image_uri(image_HWC: np.ndarray) -> str:
@@ -123,8 +125,8 @@ def _draw_curves(title: str, curves: Sequence[_Curve], ylabel: str, scale: float
   drawn = [curve for curve in curves if any(curve.key in row for row in curve.rows)]
   if not drawn:
     return None
-  with _style(title):
-    figure = _figure()
+  with style(title):
+    figure = blank()
     axes = figure.subplots()
     for curve in drawn:
       rows = [row for row in curve.rows if curve.key in row]
@@ -143,7 +145,7 @@ def _draw_curves(title: str, curves: Sequence[_Curve], ylabel: str, scale: float
     axes.set_ylabel(ylabel)
     _log_if_wide(axes)
     _legend(axes)
-    return _svg(figure, title)
+    return svg(figure, title)
 
 
 def _log_if_wide(axes: 'Axes') -> None:
@@ -168,15 +170,16 @@ def _legend(axes: 'Axes') -> None:
     axes.legend(loc='lower left', bbox_to_anchor=(-0.02, 1.0), ncols=ncols)
 
 
-def _figure(height: float = 1.0) -> 'Figure':
+def blank(size_inches: tuple[float, float] = SIZE_INCHES) -> 'Figure':
+  """A figure without axes."""
   from matplotlib.figure import Figure
 
-  return Figure((SIZE_INCHES[0], SIZE_INCHES[1] * height), layout='constrained')
+  return Figure(size_inches, layout='constrained')
 
 
-def _style(salt: str):
+def style(salt: str) -> contextlib.AbstractContextManager:
   """A context in which neither the user's matplotlibrc nor chance enters."""
-  from matplotlib import style
+  import matplotlib.style
 
   ink = COLORS['ink']
   settings = {
@@ -194,24 +197,25 @@ def _style(salt: str):
     'legend.columnspacing': 1.2,
     'legend.frameon': False,
     'legend.labelcolor': ink,
+    'pdf.fonttype': 42,
     'svg.fonttype': 'none',
     'svg.hashsalt': salt,
     'text.color': ink,
     'xtick.color': ink,
     'ytick.color': ink,
   }
-  return style.context(settings, after_reset=True)
+  return matplotlib.style.context(settings, after_reset=True)
 
 
-def _svg(figure: 'Figure', title: str) -> str:
-  """The figure as an <svg> element to stand in a page."""
+def svg(figure: 'Figure', title: str, colors: Mapping[str, str] = COLORS) -> str:
+  """The figure as an <svg> element to stand in a page, which has `colors` as CSS variables."""
   buffer = io.StringIO()
   nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
   figure.savefig(buffer, format='svg', metadata=nothing)
-  svg = buffer.getvalue()
-  svg = svg[svg.index('<svg') :].rstrip()
-  svg = re.sub(r' xmlns(:xlink)?="[^"]*"', '', svg)
-  svg = re.sub(r'<g id="[^"]*">', '<g>', svg)  # would stand in the page once for each figure
-  for name, color in COLORS.items():
-    svg = svg.replace(color, f'var(--{name})')
-  return svg.replace('<svg', f'<svg role="img" aria-label="{title}"', 1)
+  text = buffer.getvalue()
+  text = text[text.index('<svg') :].rstrip()
+  text = re.sub(r' xmlns(:xlink)?="[^"]*"', '', text)
+  text = re.sub(r'<g id="[^"]*">', '<g>', text)  # would stand in the page once for each figure
+  for name, color in colors.items():
+    text = text.replace(color, f'var(--{name})')
+  return text.replace('<svg', f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -1,0 +1,213 @@
+"""Sweeps: which runs a figure or table of the paper is made of, and the means over their trials.
+
+A config file that defines `get_sweep(arg='')` beside `get_config` is a sweep of that config: each point
+overrides fields of it, and is repeated for `trials` seeds.
+"""
+
+import collections
+import dataclasses
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INDEPENDENT = 'evaluation.independent_seed'
+MAX_SERIES = 6  # more cannot be told apart in a figure
+
+Key = tuple[str, float | str]  # (series, x) of a point
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One place in the figure, and the config that belongs there."""
+
+  fields: Mapping[str, Any]  # dotted config field: value
+  x: float | str
+  series: str = ''
+
+  @property
+  def key(self) -> Key:
+    return self.series, self.x
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One measure, drawn against x."""
+
+  measure: str  # dotted path into result.json, as 'splits.test.fidelity.top1_agreement'
+  label: str  # with the unit
+  scale: float = 1  # from result.json's unit to the label's: 100 for percent
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  title: str
+  x_label: str
+  points: Sequence[Point]
+  panels: Sequence[Panel]
+  trials: int = 1
+  trial_field: str = 'seed'  # gets the trial's number: 0, 1, ...
+  caption: str = ''
+  # measure: {(series, x): mean or (mean, standard deviation)}, in the unit of the panel's label
+  paper: Mapping[str, Mapping[Key, float | tuple[float, float]]] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+  """One training: a trial of a point."""
+
+  index: int
+  point: Point
+  trial: int
+  fields: dict[str, Any]  # dotted config field: value
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A measure at a point, in the unit of the panel's label. None is what is not known."""
+
+  mean: float | None = None
+  std: float | None = None  # of the trials, with ddof = 1; None of fewer than two
+  count: int = 0  # trials that have the measure
+  paper_mean: float | None = None
+  paper_std: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A point with its cells in the order of the panels."""
+
+  point: Point
+  cells: tuple[Cell, ...]
+  missing: tuple[SweepRun, ...]  # its trials that have no result
+
+
+def expand(sweep: Sweep) -> list[SweepRun]:
+  """Every training of the sweep; the index is the place in the list.
+
+  All points come once before any comes again: a sweep that is cut short has a value for each, and more
+  trials leave the earlier indices as they are. With trials over `seed`, a point's next trial is the
+  independent student (Section 4) of this one, so that the baseline costs no training.
+  """
+  runs = []
+  for trial in range(sweep.trials):
+    added = _added_fields(sweep, trial)
+    for point in sweep.points:
+      runs.append(SweepRun(len(runs), point, trial, {**point.fields, **added}))
+  return runs
+
+
+def summarise(sweep: Sweep, results: Mapping[int, Mapping[str, Any]]) -> list[Row]:
+  """Mean and standard deviation over the trials there are, for each point in its order.
+
+  Args:
+    results: the content of result.json by index of the run. Those that are not there are `missing`; a
+      measure that is in none of a point's results has `count` 0.
+  """
+  trials = collections.defaultdict(list)
+  for run in expand(sweep):
+    trials[run.point.key].append(run)
+  rows = []
+  for point in sweep.points:
+    runs = trials[point.key]
+    found = [results[run.index] for run in runs if run.index in results]
+    cells = tuple(_cell(sweep, panel, point, found) for panel in sweep.panels)
+    missing = tuple(run for run in runs if run.index not in results)
+    rows.append(Row(point, cells, missing))
+  return rows
+
+
+def command(run: SweepRun, start: str = 'python launch.py') -> str:
+  """The shell command of one run: `start` with a flag for each field."""
+  flags = [shlex.quote(f'--config.{field}={value}') for field, value in run.fields.items()]
+  return ' '.join([start, *flags])
+
+
+def series_names(sweep: Sweep) -> list[str]:
+  """In the order of their first points."""
+  return list(dict.fromkeys(point.series for point in sweep.points))
+
+
+def x_values(sweep: Sweep) -> list[float | str]:
+  """In the order of their first points."""
+  return list(dict.fromkeys(point.x for point in sweep.points))
+
+
+def is_categorical(sweep: Sweep) -> bool:
+  """Whether x are names instead of numbers."""
+  return isinstance(sweep.points[0].x, str)
+
+
+def problems(sweep: Sweep) -> list[str]:
+  """What is wrong with a sweep in itself, a line each; [] of a good one."""
+  found = [
+    f'{name} of the sweep is empty; give at least one'
+    for name in ('points', 'panels')
+    if not getattr(sweep, name)
+  ]
+  if type(sweep.trials) is not int or sweep.trials < 1:
+    return [*found, f'trials = {sweep.trials!r} of the sweep; allowed: an integer of at least 1']
+  keys = [point.key for point in sweep.points]
+  found += [
+    f'{count} points of the sweep have series {series!r} and x = {x!r}; one may'
+    for (series, x), count in collections.Counter(keys).items()
+    if count > 1
+  ]
+  kinds = {_kind(point.x) for point in sweep.points}
+  if len(kinds) > 1 or 'other' in kinds:
+    values = ', '.join(map(repr, x_values(sweep)))
+    found.append(f'x of the points are {values}; allowed: all finite numbers, or all strings')
+  num_series = len(series_names(sweep))
+  if num_series > MAX_SERIES:
+    found.append(f'the sweep has {num_series} series; allowed: up to {MAX_SERIES}')
+  fixed = _added_fields(sweep, 0)
+  found += [
+    f'the point at {point.key} sets {field}, which the trials of the sweep set; remove it'
+    for point in sweep.points
+    for field in point.fields
+    if field in fixed
+  ]
+  measures = [panel.measure for panel in sweep.panels]
+  for measure, values in sweep.paper.items():
+    if measure not in measures:
+      found.append(f"the paper's {measure} has no panel; measures of panels: {', '.join(measures)}")
+    found += [f"the paper's {measure} at {key} has no point" for key in values if key not in keys]
+  return found
+
+
+def _added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
+  added = {sweep.trial_field: trial}
+  if sweep.trials > 1 and sweep.trial_field == 'seed':
+    added[INDEPENDENT] = (trial + 1) % sweep.trials
+  return added
+
+
+def _cell(sweep: Sweep, panel: Panel, point: Point, results: Sequence[Mapping[str, Any]]) -> Cell:
+  found = [_look_up(result, panel.measure) for result in results]
+  values = [panel.scale * value for value in found if value is not None]
+  paper = sweep.paper.get(panel.measure, {}).get(point.key)
+  paper_mean, paper_std = paper if isinstance(paper, tuple) else (paper, None)
+  return Cell(
+    mean=statistics.fmean(values) if values else None,
+    std=statistics.stdev(values) if len(values) > 1 else None,
+    count=len(values),
+    paper_mean=paper_mean,
+    paper_std=paper_std,
+  )
+
+
+def _look_up(result: Any, path: str) -> float | None:
+  """None where there is no such value."""
+  for name in path.split('.'):
+    result = result.get(name) if isinstance(result, Mapping) else None
+  return result
+
+
+def _kind(x: Any) -> str:
+  if isinstance(x, str):
+    return 'name'
+  is_number = isinstance(x, int | float) and not isinstance(x, bool)
+  return 'number' if is_number and math.isfinite(x) else 'other'

@@ -1,0 +1,161 @@
+"""Sweeps: the runs that they expand to, and means over made-up results."""
+
+import dataclasses
+
+import pytest
+
+from kdjax import sweep as sweep_lib
+from kdjax.sweep import Cell, Panel, Point, Sweep
+
+AGREEMENT = 'splits.test.fidelity.top1_agreement'
+KL = 'splits.test.fidelity.predictive_kl'
+POINTS = (
+  Point({'student.temperature': 1.0}, 1, 'm = 1'),
+  Point({'student.temperature': 4.0}, 4, 'm = 1'),
+)
+PANELS = (Panel(AGREEMENT, 'agreement (%)', 100), Panel(KL, 'KL (nats)'))
+SWEEP = Sweep('Temperature', 'temperature τ', POINTS, PANELS, trials=3)
+
+
+def changed(**fields):
+  return dataclasses.replace(SWEEP, **fields)
+
+
+def result(agreement, kl=None):
+  fidelity = {'top1_agreement': agreement} | ({} if kl is None else {'predictive_kl': kl})
+  return {'splits': {'test': {'fidelity': fidelity}}}
+
+
+def test_expand_golden():
+  runs = sweep_lib.expand(SWEEP)
+  assert [run.index for run in runs] == [0, 1, 2, 3, 4, 5]
+  assert [run.point for run in runs] == [*POINTS] * 3
+  assert [run.trial for run in runs] == [0, 0, 1, 1, 2, 2]
+  assert [run.fields for run in runs] == [
+    {'student.temperature': 1.0, 'seed': 0, 'evaluation.independent_seed': 1},
+    {'student.temperature': 4.0, 'seed': 0, 'evaluation.independent_seed': 1},
+    {'student.temperature': 1.0, 'seed': 1, 'evaluation.independent_seed': 2},
+    {'student.temperature': 4.0, 'seed': 1, 'evaluation.independent_seed': 2},
+    {'student.temperature': 1.0, 'seed': 2, 'evaluation.independent_seed': 0},
+    {'student.temperature': 4.0, 'seed': 2, 'evaluation.independent_seed': 0},
+  ]
+
+
+def test_a_single_trial_has_no_independent_student():
+  runs = sweep_lib.expand(changed(trials=1))
+  assert [run.fields for run in runs] == [
+    {'student.temperature': 1.0, 'seed': 0},
+    {'student.temperature': 4.0, 'seed': 0},
+  ]
+
+
+def test_trials_of_another_field_have_no_independent_student():
+  last = sweep_lib.expand(changed(trials=2, trial_field='student.seed'))[-1]
+  assert last.fields == {'student.temperature': 4.0, 'student.seed': 1}
+
+
+def test_more_trials_leave_the_runs_that_there_were():
+  before = sweep_lib.expand(changed(trial_field='student.seed'))
+  assert sweep_lib.expand(changed(trials=5, trial_field='student.seed'))[:6] == before
+
+
+def test_summarise_golden():
+  results = {
+    **{0: result(0.70, 0.5), 2: result(0.74, 0.3), 4: result(0.78, 0.1)},  # τ = 1
+    5: result(0.9),  # τ = 4, only the last trial
+  }
+  sweep = changed(paper={AGREEMENT: {('m = 1', 1): (73.5, 0.4)}, KL: {('m = 1', 4): 0.25}})
+  first, second = sweep_lib.summarise(sweep, results)
+  assert (first.point, second.point) == POINTS
+  # Deviations −4, 0, 4: √(32 / 2) = 4; and 0.2, 0, −0.2: √(0.08 / 2) = 0.2.
+  assert first.cells == (
+    Cell(pytest.approx(74), pytest.approx(4), 3, 73.5, 0.4),
+    Cell(pytest.approx(0.3), pytest.approx(0.2), 3),
+  )
+  assert first.missing == ()
+  assert second.cells == (Cell(90, None, 1), Cell(None, None, 0, 0.25))
+  assert [(run.index, run.trial) for run in second.missing] == [(1, 0), (3, 1)]
+
+
+@pytest.mark.parametrize(
+  'value', [{}, {'splits': None}, {'splits': {'test': [1]}}, result(None)], ids=str
+)
+def test_a_measure_that_is_not_there_is_blank(value):
+  row = sweep_lib.summarise(SWEEP, {0: value})[0]
+  assert row.cells == (Cell(), Cell())
+  assert [run.index for run in row.missing] == [2, 4]
+
+
+def test_without_results_all_is_missing():
+  rows = sweep_lib.summarise(SWEEP, {})
+  assert sorted(run.index for row in rows for run in row.missing) == [0, 1, 2, 3, 4, 5]
+  assert {cell.mean for row in rows for cell in row.cells} == {None}
+
+
+def test_series_and_names_keep_their_order():
+  keys = [('b', 'z'), ('b', 'a'), ('a', 'z'), ('a', 'y')]
+  sweep = changed(points=[Point({}, x, series) for series, x in keys])
+  assert sweep_lib.series_names(sweep) == ['b', 'a']
+  assert sweep_lib.x_values(sweep) == ['z', 'a', 'y']
+  assert sweep_lib.is_categorical(sweep) and not sweep_lib.is_categorical(SWEEP)
+
+
+def test_command_is_quoted_for_the_shell():
+  fields = {'predictions.augmentation': ('crop', 'flip'), 'student.loss': 'kl', 'seed': 0}
+  (run,) = sweep_lib.expand(changed(points=[Point(fields, 1)], trials=1, trial_field='seed'))
+  assert sweep_lib.command(run, 'python launch.py --workdir=here') == (
+    'python launch.py --workdir=here '
+    "'--config.predictions.augmentation=('\"'\"'crop'\"'\"', '\"'\"'flip'\"'\"')' "
+    '--config.student.loss=kl --config.seed=0'
+  )
+
+
+def test_a_good_sweep_has_no_problems():
+  paper = {AGREEMENT: {('m = 1', 4): 83.5}}
+  assert sweep_lib.problems(changed(paper=paper)) == []
+
+
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ({'points': ()}, ['points of the sweep is empty; give at least one']),
+    ({'panels': ()}, ['panels of the sweep is empty; give at least one']),
+    ({'trials': 0}, ['trials = 0 of the sweep; allowed: an integer of at least 1']),
+    ({'trials': 2.0}, ['trials = 2.0 of the sweep; allowed: an integer of at least 1']),
+    (
+      {'points': (*POINTS, POINTS[0])},
+      ["2 points of the sweep have series 'm = 1' and x = 1; one may"],
+    ),
+    (
+      {'points': (*POINTS, Point({}, 'four'))},
+      ["x of the points are 1, 4, 'four'; allowed: all finite numbers, or all strings"],
+    ),
+    (
+      {'points': (Point({}, float('nan')),)},
+      ['x of the points are nan; allowed: all finite numbers, or all strings'],
+    ),
+    (
+      {'points': [Point({}, 1, f'series {i}') for i in range(7)]},
+      ['the sweep has 7 series; allowed: up to 6'],
+    ),
+    (
+      {'points': (Point({'seed': 3}, 1),)},
+      ["the point at ('', 1) sets seed, which the trials of the sweep set; remove it"],
+    ),
+    (
+      {'paper': {'nll': {}}},
+      [f"the paper's nll has no panel; measures of panels: {AGREEMENT}, {KL}"],
+    ),
+    (
+      {'paper': {KL: {('m = 1', 16): 0.2}}},
+      [f"the paper's {KL} at ('m = 1', 16) has no point"],
+    ),
+  ],
+  ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
+)
+def test_problems_golden(fields, expected):
+  assert sweep_lib.problems(changed(**fields)) == expected
+
+
+def test_all_problems_are_told_at_once():
+  assert len(sweep_lib.problems(changed(points=(), panels=(), trials=0))) == 3

@@ -1,0 +1,266 @@
+"""The figure, table and page of made-up sweeps, whose numbers are known."""
+
+import csv
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import rich.console
+from etils import epath
+
+from kdjax import figures, sweep_figure
+from kdjax import sweep as sweep_lib
+from kdjax.sweep import Panel, Point, Sweep
+
+AGREEMENT = 'splits.test.fidelity.top1_agreement'
+CKA = 'splits.test.cka.stage1'
+PANELS = (Panel(AGREEMENT, 'agreement (%)', 100), Panel(CKA, 'CKA'))
+NUMBERS = Sweep(
+  'Figure 9: <τ> & m',
+  'temperature τ',
+  [Point({'student.temperature': float(x)}, x, m) for m in ('m = 1', 'm = 3') for x in (16, 1)],
+  PANELS,
+  trials=2,
+  caption='Half of <CIFAR-100>.',
+  paper={AGREEMENT: {('m = 1', 1): (58.04, 0.5), ('m = 3', 16): 71.56}},
+)
+NAMES = Sweep(
+  'Figure 3',
+  'data',
+  [Point({}, x) for x in ('baseline', 'mixup')],
+  PANELS[:1],
+  paper={AGREEMENT: {('', 'mixup'): 83.5}},
+)
+# By run: m = 1 at τ = 16 and 1, m = 3 at τ = 16 and 1; the same again, of which the last is missing.
+AGREEMENTS = [0.64, 0.57, 0.70, 0.62, 0.66, 0.59, 0.74]
+
+
+def result(agreement):
+  return {'splits': {'test': {'fidelity': {'top1_agreement': agreement}}}}
+
+
+RESULTS = {i: result(value) for i, value in enumerate(AGREEMENTS)}
+NAMED_RESULTS = {0: result(0.79), 1: result(0.835)}
+
+
+def written(folder, sweep=NUMBERS, results=RESULTS, **options):
+  paths = sweep_figure.write(epath.Path(folder), 'sweep', sweep, results, **options)
+  return {path.suffix[1:]: path for path in paths}
+
+
+def drawn(sweep, results):
+  with figures.style(sweep.title):
+    return sweep_figure._draw(sweep, sweep_lib.summarise(sweep, results))
+
+
+def points(axes, hollow):
+  """{colour: (xs, ys)} of the markers that are hollow, or not."""
+  return {
+    line.get_color(): tuple(
+      np.round(np.asarray(data, float), 6).tolist() for data in line.get_data()
+    )
+    for line in axes.lines
+    if line.get_marker() in sweep_figure.MARKERS
+    and (line.get_markerfacecolor() == 'none') == hollow
+  }
+
+
+def bars(axes):
+  """Ends of the error bars, sorted. Of one that is not drawn there are none."""
+  ends = [segment for bars in axes.collections for segment in bars.get_segments()]
+  return sorted(np.round(end, 6).tolist() for end in ends if np.size(end))
+
+
+def page_table(text):
+  rows = re.findall(r'<tr.*?</tr>', text, re.DOTALL)
+  return [re.findall(r'<t[hd][^>]*>(?:<span>)?(.*?)(?:</span>)?</t[hd]>', row) for row in rows]
+
+
+def test_lines_and_bars_are_the_means_and_deviations():
+  axes = drawn(NUMBERS, RESULTS).axes[0]
+  blue, red = list(sweep_figure.COLORS.values())[:2]
+  assert points(axes, hollow=False) == {
+    blue: ([1, 16], [58, 65]),
+    red: ([1, 16], [62, 72]),
+  }
+  assert points(axes, hollow=True) == {blue: ([1], [58.04]), red: ([16], [71.56])}
+  std = np.sqrt(2)  # of 57 and 59; that of 70 and 74 is twice as much. The paper's is 0.5.
+  expected = [
+    [[1, 58 - std], [1, 58 + std]],
+    [[1, 57.54], [1, 58.54]],
+    [[16, 65 - std], [16, 65 + std]],
+    [[16, 72 - 2 * std], [16, 72 + 2 * std]],
+  ]
+  assert bars(axes) == sorted(np.round(expected, 6).tolist())
+
+
+def test_named_points_are_read_from_above():
+  axes = drawn(NAMES, NAMED_RESULTS).axes[0]
+  blue = sweep_figure.COLORS['series-1']
+  assert points(axes, hollow=True) == {blue: ([83.5], [1])}
+  assert points(axes, hollow=False) == {blue: ([83.5], [1])}  # the last of two lines
+  assert [label.get_text() for label in axes.get_yticklabels()] == ['baseline', 'mixup']
+  assert axes.get_ylim() == (1.5, -0.5)
+  assert axes.get_xlabel() == 'agreement (%)'
+
+
+def test_a_measure_without_results_is_a_blank_panel():
+  first, second = drawn(NUMBERS, RESULTS).axes
+  assert (first.get_title('left'), second.get_title('left')) == ('', 'no result yet')
+  assert points(second, hollow=False) == {}
+
+
+@pytest.mark.parametrize(
+  ('xs', 'scale', 'labels'),
+  [
+    ((1, 4, 8, 16), 'log', ['1', '4', '8', '16']),
+    ((0, 12500, 25000, 37500, 50000), 'linear', ['0', '12500', '25000', '37500', '50000']),
+    ((0.0, 0.125, 0.25, 0.375, 0.5, 1.0), 'linear', ['0', '0.25', '0.5', '1']),
+    (tuple(range(1, 13)), 'linear', ['1', '3', '5', '7', '9', '11']),
+    ((300, 1000, 5000), 'log', ['300', '1000', '5000']),
+    ((3,), 'linear', ['3']),
+  ],
+  ids=str,
+)
+def test_x_labels_are_the_sweeps_own_where_they_fit(xs, scale, labels):
+  sweep = Sweep('x', 'x', [Point({}, x) for x in xs], PANELS[:1])
+  axes = drawn(sweep, {i: result(0.5 + 0.01 * i) for i in range(len(xs))}).axes[0]
+  assert axes.get_xscale() == scale
+  assert [label.get_text() for label in axes.get_xticklabels()] == labels
+
+
+@pytest.mark.parametrize(
+  ('sweep', 'labels'),
+  [(NUMBERS, ['m = 1', 'm = 3', 'paper']), (NAMES, ['measured', 'paper'])],
+  ids=['series', 'names'],
+)
+def test_legend_is_outside_of_the_panels(sweep, labels):
+  figure = drawn(sweep, RESULTS)
+  figure.draw_without_rendering()
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == labels
+  lowest = legend.get_window_extent().y0
+  assert all(axes.get_window_extent().y1 < lowest for axes in figure.axes)
+
+
+def test_one_series_without_the_papers_values_needs_no_legend():
+  sweep = Sweep('x', 'x', [Point({}, 1), Point({}, 2)], PANELS[:1])
+  assert drawn(sweep, RESULTS).legends == []
+
+
+@pytest.mark.parametrize('num_panels', [1, 3, 4, 5])
+@pytest.mark.parametrize('points', [[Point({}, 1), Point({}, 2)], [Point({}, 'a')]], ids=str)
+def test_every_panel_is_there(points, num_panels):
+  panels = [Panel(AGREEMENT, f'measure {i}', 100) for i in range(num_panels)]
+  figure = drawn(Sweep('x', 'x', points, panels), RESULTS)
+  assert len(figure.axes) == num_panels
+  figure.draw_without_rendering()
+  boxes = [axes.get_tightbbox() for axes in figure.axes]
+  pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+  assert not any(a.overlaps(b) for a, b in pairs)
+
+
+def test_csv_golden(tmp_path):
+  rows = list(csv.reader(io.StringIO(written(tmp_path)['csv'].read_text())))
+  assert rows[0] == [
+    'series',
+    'x',
+    'measure',
+    'label',
+    'mean',
+    'std',
+    'count',
+    'paper_mean',
+    'paper_std',
+  ]
+  assert len(rows) == 1 + 4 * 2
+  first, missing = rows[1], rows[7]
+  assert first[:4] == ['m = 1', '16', AGREEMENT, 'agreement (%)']
+  assert list(map(float, first[4:7])) == pytest.approx([65, np.sqrt(2), 2])
+  assert first[7:] == ['', '']
+  assert missing == ['m = 3', '1', AGREEMENT, 'agreement (%)', '62.0', '', '1', '', '']
+  assert rows[3][7:] == ['58.04', '0.5']
+  assert rows[2][4:] == ['', '', '0', '', '']
+
+
+def test_page_golden(tmp_path):
+  text = written(tmp_path)['html'].read_text()
+  assert page_table(text) == [
+    ['temperature τ', 'agreement (%)', 'paper', 'CKA', 'trials'],
+    ['m = 1'],
+    ['16', '65.00 ± 1.41', '–', '–', '2'],
+    ['1', '58.00 ± 1.41', '58.04 ± 0.5', '–', '2'],
+    ['m = 3'],
+    ['16', '72.00 ± 2.83', '71.56', '–', '2'],
+    ['1', '62.00', '–', '–', '1 of 2'],
+  ]
+  plain = ' '.join(text.split())
+  assert '7 of 8 runs are finished.' in plain
+  assert '# run 7: m = 3, temperature τ 1, trial 1 python launch.py --config.student' in plain
+  assert '--config.seed=1 --config.evaluation.independent_seed=0' in plain
+  assert text.count('# run') == 1
+  assert not re.search(r'https?://|@import|<script|url\((?!#)', text)
+  assert text.count('<svg') == 1 and 'var(--series-2)' in text
+  assert '<τ>' not in text and '<CIFAR' not in text
+  assert '<h1>Figure 9: &lt;τ&gt; &amp; m</h1>' in text
+  assert 'aria-label="Figure 9: &lt;τ&gt; &amp; m"' in text
+
+
+def test_page_of_a_finished_sweep_names_no_missing_runs(tmp_path):
+  text = written(tmp_path, NAMES, NAMED_RESULTS)['html'].read_text()
+  assert '2 of 2 runs are finished.' in text
+  assert 'Missing' not in text and 'deviation' not in text
+  assert page_table(text)[1:] == [
+    ['baseline', '79.00', '–', '1'],
+    ['mixup', '83.50', '83.5', '1'],
+  ]
+
+
+def test_page_takes_the_callers_command(tmp_path):
+  text = written(tmp_path, command=lambda run: f'do <{run.index}>')['html'].read_text()
+  assert 'do &lt;7&gt;' in text
+
+
+def test_without_results_all_is_written(tmp_path):
+  paths = written(tmp_path, results={})
+  assert list(paths) == ['png', 'pdf', 'csv', 'html']
+  assert '0 of 8 runs are finished.' in paths['html'].read_text()
+  assert sorted(path.name for path in epath.Path(tmp_path).iterdir()) == sorted(
+    path.name for path in paths.values()
+  )
+
+
+def test_png_has_a_white_ground_and_ink(tmp_path):
+  image = np.asarray(PIL.Image.open(written(tmp_path)['png']).convert('RGBA'))
+  assert image[0, 0].tolist() == image[-1, -1].tolist() == [255] * 4
+  colors = {tuple(color) for color in image.reshape(-1, 4)}
+  for color in list(sweep_figure.COLORS.values())[:2]:
+    assert (*bytes.fromhex(color[1:]), 255) in colors
+
+
+def test_same_inputs_same_bytes_in_another_process(tmp_path):
+  here = written(tmp_path / 'here')
+  there = tmp_path / 'there'
+  code = f'from tests.test_sweep_figure import written; written({str(there)!r})'
+  root = epath.Path(__file__).parent.parent
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=root)
+  for path in here.values():
+    assert (there / path.name).read_bytes() == path.read_bytes(), path.name
+  pdf = here['pdf'].read_bytes()
+  assert pdf.startswith(b'%PDF') and b'CreationDate' not in pdf
+
+
+def test_terminal_table():
+  console = rich.console.Console(width=100)
+  with console.capture() as capture:
+    console.print(sweep_figure.terminal_table(NUMBERS, RESULTS))
+  lines = [' '.join(line.split()) for line in capture.get().splitlines()]
+  assert 'temperature τ agreement (%) paper CKA trials' in lines
+  assert 'm = 1 16 65.00 ± 1.41 – – 2' in lines
+  assert '1 58.00 ± 1.41 58.04 ± 0.5 – 2' in lines
+  assert 'm = 3 16 72.00 ± 2.83 71.56 – 2' in lines
+  assert '1 62.00 – – 1 of 2' in lines
