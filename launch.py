@@ -6,12 +6,16 @@ Flags:
   --config=FILE.py[:ARGUMENT]   the experiment
   --config.FIELD=VALUE          overrides a field; configs/base.py explains them all
   --workdir=DIR                 where everything is written, gs:// too (default: runs/<config name>)
-  --stages=A,B                  a subset of teachers,predictions,student,evaluation,report
+  --stages=A,B                  a subset of teachers,gan,predictions,student,independent,evaluation,report
+  --sweep                       runs every point of the sweep that the experiment defines, and draws it;
+                                several processes may do so in one workdir
+  --sweep_index=I               runs one point of it, as for a job array
   --verify                      checks the stored predictions against the teachers, and runs no stage
 """
 
 import os
 import pathlib
+import shlex
 import sys
 
 # Before JAX is imported: the same config gives the same bits on a GPU too.
@@ -22,15 +26,18 @@ from absl import app, flags
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import evaluation, predictions, progress, report, stages, validation
+from kdjax import evaluation, predictions, progress, report, stages, sweep_figure, validation
 from kdjax.errors import UserError
 from kdjax.run import Run
+from kdjax.sweep import SweepRun
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / 'configs' / 'digits_resnet.py'
 
 _CONFIG = flags.DEFINE_string('config', str(DEFAULT_CONFIG), 'FILE.py or FILE.py:ARGUMENT.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
 _STAGES = flags.DEFINE_list('stages', list(stages.STAGES), 'Which stages to run.')
+_SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
+_SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
 
 _overrides: list[tuple[str, str | None]] = []
@@ -48,17 +55,50 @@ def _parse_flags(argv: list[str]) -> list[str]:
   return app.parse_flags_with_usage(rest)
 
 
+def _workdir() -> epath.Path:
+  name = config_lib.config_name(_CONFIG.value)
+  return epath.Path(_WORKDIR.value or f'runs/{name}').expanduser()
+
+
 def _run() -> None:
+  if _SWEEP.value or _SWEEP_INDEX.value is not None:
+    _run_sweep(stages.problems(_STAGES.value))
+    return
   config, problems = config_lib.load(_CONFIG.value, _overrides)
   validation.check(config, jax.local_device_count(), problems + stages.problems(_STAGES.value))
-  workdir = epath.Path(_WORKDIR.value or f'runs/{config_lib.config_name(_CONFIG.value)}')
   if _VERIFY.value:
-    progress.console.print(predictions.verify(Run(config, workdir)))
+    progress.console.print(predictions.verify(Run(config, _workdir())))
     return
-  run = stages.run(config, workdir, _STAGES.value)
+  run = stages.run(config, _workdir(), _STAGES.value)
   if 'report' in _STAGES.value:
     progress.console.print(report.terminal_table(evaluation.result(run)))
     progress.console.print(f'report: {run.workdir / "report.html"}', soft_wrap=True)
+
+
+def _run_sweep(problems: list[str]) -> None:
+  sweep = config_lib.load_sweep(_CONFIG.value)
+  configs, wrong = config_lib.sweep_configs(_CONFIG.value, sweep, _overrides)
+  chosen, index = dict(enumerate(configs)), _SWEEP_INDEX.value
+  if index is not None:
+    if index not in chosen:
+      wrong.append(f'--sweep_index = {index}: allowed: 0 to {len(configs) - 1}')
+    chosen = {index: chosen.get(index)}
+  validation.check_sweep(configs, jax.local_device_count(), problems + wrong)
+  workdir = _workdir()
+  try:
+    stages.run_sweep(chosen, workdir, _STAGES.value)
+  finally:  # what is done is shown, whatever failed
+    results = evaluation.results(configs, workdir)
+    paths = sweep_figure.write(workdir, 'sweep', sweep, results, command=_command_of)
+    progress.console.print(sweep_figure.terminal_table(sweep, results))
+    progress.console.print('\n'.join(map(str, paths)), soft_wrap=True)
+
+
+def _command_of(run: SweepRun) -> str:
+  """The command that runs one point of the sweep."""
+  overrides = [f'--config.{field}={value}' for field, value in _overrides]
+  flags = [f'--config={_CONFIG.value}', f'--workdir={_workdir()}', *overrides]
+  return shlex.join(['python', 'launch.py', *flags, f'--sweep_index={run.index}'])
 
 
 def main(argv: list[str]) -> None:

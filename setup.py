@@ -10,19 +10,20 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['kdjax*', 'configs*', 'analysis*']),
   py_modules=['launch'],
-  package_data={'kdjax': ['report.html.j2']},
+  package_data={'kdjax': ['*.html.j2', '*.css']},
   install_requires=[
     'absl-py>=2.1',  # flags and logging
     'array_record>=0.6',  # random access to prepared TFDS files, without TensorFlow
     'etils[epath]>=1.9',  # one path class for local disks and gs://
+    'filelock>=3.13',  # several processes in one workdir
     'flax>=0.12',  # linen modules, struct dataclasses
     'importlib_resources',  # imported by tensorflow-datasets, which does not declare it
     'jax>=0.10',
     'jinja2>=3.1',  # the HTML report
-    'matplotlib>=3.8',  # the figures of the report
+    'matplotlib>=3.8',  # the figures of reports and sweeps
     'ml_collections>=1.0',  # configs
     'numpy>=2.0',
-    'optax>=0.2.5',  # optimizers and schedules
+    'optax>=0.2.8',  # optimizers (Muon for convolutions too) and schedules
     'orbax-checkpoint>=0.11.20',  # asynchronous checkpoints
     'pillow>=10',  # decodes the images of TFDS, writes those of the report
     'rich>=13',  # progress bars and tables on the terminal

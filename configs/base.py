@@ -14,52 +14,59 @@ def get_config() -> ConfigDict:
   config.seed = 0  # every random number follows from it
 
   config.dataset = ConfigDict()
-  config.dataset.name = 'cifar10'  # 'digits' (embedded) or any TFDS image classification set
-  config.dataset.data_dir = placeholder(
-    str
-  )  # of TFDS; None: TFDS_DATA_DIR, then ~/tensorflow_datasets
+  config.dataset.name = (
+    'cifar10'  # 'digits' (embedded), any classification set of TFDS, or 'folder'
+  )
+  # Of TFDS; None: TFDS_DATA_DIR, then ~/tensorflow_datasets. For 'folder': train/CLASS/*, test/CLASS/*.
+  config.dataset.data_dir = placeholder(str)
   config.dataset.num_train = placeholder(int)  # class-balanced subset; None: all
   config.dataset.num_val = 0  # held out of the training set; choices are made there
   config.dataset.num_test = placeholder(int)  # None: all
+  config.dataset.image_size = placeholder(int)  # images are resized and cropped to it; None: as is
+  config.dataset.max_tokens = 100  # of a text; what comes later is cut off
+  config.dataset.min_count = 10  # of a token in the training texts; rarer ones are dropped
 
   config.model = ConfigDict()
-  config.model.name = 'resnet'  # 'resnet' (pre-activation) or 'lenet'
+  # 'resnet' (pre-activation, for small images), 'lenet', 'vgg' (16), 'resnet50' or 'bilstm' (texts).
+  config.model.name = 'resnet'
   config.model.depth = 20  # resnet: 6n+2 has basic blocks; 9n+2 from 56 on bottleneck blocks
-  config.model.width = 16  # resnet: filters of the first stage, doubled in each later one
-  config.model.norm = 'batch'  # resnet: 'batch' or 'layer'
+  config.model.width = (
+    16  # filters of the first stage, doubled in each later one; bilstm: cell size
+  )
+  config.model.norm = 'batch'  # resnet and resnet50: 'batch' or 'layer'
 
   config.teacher = ConfigDict()
   config.teacher.num_members = 5  # m, the size of the ensemble
+  config.teacher.examples = ()  # (start, stop) in class-balanced order: what it learns; (): all
   _duration(config.teacher, num_epochs=200)
   config.teacher.batch_size = 256  # over all devices
-  config.teacher.learning_rate = 0.1  # cosine from here ...
-  config.teacher.final_learning_rate = 0.0  # ... to here
-  config.teacher.momentum = 0.9
-  config.teacher.nesterov = False
-  config.teacher.weight_decay = 1e-4  # L2, coupled: its gradient passes through the momentum
-  config.teacher.augmentation = ('crop', 'flip')  # of kdjax.views.AUGMENTATIONS, in this order
+  _optimizer(config.teacher, learning_rate=0.1, final_learning_rate=0.0, nesterov=False)
+  config.teacher.augmentation = ('crop', 'flip')  # of kdjax.augmentations, in this order
   config.teacher.keep_checkpoints = ()  # fractions of training whose checkpoints are kept
 
   config.predictions = ConfigDict()
   config.predictions.mode = 'stored'  # 'stored', or 'online': run the teachers beside the student
   config.predictions.num_views = 300  # student epoch e reads view e mod num_views
-  config.predictions.dtype = (
-    'float16'  # of the stored log-probabilities: float16, bfloat16, float32
-  )
-  config.predictions.augmentation = ('crop', 'flip')  # of the distillation data
+  config.predictions.dtype = 'float16'  # of the stored log_probs: float16, bfloat16 or float32
+  # The distillation data: which training examples, what is done to them, and what else.
+  config.predictions.examples = ()  # as teacher.examples
+  config.predictions.augmentation = ('crop', 'flip')  # the teacher's, 'mixup' and 'noise', in order
+  config.predictions.extra = ''  # unlabelled images added: of a TFDS set, a folder, or 'gan'
+  config.predictions.num_extra = placeholder(int)  # how many
+  config.predictions.replacement = ''  # images that take the place of others: as `extra`
+  config.predictions.replaced = 0.2  # the probability, anew for each example and view
 
   config.student = ConfigDict()
   config.student.seed = placeholder(int)  # init and data order; None: `seed`. Views follow `seed`
   _duration(config.student, num_epochs=300)
   config.student.batch_size = 128
-  config.student.learning_rate = 5e-2
-  config.student.final_learning_rate = 1e-6
-  config.student.momentum = 0.9
-  config.student.nesterov = True
-  config.student.weight_decay = 1e-4
+  _optimizer(config.student, learning_rate=5e-2, final_learning_rate=1e-6, nesterov=True)
+  config.student.loss = 'kl'  # of kdjax.losses.LOSSES
   config.student.temperature = 4.0  # τ
-  config.student.alpha = 0.0  # α, the weight of the true labels
-  config.student.init_lambda = 0.0  # λ: 0 starts at random, 1 at the first member's final weights
+  config.student.final_temperature = placeholder(float)  # τ falls to it geometrically; None: stays
+  config.student.alpha = 0.0  # α, the weight of the true labels where there are any
+  config.student.init_lambda = 0.0  # λ: 0 starts at random, 1 at the first member's weights
+  config.student.init_from = 'final'  # which of the member's weights: 'final' or 'initial'
   config.student.keep_checkpoints = (0.0, 0.1, 0.25, 0.5, 0.75)
   config.student.model = ConfigDict()  # overrides `model`, field by field
   config.student.model.name = placeholder(str)
@@ -68,7 +75,26 @@ def get_config() -> ConfigDict:
   config.student.model.norm = placeholder(str)
 
   config.augmentation = ConfigDict()
-  config.augmentation.crop_padding = 4  # pixels of zeros on each side before a random crop
+  config.augmentation.crop_padding = 4  # pixels of black on each side before a random crop
+  config.augmentation.rotation_degrees = 20.0  # the largest angle
+  config.augmentation.brightness = 0.2  # the largest change, as a fraction; so the next two
+  config.augmentation.contrast = 0.2
+  config.augmentation.saturation = 0.2
+  config.augmentation.hue = 0.2  # the largest shift, in turns of the colour wheel
+  config.augmentation.noise_probability = 0.2  # that 'noise' replaces an image
+
+  config.gan = ConfigDict()  # SN-GAN, trained only where the distillation data has 'gan' images
+  config.gan.seed = 0  # its own, so that all students of a sweep share it
+  config.gan.num_steps = 100_000  # of the generator
+  config.gan.batch_size = 128
+  config.gan.num_discriminator_steps = 5  # for each step of the generator
+  config.gan.latent_size = 128
+  config.gan.generator_width = 256  # filters of each stage
+  config.gan.discriminator_width = 128
+  config.gan.learning_rate = 2e-4  # linear from here ...
+  config.gan.final_learning_rate = 1e-6  # ... to here
+  config.gan.flip = True  # whether the real images are flipped at random
+  config.gan.num_samples = 50_000
 
   config.training = ConfigDict()  # how often, in times over a whole training
   config.training.num_logs = 100
@@ -78,6 +104,10 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 512
   config.evaluation.num_views = 5  # views of the distillation data that result.json averages over
+  # The seed of the independent teacher and its student, the baseline of fidelity; None: without.
+  config.evaluation.independent_seed = FieldReference(1000)
+  config.evaluation.num_bootstrap = 1000  # resamples behind each interval
+  config.evaluation.num_cka_examples = 0  # test examples to compare features on; needs the teachers
 
   config.lock()  # a misspelt field raises
   return config
@@ -87,3 +117,16 @@ def _duration(section: ConfigDict, num_epochs: int) -> None:
   section.num_epochs = FieldReference(num_epochs, field_type=int)
   section.num_steps = placeholder(int)
   section.num_examples = placeholder(int)
+
+
+def _optimizer(
+  section: ConfigDict, learning_rate: float, final_learning_rate: float, nesterov: bool
+) -> None:
+  section.optimizer = 'sgd'  # of kdjax.optimizers.OPTIMIZERS
+  section.warmup_epochs = 0.0  # of a linear rise from 0 to ...
+  section.learning_rate = learning_rate  # ... this, and then cosine to ...
+  section.final_learning_rate = final_learning_rate  # ... this
+  section.momentum = 0.9  # of SGD and Muon; of Adam and AdamW: β1
+  section.beta2 = 0.999  # of Adam and AdamW
+  section.nesterov = nesterov  # of SGD and Muon
+  section.weight_decay = 1e-4  # coupled (a gradient of L2), but decoupled for adamw and muon

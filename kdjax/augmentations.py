@@ -212,6 +212,8 @@ def mixup(key: jax.Array, image_HWC: jax.Array, partner_HWC: jax.Array) -> jax.A
 
 def mix(image_HWC: jax.Array, partner_HWC: jax.Array, coefficient: jax.Array) -> jax.Array:
   """λ · image + (1 − λ) · partner (mixup, Zhang et al. 2018), with the coefficient λ () in [0, 1]."""
+  # The barrier keeps the weights from being multiplied into the scaling of `unit_cube`.
+  image_HWC, partner_HWC = jax.lax.optimization_barrier((image_HWC, partner_HWC))
   # Rounding to one bit less keeps a product from being fused with the sum into one operation, which
   # a compiler may do or not, with other last bits.
   image_HWC, partner_HWC = (

@@ -17,9 +17,12 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
+from kdjax import sweep as sweep_lib
+from kdjax import views
 from kdjax.errors import ConfigError
+from kdjax.sweep import Sweep
 
-ARTEFACT_VERSION = 1  # raise it when a change of the code makes old artefacts wrong
+ARTEFACT_VERSION = 2  # raise it when a change of the code makes old artefacts wrong
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
 
 
@@ -78,6 +81,28 @@ def student_seed(config: ConfigDict) -> int:
   return config.seed if config.student.seed is None else config.student.seed
 
 
+def num_extra(config: ConfigDict) -> int:
+  """How many unlabelled inputs are added to the distillation data."""
+  return config.predictions.num_extra if config.predictions.extra else 0
+
+
+def needs_gan(config: ConfigDict) -> bool:
+  return 'gan' in (config.predictions.extra, config.predictions.replacement)
+
+
+def independent(config: ConfigDict) -> ConfigDict:
+  """The same experiment from another seed: the baseline of fidelity (paper, Section 3)."""
+  other = config.copy_and_resolve_references()
+  other.update_from_flattened_dict(
+    {
+      'seed': config.evaluation.independent_seed,
+      'student.seed': None,
+      'evaluation.independent_seed': None,
+    }
+  )
+  return other
+
+
 # Fingerprints.
 
 
@@ -88,18 +113,38 @@ def teacher_fingerprint(config: ConfigDict) -> str:
     dataset=_without(config.dataset, 'data_dir', 'num_test'),
     model=config.model,
     teacher=_without(config.teacher, 'num_members'),
-    augmentation=config.augmentation,
+    augmentation=views.fields(config.teacher.augmentation, config.augmentation),
+  )
+
+
+def gan_fingerprint(config: ConfigDict) -> str:
+  return _hash(
+    dataset=_without(config.dataset, 'data_dir', 'num_test'),
+    gan=_without(config.gan, 'num_samples'),
   )
 
 
 def predictions_fingerprint(config: ConfigDict) -> str:
   """Of one stored value. Members and views can be added, so their numbers do not enter."""
+  predictions = config.predictions
   return _hash(
     teacher=teacher_fingerprint(config),
     num_test=config.dataset.num_test,
-    dtype=config.predictions.dtype,
-    augmentation=config.predictions.augmentation,
+    dtype=predictions.dtype,
+    distillation=_distillation_data(config),
+    augmentation=views.fields(predictions.augmentation, config.augmentation),
   )
+
+
+def _distillation_data(config: ConfigDict) -> dict[str, Any]:
+  """The fields that say what a student is distilled on, as far as they count."""
+  predictions = config.predictions
+  unused = ['mode', 'num_views', 'dtype']
+  unused += [] if predictions.extra else ['num_extra']
+  unused += [] if predictions.replacement else ['replaced']
+  gan = [gan_fingerprint(config)] if needs_gan(config) else []
+  gan += [config.gan.num_samples] if predictions.replacement == 'gan' else []
+  return _without(predictions, *unused) | {'gan': gan}
 
 
 def student_fingerprint(config: ConfigDict) -> str:
@@ -127,7 +172,31 @@ def _hash(**parts: Any) -> str:
 # Loading.
 
 
+def load_sweep(spec: str) -> Sweep:
+  """The sweep of FILE.py or FILE.py:ARGUMENT.
+
+  Raises:
+    ConfigError: the file defines none, or it is not a sensible one.
+  """
+  sweep = _call(spec, 'get_sweep')
+  if not isinstance(sweep, Sweep):
+    raise ConfigError([f'--config = {spec!r}: get_sweep returns no kdjax.sweep.Sweep'])
+  if problems := sweep_lib.problems(sweep):
+    raise ConfigError([f'--config = {spec!r}: get_sweep: {problem}' for problem in problems])
+  return sweep
+
+
 def _call_get_config(spec: str) -> ConfigDict:
+  config = _call(spec, 'get_config')
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(
+      [f'--config = {spec!r}: get_config returns no ConfigDict; see configs/base.py']
+    )
+  return config
+
+
+def _call(spec: str, function: str) -> Any:
+  """What a function of the file returns for the argument."""
   path, _, argument = spec.partition('.py:')
   path = epath.Path(path if path.endswith('.py') else f'{path}.py')
   if not path.exists():
@@ -136,7 +205,13 @@ def _call_get_config(spec: str) -> ConfigDict:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
-    config = module.get_config(argument) if argument else module.get_config()
+    if not hasattr(module, function):
+      hint = '; it is no sweep: run it without --sweep' if function == 'get_sweep' else ''
+      raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
+    arguments = (argument,) if argument else ()
+    return getattr(module, function)(*arguments)
+  except ConfigError:
+    raise
   except Exception as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     reason = str(error).partition(' Other fields present')[0]  # a dump of the whole config
@@ -144,11 +219,25 @@ def _call_get_config(spec: str) -> ConfigDict:
     raise ConfigError(
       [f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})']
     ) from error
-  if not isinstance(config, ConfigDict):
-    raise ConfigError(
-      [f'--config = {spec!r}: get_config returns no ConfigDict; see configs/base.py']
-    )
-  return config
+
+
+def sweep_configs(
+  spec: str, sweep: Sweep, overrides: Sequence[tuple[str, str | None]]
+) -> tuple[list[ConfigDict], list[str]]:
+  """The config of every run of the sweep: the file's, the overrides, and the fields of the run.
+
+  Returns: the configs in the order of `sweep.expand`, and what is wrong with fields, as `load` does.
+  """
+  configs, problems = [], []
+  for one in sweep_lib.expand(sweep):
+    config, wrong = load(spec, overrides)
+    problems += wrong
+    for field, value in one.fields.items():
+      if field in dict(overrides):
+        problems.append(f'{field} = {dict(overrides)[field]}: the sweep sets it; leave it out')
+      problems += _assign(config, field, value, repr(value))
+    configs.append(config)
+  return configs, list(dict.fromkeys(problems))
 
 
 def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]:
@@ -156,6 +245,14 @@ def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]
   if text is None:
     yield f'{field}: no value given; write --config.{field}=VALUE'
     return
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
+    value = text
+  yield from _assign(config, field, value, text)
+
+
+def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[str]:
   *parents, name = field.split('.')
   section = config
   for parent in parents:
@@ -165,10 +262,6 @@ def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]
   if not isinstance(section, ConfigDict) or name not in section:
     yield _unknown(config, field, text)
     return
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
-    value = text
   wanted = section.get_type(name)
   optional = is_optional(config, field)
   if wanted is float and type(value) is int:

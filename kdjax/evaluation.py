@@ -1,15 +1,29 @@
-"""The fourth stage: generalization and fidelity of the trained student, in result.json.
+"""The stage after training: generalization and fidelity of the student, in result.json.
 
 The splits are taken as they are; 'distillation' stands for views that the student was trained on.
+Axes: M member, V view, N example, C class.
 """
 
-import io
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import files, losses, metrics, predictions, student
+from kdjax import (
+  files,
+  independent,
+  keys,
+  losses,
+  metrics,
+  predictions,
+  similarity,
+  student,
+  teachers,
+)
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
@@ -22,37 +36,54 @@ def run(run: Run) -> bool:
   """
   if is_evaluated(run):
     return False
-  variables, teacher = student.load(run), predictions.open_teacher(run)
+  pupils, teacher = _pupils(run), predictions.open_teacher(run)  # raise before a lock is written
+  with files.lock(run.student_folder):
+    if is_evaluated(run):  # by another process, while this one waited
+      return False
+    _evaluate(run, pupils, teacher)
+  return True
+
+
+def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teacher) -> None:
+  num_resamples = run.config.evaluation.num_bootstrap
   results, arrays = {}, {}
-  for name in run.splits:
-    logits_NC = run.predict(run.student_model, variables, run.inputs[name])
+  for name, split in run.splits.items():
     log_probs_MNC = teacher.members(name)
-    log_probs_NC = np.asarray(losses.ensemble_log_probs(log_probs_MNC))
-    labels_N = run.splits[name].labels_N
-    results[name] = _result([(logits_NC, log_probs_NC, labels_N)])
+    piece = _piece(run, pupils, name, 0, log_probs_MNC, split.labels_N)
+    results[name] = _result([piece], num_resamples)
     results[name]['members'] = [
-      metrics.generalization(member_NC, labels_N) | metrics.fidelity(member_NC, log_probs_NC)
+      metrics.generalization(member_NC, split.labels_N)
+      | metrics.fidelity(member_NC, piece.teacher_NC)
       for member_NC in log_probs_MNC
     ]
-    arrays[f'{name}/student_logits_NC'] = logits_NC
-    arrays[f'{name}/teacher_log_probs_NC'] = log_probs_NC
+    results[name]['teacher_wrong'] = _where_teacher_is_wrong(piece, num_resamples)
+    arrays[f'{name}/student_logits_NC'] = piece.student_NC
+    arrays[f'{name}/teacher_log_probs_NC'] = piece.teacher_NC
+  inputs = run.inputs['distillation']
   results['distillation'] = _result(
     (
-      run.predict(run.student_model, variables, run.inputs['distillation'], view),
-      predictions.ensemble(teacher, 'distillation', view),
-      run.splits['train'].labels_N,
-    )
-    for view in _sampled_views(run)
+      _piece(
+        run,
+        pupils,
+        'distillation',
+        view,
+        teacher.members('distillation', view),
+        run.labels(inputs, view),
+      )
+      for view in _sampled_views(run)
+    ),
+    num_resamples,
   )
-  _write_arrays(run, arrays)
+  files.write_arrays(run.student_folder / 'logits.npz', arrays)
   fingerprints = {
     'teacher': config_lib.teacher_fingerprint(run.config),
     'predictions': config_lib.predictions_fingerprint(run.config),
     'student': config_lib.student_fingerprint(run.config),
   }
   result = {'fingerprints': fingerprints, 'evaluation': _settings(run), 'splits': results}
+  if run.config.evaluation.num_cka_examples:
+    result['cka'] = _cka(run, pupils['fidelity'])
   files.write_json(run.student_folder / 'result.json', result)
-  return True
 
 
 def is_evaluated(run: Run) -> bool:
@@ -61,9 +92,9 @@ def is_evaluated(run: Run) -> bool:
   return path.exists() and files.read_json(path).get('evaluation') == _settings(run)
 
 
-def _settings(run: Run) -> dict[str, int]:
+def _settings(run: Run) -> dict[str, Any]:
   """What result.json depends on beside the student."""
-  return {'num_views': run.config.evaluation.num_views}
+  return {k: v for k, v in run.config.evaluation.to_dict().items() if k != 'batch_size'}
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -81,32 +112,140 @@ def result(run: Run) -> dict[str, Any]:
   return files.read_json(path)
 
 
-def _result(pieces) -> dict[str, Any]:
-  """Of (student logits_NC, teacher log_probs_NC, labels_N) pieces, averaged over all examples."""
-  of_student, of_teacher, of_both, num_examples = metrics.Sums(), metrics.Sums(), metrics.Sums(), 0
-  for logits_NC, log_probs_NC, labels_N in pieces:
-    of_student.add(metrics.generalization_values(logits_NC, labels_N))
-    of_teacher.add(metrics.generalization_values(log_probs_NC, labels_N))
-    of_both.add(metrics.fidelity_values(logits_NC, log_probs_NC))
-    num_examples += len(labels_N)
-  return {
-    'num_examples': num_examples,
-    'student': metrics.generalization_means(of_student),
-    'teacher': metrics.generalization_means(of_teacher),
-    'fidelity': metrics.fidelity_means(of_both),
+def results(configs: Iterable[ConfigDict], workdir: epath.Path) -> dict[int, dict[str, Any]]:
+  """The content of result.json of those configs that are evaluated, by their place."""
+  runs = enumerate(Run(config, workdir) for config in configs)
+  return {index: result(run) for index, run in runs if is_evaluated(run)}
+
+
+# Who is compared with the teacher, under the name that the comparison has in result.json.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pupil:
+  run: Run
+  variables: Any
+
+
+def _pupils(run: Run) -> dict[str, _Pupil]:
+  pupils = {'fidelity': _Pupil(run, student.load(run))}
+  if run.config.evaluation.independent_seed is not None:
+    other = independent.counterpart(run)
+    try:
+      pupils['independent'] = _Pupil(other, student.load(other))
+    except MissingInputError as error:
+      raise MissingInputError(
+        'the independent student, the baseline of fidelity, is not trained. Run the same command with '
+        '--stages=independent first, or go without it: --config.evaluation.independent_seed=None'
+      ) from error
+  return pupils
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """One view of a split, as all see it."""
+
+  pupils_NC: dict[str, np.ndarray]  # logits
+  teacher_NC: np.ndarray  # log_probs of the ensemble
+  labels_N: np.ndarray  # −1 where there is none
+
+  @property
+  def student_NC(self) -> np.ndarray:
+    return self.pupils_NC['fidelity']
+
+
+def _piece(
+  run: Run,
+  pupils: dict[str, _Pupil],
+  name: str,
+  view: int,
+  log_probs_MNC: np.ndarray,
+  labels_N: np.ndarray,
+) -> _Piece:
+  pupils_NC = {
+    who: pupil.run.predict(pupil.run.student_model, pupil.variables, run.inputs[name], view)
+    for who, pupil in pupils.items()
   }
+  return _Piece(pupils_NC, np.asarray(losses.ensemble_log_probs(log_probs_MNC)), labels_N)
+
+
+def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
+  """Averages over all examples, and the intervals of fidelity over examples.
+
+  'student' and 'teacher' are empty where no example has a label.
+  """
+  of_student, of_teacher, num_examples, num_labelled = metrics.Sums(), metrics.Sums(), 0, 0
+  values: dict[str, list[dict[str, np.ndarray]]] = {}
+  for piece in pieces:
+    labelled_N = piece.labels_N >= 0
+    if labelled_N.any():
+      labels_N = piece.labels_N[labelled_N]
+      of_student.add(metrics.generalization_values(piece.student_NC[labelled_N], labels_N))
+      of_teacher.add(metrics.generalization_values(piece.teacher_NC[labelled_N], labels_N))
+    for who, logits_NC in piece.pupils_NC.items():
+      values.setdefault(who, []).append(metrics.fidelity_values(logits_NC, piece.teacher_NC))
+    num_examples += len(piece.labels_N)
+    num_labelled += labelled_N.sum()
+  means = {
+    'student': metrics.generalization_means(of_student) if num_labelled else {},
+    'teacher': metrics.generalization_means(of_teacher) if num_labelled else {},
+  }
+  by_example = {
+    who: {key: np.mean([v[key] for v in of_views], axis=0) for key in of_views[0]}
+    for who, of_views in values.items()
+  }
+  return {'num_examples': num_examples} | means | _with_intervals(by_example, num_resamples)
+
+
+def _where_teacher_is_wrong(piece: _Piece, num_resamples: int) -> dict[str, Any]:
+  """Fidelity on the examples that the teacher gets wrong: there, being right is no agreement."""
+  wrong_N = piece.teacher_NC.argmax(-1) != piece.labels_N
+  if not wrong_N.any():
+    return {'num_examples': 0}
+  values = {
+    who: metrics.fidelity_values(logits_NC[wrong_N], piece.teacher_NC[wrong_N])
+    for who, logits_NC in piece.pupils_NC.items()
+  }
+  return {'num_examples': int(wrong_N.sum())} | _with_intervals(values, num_resamples)
+
+
+def _with_intervals(values: dict[str, dict[str, np.ndarray]], num_resamples: int) -> dict[str, Any]:
+  """{who: {measure: mean}, 'intervals': {who: {measure: [low, high]}}} of values for each example."""
+  means = {who: metrics.fidelity_means(metrics.Sums().add(of)) for who, of in values.items()}
+  intervals = {
+    who: {
+      key: list(metrics.bootstrap_interval(values_N, num_resamples, _rng(key)))
+      for key, values_N in of.items()
+    }
+    for who, of in values.items()
+  }
+  return means | {'intervals': intervals}
+
+
+def _rng(measure: str) -> np.random.Generator:
+  return keys.numpy_rng(0, f'bootstrap/{measure}')
+
+
+def _cka(run: Run, pupil: _Pupil) -> dict[str, dict[str, float | None]]:
+  """{feature: {'member_0': CKA, ...}} of the features that both models have; None of a constant one."""
+  inputs = run.inputs['test']
+  indices_N = np.arange(min(run.config.evaluation.num_cka_examples, len(inputs.split)))
+  of_student = run.features(run.student_model, pupil.variables, inputs, indices_N)
+  found: dict[str, dict[str, float | None]] = {}
+  for member in range(run.config.teacher.num_members):
+    variables = teachers.load(run, member)
+    of_member = run.features(run.teacher_model, variables, inputs, indices_N)
+    for name in of_student:
+      if name in of_member:
+        cka = similarity.linear_cka(of_student[name], of_member[name])
+        found.setdefault(name, {})[f'member_{member}'] = cka
+  return found
 
 
 def _sampled_views(run: Run) -> list[int]:
   """`evaluation.num_views` of the views that the student saw, evenly spaced."""
-  plan = run.plan(run.config.student)
+  plan = run.plan('student')
   num_epochs = max(1, round(plan.epoch(plan.num_steps)))
   num_seen = min(run.config.predictions.num_views, num_epochs)
   count = min(run.config.evaluation.num_views, num_seen)
   return [num_seen * i // count for i in range(count)]
-
-
-def _write_arrays(run: Run, arrays: dict[str, np.ndarray]) -> None:
-  buffer = io.BytesIO()
-  np.savez(buffer, **arrays)
-  (run.student_folder / 'logits.npz').write_bytes(buffer.getvalue())

@@ -1,21 +1,45 @@
 """Small files on local disks and gs://, never half-written. All paths are `epath.Path`."""
 
+import io
 import json
 import os
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import filelock
+import numpy as np
 from etils import epath
 
 from kdjax.errors import DamageError
 
 
-def write_text(path: epath.Path, text: str) -> None:
+def write_bytes(path: epath.Path, content: bytes) -> None:
   """Writes the whole file or none of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
-  temporary.write_text(text)
+  temporary.write_bytes(content)
   temporary.replace(path)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+  write_bytes(path, text.encode())
+
+
+def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+  """As an .npz."""
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+  try:
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+      return dict(arrays)
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise DamageError(f'{path} is damaged ({error}). Delete it and run again.') from error
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -42,3 +66,28 @@ def _decode(path: epath.Path, decode: Callable[[str], Any]) -> Any:
     return decode(path.read_text())
   except ValueError as error:
     raise DamageError(f'{path} is damaged ({error}). Delete it and run again.') from error
+
+
+@contextmanager
+def lock(folder: epath.Path, wait: bool = True) -> Iterator[bool]:
+  """Keeps other processes away from a folder while its content is made.
+
+  The lock ends with the process, however that ends. It lies beside the folder. On gs:// there are no
+  locks: launch one process at a time there.
+
+  Args:
+    wait: for a process that has it, without an end; otherwise give up at once.
+
+  Yields: whether the lock was had.
+  """
+  if '://' in folder.as_posix():
+    yield True
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    with filelock.FileLock(f'{folder.as_posix()}.lock', timeout=-1 if wait else 0):
+      yield True
+      return
+  except filelock.Timeout:
+    pass
+  yield False

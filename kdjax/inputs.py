@@ -1,12 +1,26 @@
-"""What a model sees: a split, the view that is taken of it, and the seed that decides the view."""
+"""What a model sees: a split, the view that is taken of it, and the seed that decides the view.
+
+Which other images an example meets in a view, as the partner of a mixture or in its own place, is
+decided here, by (view, index) alone: by one table over all examples for each view. The images are
+gathered on the host and go through the view on the device. Axes: N example, B batch.
+"""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kdjax import data, steps
-from kdjax.views import View
+from kdjax import data, keys, steps
+from kdjax.views import NO_LABEL, View
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacement:
+  """Images that stand in for examples: in each view, each example with a probability."""
+
+  inputs_K: np.ndarray
+  probability: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,17 +31,32 @@ class Inputs:
   view: View  # runs inside the step
   seed: int
   num_views: int | None = None  # epoch e sees view e mod num_views; None: a fresh view each epoch
+  replacement: Replacement | None = None
+  has_partners: bool = False  # whether the view is a mixture with another example
 
   def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
     """Gathers examples for a step, split over the devices."""
-    return steps.shard(
-      {
-        'images': self.split.images_NHWC[indices_B],
-        'labels': self.split.labels_N[indices_B],
-        'indices': indices_B,
-        'views': views_B,
-      }
-    )
+    inputs, labels = self._gather(indices_B, views_B)
+    batch = {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
+    if self.has_partners:
+      tables = functools.partial(_partners, self.seed, len(self.split))
+      batch['partner_indices'] = _look_up(tables, indices_B, views_B)
+      batch['partners'], _ = self._gather(batch['partner_indices'], views_B)
+    return steps.shard(batch)
+
+  def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels, with others in the place of some."""
+    inputs, labels = self.split.inputs_N[indices_B], self.split.labels_N[indices_B]
+    if self.replacement is not None:
+      others_K, probability = self.replacement.inputs_K, self.replacement.probability
+      tables = functools.partial(
+        _replacements, self.seed, len(self.split), len(others_K), probability
+      )
+      chosen_B = _look_up(tables, indices_B, views_B)
+      replaced_B = chosen_B >= 0
+      inputs[replaced_B] = others_K[chosen_B[replaced_B]]
+      labels[replaced_B] = NO_LABEL
+    return inputs, labels
 
   def training(
     self, order_seed: int, batch_size: int, num_steps: int, start: int
@@ -50,3 +79,34 @@ class Inputs:
       indices = indices_N[start : start + batch_size].astype(np.int32)
       padded_B = np.pad(indices, (0, batch_size - len(indices)), constant_values=indices[0])
       yield self.batch(padded_B, np.full_like(padded_B, view)), len(indices)
+
+
+def _look_up(
+  table: Callable[[int], np.ndarray], indices_B: np.ndarray, views_B: np.ndarray
+) -> np.ndarray:
+  """table(v)[index] for each example."""
+  found_B = np.empty_like(indices_B)
+  for view in np.unique(views_B):
+    of_view = views_B == view
+    found_B[of_view] = table(int(view))[indices_B[of_view]]
+  return found_B
+
+
+TABLES_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger than the split
+
+
+@functools.lru_cache(TABLES_KEPT)
+def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
+  """For each example the one that it is mixed with; everyone is a partner once."""
+  rng = keys.numpy_rng(seed, 'view/partners', view)
+  return rng.permutation(num_examples).astype(np.int32)
+
+
+@functools.lru_cache(TABLES_KEPT)
+def _replacements(
+  seed: int, num_examples: int, num_others: int, probability: float, view: int
+) -> np.ndarray:
+  """For each example the image that takes its place, or −1."""
+  rng = keys.numpy_rng(seed, 'view/replacements', view)
+  others_N = rng.integers(num_others, size=num_examples)
+  return np.where(rng.random(num_examples) < probability, others_N, -1).astype(np.int32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import keys, losses, metrics, progress, steps, teachers
+from kdjax import files, keys, losses, metrics, progress, steps, teachers
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.run import Run
 from kdjax.store import DTYPES, PredictionStore
@@ -99,7 +99,7 @@ def open_teacher(run: Run) -> Teacher:
       f'the predictions of {num_members} members for {predictions.num_views} views are not all in '
       f'{store.folder}. Run the same command with --stages=predictions first.'
     )
-  run.check_data(store.meta['data_checksum'], store.folder)
+  run.check_data(store.meta['data_checksum'], store.folder, 'student')
   return StoredTeacher(store, num_members)
 
 
@@ -114,12 +114,20 @@ def run(run: Run) -> bool:
   """Stores the predictions that are not there yet. Returns whether there were any."""
   if run.config.predictions.mode == 'online' or is_stored(run):
     return False
+  members = [teachers.load(run, i) for i in range(run.config.teacher.num_members)]
+  with files.lock(run.predictions_folder):
+    if is_stored(run):  # by another process, while this one waited
+      return False
+    _store(run, members)
+  return True
+
+
+def _store(run: Run, members: list[steps.Variables]) -> None:
   config, store = run.config, PredictionStore(run.predictions_folder)
-  members = [teachers.load(run, i) for i in range(config.teacher.num_members)]
-  for name, num_views in _num_views(run).items():
-    shape = (len(members), num_views, len(run.inputs[name].split), run.description.num_classes)
-    store.reserve(name, shape, config.predictions.dtype)
   num_views = _num_views(run)
+  for name, of_inputs in num_views.items():
+    shape = (len(members), of_inputs, len(run.inputs[name].split), run.description.num_classes)
+    store.reserve(name, shape, config.predictions.dtype)
   with progress.bar('predictions', len(members) * sum(num_views.values()), 'views') as show:
     done = 0
     for name in num_views:
@@ -131,7 +139,6 @@ def run(run: Run) -> bool:
           done += 1
           show(done)
   store.write_meta(_meta(run, store, members))
-  return True
 
 
 def _num_views(run: Run) -> dict[str, int]:
@@ -148,7 +155,7 @@ def _meta(run: Run, store: PredictionStore, members: list[steps.Variables]) -> d
     'dtype': config.predictions.dtype,
     'teacher_fingerprint': config_lib.teacher_fingerprint(config),
     'predictions_fingerprint': config_lib.predictions_fingerprint(config),
-    'data_checksum': run.checksum,
+    'data_checksum': run.checksum('student'),
     'complete': complete,  # (members, views) up to which nothing is missing
     'dtype_error': _dtype_error(run, store, members),
   }

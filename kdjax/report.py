@@ -3,11 +3,11 @@
 It reads what the other stages wrote and imports none of them. Axes: N example, C class.
 """
 
+import base64
 import csv
 import dataclasses
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ from kdjax import data, figures, files, metrics
 from kdjax.errors import DamageError
 
 TEMPLATE = epath.Path(__file__).parent / 'report.html.j2'
+STYLE = TEMPLATE.parent / 'page.css'
 NUM_EXAMPLES = 12  # of test images on which teacher and student disagree
 
 SPLITS = {  # in the order of the tables
@@ -55,7 +56,7 @@ class Example:
   """A test image with both predictions and their probabilities."""
 
   index: int
-  image: str  # data URI
+  image: str | None  # data URI; None of a text
   label: str
   teacher: tuple[str, float]
   student: tuple[str, float]
@@ -68,6 +69,7 @@ def write(
   member_folders: Sequence[epath.Path],
   test: Callable[[], data.Split],
   class_names: Sequence[str],
+  gan_folder: epath.Path | None = None,
 ) -> bool:
   """Writes report.html for one student, and results.csv with a row for every finished one.
 
@@ -77,6 +79,7 @@ def write(
     member_folders: of the teacher's members. The page goes without those that are not there.
     test: loads the test images; called only if there is something to write.
     class_names: by label.
+    gan_folder: of the GAN whose images the student was distilled on, if any.
 
   Returns: False if both were up to date, so that nothing was done.
 
@@ -86,7 +89,10 @@ def write(
   folders = sorted(path.parent for path in (workdir / 'students').glob('*/result.json'))
   logs = [folder / 'metrics.jsonl' for folder in (student_folder, *member_folders)]
   inputs = [folder / name for folder in folders for name in ('config.json', 'result.json')]
-  digest = _digest([TEMPLATE, *inputs, *logs])
+  gan = (
+    [] if gan_folder is None else [gan_folder / name for name in ('samples.png', 'quality.json')]
+  )
+  digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan])
   page, table = workdir / 'report.html', workdir / 'results.csv'
   if table.exists() and page.exists() and digest in page.read_text():
     return False
@@ -96,9 +102,13 @@ def write(
   template = _environment().get_template(TEMPLATE.name)
   html = template.render(
     digest=digest,
+    nothing=NOTHING,
     this=this,
     measures=MEASURES,
     splits=_headline(this.result, SPLITS),
+    controls=_controls(this.result),
+    cka=this.result.get('cka', {}),
+    gan=_gan(*gan) if gan else None,
     figures=_curves(student_rows, [rows for rows in member_rows if rows]),
     **_on_test(student_folder, test(), class_names),
     **_comparison(students),
@@ -151,10 +161,10 @@ def _read_student(folder: epath.Path) -> Student:
 def _read_test_logits(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
   """Returns the student's logits_NC and the ensemble's log_probs_NC on the test set."""
   path = folder / 'logits.npz'
+  arrays = files.read_arrays(path)
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
-      return arrays['test/student_logits_NC'], arrays['test/teacher_log_probs_NC']
-  except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    return arrays['test/student_logits_NC'], arrays['test/teacher_log_probs_NC']
+  except KeyError as error:
     raise DamageError(
       f'{path} is damaged ({error}). Delete it and result.json beside it, and run again.'
     ) from error
@@ -183,6 +193,8 @@ def _headline(result: dict[str, Any], names: Iterable[str]) -> list[dict[str, An
       rows = [(f'member {i}', _cells(m)) for i, m in enumerate(values.get('members', []))]
       rows.append(('ensemble', _cells(values['teacher'])))
       rows.append(('student', _cells(values['student'] | values['fidelity'])))
+      if 'independent' in values:
+        rows.append(('independent student', _cells(values['independent'])))
       num_examples = values['num_examples']
       splits.append({'name': SPLITS[name], 'num_examples': num_examples, 'rows': rows})
   return splits
@@ -195,6 +207,36 @@ def _cells(values: dict[str, float], keys: Iterable[str] = tuple(MEASURES)) -> l
     return f'{100 * values[key]:.2f}' if '%' in MEASURES[key] else f'{values[key]:.4f}'
 
   return [text(key) for key in keys]
+
+
+def _controls(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+  """Fidelity on the test set beside its controls: (which examples, rows of (who, cells))."""
+  test = result['splits']['test']
+  groups = []
+  for title, values in (
+    ('all', test),
+    ('those that the teacher gets wrong', test.get('teacher_wrong', {})),
+  ):
+    rows = [
+      (name, [_with_interval(values, who, key) for key in ('top1_agreement', 'predictive_kl')])
+      for who, name in (('fidelity', 'student'), ('independent', 'independent student'))
+      if who in values
+    ]
+    if rows:
+      groups.append((f'{title} ({values["num_examples"]:,})', rows))
+  return groups
+
+
+def _with_interval(values: dict[str, Any], who: str, key: str) -> str:
+  """'97.1 (96.4 to 97.8)'."""
+  mean, (low, high) = values[who][key], values['intervals'][who][key]
+  mean, low, high = (_cells({key: value}, [key])[0] for value in (mean, low, high))
+  return f'{mean} ({low} to {high})'
+
+
+def _gan(samples: epath.Path, quality: epath.Path) -> dict[str, Any]:
+  encoded = base64.b64encode(samples.read_bytes()).decode()
+  return files.read_json(quality) | {'image': f'data:image/png;base64,{encoded}'}
 
 
 def _curves(student_rows: figures.Rows, member_rows: list[figures.Rows]) -> dict[str, str | None]:
@@ -227,7 +269,7 @@ def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -
   examples = [
     Example(
       index=int(i),
-      image=figures.image_uri(test.images_NHWC[i]),
+      image=figures.image_uri(test.inputs_N[i]) if test.inputs_N.ndim == 4 else None,
       label=class_names[test.labels_N[i]],
       teacher=top(teacher_NC[i]),
       student=top(student_NC[i]),
@@ -288,7 +330,7 @@ def _csv(students: Sequence[Student]) -> str:
 def _measures(student: Student) -> dict[str, float]:
   splits = student.result['splits']
   flat = _flatten({name: splits[name] for name in SPLITS if name in splits})
-  return {name: value for name, value in flat.items() if not name.endswith('.members')}
+  return {name: value for name, value in flat.items() if not isinstance(value, list)}
 
 
 def _plain(value: Any) -> Any:

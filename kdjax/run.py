@@ -1,19 +1,23 @@
 """What all stages of one run share: its config, its folders, and things made when first needed."""
 
 import collections
+import functools
+import json
 from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, files, keys, models, steps, training, views
+from kdjax import data, files, keys, models, optimizers, steps, training, views
 from kdjax.checkpoint import Checkpoints
-from kdjax.errors import DamageError
-from kdjax.inputs import Inputs
+from kdjax.errors import DamageError, MissingInputError
+from kdjax.inputs import Inputs, Replacement
 
 
 class Run:
@@ -24,13 +28,17 @@ class Run:
     workdir = workdir.expanduser()
     # Orbax wants absolute paths; `absolute` would mangle those on gs://, which are.
     self.workdir = workdir if workdir.is_absolute() else workdir.absolute()
-    self._predict_steps = {}
+    self._steps = {}
 
   # Folders.
 
   def member_folder(self, member: int) -> epath.Path:
     fingerprint = config_lib.teacher_fingerprint(self.config)
     return self.workdir / 'teachers' / fingerprint / f'member_{member}'
+
+  @property
+  def gan_folder(self) -> epath.Path:
+    return self.workdir / 'gans' / config_lib.gan_fingerprint(self.config)
 
   @property
   def predictions_folder(self) -> epath.Path:
@@ -51,57 +59,128 @@ class Run:
     """Examples of each split; needs no images."""
     return data.split_sizes(self.config.dataset, self.description)
 
+  @cached_property
+  def num_examples(self) -> dict[str, int]:
+    """Of what the 'teacher' learns and of what the 'student' is distilled on; needs no images."""
+    config, num_train = self.config, self.sizes['train']
+    return {
+      'teacher': data.part_size(num_train, config.teacher.examples),
+      'student': data.part_size(num_train, config.predictions.examples)
+      + config_lib.num_extra(config),
+    }
+
   @property
   def held_out(self) -> list[str]:
     return [name for name in self.sizes if name != 'train']
 
   @cached_property
   def splits(self) -> dict[str, data.Split]:
-    return data.load(self.config.dataset)
-
-  def check_data(self, checksum: str, folder: epath.Path) -> None:
-    """Raises DamageError if what is in `folder` was made from other images or labels than these."""
-    if checksum != self.checksum:
-      raise DamageError(
-        f'{folder} was made from other data: its data set has the checksum {checksum}, the one that '
-        f'was read now {self.checksum}. Use a new --workdir, or the data set that it was made from.'
-      )
+    return _load_splits(self.config.dataset.to_json())
 
   @cached_property
-  def checksum(self) -> str:
+  def extra_inputs(self) -> dict[str, np.ndarray]:
+    """Unlabelled inputs beside the data set's: 'extra' ones, and the 'replacement' of others."""
+    predictions = self.config.predictions
+    found = {}
+    if predictions.extra:
+      count = config_lib.num_extra(self.config)
+      found['extra'] = self._unlabelled(predictions.extra, count)
+    if predictions.replacement:
+      found['replacement'] = self._unlabelled(predictions.replacement, None)
+    return found
+
+  def _unlabelled(self, name: str, count: int | None) -> np.ndarray:
+    if name == 'gan':
+      return self.gan_samples(count)
+    return data.load_extra(name, self.config.dataset, self.description.input_shape, count)
+
+  def gan_samples(self, count: int | None = None) -> np.ndarray:
+    """The first samples of the GAN, by default all, as uint8 images_NHWC.
+
+    Raises:
+      MissingInputError: it was not trained, or has fewer samples.
+      DamageError: the file is damaged, or the GAN was trained on other data.
+    """
+    folder, count = self.gan_folder, count or self.config.gan.num_samples
+    path = folder / 'samples.npz'
+    images = files.read_arrays(path)['images_NHWC'] if path.exists() else ()
+    if len(images) < count:
+      raise MissingInputError(
+        f'the GAN is not trained: {path} should have {count} samples, and there are {len(images)}. '
+        'Run the same command with --stages=gan first.'
+      )
+    self.check_data(files.read_json(folder / 'data.json')['checksum'], folder, 'teacher')
+    return images[:count]
+
+  def check_data(self, checksum: str, folder: epath.Path, of: str) -> None:
+    """Raises DamageError if what is in `folder` was made from other inputs or labels than these.
+
+    Args:
+      of: 'teacher' or 'student', for what their folders depend on.
+    """
+    if checksum != self.checksum(of):
+      raise DamageError(
+        f'{folder} was made from other data: its data set has the checksum {checksum}, the one that '
+        f'was read now {self.checksum(of)}. Use a new --workdir, or the data set that it was made from.'
+      )
+
+  def checksum(self, of: str) -> str:
+    """Of the data set, for the 'teacher'; for the 'student' also of what comes beside it."""
+    return self._data_checksum if of == 'teacher' else self._all_checksum
+
+  @cached_property
+  def _data_checksum(self) -> str:
     return data.checksum(self.splits)
 
   @cached_property
+  def _all_checksum(self) -> str:
+    extra = {name: _unlabelled_split(inputs) for name, inputs in self.extra_inputs.items()}
+    return data.checksum(self.splits | extra) if extra else self._data_checksum
+
+  @cached_property
   def inputs(self) -> dict[str, Inputs]:
-    """'distillation', the views of the training set, and every split as it is."""
-    predictions = self.config.predictions
+    """'distillation', the views of the distillation data, and every split as it is."""
     clean = views.make_view((), self.config.augmentation)
-    augmented = views.make_view(predictions.augmentation, self.config.augmentation)
-    train, seed = self.splits['train'], self.config.seed
+    seed = self.config.seed
     return {
-      'distillation': Inputs(train, augmented, seed, predictions.num_views),
+      'distillation': self._distillation_inputs(),
       **{name: Inputs(split, clean, seed, 1) for name, split in self.splits.items()},
     }
+
+  def _distillation_inputs(self) -> Inputs:
+    predictions, extra = self.config.predictions, self.extra_inputs
+    split = data.part(self.splits['train'], predictions.examples)
+    if 'extra' in extra:
+      added = _unlabelled_split(extra['extra'])
+      split = data.Split(
+        np.concatenate([split.inputs_N, added.inputs_N]),
+        np.concatenate([split.labels_N, added.labels_N]),
+      )
+    replacement = None
+    if 'replacement' in extra:
+      replacement = Replacement(extra['replacement'], predictions.replaced)
+    view = views.make_view(predictions.augmentation, self.config.augmentation)
+    has_partners = 'mixup' in predictions.augmentation
+    return Inputs(split, view, self.config.seed, predictions.num_views, replacement, has_partners)
 
   # Models.
 
   @cached_property
   def teacher_model(self) -> nn.Module:
-    return models.build(self.config.model, self.description.num_classes)
+    return self._build(self.config.model)
 
   @cached_property
   def student_model(self) -> nn.Module:
-    config = config_lib.student_model(self.config)
-    return models.build(config, self.description.num_classes)
+    return self._build(config_lib.student_model(self.config))
+
+  def _build(self, config: ConfigDict) -> nn.Module:
+    return models.build(config, self.description.num_classes, self.description.vocabulary_size)
 
   def init_variables(self, model: nn.Module, seed: int) -> steps.Variables:
     """Fresh weights; the seed alone decides them."""
-    return models.init(model, keys.stream(seed, 'init'), self.description.image_shape_HWC)
-
-  def abstract_state(self, section: ConfigDict, model: nn.Module) -> steps.State:
-    """Shapes and dtypes of the state that the `teacher` or `student` section trains."""
-    optimizer = steps.make_optimizer(section, self.plan(section).num_steps)
-    return jax.eval_shape(lambda: steps.init_state(self.init_variables(model, 0), optimizer))
+    description = self.description
+    dtype = np.float32 if description.vocabulary_size is None else np.int32
+    return models.init(model, keys.stream(seed, 'init'), description.input_shape, dtype)
 
   def predict(
     self,
@@ -112,38 +191,69 @@ class Run:
     indices_N: np.ndarray | None = None,
   ) -> np.ndarray:
     """logits_NC of one view of the given examples, by default all, in order."""
-    if (model, inputs.view) not in self._predict_steps:
-      step = partial(steps.predict_step, model=model, view=inputs.view)
-      self._predict_steps[model, inputs.view] = steps.parallel(step, sharded_output=True)
-    step = self._predict_steps[model, inputs.view]
+    step = partial(steps.predict_step, model=model, view=inputs.view)
+    return self._map(step, variables, inputs, view, indices_N)
+
+  def features(
+    self, model: nn.Module, variables: steps.Variables, inputs: Inputs, indices_N: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """The named features of the given examples, in order; the first axis is the example."""
+    step = partial(steps.features_step, model=model, view=inputs.view)
+    return self._map(step, variables, inputs, 0, indices_N)
+
+  def labels(self, inputs: Inputs, view: int) -> np.ndarray:
+    """labels_N of one view of all examples: −1 where there is none, or the view leaves none."""
+    return self._map(partial(steps.labels_step, view=inputs.view), {}, inputs, view)
+
+  def _map(
+    self,
+    step: partial,
+    variables: steps.Variables,
+    inputs: Inputs,
+    view: int,
+    indices_N: np.ndarray | None = None,
+  ) -> Any:
+    """A step's outputs over examples, by default all. Arrays of the host, joined along examples."""
+    key = (step.func, *sorted(step.keywords.items()))
+    if key not in self._steps:
+      self._steps[key] = steps.parallel(step, sharded_output=True)
     indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
     batches = inputs.evaluation(indices_N, view, self.config.evaluation.batch_size)
     fetched, waiting = [], collections.deque()
-    for batch, count in batches:
-      waiting.append((step(variables, batch, inputs.seed), count))
-      if len(waiting) > training.STEPS_IN_FLIGHT:
-        logits, of_batch = waiting.popleft()
-        fetched.append(steps.unshard(logits)[:of_batch])
-    fetched += [steps.unshard(logits)[:of_batch] for logits, of_batch in waiting]
-    return np.concatenate(fetched)
 
-  def load_variables(
-    self, folder: epath.Path, section: ConfigDict, model: nn.Module, step: int | None = None
-  ) -> steps.Variables:
+    def fetch() -> None:
+      outputs, count = waiting.popleft()
+      fetched.append(jax.tree.map(lambda x: steps.unshard(x)[:count], outputs))
+
+    for batch, count in batches:
+      waiting.append((self._steps[key](variables, batch, inputs.seed), count))
+      if len(waiting) > training.STEPS_IN_FLIGHT:
+        fetch()
+    while waiting:
+      fetch()
+    return jax.tree.map(lambda *x: np.concatenate(x), *fetched)
+
+  def model(self, of: str) -> nn.Module:
+    return {'teacher': self.teacher_model, 'student': self.student_model}[of]
+
+  def load_variables(self, folder: epath.Path, of: str, step: int | None = None) -> steps.Variables:
     """What a complete training left in its folder, after its last or another kept step.
+
+    Args:
+      of: 'teacher' or 'student'.
 
     Raises:
       DamageError: the checkpoint is damaged or missing, or other data was trained on.
     """
-    self.check_data(files.read_json(folder / 'data.json')['checksum'], folder)
+    self.check_data(files.read_json(folder / 'data.json')['checksum'], folder, of)
     step = files.read_json(folder / 'complete.json')['step'] if step is None else step
     with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
-      state = checkpoints.restore(self.abstract_state(section, model), step)
+      state = checkpoints.restore(self.abstract_state(of), step)
     return steps.replicate(state.variables)
 
   # Training.
 
-  def begin(self, folder: epath.Path) -> None:
+  def begin(self, folder: epath.Path, of: str) -> None:
     """Writes config.json and data.json before a training. One under way must go on with its data.
 
     Raises:
@@ -151,22 +261,51 @@ class Run:
     """
     record = folder / 'data.json'
     if record.exists():
-      self.check_data(files.read_json(record)['checksum'], folder)
+      self.check_data(files.read_json(record)['checksum'], folder, of)
     else:
-      files.write_json(record, {'checksum': self.checksum})
+      files.write_json(record, {'checksum': self.checksum(of)})
     self.write_config(folder)
 
   def write_config(self, folder: epath.Path) -> None:
     if not (folder / 'config.json').exists():
       files.write_json(folder / 'config.json', self.config.to_dict())
 
-  def plan(self, section: ConfigDict) -> training.Plan:
-    """How long and how often, for the `teacher` or `student` section."""
-    num_train = self.sizes['train']
+  def plan(self, of: str) -> training.Plan:
+    """How long and how often, for the 'teacher' or the 'student'."""
+    section = self.config[of]
     return training.make_plan(
-      config_lib.num_steps(section, num_train),
+      config_lib.num_steps(section, self.num_examples[of]),
       section.batch_size,
-      num_train,
+      self.num_examples[of],
       keep_checkpoints=section.keep_checkpoints,
       **self.config.training,
     )
+
+  def learning_rate(self, of: str) -> optax.Schedule:
+    return optimizers.learning_rate(self.config[of], *self._num_steps(of))
+
+  def optimizer(self, of: str) -> optax.GradientTransformation:
+    return optimizers.make_optimizer(self.config[of], *self._num_steps(of))
+
+  def _num_steps(self, of: str) -> tuple[int, int]:
+    """In all, and of the warm-up."""
+    section, plan = self.config[of], self.plan(of)
+    return plan.num_steps, round(section.warmup_epochs * plan.num_examples / plan.batch_size)
+
+  def abstract_state(self, of: str) -> steps.State:
+    """Shapes and dtypes of the state that is trained."""
+    variables = partial(self.init_variables, self.model(of), 0)
+    return jax.eval_shape(lambda: steps.init_state(variables(), self.optimizer(of)))
+
+
+@functools.lru_cache(1)
+def _load_splits(dataset: str) -> dict[str, data.Split]:
+  """Of the `dataset` section as JSON. A run and its counterpart, and the runs of a sweep, share it."""
+  splits = data.load(ConfigDict(json.loads(dataset)))
+  for split in splits.values():
+    split.inputs_N.flags.writeable = split.labels_N.flags.writeable = False
+  return splits
+
+
+def _unlabelled_split(inputs_N: np.ndarray) -> data.Split:
+  return data.Split(inputs_N, np.full(len(inputs_N), views.NO_LABEL, np.int32))

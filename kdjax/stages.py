@@ -1,12 +1,24 @@
 """The stages and their order. Each reads what earlier ones wrote, and skips itself when it is done."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from kdjax import evaluation, predictions, progress, report, student, teachers
+from kdjax import config as config_lib
+from kdjax import (
+  evaluation,
+  files,
+  gan,
+  independent,
+  predictions,
+  progress,
+  report,
+  student,
+  teachers,
+)
+from kdjax.errors import UserError
 from kdjax.run import Run
 
 
@@ -19,13 +31,16 @@ def _report(run: Run) -> bool:
     members,
     test=lambda: run.splits['test'],
     class_names=run.description.class_names,
+    gan_folder=run.gan_folder if config_lib.needs_gan(run.config) else None,
   )
 
 
 STAGES = {
   'teachers': teachers.run,
+  'gan': gan.run,
   'predictions': predictions.run,
   'student': student.run,
+  'independent': independent.run,
   'evaluation': evaluation.run,
   'report': _report,
 }
@@ -53,3 +68,61 @@ def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
       took = f'done in {time.monotonic() - start:.0f} s' if worked else 'up to date'
       progress.logger.info('%s: %s', name, took)
   return this
+
+
+COMPARING = ('independent', 'evaluation')
+
+
+def run_sweep(configs: Mapping[int, ConfigDict], workdir: epath.Path, names: Sequence[str]) -> None:
+  """Runs the named stages of every config. Any number of processes may do so in one workdir.
+
+  A config is claimed by one process at a time; the others go on to the next, and come back to it when
+  nothing else is left. All students come first, and then what compares them: by then the independent
+  student of one is often another of the sweep. The report, one for the workdir, is of the last one.
+
+  Args:
+    configs: by the index of the run.
+
+  Raises:
+    UserError: some could not be run, for the reasons that it gives. All others are done.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  failures: dict[int, str] = {}
+  for phase in (
+    [name for name in names if name not in (*COMPARING, 'report')],
+    [name for name in names if name in COMPARING],
+  ):
+    waiting = [i for i in configs if phase and i not in failures]
+    while waiting:
+      busy = [i for i in waiting if not _run_claimed(configs, i, workdir, phase, failures)]
+      if busy == waiting:
+        first, *busy = waiting
+        _run_claimed(configs, first, workdir, phase, failures, wait=True)
+      waiting = busy
+  done = [i for i in configs if i not in failures]
+  if 'report' in names and done:
+    run(configs[done[-1]], workdir, ['report'])
+  if failures:
+    lines = [f'{len(failures)} of {len(configs)} runs of the sweep failed; the others are done:']
+    raise UserError('\n  '.join(lines + [f'run {i}: {text}' for i, text in failures.items()]))
+
+
+def _run_claimed(
+  configs: Mapping[int, ConfigDict],
+  index: int,
+  workdir: epath.Path,
+  names: Sequence[str],
+  failures: dict[int, str],
+  wait: bool = False,
+) -> bool:
+  """Runs stages of one config, unless another process is at it and we do not wait. Whether it did."""
+  folder = Run(configs[index], workdir).student_folder
+  with files.lock(folder.with_name(f'{folder.name}.claim'), wait) as claimed:
+    if claimed:
+      progress.logger.info('run %d (of %d)', index, len(configs))
+      try:
+        run(configs[index], workdir, names)
+      except UserError as error:
+        failures[index] = str(error)
+        progress.logger.error('run %d failed: %s', index, error)
+  return claimed

@@ -1,9 +1,9 @@
 """State, the pure train and predict steps, and the one place that pmaps.
 
-A step sees one device's share of a batch, and one copy of everything else. A batch holds `images`
-(B, H, W, C) uint8, `labels`, `indices` and `views` (B,) int32. Sums over the batch are summed over
-devices too, and BatchNorm pools its statistics over them (`models.AXIS_NAME`), so D devices give what
-one gives. Metrics are (sum, count) pairs over the whole batch. Axes: B batch of one device, C class.
+A step sees one device's share of a batch, and one copy of everything else. What a batch holds says
+`views.make_view`; a label of −1 is none. Sums over the batch are summed over devices too, and BatchNorm
+pools its statistics over them (`models.AXIS_NAME`), so D devices give what one gives, up to dropout,
+which each draws for itself. Metrics are (sum, count) pairs over the whole batch. Axes: B batch of one device, C class.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
-from kdjax import losses, models
+from kdjax import keys, losses, models
 from kdjax.models import AXIS_NAME
-from kdjax.views import View
+from kdjax.views import Batch, View
 
-Batch = dict[str, jax.Array]
 Variables = dict[str, Any]  # 'params' and 'batch_stats'
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -44,18 +42,6 @@ def init_state(variables: Variables, optimizer: optax.GradientTransformation) ->
   return State(jnp.zeros((), jnp.int32), params, variables['batch_stats'], optimizer.init(params))
 
 
-def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
-  """Cosine from `learning_rate` to `final_learning_rate`."""
-  final = config.final_learning_rate / config.learning_rate
-  return optax.cosine_decay_schedule(config.learning_rate, num_steps, alpha=final)
-
-
-def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-  """SGD with momentum; weight decay is coupled, an L2 term of the loss (paper, Appendix A)."""
-  sgd = optax.sgd(learning_rate(config, num_steps), config.momentum, config.nesterov)
-  return optax.chain(optax.add_decayed_weights(config.weight_decay), sgd)
-
-
 def teacher_step(
   state: State,
   batch: Batch,
@@ -65,10 +51,10 @@ def teacher_step(
   optimizer: optax.GradientTransformation,
   view: View,
 ) -> tuple[State, Metrics]:
-  """One step on the cross-entropy with the labels. `seed` decides the views."""
+  """One step on the cross-entropy with the labels. `seed` decides the views and the dropout."""
 
-  def losses_and_metrics(logits_BC):
-    return losses.cross_entropy(logits_BC, batch['labels']), {}
+  def losses_and_metrics(logits_BC, labels_B):
+    return losses.cross_entropy(logits_BC, labels_B), {}
 
   return _update(
     state, batch, seed, losses_and_metrics, model=model, optimizer=optimizer, view=view
@@ -84,18 +70,22 @@ def student_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   view: View,
-  temperature: float,
+  loss: Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array],
+  temperature: Callable[[jax.Array], float | jax.Array],
   alpha: float,
 ) -> tuple[State, Metrics]:
   """One step on α L_NLL + (1 − α) L_KD (paper, Section 3) against the teacher's predictions.
 
-  `teacher_log_probs_BC` are the ensemble's, for the very views that `seed` and the batch give.
+  Args:
+    teacher_log_probs_BC: the ensemble's, for the very views that `seed` and the batch give.
+    loss: L_KD, of `losses.LOSSES`.
+    temperature: step → τ.
   """
 
-  def losses_and_metrics(logits_BC):
-    loss_B = losses.distillation(logits_BC, teacher_log_probs_BC, temperature)
+  def losses_and_metrics(logits_BC, labels_B):
+    loss_B = loss(logits_BC, teacher_log_probs_BC, temperature(state.step))
     if alpha:
-      loss_B = alpha * losses.cross_entropy(logits_BC, batch['labels']) + (1 - alpha) * loss_B
+      loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha)
     agreement_B = logits_BC.argmax(-1) == teacher_log_probs_BC.argmax(-1)
     kl_B = losses.kl_divergence(teacher_log_probs_BC, logits_BC)
     return loss_B, {'top1_agreement': agreement_B, 'predictive_kl': kl_B}
@@ -109,27 +99,32 @@ def _update(
   state: State,
   batch: Batch,
   seed: jax.Array,
-  losses_and_metrics: Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+  losses_and_metrics: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   view: View,
 ) -> tuple[State, Metrics]:
-  images = view(seed, batch['images'], batch['indices'], batch['views'])
-  count = jax.lax.psum(len(images), AXIS_NAME)
+  inputs, labels_B = view(seed, batch)
+  dropout = keys.stream(seed, 'dropout', state.step, jax.lax.axis_index(AXIS_NAME))
 
   def mean_loss(params):
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    (logits_BC, _), updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
-    loss_B, metrics_B = losses_and_metrics(logits_BC)
-    metrics_B |= {'loss': loss_B, 'accuracy': logits_BC.argmax(-1) == batch['labels']}
+    (logits_BC, _), updated = model.apply(
+      variables, inputs, train=True, mutable=['batch_stats'], rngs={'dropout': dropout}
+    )
+    loss_B, metrics_B = losses_and_metrics(logits_BC, labels_B)
+    metrics_B |= {'loss': loss_B, 'accuracy': logits_BC.argmax(-1) == labels_B}
     return loss_B.sum() / count, (metrics_B, updated.get('batch_stats', {}))
 
+  count = jax.lax.psum(len(inputs), AXIS_NAME)
   gradient, (metrics_B, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
   gradient = jax.lax.psum(gradient, AXIS_NAME)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   sums = jax.lax.psum({name: x_B.sum() for name, x_B in metrics_B.items()}, AXIS_NAME)
   metrics = {name: (total, jnp.asarray(count)) for name, total in sums.items()}
+  num_labelled = jax.lax.psum((labels_B >= 0).sum(), AXIS_NAME)
+  metrics['accuracy'] = sums['accuracy'], num_labelled
   metrics['gradient_norm'] = (optax.tree.norm(gradient), jnp.asarray(1))
   state = State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
   return state, metrics
@@ -139,16 +134,28 @@ def predict_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
 ) -> jax.Array:
   """logits_BC of the views, with BatchNorm's running statistics."""
-  images = view(seed, batch['images'], batch['indices'], batch['views'])
-  return model.apply(variables, images, train=False)[0]
+  return model.apply(variables, view(seed, batch)[0], train=False)[0]
+
+
+def features_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> dict[str, jax.Array]:
+  """The named features of the views, by name."""
+  return model.apply(variables, view(seed, batch)[0], train=False)[1]
+
+
+def labels_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
+  """labels_B of the views: −1 where a view leaves none."""
+  del variables
+  return view(seed, batch)[1]
 
 
 def ensemble_step(
   members: Sequence[Variables], batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
 ) -> jax.Array:
   """log_probs_BC of the ensemble of `members`, one after the other, for the views of the batch."""
-  images = view(seed, batch['images'], batch['indices'], batch['views'])
-  logits_MBC = jnp.stack([model.apply(m, images, train=False)[0] for m in members])
+  inputs, _ = view(seed, batch)
+  logits_MBC = jnp.stack([model.apply(m, inputs, train=False)[0] for m in members])
   return losses.ensemble_log_probs(logits_MBC)
 
 
@@ -156,10 +163,10 @@ def batch_moments_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
 ) -> Any:
   """The mean and variance of this batch alone at every BatchNorm, shaped like `batch_stats`."""
-  images = view(seed, batch['images'], batch['indices'], batch['views'])
+  inputs, _ = view(seed, batch)
   zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
   variables = {'params': variables['params'], 'batch_stats': zeros}
-  _, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+  _, updated = model.apply(variables, inputs, train=True, mutable=['batch_stats'])
   return jax.tree.map(lambda x: x / (1 - models.BATCH_NORM_MOMENTUM), updated['batch_stats'])
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import metrics, predictions, steps, teachers, training
+from kdjax import files, losses, metrics, predictions, steps, teachers, training
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
@@ -17,17 +17,32 @@ def run(run: Run) -> bool:
   if training.is_complete(run.student_folder):
     run.write_config(run.student_folder)
     return False
+  teacher = predictions.open_teacher(run)  # raises before anything is written
+  with files.lock(run.student_folder):
+    if training.is_complete(run.student_folder):  # by another process, while this one waited
+      return False
+    _train(run, teacher)
+  return True
+
+
+def _train(run: Run, teacher: predictions.Teacher) -> None:
   section, model = run.config.student, run.student_model
-  plan, seed = run.plan(section), config_lib.student_seed(run.config)
-  teacher, inputs = predictions.open_teacher(run), run.inputs['distillation']
-  optimizer = steps.make_optimizer(section, plan.num_steps)
+  plan, optimizer = run.plan('student'), run.optimizer('student')
+  seed = config_lib.student_seed(run.config)
+  inputs = run.inputs['distillation']
   step = steps.parallel(
     partial(
       steps.student_step,
       model=model,
       optimizer=optimizer,
       view=inputs.view,
-      temperature=section.temperature,
+      loss=losses.LOSSES[section.loss],
+      temperature=partial(
+        losses.temperature_at,
+        num_steps=plan.num_steps,
+        start=section.temperature,
+        final=section.final_temperature,
+      ),
       alpha=section.alpha,
     ),
     num_sharded=2,
@@ -39,19 +54,18 @@ def run(run: Run) -> bool:
       yield batch, teacher.batch('distillation', batch), inputs.seed
 
   held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
-  run.begin(run.student_folder)
+  run.begin(run.student_folder, 'student')
   training.fit(
     run.student_folder,
     'student',
     plan,
-    like=run.abstract_state(section, model),
+    like=run.abstract_state('student'),
     init=lambda: steps.init_state(_initial_variables(run), optimizer),
     step=step,
     inputs=batches,
     evaluate=lambda state: _evaluate(run, state.variables, held_out),
-    learning_rate=steps.learning_rate(section, plan.num_steps),
+    learning_rate=run.learning_rate('student'),
   )
-  return True
 
 
 def load(run: Run, step: int | None = None) -> steps.Variables:
@@ -67,16 +81,20 @@ def load(run: Run, step: int | None = None) -> steps.Variables:
       f'the student is not trained: there is no {folder / "complete.json"}. '
       'Run the same command with --stages=student first.'
     )
-  return run.load_variables(folder, run.config.student, run.student_model, step)
+  return run.load_variables(folder, 'student', step)
 
 
 def _initial_variables(run: Run) -> steps.Variables:
-  """θ_s = λ θ_t + (1 − λ) θ_r of the first member's and random weights (paper, Section 6)."""
+  """θ_s = λ θ_t + (1 − λ) θ_r of the first member's and random weights (paper, Section 6).
+
+  θ_t are the member's final weights, or those that it started from (paper, Table 1).
+  """
   random = run.init_variables(run.student_model, config_lib.student_seed(run.config))
   weight = run.config.student.init_lambda
   if weight == 0:
     return random
-  teacher = teachers.load(run, 0)
+  load_member = {'final': teachers.load, 'initial': teachers.initial}
+  teacher = load_member[run.config.student.init_from](run, 0)
   if weight == 1:
     return teacher
   mixed = jax.tree.map(

@@ -7,7 +7,7 @@ members can be trained in any order or place.
 from collections.abc import Iterator
 from functools import partial
 
-from kdjax import keys, metrics, steps, training, views
+from kdjax import data, files, keys, metrics, steps, training, views
 from kdjax.errors import MissingInputError
 from kdjax.inputs import Inputs
 from kdjax.run import Run
@@ -18,8 +18,11 @@ def run(run: Run) -> bool:
   missing = [i for i in range(run.config.teacher.num_members) if not is_trained(run, i)]
   if missing:
     train = _trainer(run)
-    for member in missing:
-      train(member)
+    for wait in (False, True):  # first those that no other process is at
+      for member in missing:
+        with files.lock(run.member_folder(member), wait) as locked:
+          if locked and not is_trained(run, member):
+            train(member)
   return bool(missing)
 
 
@@ -40,14 +43,22 @@ def load(run: Run, member: int) -> steps.Variables:
       f'teacher member {member} is not trained: there is no {folder / "complete.json"}. '
       'Run the same command with --stages=teachers first.'
     )
-  return run.load_variables(folder, run.config.teacher, run.teacher_model)
+  return run.load_variables(folder, 'teacher')
+
+
+def initial(run: Run, member: int) -> steps.Variables:
+  """A member's variables before training. They need no checkpoint."""
+  return run.init_variables(run.teacher_model, member_seed(run, member))
+
+
+def member_seed(run: Run, member: int) -> int:
+  return keys.derive_seed(run.config.seed, 'member', member)
 
 
 def _trainer(run: Run):
   """train(member); what all members share is made, and compiled, once."""
   section, model = run.config.teacher, run.teacher_model
-  plan = run.plan(section)
-  optimizer = steps.make_optimizer(section, plan.num_steps)
+  plan, optimizer = run.plan('teacher'), run.optimizer('teacher')
   view = views.make_view(section.augmentation, run.config.augmentation)
   step = steps.parallel(
     partial(steps.teacher_step, model=model, optimizer=optimizer, view=view), donate=True
@@ -55,24 +66,24 @@ def _trainer(run: Run):
 
   def train(member: int) -> None:
     folder = run.member_folder(member)
-    seed = keys.derive_seed(run.config.seed, 'member', member)
-    inputs = Inputs(run.splits['train'], view, seed)
+    seed = member_seed(run, member)
+    inputs = Inputs(data.part(run.splits['train'], section.examples), view, seed)
 
     def batches(start: int) -> Iterator[tuple]:
       for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
         yield batch, seed
 
-    run.begin(folder)
+    run.begin(folder, 'teacher')
     training.fit(
       folder,
       f'teacher {member}',
       plan,
-      like=run.abstract_state(section, model),
-      init=lambda: steps.init_state(run.init_variables(model, seed), optimizer),
+      like=run.abstract_state('teacher'),
+      init=lambda: steps.init_state(initial(run, member), optimizer),
       step=step,
       inputs=batches,
       evaluate=lambda state: evaluate(run, state.variables),
-      learning_rate=steps.learning_rate(section, plan.num_steps),
+      learning_rate=run.learning_rate('teacher'),
     )
 
   return train

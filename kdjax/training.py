@@ -184,7 +184,7 @@ def _summary(
   for values in fetched:
     for key, pair in values.items():
       sums[key] += pair
-  return {f'train/{key}': float(total / count) for key, (total, count) in sums.items()}
+  return {f'train/{key}': float(total / count) for key, (total, count) in sums.items() if count}
 
 
 def _divergence_message(

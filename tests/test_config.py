@@ -1,9 +1,6 @@
-"""Configs: loading, overrides, durations, and what each field means to the fingerprints."""
+"""Configs: loading, overrides, durations, and the configs of a sweep."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -44,6 +41,15 @@ def load(*overrides, spec=CIFAR):
     ('teacher.augmentation', "('flip',)", ('flip',)),
     ('teacher.augmentation', "['flip', 'crop']", ('flip', 'crop')),
     ('teacher.augmentation', '()', ()),
+    ('teacher.examples', '(0, 100)', (0, 100)),
+    ('predictions.examples', '[100, 200]', (100, 200)),
+    ('predictions.extra', 'gan', 'gan'),
+    ('predictions.extra', 'emnist/byclass', 'emnist/byclass'),
+    ('predictions.num_extra', '100', 100),
+    ('student.final_temperature', '1', 1.0),
+    ('student.warmup_epochs', '1', 1.0),
+    ('evaluation.independent_seed', 'None', None),
+    ('gan.flip', 'False', False),
     ('student.keep_checkpoints', '(0.0, 0.5)', (0.0, 0.5)),
   ],
 )
@@ -85,7 +91,7 @@ def test_a_wrong_type_is_told_and_not_applied(field, text, allowed):
     ('teacher.temperature', 'did you mean student.temperature?'),
     ('datset.name', 'did you mean dataset.name?'),
     ('seed.x', 'did you mean seed?'),
-    ('student.zzz', 'alpha, batch_size'),  # what there is
+    ('student.zzz', 'alpha, batch_size, beta2'),  # what there is
     ('zzz.zzz.zzz', 'sections: augmentation, dataset,'),
     ('', 'fields of the top level: seed'),
   ],
@@ -173,8 +179,14 @@ def test_optional_fields_are_those_that_base_makes_references():
   optional = {name for name in config_lib.leaves(config) if config_lib.is_optional(config, name)}
   durations = {f'{s}.{d}' for s in ('teacher', 'student') for d in config_lib.DURATIONS}
   model = {f'student.model.{name}' for name in ('name', 'depth', 'width', 'norm')}
-  dataset = {f'dataset.{name}' for name in ('data_dir', 'num_train', 'num_test')}
-  assert optional == durations | model | dataset | {'student.seed'}
+  dataset = {f'dataset.{name}' for name in ('data_dir', 'num_train', 'num_test', 'image_size')}
+  others = {
+    'predictions.num_extra',
+    'student.seed',
+    'student.final_temperature',
+    'evaluation.independent_seed',
+  }
+  assert optional == durations | model | dataset | others
 
 
 # Durations.
@@ -210,117 +222,145 @@ def test_the_student_model_is_the_teachers_but_for_what_is_set():
   assert config_lib.student_model(load()) == load().model
 
 
-# Fingerprints.
-
-NONE = ()
-STUDENT = ('student',)
-PREDICTIONS = ('predictions', 'student')
-ALL = ('teacher', 'predictions', 'student')
-# Each field: another value for it, and the artefacts that it can change.
-FIELDS = {
-  'seed': (1, ALL),
-  'dataset.name': ('cifar100', ALL),
-  'dataset.data_dir': ('elsewhere', NONE),
-  'dataset.num_train': (1000, ALL),
-  'dataset.num_val': (1000, ALL),
-  'dataset.num_test': (1000, PREDICTIONS),
-  'model.name': ('lenet', ALL),
-  'model.depth': (56, ALL),
-  'model.width': (8, ALL),
-  'model.norm': ('layer', ALL),
-  'teacher.num_members': (6, STUDENT),  # members can be added to an ensemble
-  'teacher.num_epochs': (201, ALL),
-  'teacher.num_steps': (10, ALL),
-  'teacher.num_examples': (10, ALL),
-  'teacher.batch_size': (128, ALL),
-  'teacher.learning_rate': (0.2, ALL),
-  'teacher.final_learning_rate': (0.01, ALL),
-  'teacher.momentum': (0.8, ALL),
-  'teacher.nesterov': (True, ALL),
-  'teacher.weight_decay': (1e-3, ALL),
-  'teacher.augmentation': (('flip', 'crop'), ALL),
-  'teacher.keep_checkpoints': ((0.5,), ALL),
-  'predictions.mode': ('online', STUDENT),
-  'predictions.num_views': (200, STUDENT),  # views can be added to a store
-  'predictions.dtype': ('float32', PREDICTIONS),
-  'predictions.augmentation': ((), PREDICTIONS),
-  'student.seed': (1, STUDENT),
-  'student.num_epochs': (301, STUDENT),
-  'student.num_steps': (10, STUDENT),
-  'student.num_examples': (10, STUDENT),
-  'student.batch_size': (256, STUDENT),
-  'student.learning_rate': (0.1, STUDENT),
-  'student.final_learning_rate': (1e-5, STUDENT),
-  'student.momentum': (0.8, STUDENT),
-  'student.nesterov': (False, STUDENT),
-  'student.weight_decay': (1e-3, STUDENT),
-  'student.temperature': (1.0, STUDENT),
-  'student.alpha': (0.1, STUDENT),
-  'student.init_lambda': (0.5, STUDENT),
-  'student.keep_checkpoints': ((), STUDENT),
-  'student.model.name': ('lenet', STUDENT),
-  'student.model.depth': (56, STUDENT),
-  'student.model.width': (8, STUDENT),
-  'student.model.norm': ('layer', STUDENT),
-  'augmentation.crop_padding': (2, ALL),
-  'training.num_logs': (50, NONE),
-  'training.num_evals': (50, NONE),
-  'training.num_checkpoints': (50, NONE),
-  'evaluation.batch_size': (256, NONE),
-  'evaluation.num_views': (4, NONE),  # result.json says how many it has
-}
+# The distillation data.
 
 
-def fingerprints(config):
-  return {name: getattr(config_lib, f'{name}_fingerprint')(config) for name in ALL}
+@pytest.mark.parametrize(
+  ('extra', 'replacement', 'needed'),
+  [('', '', False), ('gan', '', True), ('', 'gan', True), ('svhn_cropped', 'mnist', False)],
+)
+def test_who_needs_a_gan(extra, replacement, needed):
+  config = load(('predictions.extra', extra), ('predictions.replacement', replacement))
+  assert config_lib.needs_gan(config) == needed
 
 
-def test_every_field_has_a_decision():
-  assert set(FIELDS) == set(config_lib.leaves(load())), (
-    'Say in FIELDS which artefacts a new field can change, and see that kdjax.config agrees.'
+def test_extra_images_are_counted_where_there_are_any():
+  assert config_lib.num_extra(load()) == 0
+  assert config_lib.num_extra(load(('predictions.num_extra', '7'))) == 0
+  extra = [('predictions.num_extra', '7'), ('predictions.extra', 'gan')]
+  assert config_lib.num_extra(load(*extra)) == 7
+
+
+# The independent student.
+
+
+def test_the_independent_experiment_differs_in_its_seeds_alone():
+  config = load(('student.seed', '5'), ('evaluation.independent_seed', '3'))
+  before = config_lib.leaves(config)
+  other = config_lib.independent(config)
+  changed = {'seed': 3, 'student.seed': None, 'evaluation.independent_seed': None}
+  assert config_lib.leaves(other) == before | changed
+  assert config_lib.leaves(config) == before
+
+
+# Sweeps.
+
+SWEEP = """
+from configs import base
+from kdjax.sweep import Panel, Point, Sweep
+
+def get_config(arg=''):
+  config = base.get_config()
+  config.model.depth = {'': 20, 'small': 8}[arg]
+  return config
+
+def get_sweep(arg=''):
+  temperatures = {'': (1, 4), 'small': (2,)}[arg]
+  return Sweep(
+    'Temperatures',
+    'temperature',
+    [Point({'student.temperature': t}, t) for t in temperatures],
+    [Panel('splits.test.fidelity.top1_agreement', 'agreement (%)', 100)],
+    trials=2,
   )
+"""
 
 
-@pytest.mark.parametrize('field', FIELDS)
-def test_a_field_changes_the_fingerprints_of_the_artefacts_that_it_can_change(field):
-  value, artefacts = FIELDS[field]
-  config, before = load(), fingerprints(load())
-  assert config_lib.leaves(config)[field] != value
-  config.update_from_flattened_dict({field: value})
-  after = fingerprints(config)
-  assert tuple(name for name in ALL if after[name] != before[name]) == artefacts
+def sweep_file(tmp_path, *changes):
+  text = SWEEP
+  for old, new in changes:
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+  path = tmp_path / 'mine.py'
+  path.write_text(text)
+  return str(path)
 
 
-def test_what_a_student_model_spells_out_is_not_what_it_is():
-  spelt_out = load(('student.model.depth', '20'), ('student.model.name', 'resnet'))
-  assert fingerprints(spelt_out) == fingerprints(load())
+def sweep_configs(spec, *overrides):
+  return config_lib.sweep_configs(spec, config_lib.load_sweep(spec), overrides)
 
 
-def test_a_fingerprint_does_not_depend_on_how_a_value_is_written():
-  one, other = load(('student.temperature', '1')), load(('student.temperature', '1.0'))
-  assert fingerprints(one) == fingerprints(other)
+def test_a_sweep_is_the_file_with_overrides_and_the_fields_of_each_run(tmp_path):
+  path = sweep_file(tmp_path)
+  configs, problems = sweep_configs(path, ('model.width', '8'))
+  assert problems == []
+  plain = config_lib.leaves(load(spec=path))
+  for config, (temperature, seed) in zip(configs, [(1, 0), (4, 0), (1, 1), (4, 1)], strict=True):
+    assert config_lib.leaves(config) == plain | {
+      'model.width': 8,
+      'student.temperature': temperature,
+      'seed': seed,
+      'evaluation.independent_seed': 1 - seed,
+    }
+    assert type(config.student.temperature) is float
 
 
-def test_a_higher_artefact_version_changes_every_fingerprint(monkeypatch):
-  before = fingerprints(load())
-  monkeypatch.setattr(config_lib, 'ARTEFACT_VERSION', config_lib.ARTEFACT_VERSION + 1)
-  after = fingerprints(load())
-  assert not set(before.values()) & set(after.values())
+def test_the_argument_reaches_get_sweep(tmp_path):
+  configs, problems = sweep_configs(f'{sweep_file(tmp_path)}:small')
+  assert problems == []
+  assert [(c.student.temperature, c.model.depth) for c in configs] == [(2.0, 8)] * 2
 
 
-def test_fingerprints_are_the_same_in_another_process():
-  script = (
-    'from kdjax import config\n'
-    f'this, _ = config.load({DIGITS!r})\n'
-    'print(config.teacher_fingerprint(this), config.predictions_fingerprint(this), '
-    'config.student_fingerprint(this))'
-  )
-  for salt in ('1', '2'):
-    printed = subprocess.run(
-      [sys.executable, '-c', script],
-      env=os.environ | {'PYTHONHASHSEED': salt, 'PYTHONPATH': str(ROOT)},
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout
-    assert printed.split() == list(fingerprints(load(spec=DIGITS)).values())
+def test_wrong_fields_of_points_and_overrides_are_told_once(tmp_path):
+  path = sweep_file(tmp_path, ("{'student.temperature': t}", "{'student.tau': t, 'seed.x': t}"))
+  configs, problems = sweep_configs(path, ('model.width', 'wide'))
+  assert len(configs) == 4
+  starts = [
+    'model.width = wide: ',
+    *(f'{f} = {t}: ' for t in (1, 4) for f in ('student.tau', 'seed.x')),
+  ]
+  assert len(problems) == len(starts)
+  for problem, start in zip(problems, starts, strict=True):
+    assert problem.startswith(start)
+
+
+def test_a_wrong_type_in_a_point_is_told_and_not_applied(tmp_path):
+  path = sweep_file(tmp_path, ('(1, 4)', "('warm',)"))
+  configs, problems = sweep_configs(path)
+  assert problems == ["student.temperature = 'warm': wrong type; allowed: a number"]
+  assert configs[0].student.temperature == 4.0
+
+
+@pytest.mark.parametrize(('field', 'value'), [('student.temperature', '2'), ('seed', '3')])
+def test_an_override_of_what_the_sweep_sets_is_told(tmp_path, field, value):
+  _, problems = sweep_configs(sweep_file(tmp_path), (field, value))
+  assert problems == [f'{field} = {value}: the sweep sets it; leave it out']
+
+
+def test_a_file_without_a_sweep_is_told():
+  with pytest.raises(ConfigError) as error:
+    config_lib.load_sweep(DIGITS)
+  (problem,) = error.value.problems
+  assert problem.startswith(f'--config = {DIGITS!r}: ') and 'get_sweep' in problem
+
+
+@pytest.mark.parametrize(
+  ('change', 'reasons'),
+  [
+    (('return Sweep(', 'return dict('), ['TypeError']),
+    (
+      ("return Sweep(\n    'Temperatures'", "return 1\n  Sweep(\n    'Temperatures'"),
+      ['returns no'],
+    ),
+    (('trials=2', 'trials=0'), ['trials = 0']),
+    (('(1, 4)', '(1, 1)'), ['2 points']),
+    (('(1, 4)', '()'), ['points of the sweep is empty']),
+    (("{'student.temperature': t}", "{'seed': t}"), ["('', 1) sets seed", "('', 4) sets seed"]),
+  ],
+)
+def test_a_sweep_that_is_none_is_told(tmp_path, change, reasons):
+  path = sweep_file(tmp_path, change)
+  with pytest.raises(ConfigError) as error:
+    config_lib.load_sweep(path)
+  for problem, reason in zip(error.value.problems, reasons, strict=True):
+    assert problem.startswith(f'--config = {path!r}: ') and reason in problem

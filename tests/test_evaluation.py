@@ -1,26 +1,75 @@
-import json
+"""result.json: its numbers against other code, and against what is known of a student."""
 
+import importlib
+import json
+import pathlib
+import shutil
+
+import jax
 import numpy as np
 import pytest
-from conftest import copied
+from conftest import ROOT, copied, tiny_run
 from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, log_loss
 
-from kdjax import evaluation, predictions, student
+from kdjax import (
+  augmentations,
+  evaluation,
+  independent,
+  keys,
+  metrics,
+  predictions,
+  similarity,
+  student,
+  teachers,
+  training,
+)
+from kdjax import sweep as sweep_lib
+from kdjax.errors import MissingInputError
+
+SPLITS = ['train', 'val', 'test']
+INDEPENDENT_SEED, NUM_CKA_EXAMPLES, NUM_RESAMPLES = 7, 40, 50
 
 
 @pytest.fixture(scope='module')
-def result(finished):
-  return json.loads((finished.student_folder / 'result.json').read_text())
+def compared(finished, tmp_path_factory):
+  """With an independent student, and features that are compared."""
+  run = copied(
+    finished,
+    tmp_path_factory.mktemp('compared'),
+    evaluation__independent_seed=INDEPENDENT_SEED,
+    evaluation__num_cka_examples=NUM_CKA_EXAMPLES,
+  )
+  assert run.student_folder.name == finished.student_folder.name
+  assert independent.run(run)
+  assert evaluation.run(run)
+  return run
 
 
-@pytest.mark.parametrize('split', ['train', 'val', 'test'])
-def test_numbers_are_those_of_independent_code(finished, result, split):
-  arrays = np.load(finished.student_folder / 'logits.npz')
+@pytest.fixture(scope='module')
+def result(compared):
+  return json.loads((compared.student_folder / 'result.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def arrays(compared):
+  return np.load(compared.student_folder / 'logits.npz')
+
+
+def probabilities(arrays, split):
   student = softmax(arrays[f'{split}/student_logits_NC'].astype(np.float64), axis=-1)
   teacher = softmax(arrays[f'{split}/teacher_log_probs_NC'].astype(np.float64), axis=-1)
-  labels = finished.splits[split].labels_N
+  return student, teacher
+
+
+# Against independent code.
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_numbers_are_those_of_independent_code(compared, result, arrays, split):
+  student, teacher = probabilities(arrays, split)
+  labels = compared.splits[split].labels_N
   found = result['splits'][split]
   assert found['num_examples'] == len(labels)
   for who, probs in [('student', student), ('teacher', teacher)]:
@@ -33,19 +82,229 @@ def test_numbers_are_those_of_independent_code(finished, result, split):
   )
 
 
-def test_members_are_compared_with_their_ensemble(finished, result):
+@pytest.mark.parametrize('split', SPLITS)
+def test_fidelity_where_the_teacher_is_wrong(compared, result, arrays, split):
+  student, teacher = probabilities(arrays, split)
+  wrong = teacher.argmax(-1) != compared.splits[split].labels_N
+  found = result['splits'][split]['teacher_wrong']
+  assert found['num_examples'] == wrong.sum() > 0
+  agreement = (student.argmax(-1) == teacher.argmax(-1))[wrong].mean()
+  np.testing.assert_allclose(found['fidelity']['top1_agreement'], agreement)
+  kl = entropy(teacher[wrong].T, student[wrong].T).mean()
+  np.testing.assert_allclose(found['fidelity']['predictive_kl'], kl)
+
+
+def test_where_the_teacher_is_wrong_is_asked_where_every_image_has_a_label(result):
+  assert [name for name, of in result['splits'].items() if 'teacher_wrong' in of] == SPLITS
+
+
+def test_members_are_compared_with_their_ensemble(compared, result):
   members = result['splits']['test']['members']
   assert len(members) == 2
-  log_probs = predictions.open_teacher(finished).members('test')
+  log_probs = predictions.open_teacher(compared).members('test')
   for found, probs in zip(members, np.exp(log_probs), strict=True):
-    assert found['accuracy'] == (probs.argmax(-1) == finished.splits['test'].labels_N).mean()
+    assert found['accuracy'] == (probs.argmax(-1) == compared.splits['test'].labels_N).mean()
   assert members[0]['predictive_kl'] > 0
 
 
-def test_the_distillation_split_is_of_views_that_the_student_saw(finished, result):
+# The independent student.
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_the_independent_student_is_held_against_this_teacher(compared, result, arrays, split):
+  other = tiny_run(compared.workdir, seed=INDEPENDENT_SEED)
+  logits = other.predict(other.student_model, student.load(other), other.inputs[split])
+  teacher = arrays[f'{split}/teacher_log_probs_NC']
+  found = result['splits'][split]
+  assert found['independent'] == metrics.fidelity(logits, teacher)
+  assert found['independent'] != found['fidelity']
+  wrong = teacher.argmax(-1) != compared.splits[split].labels_N
+  assert found['teacher_wrong']['independent'] == metrics.fidelity(logits[wrong], teacher[wrong])
+
+
+def test_the_independent_student_sees_the_very_views_of_this_one(compared, result):
+  other = tiny_run(compared.workdir, seed=INDEPENDENT_SEED)
+  values = distillation_values(compared, other)
+  found = result['splits']['distillation']['independent']
+  np.testing.assert_allclose(found['top1_agreement'], values['top1_agreement'].mean())
+  np.testing.assert_allclose(found['predictive_kl'], values['predictive_kl'].mean(), rtol=1e-4)
+
+
+def distillation_values(run, of) -> dict[str, np.ndarray]:
+  """Of each example, over the views 0 and 1: fidelity of the student of `of` to `run`'s teacher."""
+  teacher, variables = predictions.open_teacher(run), student.load(of)
+  by_view = []
+  for view in (0, 1):
+    logits = run.predict(run.student_model, variables, run.inputs['distillation'], view)
+    probs = np.exp(teacher.members('distillation', view).astype(np.float64)).mean(axis=0)
+    by_view.append(metrics.fidelity_values(logits, np.log(probs)))
+  return {name: (by_view[0][name] + by_view[1][name]) / 2 for name in by_view[0]}
+
+
+def test_the_independent_student_is_an_ordinary_one_and_is_trained_once(compared):
+  other = independent.counterpart(compared)
+  assert other.student_folder == tiny_run(compared.workdir, seed=INDEPENDENT_SEED).student_folder
+  assert training.is_complete(other.student_folder)
+  for folder in ('teachers', 'predictions', 'students'):  # this one's and that one's
+    assert len([path for path in (compared.workdir / folder).iterdir() if path.is_dir()]) == 2
+  before = files(compared.workdir)
+  assert not independent.run(compared)
+  assert files(compared.workdir) == before
+
+
+def files(workdir) -> dict[pathlib.Path, int]:
+  return {p: p.stat().st_mtime_ns for p in pathlib.Path(workdir).rglob('*') if p.is_file()}
+
+
+def test_without_an_independent_student_there_is_nothing_to_do(finished):
+  assert finished.config.evaluation.independent_seed is None
+  assert not independent.run(finished)
+  splits = evaluation.result(finished)['splits']
+  assert not any('independent' in of or 'independent' in of['intervals'] for of in splits.values())
+
+
+def test_an_independent_student_that_is_missing_is_told_with_the_command(finished, tmp_path):
+  run = copied(finished, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
+  before = evaluation.result(run)
+  with pytest.raises(MissingInputError, match='--stages=independent'):
+    evaluation.run(run)
+  assert evaluation.result(run) == before
+
+
+# Intervals.
+
+
+@pytest.mark.parametrize('who', ['fidelity', 'independent'])
+@pytest.mark.parametrize('split', [*SPLITS, 'distillation'])
+def test_intervals_hold_the_mean(result, split, who):
+  found = result['splits'][split]
+  parts = [found] if split == 'distillation' else [found, found['teacher_wrong']]
+  for part in parts:
+    for measure, (low, high) in part['intervals'][who].items():
+      assert low <= part[who][measure] <= high
+      assert low < high
+
+
+def test_intervals_are_of_the_bootstrap_over_examples(compared, result, arrays):
+  student, teacher = probabilities(arrays, 'test')
+  agreement = (student.argmax(-1) == teacher.argmax(-1)).astype(np.float64)
+  wrong = teacher.argmax(-1) != compared.splits['test'].labels_N
+  found = result['splits']['test']
+  for part, values in [(found, agreement), (found['teacher_wrong'], agreement[wrong])]:
+    assert part['intervals']['fidelity']['top1_agreement'] == interval(values, 'top1_agreement')
+
+
+def test_an_image_counts_once_in_the_interval_however_many_views_it_has(compared, result):
+  found = result['splits']['distillation']
+  for measure, values in distillation_values(compared, compared).items():
+    assert len(values) == 200
+    expected = interval(values, measure)
+    np.testing.assert_allclose(found['intervals']['fidelity'][measure], expected, rtol=1e-4)
+
+
+def interval(values, measure) -> list[float]:
+  rng = keys.numpy_rng(0, f'bootstrap/{measure}')
+  return list(metrics.bootstrap_interval(values, NUM_RESAMPLES, rng))
+
+
+# Features.
+
+
+def test_cka_is_of_the_features_on_the_first_test_examples(compared, result):
+  images = augmentations.unit_cube(compared.splits['test'].inputs_N[:NUM_CKA_EXAMPLES])
+
+  def features(model, variables):
+    return jax.jit(lambda x: model.apply(variables, x, train=False)[1])(images)
+
+  of_student = features(compared.student_model, student.load(compared))
+  assert set(result['cka']) == {'stem', 'stage1', 'stage2', 'stage3', 'pooled'}
+  for member in range(2):
+    of_member = features(compared.teacher_model, teachers.load(compared, member))
+    for name, found in result['cka'].items():
+      expected = similarity.linear_cka(of_student[name], of_member[name])
+      np.testing.assert_allclose(found[f'member_{member}'], expected, rtol=1e-3)
+      assert set(found) == {'member_0', 'member_1'}
+
+
+# Students of which all is known.
+
+
+def test_a_student_that_is_its_teacher_agrees_in_everything(finished, tmp_path):
+  run = copied(
+    finished,
+    tmp_path,
+    teacher__num_members=1,
+    predictions__mode='online',  # stored ones are rounded
+    evaluation__num_cka_examples=NUM_CKA_EXAMPLES,
+  )
+  shutil.copytree(run.member_folder(0), run.student_folder)
+  assert evaluation.run(run)
+  result = evaluation.result(run)
+  for name, found in result['splits'].items():
+    assert found['fidelity']['top1_agreement'] == 1
+    assert abs(found['fidelity']['predictive_kl']) < 1e-6
+    assert found['intervals']['fidelity']['top1_agreement'] == [1, 1]
+    assert found['student']['accuracy'] == found['teacher']['accuracy']
+    if name != 'distillation':
+      assert found['teacher_wrong']['fidelity']['top1_agreement'] == 1
+      wrong = 1 - found['teacher_wrong']['num_examples'] / found['num_examples']
+      assert found['teacher']['accuracy'] == pytest.approx(wrong)
+  assert all(cka == {'member_0': pytest.approx(1)} for cka in result['cka'].values())
+  assert len(result['cka']) == 5
+
+
+# The distillation data.
+
+
+def test_the_distillation_split_is_of_views_that_the_student_saw(result):
   found = result['splits']['distillation']
   assert found['num_examples'] == 2 * 200  # evaluation.num_views = 2 of the 3
   assert found['fidelity'] != result['splits']['train']['fidelity']
+
+
+def with_other_views(finished, tmp_path, **fields):
+  """The same student and teachers, evaluated as if it had seen other views. Nothing is trained."""
+  run = copied(finished, tmp_path, predictions__mode='online', **fields)
+  shutil.copytree(finished.student_folder, run.student_folder)
+  (run.student_folder / 'result.json').unlink()
+  assert evaluation.run(run)
+  return run, evaluation.result(run)['splits']['distillation']
+
+
+def test_mixtures_have_fidelity_but_no_accuracy(finished, tmp_path):
+  names = ('crop', 'mixup')
+  run, found = with_other_views(finished, tmp_path, predictions__augmentation=names)
+  assert found['student'] == found['teacher'] == {}
+  assert found['num_examples'] == 2 * 200
+  agreement = distillation_values(run, run)['top1_agreement'].mean()
+  np.testing.assert_allclose(found['fidelity']['top1_agreement'], agreement)
+  assert found['fidelity'] != evaluation.result(finished)['splits']['distillation']['fidelity']
+
+
+def test_noise_counts_for_fidelity_but_not_for_accuracy(finished, tmp_path):
+  run, found = with_other_views(
+    finished,
+    tmp_path,
+    predictions__augmentation=('noise',),
+    augmentation__noise_probability=0.5,
+    evaluation__num_views=1,
+  )
+  inputs = run.inputs['distillation']
+  logits, labels = run.predict(run.student_model, student.load(run), inputs), run.labels(inputs, 0)
+  is_image = labels >= 0
+  assert 60 < is_image.sum() < 140
+  np.testing.assert_array_equal(labels[is_image], run.splits['train'].labels_N[is_image])
+  right = logits.argmax(-1)[is_image] == labels[is_image]
+  assert found['student']['accuracy'] == right.mean()
+  # So are the images of the training set alone, and they are what it was in 'train', too.
+  train = run.predict(run.student_model, student.load(run), run.inputs['train'])
+  np.testing.assert_allclose(logits[is_image], train[is_image], rtol=1e-4, atol=1e-5)
+  teacher = predictions.open_teacher(run).members('distillation', 0)
+  probs = np.exp(teacher.astype(np.float64)).mean(axis=0)
+  assert found['fidelity']['top1_agreement'] == (logits.argmax(-1) == probs.argmax(-1)).mean()
+
+
+# The file.
 
 
 def test_more_views_are_evaluated_without_training_again(finished, tmp_path):
@@ -57,9 +316,24 @@ def test_more_views_are_evaluated_without_training_again(finished, tmp_path):
   assert not evaluation.run(run)
 
 
-def test_fingerprints_name_the_folders(finished, result):
+def test_results_are_of_the_configs_that_are_evaluated_as_they_say(compared, finished):
+  other_views = tiny_run(compared.workdir, evaluation__num_views=3).config
+  not_trained = tiny_run(compared.workdir, student__temperature=2.0).config
+  configs = [not_trained, compared.config, other_views, finished.config]
+  found = evaluation.results(configs, compared.workdir)
+  assert found == {1: evaluation.result(compared)}
+
+
+def test_fingerprints_name_the_folders(compared, result):
   assert result['fingerprints'] == {
-    'teacher': finished.member_folder(0).parent.name,
-    'predictions': finished.predictions_folder.name,
-    'student': finished.student_folder.name,
+    'teacher': compared.member_folder(0).parent.name,
+    'predictions': compared.predictions_folder.name,
+    'student': compared.student_folder.name,
   }
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs' / 'paper').glob('[ft]*.py')), ids=str)
+def test_every_measure_of_the_papers_figures_is_there(path, result):
+  sweep = importlib.import_module(f'configs.paper.{path.stem}').get_sweep()
+  row, *_ = sweep_lib.summarise(sweep, {0: result})
+  assert [cell.count for cell in row.cells] == [1] * len(sweep.panels)

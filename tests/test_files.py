@@ -1,6 +1,12 @@
-"""Small files: all or nothing, and damage is told."""
+"""Small files: all or nothing, and damage is told. Locks: one process at a time."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from etils import epath
 
 from kdjax import files
@@ -73,3 +79,77 @@ def test_a_damaged_log_is_told_with_its_path(path, content):
   with pytest.raises(DamageError) as error:
     files.read_json_lines(path)
   assert str(path) in str(error.value)
+
+
+# Locks.
+
+HOLD = """
+import sys, time
+from etils import epath
+from kdjax import files
+with files.lock(epath.Path(sys.argv[1])) as locked:
+  print(locked, flush=True)
+  time.sleep(60)
+"""
+COUNT = """
+import sys, time
+from etils import epath
+from kdjax import files
+folder, count = epath.Path(sys.argv[1]), epath.Path(sys.argv[2])
+for _ in range(10):
+  with files.lock(folder):
+    number = int(count.read_text())
+    time.sleep(0.01)
+    count.write_text(str(number + 1))
+"""
+
+
+def start(program, *arguments) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, '-c', program, *map(str, arguments)],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return epath.Path(tmp_path) / 'new' / 'folder'
+
+
+def test_processes_take_a_lock_one_after_the_other(folder, tmp_path):
+  count = tmp_path / 'count'
+  count.write_text('0')
+  processes = [start(COUNT, folder, count) for _ in range(3)]
+  assert [process.wait() for process in processes] == [0, 0, 0]
+  assert count.read_text() == '30'
+
+
+def test_the_lock_of_a_killed_process_is_free(folder):
+  holder = start(HOLD, folder)
+  assert holder.stdout.readline() == 'True\n'
+  with files.lock(folder, wait=False) as locked:
+    assert not locked
+  with files.lock(folder.parent / 'other', wait=False) as locked:
+    assert locked
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  holder.stdout.close()
+  with files.lock(folder, wait=False) as locked:
+    assert locked
+
+
+def test_a_lock_is_free_again_after_an_error_and_leaves_the_folder_alone(folder):
+  with pytest.raises(DamageError), files.lock(folder):
+    raise DamageError('in the middle of the work')
+  with files.lock(folder, wait=False) as locked:
+    assert locked
+  assert not folder.exists()
+
+
+@pytest.mark.parametrize('wait', [True, False])
+def test_there_are_no_locks_in_a_bucket(wait):
+  folder = epath.Path('gs://bucket/students/0123')
+  with files.lock(folder, wait) as first, files.lock(folder, wait) as second:
+    assert first and second

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import copied, tiny_run
 
-from kdjax import losses, predictions, stages, teachers
+from kdjax import data, evaluation, losses, predictions, stages, student, teachers
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions import OnlineTeacher, StoredTeacher
 from kdjax.store import PredictionStore
@@ -36,6 +36,71 @@ def test_stored_is_online(float32_run):
     )
   for name, view in [('test', 0), ('val', 0), ('distillation', 2)]:
     np.testing.assert_allclose(stored.members(name, view), online.members(name, view), atol=2e-5)
+
+
+def assert_stored_is_online(run):
+  """And each for its own view of its own example, in any batch."""
+  stored, online = predictions.open_teacher(run), OnlineTeacher(run)
+  members = [stored.members('distillation', view) for view in range(2)]
+  for view, of_view in enumerate(members):
+    np.testing.assert_allclose(of_view, online.members('distillation', view), atol=2e-5)
+  ensembles = np.stack([losses.ensemble_log_probs(of_view) for of_view in members])
+  num_examples = len(run.inputs['distillation'].split)
+  batches = run.inputs['distillation'].training(1, 48, 2 * num_examples // 48, start=0)
+  for batch in list(batches)[:: num_examples // 48 - 1]:
+    expected = ensembles[batch['views'], batch['indices']]
+    np.testing.assert_allclose(stored.batch('distillation', batch), expected, atol=2e-5)
+    np.testing.assert_allclose(online.batch('distillation', batch), expected, atol=2e-5)
+
+
+def test_mixtures_and_noise_are_predicted_as_the_student_sees_them(finished, tmp_path):
+  run = copied(
+    finished,
+    tmp_path,
+    predictions__augmentation=('crop', 'mixup', 'noise'),
+    predictions__num_views=2,
+    predictions__dtype='float32',
+  )
+  predictions.run(run)
+  assert_stored_is_online(run)
+  inputs = run.inputs['distillation']
+  assert (run.labels(inputs, 0) == -1).all()
+  clean = predictions.open_teacher(run).members('train')
+  assert np.abs(predictions.open_teacher(run).members('distillation') - clean).mean() > 0.1
+
+
+def test_extra_and_replacing_images_are_distilled_on_without_labels(finished, tmp_path):
+  run = copied(
+    finished,
+    tmp_path,
+    predictions__extra='digits',
+    predictions__num_extra=50,
+    predictions__replacement='digits',
+    predictions__replaced=0.3,
+    predictions__num_views=2,
+    predictions__dtype='float32',
+    student__num_epochs=1,
+    student__keep_checkpoints=(),
+    student__alpha=0.3,
+    evaluation__num_views=1,
+  )
+  for stage in ('predictions', 'student', 'evaluation'):
+    assert stages.STAGES[stage](run)
+  assert_stored_is_online(run)
+  inputs = run.inputs['distillation']
+  labels, own = run.labels(inputs, 0), run.splits['train'].labels_N
+  assert (labels[200:] == -1).all()
+  labelled = labels >= 0
+  assert 30 < (~labelled[:200]).sum() < 90
+  np.testing.assert_array_equal(labels[labelled], own[labelled[:200]])
+  found = evaluation.result(run)['splits']['distillation']
+  assert found['num_examples'] == 250
+  logits = run.predict(run.student_model, student.load(run), inputs)
+  correct = (logits.argmax(-1) == labels)[labelled]
+  assert found['student']['accuracy'] == pytest.approx(correct.mean())
+  ensemble = predictions.ensemble(predictions.open_teacher(run), 'distillation')
+  agreement = (logits.argmax(-1) == ensemble.argmax(-1)).mean()
+  assert found['fidelity']['top1_agreement'] == pytest.approx(agreement)
 
 
 def test_views_differ(finished):
@@ -88,7 +153,7 @@ def test_the_store_holds_every_split_and_says_what_it_is(finished):
 
 def test_the_store_says_what_the_models_say(finished):
   """Against the members, called one by one, without the code that batches and stores."""
-  images = finished.splits['test'].images_NHWC[:7] / 127.5 - 1
+  images = finished.splits['test'].inputs_N[:7] / 127.5 - 1
   model = finished.teacher_model
   logits = [
     model.apply(teachers.load(finished, i), images.astype(np.float32), train=False)[0]
@@ -171,6 +236,8 @@ def test_verify_finds_predictions_of_other_teachers(finished, tmp_path):
 
 def test_other_data_under_the_same_name_is_noticed(finished, tmp_path):
   run = copied(finished, tmp_path)
-  run.splits['test'].images_NHWC[5, 0, 0] ^= 1
+  inputs_N = run.splits['test'].inputs_N.copy()
+  inputs_N[5, 0, 0] ^= 1
+  run.splits = run.splits | {'test': data.Split(inputs_N, run.splits['test'].labels_N)}
   with pytest.raises(DamageError, match='made from other data'):
     predictions.open_teacher(run)

@@ -1,7 +1,7 @@
 """The report of a made-up run, whose numbers are known."""
 
+import base64
 import csv
-import html.parser
 import json
 import os
 import pathlib
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rich.console
 from etils import epath
+from pages import Page
 
 from kdjax import data, errors, figures, report
 
@@ -27,14 +28,30 @@ SPLIT = {
   'student': {'accuracy': 0.9712, 'nll': 0.125, 'ece': 0.0345},
   'teacher': {'accuracy': 0.9834, 'nll': 0.0625, 'ece': 0.0123},
   'fidelity': {'top1_agreement': 0.8767, 'predictive_kl': 0.0432},
+  'intervals': {
+    'fidelity': {'top1_agreement': [0.8501, 0.9002], 'predictive_kl': [0.0402, 0.0455]},
+    'independent': {'top1_agreement': [0.7, 0.8], 'predictive_kl': [0.3, 0.4]},
+  },
+  'independent': {'top1_agreement': 0.7654, 'predictive_kl': 0.3456},
+}
+WRONG = {  # on the examples that the teacher gets wrong
+  'num_examples': 2,
+  'fidelity': {'top1_agreement': 0.5, 'predictive_kl': 0.7},
+  'intervals': {'fidelity': {'top1_agreement': [0.1, 0.9], 'predictive_kl': [0.6, 0.8]}},
 }
 DISTILLATION = SPLIT | {'fidelity': {'top1_agreement': 0.9911, 'predictive_kl': 0.0021}}
 RESULT = {
   'splits': {
     'train': SPLIT | {'members': MEMBERS},
-    'test': SPLIT | {'members': MEMBERS},
+    'test': SPLIT | {'members': MEMBERS, 'teacher_wrong': WRONG},
     'distillation': DISTILLATION,
   },
+  'cka': {'stage1': {'member_0': 0.9876, 'member_1': None}},
+}
+QUALITY = {
+  'num_features': 84,
+  'teacher': {'fingerprint': 'ccc333', 'member': 0},
+  'frechet_distance_teacher_features': {'samples_test': 12.34, 'train_test': 0.567},
 }
 CONFIG = {
   'seed': 0,
@@ -85,8 +102,8 @@ class Run:
 
   def test_split(self) -> data.Split:
     self.num_loads += 1
-    images_NHWC = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
-    return data.Split(images_NHWC, np.array(LABELS, np.int32))
+    inputs_N = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
+    return data.Split(inputs_N, np.array(LABELS, np.int32))
 
   def write(self, student: str = STUDENT) -> bool:
     return report.write(self.workdir, self.students / student, self.members, self.test_split, NAMES)
@@ -110,7 +127,7 @@ def _log(fidelity: bool) -> str:
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
   """A run to change and write, with empty figures, which are quicker."""
-  monkeypatch.setattr(figures, '_svg', lambda figure, title: '<svg></svg>')
+  monkeypatch.setattr(figures, 'svg', lambda figure, title: '<svg></svg>')
   return Run(epath.Path(tmp_path))
 
 
@@ -123,85 +140,74 @@ def written(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope='module')
-def page(written) -> 'Page':
+def page(written) -> Page:
   return Page(written.page.read_text())
-
-
-class Page(html.parser.HTMLParser):
-  """A page's tables, examples and references; raises if its elements are not nested properly."""
-
-  VOID = frozenset(('br', 'hr', 'img', 'input', 'link', 'meta', 'wbr'))
-
-  def __init__(self, text: str):
-    super().__init__()
-    self.open, self.ids, self.references, self.headings = [], [], [], []
-    self.tables, self.captions, self.texts = [], [], []
-    self.feed(text)
-    self.close()
-    assert not self.open, f'never closed: {self.open}'
-
-  def handle_starttag(self, tag, attributes):
-    self._take(tag, dict(attributes))
-    if tag not in self.VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attributes):
-    self._take(tag, dict(attributes))
-
-  def handle_endtag(self, tag):
-    assert self.open and self.open.pop() == tag, f'</{tag}> at {self.getpos()} closes another'
-
-  def handle_data(self, text):
-    self.texts.append(text)
-    if 'td' in self.open or 'th' in self.open:
-      self.tables[-1][-1][-1] += text.strip()
-    if 'figcaption' in self.open:
-      self.captions[-1] += text
-
-  def _take(self, tag, attributes):
-    self.ids += [attributes['id']] if 'id' in attributes else []
-    self.references += [
-      value for name, value in attributes.items() if name in ('src', 'href', 'xlink:href', 'srcset')
-    ]
-    if tag == 'table':
-      self.tables.append([])
-    elif tag == 'tr':
-      self.tables[-1].append([])
-    elif tag in ('td', 'th'):
-      self.tables[-1][-1].append('')
-    elif tag == 'figcaption':
-      self.captions.append('')
-
-  @property
-  def examples(self) -> list[str]:
-    return [' '.join(text.split()) for text in self.captions if 'True class' in text]
-
-  @property
-  def text(self) -> str:
-    return ' '.join(' '.join(self.texts).split())
 
 
 def test_headline_table_holds_every_number(page):
   student = ['student', '97.12', '0.1250', '3.45', '87.67', '0.0432']
   ensemble = ['ensemble', '98.34', '0.0625', '1.23', '–', '–']
+  independent = ['independent student', '–', '–', '–', '76.54', '0.3456']
   members = [
     ['member 0', '71.00', '0.8100', '1.00', '92.00', '0.3100'],
     ['member 1', '72.00', '0.8200', '2.00', '93.00', '0.3200'],
   ]
   assert page.tables[0] == [
     ['', 'accuracy (%)', 'NLL (nats)', 'ECE (%)', 'agreement (%)', 'KL (nats)'],
-    ['Train, 6 images'],
+    ['Train, 6 examples'],
     *members,
     ensemble,
     student,
-    ['Test, 6 images'],
+    independent,
+    ['Test, 6 examples'],
     *members,
     ensemble,
     student,
-    ['Distillation views, 6 images'],
+    independent,
+    ['Distillation views, 6 examples'],
     ensemble,
     [*student[:4], '99.11', '0.0021'],
+    independent,
   ]
+
+
+def test_controls_of_fidelity_with_their_intervals(page):
+  assert page.tables[1] == [
+    ['', 'agreement (%)', 'KL (nats)'],
+    ['Test examples: all (6)'],
+    ['student', '87.67 (85.01 to 90.02)', '0.0432 (0.0402 to 0.0455)'],
+    ['independent student', '76.54 (70.00 to 80.00)', '0.3456 (0.3000 to 0.4000)'],
+    ['Test examples: those that the teacher gets wrong (2)'],
+    ['student', '50.00 (10.00 to 90.00)', '0.7000 (0.6000 to 0.8000)'],
+  ]
+
+
+def test_cka_by_feature_and_member(page):
+  assert page.tables[2] == [['feature', 'member 0', 'member 1'], ['stage1', '0.988', '–']]
+
+
+def test_samples_of_the_gan(run):
+  folder = run.workdir / 'gans' / 'ddd444'
+  folder.mkdir(parents=True)
+  (folder / 'samples.png').write_bytes(b'a picture')
+  (folder / 'quality.json').write_text(json.dumps(QUALITY))
+  arguments = (run.workdir, run.students / STUDENT, run.members, run.test_split, NAMES)
+  assert report.write(*arguments, gan_folder=folder) is True
+  assert report.write(*arguments, gan_folder=folder) is False
+  page = Page(run.page.read_text())
+  assert 'samples to test images 12.3 , training to test images 0.567' in page.text
+  assert f'data:image/png;base64,{base64.b64encode(b"a picture").decode()}' in page.references
+  (folder / 'samples.png').write_bytes(b'another')
+  assert report.write(*arguments, gan_folder=folder) is True
+
+
+def test_texts_have_no_pictures(run):
+  tokens = data.Split(np.ones((6, 5), np.int32), np.array(LABELS, np.int32))
+  arguments = (run.workdir, run.students / STUDENT, run.members, lambda: tokens, NAMES)
+  assert report.write(*arguments) is True
+  page = Page(run.page.read_text())
+  assert 'Test example 4 ' in page.text
+  assert not [r for r in page.references if r.startswith('data:image')]
 
 
 def test_answer_in_words(page):
@@ -281,7 +287,7 @@ def test_results_csv_has_the_columns_of_all_students(run):
 
 
 def test_comparison_shows_what_differs(page):
-  assert page.tables[1] == [
+  assert page.tables[-1] == [
     ['student', 'student.temperature', 'test accuracy (%)', 'test agreement (%)', 'test KL (nats)'],
     [OTHER, '1.0', '97.12', '87.67', '0.0432'],
     [STUDENT, '4.0', '97.12', '87.67', '0.0432'],
@@ -353,14 +359,14 @@ def test_disagreements_largest_kl_first(page):
     'True class <b>dog</b> Teacher <b>dog</b> ✓ 70.0 % Student cat 65.0 % KL 0.485 nats',
     'True class cat Teacher cat ✓ 51.0 % Student <b>dog</b> 51.0 % KL 0.002 nats',
   ]
-  assert 'On 3 of 6 test images' in page.text
+  assert 'On 3 of 6 test examples' in page.text
 
 
 def test_no_disagreement_shows_the_largest_kl(run):
   run.put_logits([[60, 35, 5], *TEACHER_PROBS[1:]])
   run.write()
   page = Page(run.page.read_text())
-  assert "class is the ensemble's on every test image" in page.text
+  assert "class is the ensemble's on every test example" in page.text
   assert len(page.examples) == 6
   assert page.examples[0].startswith('True class cat Teacher cat ✓ 90.0 % Student cat ✓ 60.0 %')
 

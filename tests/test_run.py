@@ -1,11 +1,15 @@
-"""A workdir may lie in a bucket: no path of a run may be mangled on its way."""
+"""What a run derives from its config: folders, sizes, plans, inputs, and what models say on them."""
 
 import os
 
-from conftest import tiny_run
+import numpy as np
+import pytest
+from conftest import copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
+from kdjax import data, teachers
+from kdjax.errors import DamageError, MissingInputError
 from kdjax.run import Run
 from kdjax.store import PredictionStore, kvstore
 
@@ -13,9 +17,15 @@ from kdjax.store import PredictionStore, kvstore
 def test_all_folders_of_a_run_stay_in_its_bucket(tmp_path):
   config = tiny_run(tmp_path).config
   run = Run(config, epath.Path('gs://bucket/some/dir'))
-  folders = [run.member_folder(1), run.predictions_folder, run.student_folder]
+  folders = [
+    run.member_folder(1),
+    run.gan_folder,
+    run.predictions_folder,
+    run.student_folder,
+  ]
   assert [folder.as_posix() for folder in folders] == [
     f'gs://bucket/some/dir/teachers/{config_lib.teacher_fingerprint(config)}/member_1',
+    f'gs://bucket/some/dir/gans/{config_lib.gan_fingerprint(config)}',
     f'gs://bucket/some/dir/predictions/{config_lib.predictions_fingerprint(config)}',
     f'gs://bucket/some/dir/students/{config_lib.student_fingerprint(config)}',
   ]
@@ -38,3 +48,108 @@ def test_a_student_section_overrides_the_model_field_by_field(tmp_path):
   assert (run.student_model.blocks_per_stage, run.student_model.norm) == (2, 'layer')
   assert (run.teacher_model.blocks_per_stage, run.teacher_model.norm) == (1, 'batch')
   assert run.student_model.width == run.teacher_model.width == 4
+
+
+# How long to train.
+
+
+def test_plans_count_the_examples_that_each_learns_from(tmp_path):
+  """Epochs are those of the part of the data, with the extra examples."""
+  run = tiny_run(
+    tmp_path,
+    teacher__examples=(0, 120),
+    predictions__examples=(100, 200),
+    predictions__extra='digits',
+    predictions__num_extra=30,
+  )
+  assert run.num_examples == {'teacher': 120, 'student': 130}
+  assert run.plan('teacher').num_steps == 8  # 4 epochs of 120, 64 a batch
+  assert run.plan('student').num_steps == 22  # 8 epochs of 130, 48 a batch
+  assert run.plan('student').epoch(22) == 22 * 48 / 130
+  assert run.plan('student').keeps == {0, 11}
+  assert len(run.inputs['distillation'].split) == 130
+
+
+def test_the_learning_rate_follows_the_plan_and_its_warm_up(tmp_path):
+  fields = {'warmup_epochs': 2.0, 'learning_rate': 0.5, 'final_learning_rate': 0.1}
+  run = tiny_run(tmp_path, **{f'student__{name}': value for name, value in fields.items()})
+  rate = run.learning_rate('student')  # 34 steps, and 400 / 48 = 8 of warm-up
+  np.testing.assert_allclose([rate(0), rate(4), rate(8)], [0, 0.25, 0.5], atol=1e-6)
+  np.testing.assert_allclose([rate(21), rate(34)], [0.3, 0.1], rtol=1e-5)
+
+
+# Data.
+
+
+def test_the_distillation_data_are_the_part_and_then_the_extra_images(tmp_path):
+  run = tiny_run(
+    tmp_path,
+    predictions__examples=(100, 200),
+    predictions__extra='digits',
+    predictions__num_extra=30,
+  )
+  split = run.inputs['distillation'].split
+  part = data.part(run.splits['train'], (100, 200))
+  extra = data.load_extra('digits', run.config.dataset, (8, 8, 1), 30)
+  np.testing.assert_array_equal(split.inputs_N, np.concatenate([part.inputs_N, extra]))
+  np.testing.assert_array_equal(split.labels_N, [*part.labels_N, *[-1] * 30])
+  assert run.inputs['train'].split is run.splits['train']
+
+
+def test_the_checksum_of_the_student_covers_the_extra_images(tmp_path):
+  plain = tiny_run(tmp_path)
+  assert plain.checksum('student') == plain.checksum('teacher')
+  fields = {'predictions__extra': 'digits', 'predictions__num_extra': 30}
+  run, other = (tiny_run(tmp_path, **fields) for _ in range(2))
+  other.extra_inputs['extra'][3, 0, 0] ^= 1
+  assert run.checksum('teacher') == other.checksum('teacher') == plain.checksum('teacher')
+  checksums = {r.checksum('student') for r in (plain, run, other)}
+  assert len(checksums) == 3
+  with pytest.raises(DamageError, match='made from other data'):
+    other.check_data(run.checksum('student'), run.student_folder, 'student')
+  other.check_data(run.checksum('teacher'), run.student_folder, 'teacher')
+
+
+def test_gan_samples_are_the_first_ones_or_all(tmp_path):
+  fields = {'predictions__extra': 'gan', 'predictions__num_extra': 2}
+  run = tiny_run(tmp_path, **fields, predictions__replacement='gan')
+  with pytest.raises(MissingInputError, match='--stages=gan'):
+    run.gan_samples(2)
+  images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1)
+  run.gan_folder.mkdir(parents=True)
+  np.savez(run.gan_folder / 'samples.npz', images_NHWC=images)
+  np.testing.assert_array_equal(run.gan_samples(2), images[:2])
+  np.testing.assert_array_equal(run.extra_inputs['extra'], images[:2])
+  np.testing.assert_array_equal(run.extra_inputs['replacement'], images)
+
+
+# What models say.
+
+
+def test_predictions_and_features_are_the_models_in_the_order_of_the_indices(finished):
+  variables, indices = teachers.load(finished, 0), np.array([300, 2, 5, 2, *range(70, 140)])
+  inputs, model = finished.inputs['test'], finished.teacher_model
+  images = inputs.split.inputs_N[indices].astype(np.float32) / 127.5 - 1
+  logits, features = model.apply(variables, images, train=False)
+  found = finished.predict(model, variables, inputs, indices_N=indices)
+  np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+  found = finished.features(model, variables, inputs, indices)
+  assert set(found) == set(features)
+  for name, feature in features.items():
+    np.testing.assert_allclose(found[name], feature, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_are_those_that_a_view_leaves(finished, tmp_path):
+  run = copied(
+    finished,
+    tmp_path,
+    predictions__augmentation=('noise',),
+    augmentation__noise_probability=0.5,
+  )
+  inputs, own = run.inputs['distillation'], run.splits['train'].labels_N
+  first, second = (run.labels(inputs, view) for view in (0, 1))
+  for labels in (first, second):
+    assert 60 < (labels == -1).sum() < 140
+    np.testing.assert_array_equal(labels[labels >= 0], own[labels >= 0])
+  assert (first != second).any()
+  np.testing.assert_array_equal(run.labels(run.inputs['train'], 0), own)

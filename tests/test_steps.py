@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import ROOT, compilations
 from ml_collections import ConfigDict
 
-from kdjax import models, steps, views
+from kdjax import losses, models, optimizers, steps, views
 
 CLEAN = views.make_view((), ConfigDict({'crop_padding': 0}))
 
@@ -21,14 +22,17 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    return nn.Dense(3, use_bias=False)(x.reshape(len(x), -1)), {}
+    x = x.reshape(len(x), -1)
+    return nn.Dense(3, use_bias=False)(x), {'pixels': x, 'last_first': x[:, ::-1]}
 
 
 def optimizer_config(**fields) -> ConfigDict:
   defaults = {
+    'optimizer': 'sgd',
     'learning_rate': 0.5,
     'final_learning_rate': 0.1,
     'momentum': 0.9,
+    'beta2': 0.999,
     'nesterov': False,
     'weight_decay': 0.01,
   }
@@ -38,7 +42,7 @@ def optimizer_config(**fields) -> ConfigDict:
 def batch(size=6, seed=0):
   rng = np.random.RandomState(seed)
   return {
-    'images': rng.randint(0, 256, (size, 2, 2, 1)).astype(np.uint8),
+    'inputs': rng.randint(0, 256, (size, 2, 2, 1)).astype(np.uint8),
     'labels': rng.randint(0, 3, size).astype(np.int32),
     'indices': np.arange(size, dtype=np.int32),
     'views': np.zeros(size, np.int32),
@@ -58,7 +62,7 @@ def softmax(x):
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
   section = optimizer_config(nesterov=nesterov)
-  optimizer = steps.make_optimizer(section, num_steps=3)
+  optimizer = optimizers.make_optimizer(section, num_steps=3)
   step = steps.parallel(
     partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN)
   )
@@ -66,7 +70,7 @@ def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
   weights = np.asarray(state.params['Dense_0']['kernel'], np.float64)
   velocity = np.zeros_like(weights)
   for i, rate in enumerate([0.5, 0.4, 0.2]):  # half a cosine from 0.5 to 0.1 in three steps
-    x = batch(seed=i)['images'].reshape(6, 4) / 127.5 - 1
+    x = batch(seed=i)['inputs'].reshape(6, 4) / 127.5 - 1
     targets = np.eye(3)[batch(seed=i)['labels']]
     gradient = x.T @ (softmax(x @ weights) - targets) / 6
     state, metrics = step(state, steps.shard(batch(seed=i)), 0)
@@ -78,43 +82,87 @@ def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
   assert state.step == 3
 
 
-def test_the_learning_rate_is_what_the_config_says():
-  rate = steps.learning_rate(optimizer_config(learning_rate=5e-2, final_learning_rate=1e-6), 100)
-  np.testing.assert_allclose([rate(0), rate(50), rate(100)], [5e-2, (5e-2 + 1e-6) / 2, 1e-6], 1e-5)
+def student_step(optimizer, view=CLEAN, **fields):
+  fields = {'loss': losses.LOSSES['kl'], 'temperature': lambda step: 4.0, 'alpha': 0.0} | fields
+  step = partial(steps.student_step, model=Linear(), optimizer=optimizer, view=view, **fields)
+  return steps.parallel(step, num_sharded=2)
+
+
+def random_log_probs(size=6):
+  return jax.nn.log_softmax(np.random.RandomState(1).randn(size, 3).astype(np.float32))
+
+
+def logits_of(inputs, state):
+  flat = inputs['inputs'].reshape(len(inputs['inputs']), 4)
+  return (flat / 127.5 - 1) @ state.params['Dense_0']['kernel']
 
 
 @pytest.mark.parametrize('alpha', [0.0, 0.3])
 def test_student_step_reports_the_mixed_loss_and_fidelity(alpha):
-  optimizer = steps.make_optimizer(optimizer_config(), 10)
-  state = linear_state(optimizer)
-  inputs = batch()
-  teacher = jax.nn.log_softmax(np.random.RandomState(1).randn(6, 3).astype(np.float32))
-  step = steps.parallel(
-    partial(
-      steps.student_step,
-      model=Linear(),
-      optimizer=optimizer,
-      view=CLEAN,
-      temperature=4.0,
-      alpha=alpha,
-    ),
-    num_sharded=2,
-  )
+  """Examples without a label count in all but the accuracy and the loss on labels."""
+  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
+  state, inputs, teacher = linear_state(optimizer), batch(), random_log_probs()
+  inputs['labels'][[1, 4]] = -1
+  step = student_step(optimizer, alpha=alpha)
   _, metrics = step(state, steps.shard(inputs), steps.shard(teacher), 0)
-  logits = (inputs['images'].reshape(6, 4) / 127.5 - 1) @ state.params['Dense_0']['kernel']
-  nll = -np.log(softmax(logits))[np.arange(6), inputs['labels']]
+  logits, labelled = logits_of(inputs, state), inputs['labels'] >= 0
+  nll = np.where(labelled, -np.log(softmax(logits))[np.arange(6), inputs['labels']], 0)
   kd = -16 * (softmax(teacher / 4) * np.log(softmax(logits / 4))).sum(-1)
   kl = (np.exp(teacher) * (teacher - np.log(softmax(logits)))).sum(-1)
   expected = {
-    'loss': alpha * nll + (1 - alpha) * kd,
-    'accuracy': logits.argmax(-1) == inputs['labels'],
-    'top1_agreement': logits.argmax(-1) == teacher.argmax(-1),
-    'predictive_kl': kl,
+    'loss': (alpha * nll + (1 - alpha) * kd, 6),
+    'accuracy': (logits.argmax(-1) == inputs['labels'], 4),
+    'top1_agreement': (logits.argmax(-1) == teacher.argmax(-1), 6),
+    'predictive_kl': (kl, 6),
   }
-  for name, values in expected.items():
+  for name, (values, num_examples) in expected.items():
     total, count = metrics[name]
-    assert count == 6
+    assert count == num_examples, name
     np.testing.assert_allclose(total, values.sum(), rtol=1e-5)
+
+
+def test_the_labels_of_the_view_count_not_those_of_the_data():
+  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
+  state, inputs = linear_state(optimizer), batch(64)
+  noise = views.make_view(('noise',), ConfigDict({'noise_probability': 0.5}))
+  images, labels = jax.jit(noise)(0, inputs)
+  num_labelled = int((labels >= 0).sum())
+  assert 16 < num_labelled < 48
+  step = student_step(optimizer, noise, alpha=0.3)
+  _, metrics = step(state, steps.shard(inputs), steps.shard(random_log_probs(64)), 0)
+  assert metrics['accuracy'][1] == num_labelled
+  logits = images.reshape(64, 4) @ state.params['Dense_0']['kernel']
+  kd = losses.distillation(logits, random_log_probs(64), 4.0)
+  expected = losses.with_labels(kd, logits, labels, 0.3).sum()
+  np.testing.assert_allclose(metrics['loss'][0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['reverse_kl', 'logit_mse'])
+def test_the_student_descends_the_loss_that_it_is_given(name):
+  optimizer = optax.sgd(0.5)
+  state, inputs, teacher = linear_state(optimizer), batch(), random_log_probs()
+
+  def mean_loss(weights):
+    return losses.LOSSES[name](
+      logits_of(inputs, state.replace(params=weights)), teacher, 4.0
+    ).mean()
+
+  loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+  step = student_step(optimizer, loss=losses.LOSSES[name])
+  after, metrics = step(state, steps.shard(inputs), steps.shard(teacher), 0)
+  np.testing.assert_allclose(metrics['loss'][0] / 6, loss, rtol=1e-5)
+  expected = state.params['Dense_0']['kernel'] - 0.5 * gradient['Dense_0']['kernel']
+  np.testing.assert_allclose(after.params['Dense_0']['kernel'], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_temperature_is_that_of_the_step():
+  optimizer = optax.sgd(0.0)
+  state, inputs, teacher = linear_state(optimizer), batch(), random_log_probs()
+  step = student_step(optimizer, temperature=lambda step: 8.0 * 0.5**step)
+  for temperature in (8.0, 4.0, 2.0):
+    expected = losses.distillation(logits_of(inputs, state), teacher, temperature).sum()
+    state, metrics = step(state, steps.shard(inputs), steps.shard(teacher), 0)
+    np.testing.assert_allclose(metrics['loss'][0], expected, rtol=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -139,13 +187,27 @@ def test_many_devices_give_what_one_gives(on_devices, count):
   """Losses, gradients, BatchNorm statistics, momentum and predictions, after mixed steps."""
   assert len(on_devices[1]) > 30
   for name, expected in on_devices[1].items():
+    if name == 'dropout_masks':  # which each device draws for itself
+      continue
     np.testing.assert_allclose(
       on_devices[count][name], expected, rtol=2e-4, atol=2e-5, err_msg=name
     )
 
 
+@pytest.mark.parametrize('count', [1, 2, 8])
+def test_dropout_draws_by_seed_step_and_device(on_devices, count):
+  masks = on_devices[count]['dropout_masks']
+  np.testing.assert_allclose(masks * (masks - 2), 0, atol=1e-4)  # 0, or 2 for what is kept
+  kept = masks.round() > 0
+  assert 0.35 < kept.mean() < 0.65
+  # One step, another, another seed, and then the first again.
+  *different, again = kept
+  assert len(np.unique(np.concatenate(different), axis=0)) == 3 * count
+  np.testing.assert_array_equal(again, different[0])
+
+
 def test_the_state_is_donated():
-  optimizer = steps.make_optimizer(optimizer_config(), 10)
+  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
   step = steps.parallel(
     partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN), donate=True
   )
@@ -155,7 +217,7 @@ def test_the_state_is_donated():
 
 
 def test_training_compiles_once():
-  optimizer = steps.make_optimizer(optimizer_config(), 10)
+  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
   step = steps.parallel(
     partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN), donate=True
   )
@@ -171,10 +233,31 @@ def test_ensemble_step_combines_in_probability_space():
   step = steps.parallel(
     partial(steps.ensemble_step, model=Linear(), view=CLEAN), sharded_output=True
   )
-  x = batch()['images'].reshape(6, 4) / 127.5 - 1
+  x = batch()['inputs'].reshape(6, 4) / 127.5 - 1
   probs = np.mean([softmax(x @ m['params']['Dense_0']['kernel']) for m in members], axis=0)
   log_probs = steps.unshard(step(members, steps.shard(batch()), 0))
   np.testing.assert_allclose(log_probs, np.log(probs), rtol=1e-5, atol=1e-6)
+
+
+def test_features_come_by_name():
+  variables = models.init(Linear(), jax.random.key(0), (2, 2, 1))
+  step = steps.parallel(
+    partial(steps.features_step, model=Linear(), view=CLEAN), sharded_output=True
+  )
+  features = step(variables, steps.shard(batch()), 0)
+  pixels = batch()['inputs'].reshape(6, 4) / 127.5 - 1
+  assert set(features) == {'pixels', 'last_first'}
+  np.testing.assert_allclose(steps.unshard(features['pixels']), pixels, atol=1e-6)
+  np.testing.assert_allclose(steps.unshard(features['last_first']), pixels[:, ::-1], atol=1e-6)
+
+
+def test_labels_are_those_of_the_view():
+  noise = views.make_view(('noise',), ConfigDict({'noise_probability': 0.5}))
+  step = steps.parallel(partial(steps.labels_step, view=noise), sharded_output=True)
+  found = steps.unshard(step({}, steps.shard(batch(64)), 3))
+  _, expected = jax.jit(noise)(3, batch(64))
+  np.testing.assert_array_equal(found, expected)
+  assert 16 < (found == -1).sum() < 48
 
 
 def test_batch_moments_are_those_of_the_batch_alone():
@@ -187,7 +270,7 @@ def test_batch_moments_are_those_of_the_batch_alone():
   variables = models.init(Normed(), jax.random.key(0), (2, 2, 1))
   step = steps.parallel(partial(steps.batch_moments_step, model=Normed(), view=CLEAN))
   moments = step(variables, steps.shard(batch(64)), 0)['BatchNorm_0']
-  x = batch(64)['images'].reshape(64, 4) / 127.5 - 1
+  x = batch(64)['inputs'].reshape(64, 4) / 127.5 - 1
   np.testing.assert_allclose(moments['mean'], x.mean(0), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(moments['var'], x.var(0), rtol=1e-4)
 

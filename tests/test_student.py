@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import copied, tiny_run
 
-from kdjax import metrics, predictions, stages, student, teachers
+from kdjax import data, evaluation, metrics, predictions, stages, student, teachers
 from kdjax.checkpoint import digest
 from kdjax.errors import DamageError, MissingInputError
 
@@ -47,7 +47,9 @@ def test_training_goes_on_with_the_data_that_it_began_with(finished, tmp_path):
   run = copied(finished, tmp_path)
   (run.student_folder / 'complete.json').unlink()
   (run.member_folder(0) / 'complete.json').unlink()
-  run.splits['train'].labels_N[0] += 1
+  labels_N = run.splits['train'].labels_N.copy()
+  labels_N[0] += 1
+  run.splits = run.splits | {'train': data.Split(run.splits['train'].inputs_N, labels_N)}
   for stage in (teachers.run, student.run):
     with pytest.raises(DamageError, match='made from other data'):
       stage(run)
@@ -62,7 +64,7 @@ def test_a_lost_config_is_written_again(finished, tmp_path):
 
 
 def test_checkpoints_along_the_trajectory_are_kept(finished):
-  num_steps = finished.plan(finished.config.student).num_steps
+  num_steps = finished.plan('student').num_steps
   found = {int(p.name) for p in (finished.student_folder / 'checkpoints').iterdir()}
   assert found == {0, round(num_steps / 2), num_steps}
   first = student.load(finished, step=0)
@@ -98,6 +100,21 @@ def test_lambda_interpolates_the_weights(finished, tmp_path):
   assert digest(teacher) == digest(teachers.load(ends[1.0], 0)['params'])
 
 
+def test_a_student_can_start_at_the_initial_weights_of_the_teacher(tmp_path):
+  """They follow from the seed: no teacher has to be there."""
+  fields = {'student__init_from': 'initial', 'model__norm': 'layer'}
+  run = tiny_run(tmp_path, student__init_lambda=1.0, **fields)
+  teacher = teachers.initial(run, 0)
+  found = student._initial_variables(run)
+  assert digest(found) == digest(teacher)
+  random = run.init_variables(run.student_model, run.config.seed)
+  assert digest(found) != digest(random)
+  half = student._initial_variables(tiny_run(tmp_path, student__init_lambda=0.5, **fields))
+  jax.tree.map(
+    lambda h, t, r: np.testing.assert_allclose(h, (t + r) / 2, atol=1e-6), half, teacher, random
+  )
+
+
 def test_batch_statistics_are_re_estimated_after_interpolation(finished, tmp_path):
   """The first BatchNorm sees the stem's output; its statistics are those of all images."""
   run = copied(
@@ -108,7 +125,7 @@ def test_batch_statistics_are_re_estimated_after_interpolation(finished, tmp_pat
     predictions__augmentation=(),
   )
   variables = student._initial_variables(run)
-  images = run.splits['train'].images_NHWC.astype(np.float32) / 127.5 - 1
+  images = run.splits['train'].inputs_N.astype(np.float32) / 127.5 - 1
   _, features = run.student_model.apply(variables, images, train=False)
   found = variables['batch_stats']['stage1_block1']['BatchNorm_0']
   np.testing.assert_allclose(found['mean'], features['stem'].mean((0, 1, 2)), atol=1e-5)
@@ -123,3 +140,46 @@ def test_the_student_may_have_a_model_and_a_seed_of_its_own(finished, tmp_path):
   stages.STAGES['student'](run)
   kernel = student.load(run)['params']['Dense_0']['kernel']
   assert kernel.shape == (32, 10)
+
+
+def test_data_recycling(tmp_path):
+  """A student is distilled on D1 alone, from a teacher that learnt from D0 alone."""
+  run = tiny_run(
+    tmp_path,
+    teacher__num_members=1,
+    teacher__num_epochs=1,
+    teacher__examples=(0, 100),
+    teacher__augmentation=(),
+    predictions__examples=(100, 200),
+    predictions__augmentation=(),
+    predictions__num_views=1,
+    predictions__dtype='float32',
+    student__num_epochs=1,
+    student__keep_checkpoints=(),
+  )
+  images, labels = run.splits['train'].inputs_N, run.splits['train'].labels_N
+  positions = data.Split(np.arange(200), labels)
+  in_d0, in_d1 = (data.part(positions, part).inputs_N for part in ((0, 100), (100, 200)))
+  assert sorted([*in_d0, *in_d1]) == list(range(200))
+  train, original = teachers._trainer(run), images.copy()
+
+  def trained(changed) -> str:
+    images[changed] = 255 - original[changed]
+    shutil.rmtree(run.member_folder(0), ignore_errors=True)
+    train(0)
+    images[:] = original
+    return digest(teachers.load(run, 0))
+
+  weights = trained([])
+  assert trained(in_d0[:1]) != weights
+  assert trained(in_d1) == weights
+  for stage in ('predictions', 'student', 'evaluation'):
+    assert stages.STAGES[stage](run)
+  logits, _ = run.teacher_model.apply(
+    teachers.load(run, 0), original[in_d1].astype(np.float32) / 127.5 - 1, train=False
+  )
+  stored = predictions.open_teacher(run).members('distillation')
+  np.testing.assert_allclose(stored, jax.nn.log_softmax(logits)[None], atol=1e-4)
+  assert (run.student_folder / 'checkpoints' / '3').exists()  # 100 examples, 48 a batch
+  splits = evaluation.result(run)['splits']
+  assert (splits['train']['num_examples'], splits['distillation']['num_examples']) == (200, 100)

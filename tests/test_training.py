@@ -48,14 +48,14 @@ def batches(start: int):
     yield (np.random.RandomState(i).randn(3).astype(np.float32),)
 
 
-def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}):
+def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}, the_step=step):
   training.fit(
     epath.Path(folder),
     'toy',
     the_plan or plan(),
     like=jax.eval_shape(init),
     init=init,
-    step=jax.jit(step, donate_argnums=0),
+    step=jax.jit(the_step, donate_argnums=0),
     inputs=inputs,
     evaluate=evaluate,
     learning_rate=lambda i: 0.1 * i,
@@ -95,6 +95,24 @@ def test_metrics_are_means_over_all_steps_since_the_last_row(tmp_path):
   np.testing.assert_allclose(found[20]['test/w'], final_state(tmp_path).params['w'][0])
   assert json.loads((tmp_path / 'complete.json').read_text()) == {'step': 20}
   assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
+
+
+def test_a_metric_of_labels_counts_only_what_has_them(tmp_path):
+  """Steps 1 to 4 have no label, and 5 to 8 have 0 to 3 of them."""
+  counts = np.maximum(np.arange(NUM_STEPS) - 4, 0).clip(max=3)
+
+  def counted(state, x, count):
+    state, metrics = step(state, x)
+    return state, metrics | {'accuracy': (count * 0.5, count)}
+
+  fit(
+    tmp_path,
+    lambda start: ((x, counts[i]) for i, (x,) in enumerate(batches(start), start)),
+    plan(num_logs=10, num_checkpoints=1, keep_checkpoints=()),
+    the_step=counted,
+  )
+  found = {row['step']: row.get('train/accuracy') for row in rows(tmp_path)}
+  assert found == {2: None, 4: None} | dict.fromkeys(range(6, 21, 2), 0.5)
 
 
 @pytest.mark.parametrize('stop', [0, 1, 4, 7, 15, 19, 20])

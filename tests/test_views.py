@@ -1,4 +1,7 @@
-"""Views: each augmentation against NumPy, and that a view is a function of its example alone."""
+"""Views: flips and crops against NumPy, the order of names, labels, and that a view is a pure function.
+
+The other augmentations are tested in test_augmentations.py.
+"""
 
 import functools
 
@@ -8,11 +11,21 @@ import pytest
 import scipy.stats
 from ml_collections import ConfigDict
 
-from kdjax import views
+from kdjax import augmentations, keys, views
 
 PADDING = 2
 NUM_OFFSETS = 2 * PADDING + 1
-CONFIG = ConfigDict({'crop_padding': PADDING})
+CONFIG = ConfigDict(
+  {
+    'crop_padding': PADDING,
+    'rotation_degrees': 20.0,
+    'brightness': 0.2,
+    'contrast': 0.3,
+    'saturation': 0.4,
+    'hue': 0.1,
+    'noise_probability': 0.25,
+  }
+)
 # Every pixel has a value of its own, so that a crop tells where it was cut.
 POSITIONS_HWC = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
 NUM_EXAMPLES = 2500
@@ -26,18 +39,57 @@ def compiled_view(names):
   return jax.jit(views.make_view(names, CONFIG))
 
 
+@functools.cache
+def compiled_labels(names):
+  """Without the inputs, which take long to compile."""
+  return jax.jit(lambda seed, batch: views.make_view(names, CONFIG)(seed, batch)[1])
+
+
+def inputs_of(names, batch, seed=0):
+  return np.asarray(compiled_view(names)(seed, batch)[0])
+
+
+def labels_of(names, batch, seed=0):
+  return np.asarray(compiled_labels(names)(seed, batch))
+
+
+def batch_of(inputs, view=0):
+  indices = np.arange(len(inputs), dtype=np.int32)
+  return {
+    'inputs': inputs,
+    'labels': indices % 10,
+    'indices': indices,
+    'views': np.full_like(indices, view),
+    'partners': np.roll(inputs, 1, axis=0),
+    'partner_indices': np.roll(indices, 1),
+  }
+
+
 def view_positions(names, seed=0, view=0):
   """One view of many examples that all show POSITIONS_HWC."""
   images = np.broadcast_to(POSITIONS_HWC, (NUM_EXAMPLES, *POSITIONS_HWC.shape))
-  indices = np.arange(NUM_EXAMPLES, dtype=np.int32)
-  return np.asarray(compiled_view(names)(seed, images, indices, np.full_like(indices, view)))
+  return inputs_of(names, batch_of(images, view), seed)
 
 
 def make_batch():
-  images = np.random.default_rng(0).integers(0, 256, (6, 6, 8, 3), dtype=np.uint8)
-  indices = np.array([5, 17, 2, 40_000, 9, 5], np.int32)
-  view_numbers = np.array([0, 3, 1, 299, 0, 1], np.int32)
-  return images, indices, view_numbers
+  rng = np.random.default_rng(0)
+  return {
+    'inputs': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
+    'labels': np.array([3, 0, 9, 3, 1, 7], np.int32),
+    'indices': np.array([5, 17, 2, 40_000, 9, 5], np.int32),
+    'views': np.array([0, 3, 1, 299, 0, 1], np.int32),
+    'partners': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
+    'partner_indices': np.array([8, 5, 17, 3, 40_000, 11], np.int32),
+  }
+
+
+def partners_of(batch):
+  """The batch of the partners."""
+  return batch | {'inputs': batch['partners'], 'indices': batch['partner_indices']}
+
+
+def taken(batch, where):
+  return {name: x[where] for name, x in batch.items()}
 
 
 def in_unit_cube(images):
@@ -50,26 +102,28 @@ def offsets_of(crops_NHWC):
   return np.stack(np.divmod(values, POSITIONS_HWC.shape[1]), axis=-1)
 
 
-def cropped(images_NHWC, offsets_N2):
+def cropped(inputs_N, offsets_N2):
   border = (PADDING, PADDING)
-  padded = np.pad(images_NHWC, ((0, 0), border, border, (0, 0)), constant_values=-1)
-  height, width = images_NHWC.shape[1:3]
+  padded = np.pad(inputs_N, ((0, 0), border, border, (0, 0)), constant_values=-1)
+  height, width = inputs_N.shape[1:3]
   cuts = zip(padded, offsets_N2, strict=True)
   return np.stack([x[top : top + height, left : left + width] for x, (top, left) in cuts])
 
 
-def is_flipped(images_NHWC):
-  return images_NHWC[:, 0, 0, 0] > images_NHWC[:, 0, -1, 0]
+def is_flipped(inputs_N):
+  return inputs_N[:, 0, 0, 0] > inputs_N[:, 0, -1, 0]
 
 
-def flipped(images_NHWC, where_N):
-  return np.where(where_N[:, None, None, None], images_NHWC[:, :, ::-1], images_NHWC)
+def flipped(inputs_N, where_N):
+  return np.where(where_N[:, None, None, None], inputs_N[:, :, ::-1], inputs_N)
 
 
 ALL_POSITIONS = np.repeat(in_unit_cube(POSITIONS_HWC)[None], NUM_EXAMPLES, axis=0)
 
 
-@pytest.mark.parametrize('apply', [views.unit_cube, jax.jit(views.unit_cube)], ids=['eager', 'jit'])
+@pytest.mark.parametrize(
+  'apply', [augmentations.unit_cube, jax.jit(augmentations.unit_cube)], ids=['eager', 'jit']
+)
 def test_unit_cube(apply):
   scaled = np.asarray(apply(np.arange(256, dtype=np.uint8)))
   assert scaled.dtype == np.float32
@@ -79,7 +133,7 @@ def test_unit_cube(apply):
 
 def test_no_names_give_the_clean_image():
   batch = make_batch()
-  np.testing.assert_allclose(compiled_view(())(0, *batch), in_unit_cube(batch[0]), atol=2e-7)
+  np.testing.assert_allclose(inputs_of((), batch), in_unit_cube(batch['inputs']), atol=2e-7)
 
 
 def test_flip_gives_the_image_or_its_mirror_half_of_the_time():
@@ -113,7 +167,8 @@ def test_draws_golden():
 def test_crop_without_padding_is_the_image():
   batch = make_batch()
   view = views.make_view(('crop',), ConfigDict({'crop_padding': 0}))
-  np.testing.assert_allclose(jax.jit(view)(0, *batch), in_unit_cube(batch[0]), atol=2e-7)
+  inputs, _ = jax.jit(view)(0, batch)
+  np.testing.assert_allclose(inputs, in_unit_cube(batch['inputs']), atol=2e-7)
 
 
 @pytest.mark.parametrize('names', [('crop', 'flip'), ('flip', 'crop')])
@@ -135,34 +190,180 @@ def test_draws_differ_between_seeds_and_views(name, chance, changed):
 
 
 def test_channels_move_together():
-  images, indices, view_numbers = make_batch()
-  gray = np.repeat(images[..., :1], 3, axis=-1)
-  result = np.asarray(compiled_view(('crop', 'flip'))(0, gray, indices, view_numbers))
+  batch = make_batch()
+  batch['inputs'] = np.repeat(batch['inputs'][..., :1], 3, axis=-1)
+  result = inputs_of(('crop', 'flip'), batch)
   np.testing.assert_array_equal(result, result[..., :1].repeat(3, axis=-1))
+
+
+@pytest.mark.parametrize('names', [('crop', 'hue'), ('noise', 'crop')])
+def test_every_name_draws_from_its_own_stream_at_view_and_index(names):
+  batch = make_batch()
+
+  def expected(image, index, view):
+    for name in names:
+      key = keys.stream(7, f'view/{name}', view, index)
+      if name == 'noise':
+        image, _ = augmentations.noise(key, image, CONFIG.noise_probability)
+      else:
+        image = augmentations.AUGMENTATIONS[name](key, image, CONFIG)
+    return image
+
+  images = augmentations.unit_cube(batch['inputs'])
+  examples = zip(images, batch['indices'], batch['views'], strict=True)
+  of_each = np.stack([jax.jit(expected)(*example) for example in examples])
+  np.testing.assert_array_equal(inputs_of(names, batch, seed=7), of_each)
+
+
+# Mixup: what comes before it is done to both images, and what comes after it to the mixture.
+
+
+def coefficients_of(mixed_NHWC, first_NHWC, second_NHWC):
+  """λ of mixed = λ · first + (1 − λ) · second, for each example, and what is left over."""
+  along, change = (first_NHWC - second_NHWC), (mixed_NHWC - second_NHWC)
+  coefficients = (along * change).sum((1, 2, 3)) / (along**2).sum((1, 2, 3))
+  return coefficients, np.abs(change - coefficients[:, None, None, None] * along).max()
+
+
+@pytest.mark.parametrize('before', [(), ('flip', 'crop')])
+def test_mixup_mixes_two_views_each_with_the_draws_of_its_own_index(before):
+  batch = make_batch()
+  first, second = inputs_of(before, batch), inputs_of(before, partners_of(batch))
+  mixed = inputs_of((*before, 'mixup'), batch)
+  coefficients, rest = coefficients_of(mixed, first, second)
+  assert rest < 1e-6
+  assert (coefficients > 0).all() and (coefficients < 1).all()
+  assert np.ptp(coefficients) > 0.2
+
+
+def test_the_coefficient_of_a_mixture_is_that_of_its_own_index_and_view():
+  images = np.random.default_rng(0).integers(0, 256, (500, 2, 2, 1), dtype=np.uint8)
+  batch = batch_of(images)
+  images = in_unit_cube(images)
+  coefficients, _ = coefficients_of(inputs_of(('mixup',), batch), images, np.roll(images, 1, 0))
+  assert scipy.stats.kstest(coefficients, 'uniform').pvalue > 1e-3
+  other = batch | {'partners': images_like(batch), 'partner_indices': batch['indices'] + 1000}
+  again, rest = coefficients_of(
+    inputs_of(('mixup',), other), images, in_unit_cube(images_like(batch))
+  )
+  np.testing.assert_allclose(again, coefficients, atol=1e-5)
+  assert rest < 1e-6
+
+
+def images_like(batch):
+  return np.random.default_rng(1).integers(0, 256, batch['inputs'].shape, dtype=np.uint8)
+
+
+def test_names_after_mixup_apply_to_the_mixture():
+  images = np.random.default_rng(0).integers(0, 256, (64, 6, 8, 1), dtype=np.uint8)
+  batch = batch_of(images)
+  mirrored = differs(inputs_of(('vertical_flip',), batch), in_unit_cube(images))
+  assert 0 < mirrored.sum() < 64
+  mixed = inputs_of(('flip', 'mixup'), batch)
+  expected = np.where(mirrored[:, None, None, None], mixed[:, ::-1], mixed)
+  np.testing.assert_array_equal(inputs_of(('flip', 'mixup', 'vertical_flip'), batch), expected)
+
+
+def differs(result, images):
+  return np.abs(result - images).max((1, 2, 3)) > 1e-3
+
+
+# Labels.
+
+
+@pytest.mark.parametrize('name', ['', *augmentations.AUGMENTATIONS])
+def test_an_augmentation_keeps_the_label(name):
+  batch = make_batch()
+  labels = labels_of((name,) if name else (), batch)
+  np.testing.assert_array_equal(labels, batch['labels'])
+  assert labels.dtype == np.int32
+
+
+@pytest.mark.parametrize('names', [('mixup',), ('noise', 'mixup'), ('mixup', 'noise')])
+def test_a_mixture_has_no_label(names):
+  batch = make_batch()
+  np.testing.assert_array_equal(labels_of(names, batch), [-1] * 6)
+
+
+def test_noise_takes_the_label_exactly_where_it_replaces_the_image():
+  images = np.random.default_rng(0).integers(0, 256, (1000, 2, 3, 1), dtype=np.uint8)
+  batch = batch_of(images)
+  replaced = differs(inputs_of(('noise',), batch), in_unit_cube(images))
+  assert scipy.stats.binomtest(int(replaced.sum()), 1000, CONFIG.noise_probability).pvalue > 1e-3
+  expected = np.where(replaced, -1, batch['labels'])
+  np.testing.assert_array_equal(labels_of(('noise',), batch), expected)
+  np.testing.assert_array_equal(labels_of(('flip', 'noise', 'crop'), batch), expected)
+
+
+def test_an_example_without_a_label_stays_without():
+  batch = make_batch() | {'labels': np.full(6, -1, np.int32)}
+  np.testing.assert_array_equal(labels_of(('noise',), batch), batch['labels'])
+
+
+def test_tokens_pass_through():
+  batch = make_batch() | {'inputs': np.arange(30, dtype=np.int32).reshape(6, 5)}
+  tokens, labels = compiled_view(())(0, batch)
+  np.testing.assert_array_equal(tokens, batch['inputs'])
+  np.testing.assert_array_equal(labels, batch['labels'])
+  assert tokens.dtype == np.int32
+
+
+class Spy(dict):
+  """A config section that knows which of its fields were read."""
+
+  def __init__(self, fields):
+    super().__init__(fields)
+    self.read = set()
+
+  def __getitem__(self, field):
+    self.read.add(field)
+    return super().__getitem__(field)
+
+  __getattr__ = __getitem__
+
+
+@pytest.mark.parametrize('names', [(), *((name,) for name in views.NAMES), ('crop', 'noise')])
+def test_the_fields_are_those_that_the_view_reads(names):
+  """Fingerprints rely on it: what is not among them changes no stored prediction."""
+  spy = Spy(CONFIG.to_dict())
+  jax.eval_shape(views.make_view(names, spy), 0, make_batch())
+  assert views.fields(names, CONFIG) == {field: CONFIG[field] for field in spy.read}
 
 
 # Purity. Bitwise, since a stored prediction belongs to one view of one example.
 
+MANY = ('flip', 'mixup', 'saturation', 'noise')
+over_all_names = pytest.mark.parametrize(
+  'names', [*((name,) for name in views.NAMES), MANY], ids='+'.join
+)
 
-def test_a_view_is_the_same_alone_in_a_batch_and_in_any_order():
-  batch, view = make_batch(), compiled_view(('crop', 'flip'))
-  expected = np.asarray(view(0, *batch))
+
+def assert_equal(view, expected):
+  jax.tree.map(np.testing.assert_array_equal, view, expected)
+
+
+@over_all_names
+def test_a_view_is_the_same_alone_in_a_batch_and_in_any_order(names):
+  batch, view = make_batch(), compiled_view(names)
+  inputs, labels = (np.asarray(x) for x in view(0, batch))
   order = np.array([3, 0, 5, 1, 4, 2])
-  np.testing.assert_array_equal(view(0, *(x[order] for x in batch)), expected[order])
-  for i in range(len(expected)):
-    alone = view(0, *(x[i : i + 1] for x in batch))
-    np.testing.assert_array_equal(alone, expected[i : i + 1])
+  assert_equal(view(0, taken(batch, order)), (inputs[order], labels[order]))
+  for i in range(len(inputs)):
+    alone = slice(i, i + 1)
+    assert_equal(view(0, taken(batch, alone)), (inputs[alone], labels[alone]))
 
 
-def test_a_view_does_not_depend_on_the_other_examples():
-  batch, view = make_batch(), compiled_view(('crop', 'flip'))
-  others = [np.concatenate([x[:1], x[1:] + x.dtype.type(1)]) for x in batch]
-  expected, result = (np.asarray(view(0, *x)) for x in (batch, others))
-  np.testing.assert_array_equal(result[0], expected[0])
-  assert not (result[1:] == expected[1:]).all((1, 2, 3)).any()
+@over_all_names
+def test_a_view_does_not_depend_on_the_other_examples(names):
+  batch, view = make_batch(), compiled_view(names)
+  others = {name: np.concatenate([x[:1], x[1:] + x.dtype.type(1)]) for name, x in batch.items()}
+  (inputs, labels), (other_inputs, other_labels) = view(0, batch), view(0, others)
+  np.testing.assert_array_equal(other_inputs[0], inputs[0])
+  np.testing.assert_array_equal(other_labels[0], labels[0])
+  assert not (other_inputs[1:] == inputs[1:]).all((1, 2, 3)).any()
 
 
-def test_a_view_is_the_same_under_jit():
-  batch, names = make_batch(), ('crop', 'flip')
-  eager = views.make_view(names, CONFIG)(0, *batch)
-  np.testing.assert_array_equal(compiled_view(names)(0, *batch), eager)
+@pytest.mark.parametrize('names', [('mixup',), ('noise',), ('crop', 'flip')], ids='+'.join)
+def test_a_view_is_the_same_under_jit(names):
+  batch = make_batch()
+  assert_equal(compiled_view(names)(0, batch), views.make_view(names, CONFIG)(0, batch))

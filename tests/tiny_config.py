@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
   config.training.num_logs = 10
   config.training.num_evals = 4
   config.training.num_checkpoints = 8
+  config.evaluation.independent_seed = None
+  config.evaluation.num_bootstrap = 50
   config.evaluation.batch_size = 64
   config.evaluation.num_views = 2
   return config

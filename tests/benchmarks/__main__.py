@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from configs import cifar_resnet
-from kdjax import data, models, progress, steps, training, views
+from kdjax import data, losses, models, optimizers, progress, steps, training, views
 from kdjax.inputs import Inputs
 from kdjax.predictions import StoredTeacher
 from kdjax.store import PredictionStore
@@ -45,14 +45,15 @@ def student_job(config: ConfigDict, num_steps: int, folder: epath.Path):
       logits = rng.randn(NUM_EXAMPLES, CLASSES).astype(np.float32)
       store.write('distillation', member, number, logits)
   model = models.build(config.model, CLASSES)
-  optimizer = steps.make_optimizer(config.student, num_steps)
+  optimizer = optimizers.make_optimizer(config.student, num_steps)
   step = steps.parallel(
     partial(
       steps.student_step,
       model=model,
       optimizer=optimizer,
       view=view,
-      temperature=4.0,
+      loss=losses.LOSSES['kl'],
+      temperature=lambda step: 4.0,
       alpha=0.0,
     ),
     num_sharded=2,

@@ -1,0 +1,40 @@
+"""Figure 10: larger ensembles are easier to agree with (CIFAR-100, ResNet-56, τ = 1).
+
+    python launch.py --config=configs/paper/fig10_ensemble_size.py --sweep          # GPUs, days; not run
+    python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # two CPU cores
+
+Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+NUM_MEMBERS = {'': tuple(range(1, 13)), 'small': (1, 2, 4)}
+PAPER = {
+  recipes.AGREEMENT: (77.5, 86.0),
+  recipes.ACCURACY: (74.0, 75.9),
+  recipes.TEACHER: (71.0, 77.6),
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  config = recipes.cifar100()
+  if arg:
+    recipes.shrink(config)
+  config.student.temperature = 1.0
+  return config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  paper = {panel.measure: recipes.values('', (1, 12), ends) for panel, ends in PAPER.items()}
+  return Sweep(
+    title='Figure 10: ensemble size',
+    x_label='teachers in the ensemble, m',
+    points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
+    panels=tuple(PAPER),
+    trials=1 if arg else 3,
+    paper={} if arg else paper,
+  )

@@ -1,0 +1,45 @@
+"""Figure 13: the distillation data of Figure 3 for VGG-16 (CIFAR-100, m = 5).
+
+python launch.py --config=configs/paper/fig13_vgg.py --sweep          # a GPU node, days; not run
+python launch.py --config=configs/paper/fig13_vgg.py:small --sweep    # two CPU cores
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar_vgg
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+PAPER = {  # accuracy, NLL, agreement
+  'baseline': (72.8, 1.6, 81.5),
+  'rotation': (72.6, 1.3, 82.5),
+  'vertical flip': (72.9, 1.3, 83.5),
+  'colour jitter': (74.1, 1.2, 83.5),
+  'combined': (72.3, 1.0, 84.0),
+  'mixup': (74.0, 1.2, 84.5),
+}
+PANELS = (recipes.ACCURACY, recipes.NLL, recipes.AGREEMENT)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  config = cifar_vgg.get_config('smoke' if arg else '')
+  if not arg:
+    config.dataset.name = 'cifar100'
+  config.evaluation.independent_seed = None
+  return config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  paper = {
+    panel.measure: recipes.values('', PAPER, [numbers[i] for numbers in PAPER.values()])
+    for i, panel in enumerate(PANELS)
+  }
+  return Sweep(
+    title='Figure 13: distillation data for VGG-16',
+    x_label='distillation data',
+    points=[Point(recipes.DISTILLATION_DATA[name], name) for name in PAPER],
+    panels=PANELS,
+    trials=1 if arg else 3,
+    paper={} if arg else paper,
+  )

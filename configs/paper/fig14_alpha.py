@@ -1,0 +1,41 @@
+"""Figure 14: true labels in the loss, with weight α, lower the agreement (CIFAR-100, ResNet-56, τ = 1).
+
+python launch.py --config=configs/paper/fig14_alpha.py --sweep          # GPUs, days; not run
+python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # two CPU cores
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7)
+NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3)}
+PAPER = {1: (72.6, 72.4), 3: (77.2, 76.4), 5: (78.5, 77.5)}  # agreement at the first and last α
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  config = recipes.cifar100()
+  if arg:
+    recipes.shrink(config)
+  config.student.temperature = 1.0
+  return config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  paper = {}
+  for m, ends in PAPER.items():
+    paper |= recipes.values(f'm = {m}', (ALPHAS[0], ALPHAS[-1]), ends)
+  return Sweep(
+    title='Figure 14: true labels',
+    x_label='weight of the true labels, α',
+    points=[
+      Point({'teacher.num_members': m, 'student.alpha': alpha}, alpha, f'm = {m}')
+      for m in NUM_MEMBERS[arg]
+      for alpha in ALPHAS
+    ],
+    panels=(recipes.AGREEMENT, recipes.ACCURACY),
+    trials=1 if arg else 3,
+    paper={} if arg else {recipes.AGREEMENT.measure: paper},
+  )

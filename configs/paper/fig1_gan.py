@@ -1,0 +1,48 @@
+"""Figure 1: GAN images added to the distillation data raise fidelity, not accuracy (CIFAR-100).
+
+    python launch.py --config=configs/paper/fig1_gan.py --sweep          # a GPU node, days; not run
+    python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # two CPU cores
+
+`:small` distils LeNet-5 on 2,000 images of MNIST and samples of a small SN-GAN.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+NUM_GAN = {'': (0, 12_500, 25_000, 37_500, 50_000), 'small': (0, 2000, 6000)}
+NUM_MEMBERS = {'': (1, 3), 'small': (1,)}
+PAPER = {
+  recipes.AGREEMENT.measure: recipes.values('m = 1', NUM_GAN[''], (72.5, 73.5, 73.8, 74.0, 74.5))
+  | recipes.values('m = 3', (0, 50_000), (77.0, 80.0)),
+  recipes.ACCURACY.measure: recipes.values('m = 1', NUM_GAN[''], (72.0, 72.5, 71.8, 71.2, 71.0)),
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  if not arg:
+    return recipes.cifar100()
+  config = recipes.mnist()
+  config.predictions.examples = (0, 2000)
+  config.student.num_epochs = None
+  config.student.num_steps = 2000  # of each student, whatever the size of its data
+  recipes.small_gan(config)
+  return config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  points = []
+  for m in NUM_MEMBERS[arg]:
+    for n in NUM_GAN[arg]:
+      images = {'predictions.extra': 'gan', 'predictions.num_extra': n} if n else {}
+      points.append(Point({'teacher.num_members': m} | images, n, f'm = {m}'))
+  return Sweep(
+    title='Figure 1: GAN images in the distillation data',
+    x_label='GAN images added',
+    points=points,
+    panels=(recipes.AGREEMENT, recipes.ACCURACY, recipes.TEACHER),
+    trials=2 if arg else 3,
+    paper={} if arg else PAPER,
+  )

@@ -1,0 +1,50 @@
+"""Figure 6a: neither a longer training nor another optimizer makes the student match its teacher.
+
+    python launch.py --config=configs/paper/fig6a_optimizers.py --sweep          # GPUs, days; not run
+    python launch.py --config=configs/paper/fig6a_optimizers.py:small --sweep    # two CPU cores
+
+ResNet-20 with LayerNorm, self-distillation on CIFAR-100 without weight decay. The paper has SGD and Adam;
+Muon is ours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+OPTIMIZERS = {
+  'SGD': {},
+  'Adam': {
+    'student.optimizer': 'adam',
+    'student.learning_rate': 1e-3,
+    'student.nesterov': False,
+  },
+  'Muon': {'student.optimizer': 'muon', 'student.learning_rate': 1e-2},
+}
+NUM_EPOCHS = {'': (300, 1000, 5000), 'small': (20, 60)}
+PAPER = recipes.values('SGD', (300, 5000), (78.95, 83.3))
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  config = recipes.cifar100(depth=20, num_members=1)
+  if arg:
+    recipes.shrink(config)
+  config.model.norm = 'layer'
+  config.student.weight_decay = 0.0
+  return config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  return Sweep(
+    title='Figure 6a: optimizers and budgets',
+    x_label='epochs of the student',
+    points=[
+      Point(fields | {'student.num_epochs': num_epochs}, num_epochs, name)
+      for name, fields in OPTIMIZERS.items()
+      for num_epochs in NUM_EPOCHS[arg]
+    ],
+    panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT),
+    trials=1,
+    paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: PAPER},
+  )

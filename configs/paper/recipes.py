@@ -1,0 +1,106 @@
+"""What the figures share: recipes in full and small, distillation data, and measures."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from configs import base
+from kdjax.sweep import Panel
+
+ACCURACY = Panel('splits.test.student.accuracy', 'student accuracy, test (%)', 100)
+TEACHER = Panel('splits.test.teacher.accuracy', 'teacher accuracy, test (%)', 100)
+NLL = Panel('splits.test.student.nll', 'student NLL, test (nats)')
+AGREEMENT = Panel('splits.test.fidelity.top1_agreement', 'agreement, test (%)', 100)
+KL = Panel('splits.test.fidelity.predictive_kl', 'KL to the teacher, test (nats)')
+TRAIN_AGREEMENT = Panel('splits.train.fidelity.top1_agreement', 'agreement, train (%)', 100)
+INDEPENDENT = Panel(
+  'splits.test.independent.top1_agreement', 'agreement, independent student (%)', 100
+)
+
+# The distillation data of Figures 3, 5 and 13 (Section 5.1): fields on top of crops and flips.
+DISTILLATION_DATA = {
+  'baseline': {},
+  'rotation': {'predictions.augmentation': ('crop', 'flip', 'rotation')},
+  'vertical flip': {'predictions.augmentation': ('crop', 'flip', 'vertical_flip')},
+  'colour jitter': {'predictions.augmentation': ('crop', 'flip', 'color_jitter')},
+  'combined': {
+    'predictions.augmentation': ('crop', 'flip', 'rotation', 'vertical_flip', 'color_jitter')
+  },
+  'mixup': {'predictions.augmentation': ('crop', 'flip', 'mixup')},
+  'noise': {'predictions.augmentation': ('noise', 'crop', 'flip')},
+  'out of domain': {'predictions.replacement': 'svhn_cropped'},
+  'GAN': {'predictions.replacement': 'gan'},
+}
+
+
+def cifar100(depth: int = 56, num_members: int = 5) -> ConfigDict:
+  """The paper's recipe (Appendix A), which base.py has for CIFAR-10."""
+  config = base.get_config()
+  config.dataset.name = 'cifar100'
+  config.model.depth = depth
+  config.teacher.num_members = num_members
+  config.evaluation.independent_seed = None  # trials have each other
+  return config
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+  """The same on 4,000 images of CIFAR-10 with a narrow ResNet-8, for two CPU cores."""
+  config.dataset.name = 'cifar10'
+  config.dataset.num_train = 4000
+  config.dataset.num_test = 2000
+  config.model.depth = 8
+  config.model.width = 8
+  config.teacher.num_epochs = 15
+  config.teacher.batch_size = 128
+  config.predictions.num_views = 10
+  config.student.num_epochs = 20
+  config.student.keep_checkpoints = ()
+  config.evaluation.num_views = 2
+  config.training.num_evals = 2
+  config.training.num_checkpoints = 4
+  return config
+
+
+def mnist() -> ConfigDict:
+  """LeNet-5 on MNIST. The teacher has just 200 examples, so that there is something to get wrong."""
+  config = base.get_config()
+  config.dataset.name = 'mnist'
+  config.model.name = 'lenet'
+  config.teacher.num_members = 1
+  config.teacher.examples = (0, 200)
+  config.teacher.num_epochs = 100
+  config.teacher.batch_size = 50
+  config.teacher.learning_rate = 0.05
+  config.teacher.augmentation = ()
+  config.predictions.augmentation = ()
+  config.predictions.num_views = 1
+  config.student.num_epochs = 10
+  config.student.batch_size = 128
+  config.student.temperature = 1.0
+  config.student.keep_checkpoints = ()
+  config.evaluation.num_views = 1
+  config.evaluation.independent_seed = None
+  return config
+
+
+def small_gan(config: ConfigDict) -> None:
+  """A GAN that learns MNIST in minutes on two CPU cores."""
+  config.gan.num_steps = 1200
+  config.gan.batch_size = 32
+  config.gan.num_discriminator_steps = 1
+  config.gan.generator_width = 32
+  config.gan.discriminator_width = 32
+  config.gan.learning_rate = 2e-3
+  config.gan.final_learning_rate = 2e-4
+  config.gan.flip = False
+  config.gan.num_samples = 6000
+
+
+def values(series: str, xs: Sequence, numbers: Sequence) -> dict:
+  """The paper's values of one series, as a sweep takes them."""
+  return {(series, x): number for x, number in zip(xs, numbers, strict=True)}
+
+
+def check(arg: str, *allowed: str) -> None:
+  if arg and arg not in allowed:
+    raise ValueError(f'unknown argument {arg!r}; allowed: {", ".join(map(repr, allowed))}')

@@ -1,0 +1,42 @@
+"""Table 2, IMDB: bidirectional LSTMs that tell good reviews from bad ones.
+
+    python launch.py --config=configs/paper/table2_imdb.py --sweep          # a GPU, hours; not run
+    python launch.py --config=configs/paper/table2_imdb.py:small --sweep    # two CPU cores, 20 minutes
+
+`:small` has 10,000 reviews, a cell of 32, and Adam for 4 epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imdb_bilstm
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3)}
+PAPER = {
+  recipes.TEACHER: (79.36, 81.81, 82.22),
+  recipes.ACCURACY: (80.35, 81.13, 81.17),
+  recipes.AGREEMENT: (86.49, 89.83, 90.79),
+  recipes.KL: (0.124, 0.064, 0.052),
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  config = imdb_bilstm.get_config('smoke' if arg else '')
+  config.evaluation.independent_seed = None
+  return config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  paper = {
+    panel.measure: recipes.values('', NUM_MEMBERS[''], numbers) for panel, numbers in PAPER.items()
+  }
+  return Sweep(
+    title='Table 2: IMDB, bidirectional LSTMs',
+    x_label='teachers in the ensemble, m',
+    points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
+    panels=tuple(PAPER),
+    trials=1 if arg else 3,
+    paper={} if arg else paper,
+  )

@@ -1,0 +1,310 @@
+"""Sweeps: in one process and in several, killed, diverging, and told what is wrong."""
+
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT, TINY
+from etils import epath
+
+from kdjax import config as config_lib
+from kdjax import files, stages
+from kdjax.errors import UserError
+from kdjax.run import Run
+
+AGREEMENT = 'splits.test.fidelity.top1_agreement'
+SWEEP = f"""
+from kdjax import config as config_lib
+from kdjax.sweep import Panel, Point, Sweep
+
+
+def get_config():
+  config, _ = config_lib.load({str(TINY)!r})
+  config.dataset.num_test = 100
+  config.teacher.num_members = 1
+  config.teacher.num_epochs = 2
+  config.predictions.num_views = 2
+  config.student.num_epochs = 2
+  config.student.keep_checkpoints = ()
+  config.training.num_evals = 1
+  config.training.num_checkpoints = 2
+  return config
+
+
+def get_sweep():
+  return Sweep(
+    'Temperatures',
+    'temperature',
+    [Point({{'student.temperature': tau}}, tau) for tau in (1.0, 4.0)],
+    [Panel({AGREEMENT!r}, 'agreement (%)', 100)],
+    trials=2,
+  )
+"""
+DIVERGING = SWEEP.replace('trials=2', 'trials=1').replace(
+  "{'student.temperature': tau}, tau) for tau in (1.0, 4.0)",
+  "{'student.learning_rate': rate}, rate) for rate in (0.1, 1e30, 0.2)",
+)
+WRONG = SWEEP.replace("'student.temperature'", "'student.tau'")
+
+
+@pytest.fixture(scope='module')
+def sweeps(tmp_path_factory) -> dict[str, str]:
+  """Config files."""
+  folder = tmp_path_factory.mktemp('sweeps')
+  texts = {'good': SWEEP, 'diverging': DIVERGING, 'wrong': WRONG}
+  for name, text in texts.items():
+    (folder / f'{name}.py').write_text(text)
+  return {name: str(folder / f'{name}.py') for name in texts}
+
+
+def configs_of(spec):
+  configs, problems = config_lib.sweep_configs(spec, config_lib.load_sweep(spec), [])
+  assert problems == []
+  return configs
+
+
+def numbered(configs):
+  return dict(enumerate(configs))
+
+
+@pytest.fixture(scope='module')
+def swept(sweeps, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a sweep that one process ran."""
+  workdir = tmp_path_factory.mktemp('swept')
+  stages.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(workdir), [*stages.STAGES])
+  return workdir
+
+
+def start(spec, workdir, *arguments) -> subprocess.Popen:
+  flags = [f'--config={spec}', f'--workdir={workdir}', *arguments]
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / 'launch.py'), *flags],
+    cwd=ROOT,
+    env=os.environ | {'COLUMNS': '200'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def launch(spec, workdir, *arguments) -> subprocess.CompletedProcess:
+  process = start(spec, workdir, *arguments)
+  out, err = process.communicate()
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def results(workdir) -> dict[str, str]:
+  return {path.parent.name: path.read_text() for path in workdir.glob('students/*/result.json')}
+
+
+def folders(workdir) -> dict[str, int]:
+  kinds = ('teachers', 'predictions', 'students')
+  return {kind: sum(path.is_dir() for path in (workdir / kind).iterdir()) for kind in kinds}
+
+
+def content(workdir) -> dict[pathlib.Path, int]:
+  return {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
+
+
+# One process.
+
+
+def test_teachers_and_predictions_are_shared(swept, sweeps):
+  # Two seeds, each with two temperatures; the other seed's student is the independent one.
+  assert folders(swept) == {'teachers': 2, 'predictions': 2, 'students': 4}
+  found = results(swept)
+  configs = configs_of(sweeps['good'])
+  assert set(found) == {config_lib.student_fingerprint(config) for config in configs}
+  for text in found.values():
+    splits = json.loads(text)['splits']
+    assert set(splits['test']) >= {'fidelity', 'independent', 'teacher_wrong'}
+
+
+def test_a_finished_sweep_is_not_run_again(swept, sweeps):
+  before = content(swept)
+  stages.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(swept), [*stages.STAGES])
+  assert content(swept) == before
+
+
+# Several processes.
+
+
+def test_two_processes_share_a_sweep(swept, sweeps, tmp_path):
+  processes = [start(sweeps['good'], tmp_path, '--sweep') for _ in range(2)]
+  outputs = [process.communicate() for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  logs = ''.join(err for _, err in outputs)
+  assert logs.count('student: done') == 4
+  assert logs.count('independent: done') == 0
+  assert logs.count('evaluation: done') == 4
+  assert results(tmp_path) == results(swept)
+  assert all(str(tmp_path / f'sweep.{kind}') in outputs[0][0] for kind in ('csv', 'png', 'html'))
+  check_csv(tmp_path, sweeps['good'])
+
+
+def check_csv(workdir, spec):
+  """Means and standard deviations of the trials, from result.json."""
+  values = {}
+  for config in configs_of(spec):
+    result = json.loads(
+      (Run(config, epath.Path(workdir)).student_folder / 'result.json').read_text()
+    )
+    agreement = 100 * result['splits']['test']['fidelity']['top1_agreement']
+    values.setdefault(config.student.temperature, []).append(agreement)
+  with (workdir / 'sweep.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [float(row['x']) for row in rows] == [1.0, 4.0]
+  for row in rows:
+    trials = values[float(row['x'])]
+    assert (row['measure'], row['count']) == (AGREEMENT, '2')
+    assert float(row['mean']) == pytest.approx(statistics.mean(trials))
+    assert float(row['std']) == pytest.approx(statistics.stdev(trials))
+
+
+def test_a_sweep_that_was_killed_goes_on(swept, sweeps, tmp_path):
+  process = start(sweeps['good'], tmp_path, '--sweep')
+  while not list(tmp_path.glob('students/*/checkpoints/*')):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.001)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert results(tmp_path) == {}
+  done = launch(sweeps['good'], tmp_path, '--sweep')
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count('student: done') == 4
+  assert results(tmp_path) == results(swept)
+  assert len((tmp_path / 'results.csv').read_text().splitlines()) == 1 + 4
+  check_csv(tmp_path, sweeps['good'])
+
+
+def test_one_point_that_diverges(swept, sweeps, tmp_path):
+  for kind in ('teachers', 'predictions'):
+    shutil.copytree(swept / kind, tmp_path / kind)
+  done = launch(sweeps['diverging'], tmp_path, '--sweep_index=1')
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  error = done.stderr[done.stderr.index('error: ') :]
+  assert error.startswith('error: 1 of 1 runs of the sweep failed')
+  assert 'run 1: student: the loss' in error
+  assert results(tmp_path) == {}
+  with (tmp_path / 'sweep.csv').open() as file:
+    assert [row['count'] for row in csv.DictReader(file)] == ['0', '0', '0']
+  page = (tmp_path / 'sweep.html').read_text()
+  assert f'--config={sweeps["diverging"]} --workdir={tmp_path} --sweep_index=2' in page
+
+
+def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(sweeps, tmp_path):
+  wrong = launch(sweeps['wrong'], tmp_path, '--sweep_index=4', '--stages=students')
+  assert wrong.returncode == 1
+  told = ['student.tau = 1.0: no such field', 'student.tau = 4.0: no such field']
+  told += ['--sweep_index = 4: allowed: 0 to 3', "--stages: 'students': no such stage"]
+  assert '4 problems' in wrong.stderr
+  assert all(wrong.stderr.count(problem) == 1 for problem in told)
+  assert 'Traceback' not in wrong.stderr
+  assert not list(tmp_path.rglob('*'))
+
+
+# The order of the runs, without any work.
+
+
+class Recorder:
+  """In the place of `stages.run`: which config with which stages, in order; some fail."""
+
+  def __init__(self, failing=()):
+    self.calls = []
+    self.failing = failing
+    self.then = {}  # what to do when a config is run
+
+  def __call__(self, config, workdir, names):
+    index = int(config.student.temperature)
+    self.calls.append((index, *names))
+    self.then.get(index, lambda: None)()
+    if index in self.failing:
+      raise UserError(f'no {index}')
+
+
+def temperatures(count):
+  """Configs by index."""
+  configs = []
+  for index in range(count):
+    config, _ = config_lib.load(str(TINY))
+    config.student.temperature = float(index)
+    configs.append(config)
+  return numbered(configs)
+
+
+def test_students_come_first_and_then_what_compares_them(monkeypatch, tmp_path):
+  recorder = Recorder()
+  monkeypatch.setattr(stages, 'run', recorder)
+  names = ['report', 'evaluation', 'student', 'teachers', 'independent']
+  stages.run_sweep(temperatures(2), epath.Path(tmp_path), names)
+  training, comparing = ('student', 'teachers'), ('evaluation', 'independent')
+  in_order = [(0, *training), (1, *training), (0, *comparing), (1, *comparing)]
+  assert recorder.calls == [*in_order, (1, 'report')]  # one for all
+  recorder.calls.clear()
+  stages.run_sweep(temperatures(2), epath.Path(tmp_path), ['evaluation'])
+  assert recorder.calls == [(0, 'evaluation'), (1, 'evaluation')]
+
+
+def test_what_failed_is_told_and_not_compared_and_all_else_is_done(monkeypatch, tmp_path):
+  recorder = Recorder(failing=(0, 2))
+  monkeypatch.setattr(stages, 'run', recorder)
+  with pytest.raises(UserError) as error:
+    stages.run_sweep(temperatures(4), epath.Path(tmp_path), ['student', 'evaluation'])
+  assert str(error.value).splitlines() == [
+    '2 of 4 runs of the sweep failed; the others are done:',
+    '  run 0: no 0',
+    '  run 2: no 2',
+  ]
+  assert recorder.calls == [
+    *[(index, 'student') for index in range(4)],
+    *[(index, 'evaluation') for index in (1, 3)],
+  ]
+
+
+def claim(config, workdir) -> contextlib.ExitStack:
+  """What another process does that is at a config, until it is closed."""
+  folder = Run(config, epath.Path(workdir)).student_folder
+  stack = contextlib.ExitStack()
+  assert stack.enter_context(files.lock(folder.with_name(f'{folder.name}.claim')))
+  return stack
+
+
+def test_a_run_that_another_process_is_at_comes_last(monkeypatch, tmp_path):
+  recorder = Recorder()
+  monkeypatch.setattr(stages, 'run', recorder)
+  configs = temperatures(3)
+  with claim(configs[0], tmp_path) as claimed:
+    recorder.then[2] = claimed.close  # the other process ends
+    stages.run_sweep(configs, epath.Path(tmp_path), ['student'])
+  assert recorder.calls == [(1, 'student'), (2, 'student'), (0, 'student')]
+
+
+def test_when_nothing_else_is_left_a_sweep_waits_for_the_other_process(monkeypatch, tmp_path):
+  recorder = Recorder()
+  monkeypatch.setattr(stages, 'run', recorder)
+  configs = temperatures(2)
+  claimed = threading.Event()
+
+  def other_process():
+    with claim(configs[1], tmp_path):
+      claimed.set()
+      time.sleep(0.3)
+      recorder.calls.append('the other ends')
+
+  thread = threading.Thread(target=other_process)
+  thread.start()
+  claimed.wait()
+  stages.run_sweep(configs, epath.Path(tmp_path), ['student'])
+  thread.join()
+  assert recorder.calls == [(0, 'student'), 'the other ends', (1, 'student')]
