@@ -140,12 +140,13 @@ class Run:
   @cached_property
   def inputs(self) -> dict[str, Inputs]:
     """'distillation', the views of the distillation data, and every split as it is."""
+    return {'distillation': self._distillation_inputs(), **self.split_inputs}
+
+  @cached_property
+  def split_inputs(self) -> dict[str, Inputs]:
+    """The splits as they are, which are there before there is any distillation data."""
     clean = views.make_view((), self.config.augmentation)
-    seed = self.config.seed
-    return {
-      'distillation': self._distillation_inputs(),
-      **{name: Inputs(split, clean, seed, 1) for name, split in self.splits.items()},
-    }
+    return {name: Inputs(split, clean, self.config.seed, 1) for name, split in self.splits.items()}
 
   def _distillation_inputs(self) -> Inputs:
     predictions, extra = self.config.predictions, self.extra_inputs

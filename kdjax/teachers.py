@@ -93,7 +93,7 @@ def evaluate(run: Run, variables: steps.Variables) -> dict[str, float]:
   """Generalization of a member on the held-out splits, for the log."""
   values = {}
   for name in run.held_out:
-    logits_NC = run.predict(run.teacher_model, variables, run.inputs[name])
+    logits_NC = run.predict(run.teacher_model, variables, run.split_inputs[name])
     results = metrics.generalization(logits_NC, run.splits[name].labels_N)
     values |= {f'{name}/{key}': value for key, value in results.items()}
   return values

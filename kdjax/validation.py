@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax import augmentations, data, losses, models, optimizers, store, views
+from kdjax import augmentations, data, gan_networks, losses, models, optimizers, store, views
 from kdjax import config as config_lib
 from kdjax.errors import ConfigError, UserError
 
@@ -326,6 +326,11 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
     yield (
       f'augmentation.crop_padding = {padding}: allowed: less than the {size} pixels of the images of '
       f'{name}, since a crop must show some of the image'
+    )
+  if config_lib.needs_gan(config) and not gan_networks.num_halvings(*description.input_shape[:2]):
+    yield (
+      f'predictions.extra, predictions.replacement: the GAN cannot grow images of {size} pixels, the '
+      f"size of {name}: it doubles a start of at least {gan_networks.MIN_SIDE}; allowed: no 'gan'"
     )
   for field, model in _model_names(config).items():
     if model in models.TAKES_TOKENS:

@@ -136,6 +136,13 @@ def test_extra_images_are_there_and_as_many(extra, num_extra, start):
   assert problem.startswith(start)
 
 
+def test_a_gan_grows_images_whose_sides_can_be_halved():
+  fields = {'dataset.name': 'odd', 'predictions.replacement': 'gan'}
+  (problem,) = problems_of(load(fields=fields))
+  assert problem.startswith('predictions.extra, predictions.replacement: the GAN cannot grow')
+  assert '33 pixels' in problem
+
+
 @pytest.mark.parametrize(('extra', 'num_extra'), [('svhn_cropped', 73_257), ('gan', 50_000)])
 def test_as_many_extra_images_as_there_are(extra, num_extra):
   fields = {'predictions.extra': extra, 'predictions.num_extra': num_extra}

@@ -1,0 +1,126 @@
+"""SN-GAN's generator and discriminator: small ResNets (Miyato et al. 2018, Appendix B.4, Table 4).
+
+They keep that table's form for any even side of image, with one to three stages of half the size each.
+Axes: B batch, Z latent, H W C image.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.models import AXIS_NAME, BATCH_NORM_MOMENTUM
+
+MAX_HALVINGS = 3
+MIN_SIDE = 4  # of the smallest feature map
+
+# Glorot and Bengio 2010, and with a gain of √2 before a ReLU, as the authors of SN-GAN have it.
+glorot = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
+glorot_relu = nn.initializers.variance_scaling(2.0, 'fan_avg', 'uniform')
+Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), padding=1)
+Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), kernel_init=glorot)
+
+
+def num_halvings(height: int, width: int) -> int:
+  """How often both sides can be halved: to whole numbers, not below 4, and thrice at most."""
+  count = 0
+  while count < MAX_HALVINGS and all(
+    side % 2 ** (count + 1) == 0 and side >= MIN_SIDE * 2 ** (count + 1) for side in (height, width)
+  ):
+    count += 1
+  return count
+
+
+class Generator(nn.Module):
+  """latents_BZ, standard normal → images_BHWC in [−1, 1]."""
+
+  image_shape_HWC: tuple[int, int, int]
+  width: int  # filters of every stage
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    norm = _batch_norm(train)
+    height, width, channels = self.image_shape_HWC
+    halvings = num_halvings(height, width)
+    start = (height // 2**halvings, width // 2**halvings, self.width)
+    x = nn.Dense(start[0] * start[1] * start[2], kernel_init=glorot)(x).reshape(len(x), *start)
+    for _ in range(halvings):
+      x = GeneratorBlock(self.width)(x, train)
+    x = Conv3x3(channels, kernel_init=glorot)(nn.relu(norm()(x)))
+    return jnp.tanh(x)
+
+
+class GeneratorBlock(nn.Module):
+  """Doubles both sides; norm and ReLU before each convolution.
+
+  Biases are left out: a later BatchNorm would take each away again, so all that would move them is
+  Adam, which makes steps of rounding errors.
+  """
+
+  filters: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    norm = _batch_norm(train)
+    convolve = partial(Conv3x3, self.filters, use_bias=False, kernel_init=glorot_relu)
+    # A 1x1 convolution of the small map is that of the enlarged one, at a quarter of the cost.
+    shortcut = _enlarge(Conv1x1(self.filters, use_bias=False, name='shortcut')(x))
+    y = convolve()(_enlarge(nn.relu(norm()(x))))
+    y = convolve()(nn.relu(norm()(y)))
+    return shortcut + y
+
+
+class Discriminator(nn.Module):
+  """images_BHWC in [−1, 1] → scores_B, larger for real ones.
+
+  Every kernel is divided by its largest singular value, its (H·W·C, filters) matrix's, which one power
+  iteration estimates from a vector that 'batch_stats' keeps (`flax.linen.SpectralNorm`). `train` keeps
+  the new vector.
+  """
+
+  width: int  # filters of every stage
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    halvings = min(2, num_halvings(x.shape[1], x.shape[2]))
+    for i in range(4):
+      x = DiscriminatorBlock(self.width, halve=i < halvings, first=i == 0)(x, train)
+    x = nn.relu(x).sum(axis=(1, 2))
+    return nn.SpectralNorm(nn.Dense(1, kernel_init=glorot))(x, update_stats=train)[:, 0]
+
+
+class DiscriminatorBlock(nn.Module):
+  """Two convolutions, ReLU before each, but not before the very first one, which sees the image."""
+
+  filters: int
+  halve: bool
+  first: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def convolve(conv, x):
+      return nn.SpectralNorm(conv)(x, update_stats=train)
+
+    y = x if self.first else nn.relu(x)
+    y = convolve(Conv3x3(self.filters, kernel_init=glorot_relu), y)
+    y = convolve(Conv3x3(self.filters, kernel_init=glorot_relu), nn.relu(y))
+    if self.halve:
+      x, y = (nn.avg_pool(z, (2, 2), strides=(2, 2)) for z in (x, y))
+    if self.halve or self.first:
+      x = convolve(Conv1x1(self.filters, name='shortcut'), x)
+    return x + y
+
+
+def _batch_norm(train: bool) -> partial:
+  return partial(
+    nn.BatchNorm,
+    use_running_average=not train,
+    momentum=BATCH_NORM_MOMENTUM,
+    axis_name=AXIS_NAME if train else None,
+  )
+
+
+def _enlarge(x: jax.Array) -> jax.Array:
+  """Each pixel becomes a block of two by two."""
+  return x.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,0 +1,375 @@
+import os
+import subprocess
+import sys
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import scipy.linalg
+from conftest import ROOT, tiny_run
+from ml_collections import ConfigDict
+
+from kdjax import (
+  augmentations,
+  data,
+  files,
+  gan,
+  gan_steps,
+  keys,
+  models,
+  steps,
+  teachers,
+)
+from kdjax.errors import MissingInputError
+
+SHAPE = (8, 8, 1)
+NUM_SAMPLES = 100
+
+
+def section(**fields) -> ConfigDict:
+  defaults = {
+    'num_steps': 150,
+    'batch_size': 16,
+    'num_discriminator_steps': 1,
+    'latent_size': 6,
+    'generator_width': 12,
+    'discriminator_width': 8,
+    'learning_rate': 1e-3,
+    'final_learning_rate': 1e-4,
+    'flip': False,
+    'num_samples': NUM_SAMPLES,
+  }
+  return ConfigDict(defaults | fields)
+
+
+def random_split(num_examples=30):
+  images = np.random.RandomState(0).randint(0, 256, (num_examples, *SHAPE)).astype(np.uint8)
+  return data.Split(images, np.zeros(num_examples, np.int32))
+
+
+@pytest.fixture(scope='module')
+def one_step():
+  """(networks, state, batch, seed) and the (state, metrics) of a step, which is compiled once."""
+  networks = gan_steps.make_gan(section(), SHAPE)
+  state = gan_steps.init_state(networks, 0)
+  batch, seed = next(gan.batches(random_split(), section(), 0, 0))
+  step = steps.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
+  return (networks, state, batch, seed), step(steps.replicate(state), batch, seed)
+
+
+def sampler(networks):
+  """sample(variables, indices) → uint8 images."""
+  step = partial(
+    gan_steps.sample_step, generator=networks.generator, latent_size=networks.latent_size
+  )
+  step = steps.parallel(step, sharded_output=True)
+  return lambda variables, indices: steps.unshard(
+    step(variables, steps.shard({'indices': np.asarray(indices, np.int32)}), 5)
+  )
+
+
+# Losses and steps.
+
+
+def test_an_update_of_the_discriminator_takes_one_power_iteration(one_step):
+  (_, state, _, _), (after, _) = one_step
+  block = 'DiscriminatorBlock_1'
+  kernel = np.asarray(state.discriminator['params'][block]['Conv_0']['kernel']).reshape(-1, 8)
+  u = state.discriminator['batch_stats'][block]['SpectralNorm_0']['Conv_0/kernel/u'][0]
+  expected = kernel.T @ (kernel @ u)
+  found = after.discriminator['batch_stats'][block]['SpectralNorm_0']['Conv_0/kernel/u'][0]
+  np.testing.assert_allclose(found, expected / np.linalg.norm(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_hinge_losses():
+  real, fake = jnp.array([2.0, 0.5, -1.0]), jnp.array([-3.0, -0.25, 1.0])
+  np.testing.assert_allclose(gan_steps.discriminator_loss(real, fake), [0, 0.5 + 0.75, 2 + 2])
+  np.testing.assert_allclose(gan_steps.generator_loss(fake), [3, 0.25, -1])
+
+
+def test_adam_has_no_momentum_and_both_learning_rates_fall_linearly():
+  networks = gan_steps.make_gan(section(num_steps=4, num_discriminator_steps=3), SHAPE)
+  for optimizer, num_updates in [
+    (networks.generator_optimizer, 4),
+    (networks.discriminator_optimizer, 12),
+  ]:
+    state, found = optimizer.init(jnp.zeros(())), []
+    for _ in range(num_updates + 1):
+      update, state = optimizer.update(jnp.ones(()), state)
+      found.append(-float(update))
+    np.testing.assert_allclose(found, np.linspace(1e-3, 1e-4, num_updates + 1), rtol=1e-4)
+  # After gradients 1 and −1, β1 = 0 and β2 = 0.9: √v̂ = 1, and the update follows the last gradient.
+  optimizer = gan_steps.make_gan(section(final_learning_rate=1e-3), SHAPE).generator_optimizer
+  state = optimizer.init(jnp.zeros(()))
+  _, state = optimizer.update(jnp.asarray(1.0), state)
+  update, _ = optimizer.update(jnp.asarray(-3.0), state)
+  np.testing.assert_allclose(update, 1e-3 * 3 / np.sqrt((0.09 + 0.1 * 9) / 0.19), rtol=1e-4)
+
+
+def test_a_step_reports_the_losses_of_its_networks(one_step):
+  """The first discriminator loss is that of the initial networks, the generator's of the new one."""
+  (networks, state, batch, seed), (after, metrics) = one_step
+  flat = {name: steps.unshard(x) for name, x in batch.items()}
+
+  def generate(k):
+    latents = gan_steps.draw_latents(seed, 6, 'gan/training', flat['positions'], 0, k)
+    apply = partial(networks.generator.apply, train=True, mutable=['batch_stats'])
+    images, _ = jax.vmap(apply, (None, 0), axis_name=models.AXIS_NAME)(
+      state.generator, latents[None]
+    )
+    return images[0]
+
+  score = lambda variables, x: networks.discriminator.apply(variables, x, train=False)
+  real = augmentations.unit_cube(flat['inputs'][:, 0])
+  real_scores = score(state.discriminator, real)
+  fake_scores = score(state.discriminator, generate(0))
+  expected = np.maximum(1 - real_scores, 0) + np.maximum(1 + fake_scores, 0)
+  assert metrics['loss'][1] == 16 and metrics['generator_loss'][1] == 16
+  np.testing.assert_allclose(metrics['loss'][0], expected.sum(), rtol=1e-4)
+  expected = -score(after.discriminator, generate(1)).sum()
+  np.testing.assert_allclose(metrics['generator_loss'][0], expected, rtol=1e-3, atol=1e-4)
+  assert after.step == 1
+  assert metrics['gradient_norm'][0] > 0
+
+
+def test_a_step_takes_its_discriminator_steps_in_order_over_new_images():
+  """Each column of a batch is the next piece of the order, whatever step training goes on from."""
+  fields = section(num_discriminator_steps=3, num_steps=4, batch_size=4)
+  flat = list(data.training_batches(9, 30, 4, 12))
+  for start in (0, 2):
+    found = list(gan.batches(random_split(), fields, 9, start))
+    assert len(found) == 4 - start
+    for i, (batch, seed) in enumerate(found, start):
+      assert seed == 9
+      indices = steps.unshard(batch['indices'])
+      for k in range(3):
+        np.testing.assert_array_equal(indices[:, k], flat[3 * i + k]['indices'])
+      np.testing.assert_array_equal(
+        steps.unshard(batch['inputs']), random_split().inputs_N[indices]
+      )
+
+
+def test_flips_follow_the_example_and_the_epoch():
+  split = random_split()
+  indices = np.arange(30).reshape(15, 2)
+  batch = {
+    'inputs': split.inputs_N[indices],
+    'indices': indices,
+    'epochs': np.full_like(indices, 4),
+  }
+  clean = np.asarray(augmentations.unit_cube(batch['inputs'][:, 1]))
+  np.testing.assert_array_equal(gan_steps.real_images(batch, 0, 1, False), clean)
+  found = np.asarray(gan_steps.real_images(batch, 0, 1, True))
+  as_is = (found == clean).all((1, 2, 3))
+  assert 3 < as_is.sum() < 12
+  np.testing.assert_array_equal(found[~as_is], clean[~as_is][:, :, ::-1])
+  backwards = {name: x[::-1] for name, x in batch.items()}
+  np.testing.assert_array_equal(gan_steps.real_images(backwards, 0, 1, True), found[::-1])
+  later = batch | {'epochs': batch['epochs'] + 1}
+  assert (np.asarray(gan_steps.real_images(later, 0, 1, True)) != found).any()
+
+
+@pytest.fixture(scope='module')
+def on_devices(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('devices')
+  found = {}
+  for count in (1, 2):
+    flags = f'--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0'
+    subprocess.run(
+      [sys.executable, 'tests/gan_on_devices.py', str(folder / f'{count}.npz')],
+      check=True,
+      cwd=ROOT,
+      env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
+    )
+    found[count] = dict(np.load(folder / f'{count}.npz'))
+    assert found[count].pop('num_devices') == count
+  return found
+
+
+def test_two_devices_give_what_one_gives(on_devices):
+  """Losses, gradients, both networks, their statistics, both optimizers and samples."""
+  assert len(on_devices[1]) > 60
+  for name, expected in on_devices[1].items():
+    tolerance = 1 if name == 'samples' else 2e-5  # a rounded pixel may go either way
+    np.testing.assert_allclose(
+      on_devices[2][name], expected, rtol=2e-4, atol=tolerance, err_msg=name
+    )
+
+
+# Samples.
+
+
+def test_a_sample_depends_on_its_index_alone():
+  networks = gan_steps.make_gan(section(), SHAPE)
+  variables, sample = gan_steps.init_state(networks, 0).generator, sampler(networks)
+  expected = sample(variables, range(12)).astype(int)
+  assert len(np.unique(expected, axis=0)) == 12
+  order = np.random.RandomState(0).permutation(12)
+  np.testing.assert_allclose(sample(variables, order), expected[order], atol=1)
+  np.testing.assert_allclose(sample(variables, [7, 3]), expected[[7, 3]], atol=1)
+
+
+def test_samples_are_scaled_back_to_what_real_images_came_from():
+  class Ramp(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      return augmentations.unit_cube(jnp.arange(256, dtype=jnp.uint8)).reshape(1, 16, 16, 1)
+
+  found = gan_steps.sample_step(
+    {}, {'indices': np.zeros(1, int)}, 0, generator=Ramp(), latent_size=1
+  )
+  assert found.dtype == jnp.uint8
+  np.testing.assert_array_equal(found.reshape(-1), np.arange(256))
+
+
+# Quality.
+
+
+def with_moments(mean, covariance, num_examples=200, seed=0):
+  """Numbers that have exactly this mean and covariance."""
+  x = np.random.RandomState(seed).randn(num_examples, len(mean))
+  x -= x.mean(0)[None]
+  white = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+  return white @ np.linalg.cholesky(covariance).T + np.asarray(mean)[None]
+
+
+def test_frechet_distance_of_gaussians_on_the_same_axes():
+  """|Δμ|² + Σ (σ_x − σ_y)²."""
+  x = with_moments([0, 1, 2], np.diag([1.0, 4.0, 9.0]))
+  y = with_moments([1, 1, 0], np.diag([4.0, 4.0, 0.25]), 300, seed=1)
+  expected = (1 + 0 + 4) + (1 + 0 + 2.5**2)
+  np.testing.assert_allclose(gan.frechet_distance(x, y), expected, rtol=1e-9)
+
+
+def test_frechet_distance_of_gaussians_on_different_axes():
+  rng = np.random.RandomState(2)
+  first, second = (a @ a.T + 0.1 * np.eye(4) for a in rng.randn(2, 4, 4))
+  x, y = with_moments(np.zeros(4), first), with_moments(np.full(4, 0.5), second, seed=1)
+  root = scipy.linalg.sqrtm(first @ second).real
+  expected = 4 * 0.25 + np.trace(first + second - 2 * root)
+  np.testing.assert_allclose(gan.frechet_distance(x, y), expected, rtol=1e-8)
+
+
+def test_frechet_distance_of_a_set_from_itself_is_zero():
+  x = np.random.RandomState(0).randn(50, 6)
+  x[:, 5] = x[:, 4]  # a singular covariance, as features that are always zero have it
+  assert abs(gan.frechet_distance(x, x[::-1])) < 1e-9
+
+
+# The stage.
+
+
+def tiny_fields(**fields):
+  fields = section(**fields).items()
+  return {'teacher__num_members': 1, 'teacher__num_epochs': 1} | {
+    f'gan__{name}': value for name, value in fields
+  }
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """One teacher of one epoch, and a GAN of 150 steps."""
+  folder = tmp_path_factory.mktemp('gan')
+  assert not gan.run(tiny_run(folder, **tiny_fields()))  # no samples are wanted
+  run = tiny_run(folder, predictions__extra='gan', predictions__num_extra=4, **tiny_fields())
+  teachers.run(run)  # needs no samples
+  for missing in (lambda: run.gan_samples(1), lambda: gan.quality(run)):
+    with pytest.raises(MissingInputError, match='--stages=gan'):
+      missing()
+  assert gan.run(run)
+  return run
+
+
+def test_a_finished_stage_does_nothing(trained):
+  before = {path.name: path.stat().mtime for path in trained.gan_folder.iterdir()}
+  assert not gan.run(trained)
+  assert before == {path.name: path.stat().mtime for path in trained.gan_folder.iterdir()}
+
+
+def test_samples_and_their_grid_are_those_of_the_trained_generator(trained):
+  found = trained.gan_samples(NUM_SAMPLES)
+  assert found.shape == (NUM_SAMPLES, 8, 8, 1) and found.dtype == np.uint8
+  assert len(np.unique(found, axis=0)) > 90
+  np.testing.assert_array_equal(trained.gan_samples(3), found[:3])
+  grid = gan.grid(found[:64])
+  assert grid.shape == (8 * 8, 8 * 8, 1)
+  np.testing.assert_array_equal(grid[8:16, 16:24], found[8 + 2])
+  with PIL.Image.open(trained.gan_folder / 'samples.png') as image:
+    np.testing.assert_array_equal(np.asarray(image), grid[..., 0])
+
+
+def test_the_last_row_of_a_grid_ends_in_black():
+  images = np.random.RandomState(0).randint(1, 256, (10, 2, 3, 3)).astype(np.uint8)
+  grid = gan.grid(images)
+  assert grid.shape == (2 * 2, 8 * 3, 3)
+  np.testing.assert_array_equal(grid[2:, 3:6], images[9])
+  assert not grid[2:, 6:].any()
+
+
+def test_the_generator_learns_the_digits(trained):
+  """The Fréchet distance of the pixels falls far below the start's."""
+  seed = keys.derive_seed(trained.config.gan.seed, 'gan', 0)
+  networks = gan_steps.make_gan(section(), SHAPE)
+  pixels = lambda images: images.reshape(len(images), -1) / 255
+  distance = lambda images: gan.frechet_distance(
+    pixels(images), pixels(trained.splits['train'].inputs_N)
+  )
+  before = sampler(networks)(gan_steps.init_state(networks, seed).generator, range(NUM_SAMPLES))
+  assert distance(trained.gan_samples(NUM_SAMPLES)) < distance(before) / 3
+
+
+def test_the_log_has_the_losses_and_the_learning_rate(trained):
+  rows = files.read_json_lines(trained.gan_folder / 'metrics.jsonl')
+  assert [row['step'] for row in rows][-2:] == [135, 150]
+  for row in rows:
+    assert np.isfinite(
+      [row['train/loss'], row['train/generator_loss'], row['train/gradient_norm']]
+    ).all()
+    assert row['learning_rate'] == pytest.approx(1e-3 - 9e-4 * row['step'] / 150)
+
+
+def test_quality_is_measured_in_the_features_of_the_teacher(trained):
+  quality = gan.quality(trained)
+  assert quality['num_images'] == {'samples': NUM_SAMPLES, 'train': 200, 'test': 360}
+  model, variables = trained.teacher_model, teachers.load(trained, 0)
+
+  def pooled(images):
+    return np.asarray(
+      model.apply(variables, augmentations.unit_cube(images), train=False)[1]['pooled']
+    )
+
+  train, test = (pooled(trained.splits[name].inputs_N) for name in ('train', 'test'))
+  of_samples = pooled(trained.gan_samples(NUM_SAMPLES))
+  distances = quality['frechet_distance_teacher_features']
+  assert quality['num_features'] == train.shape[1]
+  for name, (x, y) in {
+    'samples_train': (of_samples, train),
+    'samples_test': (of_samples, test),
+    'train_test': (train, test),
+  }.items():
+    np.testing.assert_allclose(distances[name], gan.frechet_distance(x, y), rtol=1e-3)
+  assert 0 < distances['train_halves'] < distances['samples_train']
+
+
+def test_more_samples_can_be_drawn_later(trained, monkeypatch):
+  """The generator is kept, and its first samples are the same."""
+  first, folder = trained.gan_samples(NUM_SAMPLES), trained.gan_folder
+  monkeypatch.setattr(type(trained), 'gan_folder', folder)
+  monkeypatch.setitem(trained.config.gan, 'num_samples', 130)
+  with pytest.raises(MissingInputError, match='130 samples, and there are 100'):
+    trained.gan_samples(130)
+  trained_at = (folder / 'complete.json').stat().mtime
+  assert gan.run(trained)
+  assert (folder / 'complete.json').stat().mtime == trained_at
+  np.testing.assert_array_equal(trained.gan_samples(130)[:NUM_SAMPLES], first)
+
+
+def test_no_step_is_taken_without_a_teacher_to_judge(tmp_path):
+  run = tiny_run(tmp_path, predictions__replacement='gan', **tiny_fields())
+  with pytest.raises(MissingInputError, match='--stages=teachers'):
+    gan.run(run)
+  assert not run.gan_folder.exists()
