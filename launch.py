@@ -27,7 +27,7 @@ from etils import epath
 
 from kdjax import config as config_lib
 from kdjax import evaluation, predictions, progress, report, stages, sweep_figure, validation
-from kdjax.errors import UserError
+from kdjax.errors import ConfigError, UserError
 from kdjax.run import Run
 from kdjax.sweep import SweepRun
 
@@ -61,6 +61,10 @@ def _workdir() -> epath.Path:
 
 
 def _run() -> None:
+  modes = {'--sweep': _SWEEP.value, '--sweep_index': _SWEEP_INDEX.value is not None}
+  given = [flag for flag, on in (modes | {'--verify': _VERIFY.value}).items() if on]
+  if len(given) > 1:
+    raise ConfigError([f'{" and ".join(given)}: allowed: one of them'])
   if _SWEEP.value or _SWEEP_INDEX.value is not None:
     _run_sweep(stages.problems(_STAGES.value))
     return

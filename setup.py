@@ -34,7 +34,7 @@ setup(
     'tensorstore>=0.1.75',  # the prediction store
   ],
   extras_require={
-    'test': ['pytest>=8', 'ruff>=0.9'],
+    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9'],
     'cuda12': ['jax[cuda12]'],
     'tpu': [
       'jax[tpu]',

@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import traceback
@@ -107,7 +108,7 @@ def independent(config: ConfigDict) -> ConfigDict:
 
 
 def teacher_fingerprint(config: ConfigDict) -> str:
-  """Of everything that can change a member's weights, except which member it is."""
+  """Of everything that can change what a member leaves, except which member it is."""
   return _hash(
     seed=config.seed,
     dataset=_without(config.dataset, 'data_dir', 'num_test'),
@@ -130,7 +131,7 @@ def predictions_fingerprint(config: ConfigDict) -> str:
   return _hash(
     teacher=teacher_fingerprint(config),
     num_test=config.dataset.num_test,
-    dtype=predictions.dtype,
+    dtype=predictions.dtype if predictions.mode == 'stored' else None,
     distillation=_distillation_data(config),
     augmentation=views.fields(predictions.augmentation, config.augmentation),
   )
@@ -178,6 +179,7 @@ def load_sweep(spec: str) -> Sweep:
   Raises:
     ConfigError: the file defines none, or it is not a sensible one.
   """
+  _call_get_config(spec)  # which knows what arguments there are
   sweep = _call(spec, 'get_sweep')
   if not isinstance(sweep, Sweep):
     raise ConfigError([f'--config = {spec!r}: get_sweep returns no kdjax.sweep.Sweep'])
@@ -208,6 +210,8 @@ def _call(spec: str, function: str) -> Any:
     if not hasattr(module, function):
       hint = '; it is no sweep: run it without --sweep' if function == 'get_sweep' else ''
       raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
+    if argument and not inspect.signature(getattr(module, function)).parameters:
+      raise ConfigError([f'--config = {spec!r}: {path} takes no argument; leave out :{argument}'])
     arguments = (argument,) if argument else ()
     return getattr(module, function)(*arguments)
   except ConfigError:

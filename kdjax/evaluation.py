@@ -17,12 +17,12 @@ from kdjax import (
   files,
   independent,
   keys,
-  losses,
   metrics,
   predictions,
   similarity,
   student,
   teachers,
+  training,
 )
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
@@ -37,6 +37,8 @@ def run(run: Run) -> bool:
   if is_evaluated(run):
     return False
   pupils, teacher = _pupils(run), predictions.open_teacher(run)  # raise before a lock is written
+  if run.config.evaluation.num_cka_examples:
+    teachers.require(run)
   with files.lock(run.student_folder):
     if is_evaluated(run):  # by another process, while this one waited
       return False
@@ -86,6 +88,17 @@ def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teache
   files.write_json(run.student_folder / 'result.json', result)
 
 
+def require_independent(run: Run) -> None:
+  """Raises MissingInputError if the independent student is wanted and not trained."""
+  if run.config.evaluation.independent_seed is None:
+    return
+  if not training.is_complete(independent.counterpart(run).student_folder):
+    raise MissingInputError(
+      'the independent student, the baseline of fidelity, is not trained. Run the same command with '
+      '--stages=independent first, or go without it: --config.evaluation.independent_seed=None'
+    )
+
+
 def is_evaluated(run: Run) -> bool:
   """Whether result.json is there, and has what the `evaluation` section asks for."""
   path = run.student_folder / 'result.json'
@@ -129,15 +142,10 @@ class _Pupil:
 
 def _pupils(run: Run) -> dict[str, _Pupil]:
   pupils = {'fidelity': _Pupil(run, student.load(run))}
+  require_independent(run)
   if run.config.evaluation.independent_seed is not None:
     other = independent.counterpart(run)
-    try:
-      pupils['independent'] = _Pupil(other, student.load(other))
-    except MissingInputError as error:
-      raise MissingInputError(
-        'the independent student, the baseline of fidelity, is not trained. Run the same command with '
-        '--stages=independent first, or go without it: --config.evaluation.independent_seed=None'
-      ) from error
+    pupils['independent'] = _Pupil(other, student.load(other))
   return pupils
 
 
@@ -166,7 +174,7 @@ def _piece(
     who: pupil.run.predict(pupil.run.student_model, pupil.variables, run.inputs[name], view)
     for who, pupil in pupils.items()
   }
-  return _Piece(pupils_NC, np.asarray(losses.ensemble_log_probs(log_probs_MNC)), labels_N)
+  return _Piece(pupils_NC, predictions.combine(log_probs_MNC), labels_N)
 
 
 def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
@@ -229,7 +237,8 @@ def _rng(measure: str) -> np.random.Generator:
 def _cka(run: Run, pupil: _Pupil) -> dict[str, dict[str, float | None]]:
   """{feature: {'member_0': CKA, ...}} of the features that both models have; None of a constant one."""
   inputs = run.inputs['test']
-  indices_N = np.arange(min(run.config.evaluation.num_cka_examples, len(inputs.split)))
+  order_N = keys.numpy_rng(0, 'cka').permutation(len(inputs.split))  # a folder's is by class
+  indices_N = np.sort(order_N[: run.config.evaluation.num_cka_examples])
   of_student = run.features(run.student_model, pupil.variables, inputs, indices_N)
   found: dict[str, dict[str, float | None]] = {}
   for member in range(run.config.teacher.num_members):

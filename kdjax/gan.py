@@ -129,11 +129,15 @@ def _write_samples(run: Run) -> None:
   section, batch_size = run.config.gan, run.config.evaluation.batch_size
   gan = gan_steps.make_gan(section, run.description.input_shape)
   step = partial(gan_steps.sample_step, generator=gan.generator, latent_size=section.latent_size)
-  indices_N = np.arange(section.num_samples, dtype=np.int32)
-  images_NHWC = _in_batches(
-    step, _load_generator(run, gan), indices_N, 'indices', batch_size, _seed(run)
-  )
-  files.write_arrays(run.gan_folder / 'samples.npz', {'images_NHWC': images_NHWC})
+  path = run.gan_folder / 'samples.npz'
+  # What is there stays: computed in other batches, a pixel could come out one level off.
+  pieces = [files.read_arrays(path)['images_NHWC']] if path.exists() else []
+  indices_N = np.arange(sum(map(len, pieces)), section.num_samples, dtype=np.int32)
+  if len(indices_N):
+    generator = _load_generator(run, gan)
+    pieces.append(_in_batches(step, generator, indices_N, 'indices', batch_size, _seed(run)))
+  images_NHWC = np.concatenate(pieces)
+  files.write_arrays(path, {'images_NHWC': images_NHWC})
   grid_HWC = grid(images_NHWC[: GRID * GRID])
   image = PIL.Image.fromarray(grid_HWC[..., 0] if grid_HWC.shape[-1] == 1 else grid_HWC)
   buffer = io.BytesIO()

@@ -6,7 +6,7 @@ an ordinary student of the same workdir, found again by its own fingerprint.
 """
 
 from kdjax import config as config_lib
-from kdjax import predictions, student, teachers
+from kdjax import predictions, student, teachers, training
 from kdjax.run import Run
 
 
@@ -15,8 +15,13 @@ def run(run: Run) -> bool:
   if run.config.evaluation.independent_seed is None:
     return False
   other = counterpart(run)
-  worked = [stage.run(other) for stage in (teachers, predictions, student)]
-  return any(worked)
+  if training.is_complete(other.student_folder):
+    return False
+  needs_teachers = other.config.student.init_lambda > 0 or other.config.predictions.mode == 'online'
+  if needs_teachers or not predictions.is_stored(other):
+    teachers.run(other)
+  predictions.run(other)
+  return student.run(other)
 
 
 def counterpart(run: Run) -> Run:

@@ -169,6 +169,10 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]
 }
 
 
+# Losses that take no notice of the temperature.
+WITHOUT_TEMPERATURE = ('hard_labels', 'logit_mse')
+
+
 def temperature_at(
   step: int | jax.Array, num_steps: int, start: float, final: float | None
 ) -> float | jax.Array:

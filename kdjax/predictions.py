@@ -11,6 +11,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import log_softmax
 
 from kdjax import config as config_lib
 from kdjax import files, keys, losses, metrics, progress, steps, teachers
@@ -19,6 +20,7 @@ from kdjax.run import Run
 from kdjax.store import DTYPES, PredictionStore
 
 NUM_VERIFIED = 256  # examples, for each split and member, that `verify` recomputes
+COMBINED = 10_000  # examples at once
 DRIFT = 0.01  # absolute (nats) and relative, by which machines and batch sizes may differ
 
 
@@ -34,7 +36,13 @@ class Teacher(Protocol):
 
 def ensemble(teacher: Teacher, name: str, view: int = 0) -> np.ndarray:
   """log_probs_NC of the ensemble, for one view of every example."""
-  return np.asarray(losses.ensemble_log_probs(teacher.members(name, view)))
+  return combine(teacher.members(name, view))
+
+
+def combine(log_probs_MNC: np.ndarray) -> np.ndarray:
+  """log_probs_NC of the ensemble, in blocks of examples that fit on any device."""
+  blocks = np.array_split(log_probs_MNC, -(-log_probs_MNC.shape[1] // COMBINED), axis=1)
+  return np.concatenate([np.asarray(losses.ensemble_log_probs(block)) for block in blocks])
 
 
 class StoredTeacher:
@@ -74,7 +82,7 @@ class OnlineTeacher:
       run.predict(run.teacher_model, variables, run.inputs[name], view)
       for variables in self._variables
     ]
-    return np.asarray(jax.nn.log_softmax(np.stack(logits_MNC)))
+    return log_softmax(np.stack(logits_MNC), axis=-1)
 
   def batch(self, name: str, batch: steps.Batch) -> jax.Array:
     inputs = self._run.inputs[name]
@@ -118,6 +126,7 @@ def run(run: Run) -> bool:
   with files.lock(run.predictions_folder):
     if is_stored(run):  # by another process, while this one waited
       return False
+    run.begin(run.predictions_folder, 'student')  # what is there must be of the same data
     _store(run, members)
   return True
 
@@ -128,6 +137,10 @@ def _store(run: Run, members: list[steps.Variables]) -> None:
   for name, of_inputs in num_views.items():
     shape = (len(members), of_inputs, len(run.inputs[name].split), run.description.num_classes)
     store.reserve(name, shape, config.predictions.dtype)
+  num_values = sum(n * len(run.inputs[name].split) for name, n in num_views.items())
+  num_bytes = num_values * len(members) * run.description.num_classes
+  num_bytes *= DTYPES[config.predictions.dtype].itemsize
+  progress.logger.info('predictions: up to %.1f GB, before compression', num_bytes / 1e9)
   with progress.bar('predictions', len(members) * sum(num_views.values()), 'views') as show:
     done = 0
     for name in num_views:

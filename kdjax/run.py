@@ -130,12 +130,13 @@ class Run:
 
   @cached_property
   def _data_checksum(self) -> str:
-    return data.checksum(self.splits)
+    # As the fingerprint, it leaves the test set out: another `num_test` is no other teacher.
+    return data.checksum({name: split for name, split in self.splits.items() if name != 'test'})
 
   @cached_property
   def _all_checksum(self) -> str:
     extra = {name: _unlabelled_split(inputs) for name, inputs in self.extra_inputs.items()}
-    return data.checksum(self.splits | extra) if extra else self._data_checksum
+    return data.checksum(self.splits | extra)
 
   @cached_property
   def inputs(self) -> dict[str, Inputs]:
@@ -200,7 +201,7 @@ class Run:
   ) -> dict[str, np.ndarray]:
     """The named features of the given examples, in order; the first axis is the example."""
     step = partial(steps.features_step, model=model, view=inputs.view)
-    return self._map(step, variables, inputs, 0, indices_N)
+    return self._map(step, variables, inputs, 0, indices_N, in_flight=1)
 
   def labels(self, inputs: Inputs, view: int) -> np.ndarray:
     """labels_N of one view of all examples: −1 where there is none, or the view leaves none."""
@@ -213,6 +214,7 @@ class Run:
     inputs: Inputs,
     view: int,
     indices_N: np.ndarray | None = None,
+    in_flight: int = training.STEPS_IN_FLIGHT,
   ) -> Any:
     """A step's outputs over examples, by default all. Arrays of the host, joined along examples."""
     key = (step.func, *sorted(step.keywords.items()))
@@ -228,7 +230,7 @@ class Run:
 
     for batch, count in batches:
       waiting.append((self._steps[key](variables, batch, inputs.seed), count))
-      if len(waiting) > training.STEPS_IN_FLIGHT:
+      if len(waiting) > in_flight:
         fetch()
     while waiting:
       fetch()

@@ -61,6 +61,8 @@ def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
   """Runs the named stages in their order; each has written its results when it returns."""
   this = Run(config, workdir)
   this.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
+  if 'evaluation' in names and 'independent' not in names:
+    evaluation.require_independent(this)
   for name, stage in STAGES.items():
     if name in names:
       start = time.monotonic()
@@ -101,7 +103,10 @@ def run_sweep(configs: Mapping[int, ConfigDict], workdir: epath.Path, names: Seq
       waiting = busy
   done = [i for i in configs if i not in failures]
   if 'report' in names and done:
-    run(configs[done[-1]], workdir, ['report'])
+    try:
+      run(configs[done[-1]], workdir, ['report'])
+    except UserError as error:
+      failures[done[-1]] = str(error)
   if failures:
     lines = [f'{len(failures)} of {len(configs)} runs of the sweep failed; the others are done:']
     raise UserError('\n  '.join(lines + [f'run {i}: {text}' for i, text in failures.items()]))

@@ -116,7 +116,7 @@ def _with_own_batch_stats(run: Run, variables: steps.Variables) -> steps.Variabl
   )
   num_batches = -(-len(inputs.split) // batch_size)
   batches = inputs.training(config_lib.student_seed(run.config), batch_size, num_batches, start=0)
-  moments = jax.device_get([step(variables, batch, inputs.seed) for batch in batches])
+  moments = [jax.device_get(step(variables, batch, inputs.seed)) for batch in batches]
   stacked = jax.tree.map(lambda *x: np.stack(x), *moments)
   return {'params': variables['params'], 'batch_stats': _pooled(stacked)}
 

@@ -37,13 +37,23 @@ def load(run: Run, member: int) -> steps.Variables:
     MissingInputError: it was not trained.
     DamageError: its checkpoint is damaged, or it was trained on other data.
   """
-  folder = run.member_folder(member)
+  _require(run, member)
+  return run.load_variables(run.member_folder(member), 'teacher')
+
+
+def require(run: Run) -> None:
+  """Raises MissingInputError if a member is not trained."""
+  for member in range(run.config.teacher.num_members):
+    _require(run, member)
+
+
+def _require(run: Run, member: int) -> None:
   if not is_trained(run, member):
     raise MissingInputError(
-      f'teacher member {member} is not trained: there is no {folder / "complete.json"}. '
+      f'teacher member {member} is not trained: there is no '
+      f'{run.member_folder(member) / "complete.json"}. '
       'Run the same command with --stages=teachers first.'
     )
-  return run.load_variables(folder, 'teacher')
 
 
 def initial(run: Run, member: int) -> steps.Variables:

@@ -1,24 +1,29 @@
-"""What the values of a config may be: one table of rules, and the few that tie fields together.
+"""Whether a config makes sense: the rules of `rules.py`, and those that tie fields and data together.
 
 Every problem is a line with the field, its value and what is allowed. All of them are raised at once,
 before anything runs.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax import augmentations, data, gan_networks, losses, models, optimizers, store, views
 from kdjax import config as config_lib
+from kdjax import data, gan_networks, losses, models, similarity
 from kdjax.errors import ConfigError, UserError
+from kdjax.rules import RULES
+
+NEEDS_COLOURS = ('contrast', 'saturation', 'hue', 'color_jitter')
 
 
-def check(config: ConfigDict, num_devices: int, problems: Sequence[str] = ()) -> None:
+def check(
+  config: ConfigDict, num_devices: int, problems: Sequence[str] = (), prepare: bool = True
+) -> None:
   """Raises ConfigError with every problem of the config, those of `config.load` first.
 
-  Looks the data set up, but reads no image. Prepares it, if it must, only once all else is right.
+  Looks the data set up, but reads no image. With `prepare`, prepares it if it must, but only once all
+  else is right.
   """
   incomplete = [*_wrong_fields(config), *_missing_values(config)]
   problems = [*problems, *incomplete, *_field_problems(config)]
@@ -26,7 +31,7 @@ def check(config: ConfigDict, num_devices: int, problems: Sequence[str] = ()) ->
     raise ConfigError(problems)  # what ties fields together would stumble over them
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   try:
-    description = data.describe(config.dataset, prepare=not problems)
+    description = data.describe(config.dataset, prepare=prepare and not problems)
   except UserError as error:
     problems.append(str(error))
   else:
@@ -48,139 +53,6 @@ def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Seque
     raise ConfigError(
       [text if index is None else f'run {index}: {text}' for text, index in found.items()]
     )
-
-
-LARGEST = 10**9  # of any count: beyond it is a typing error
-NEEDS_COLOURS = ('contrast', 'saturation', 'hue', 'color_jitter')
-
-
-def _is_whole(minimum: int, maximum: int = LARGEST):
-  return lambda x: minimum <= x <= maximum, f'an integer in [{minimum}, {maximum}]'
-
-
-def _is_one_of(names):
-  return lambda x: x in names, f'one of {", ".join(names)}'
-
-
-def _are_some_of(names):
-  return (
-    lambda x: all(n in names for n in x) and len(set(x)) == len(x),
-    f'any of {", ".join(names)}, each once, or ()',
-  )
-
-
-def _within(low: float, high: float, brackets: str = '[]'):
-  def test(x):
-    above = x >= low if brackets[0] == '[' else x > low
-    below = x <= high if brackets[1] == ']' else x < high
-    return above and below
-
-  text = f'a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}'
-  return test, text.replace('inf', '∞')
-
-
-def _is_part(x) -> bool:
-  return x == () or (len(x) == 2 and all(type(i) is int for i in x) and 0 <= x[0] < x[1] <= LARGEST)
-
-
-_PART = (_is_part, '(start, stop), whole numbers with 0 ≤ start < stop, or () for all')
-_FRACTIONS = (lambda x: all(0 <= f < 1 for f in x), 'fractions of training in [0, 1), or ()')
-_SEED = (lambda x: 0 <= x < 2**31, 'an integer in [0, 2147483647]')
-_ANY_BOOL = (lambda x: isinstance(x, bool), 'True or False')
-_ANY_STRING = (lambda x: isinstance(x, str), 'a string')
-_POSITIVE = _within(0, math.inf, '()')
-_NOT_NEGATIVE = _within(0, math.inf, '[)')
-
-
-def _training_rules(section: str) -> dict[str, tuple]:
-  rules = {
-    'num_epochs': _is_whole(1),
-    'num_steps': _is_whole(1),
-    'num_examples': _is_whole(1),
-    'batch_size': _is_whole(1, 2**20),
-    'optimizer': _is_one_of(optimizers.OPTIMIZERS),
-    'warmup_epochs': _NOT_NEGATIVE,
-    'nesterov': _ANY_BOOL,
-    'learning_rate': _POSITIVE,
-    'final_learning_rate': _NOT_NEGATIVE,
-    'momentum': _within(0, 1, '[)'),
-    'beta2': _within(0, 1, '[)'),
-    'weight_decay': _NOT_NEGATIVE,
-    'keep_checkpoints': _FRACTIONS,
-  }
-  return {f'{section}.{name}': rule for name, rule in rules.items()}
-
-
-def _model_rules(section: str) -> dict[str, tuple]:
-  depths = '6n+2 (8, 14, 20, ...: basic blocks) or 9n+2 from 56 on (56, 65, ...: bottleneck blocks)'
-  return {
-    f'{section}.name': _is_one_of(models.MODELS),
-    f'{section}.depth': (lambda x: x < 10_000 and models.resnet_block(x) is not None, depths),
-    f'{section}.width': _is_whole(1, 10_000),
-    f'{section}.norm': _is_one_of(models.NORMS),
-  }
-
-
-RULES = {
-  'seed': _SEED,
-  'dataset.name': _ANY_STRING,
-  'dataset.data_dir': _ANY_STRING,
-  'dataset.num_train': _is_whole(1),
-  'dataset.num_val': _is_whole(0),
-  'dataset.num_test': _is_whole(1),
-  'dataset.image_size': _is_whole(1, 10_000),
-  'dataset.max_tokens': _is_whole(1, 10**6),
-  'dataset.min_count': _is_whole(1),
-  **_model_rules('model'),
-  'teacher.num_members': _is_whole(1, 10_000),
-  'teacher.examples': _PART,
-  **_training_rules('teacher'),
-  'teacher.augmentation': _are_some_of(augmentations.AUGMENTATIONS),
-  'predictions.mode': _is_one_of(('stored', 'online')),
-  'predictions.num_views': _is_whole(1, 10**6),
-  'predictions.dtype': _is_one_of(store.DTYPES),
-  'predictions.examples': _PART,
-  'predictions.augmentation': _are_some_of(views.NAMES),
-  'predictions.extra': _ANY_STRING,
-  'predictions.num_extra': _is_whole(1),
-  'predictions.replacement': _ANY_STRING,
-  'predictions.replaced': _within(0, 1, '(]'),
-  'student.seed': _SEED,
-  **_training_rules('student'),
-  'student.loss': _is_one_of(losses.LOSSES),
-  'student.temperature': _within(0.01, 1000),
-  'student.final_temperature': _within(0.01, 1000),
-  'student.alpha': _within(0, 1, '[)'),
-  'student.init_lambda': _within(0, 1),
-  'student.init_from': _is_one_of(('final', 'initial')),
-  **_model_rules('student.model'),
-  'augmentation.crop_padding': _is_whole(0),
-  'augmentation.rotation_degrees': _within(0, 180),
-  'augmentation.brightness': _within(0, 1),
-  'augmentation.contrast': _within(0, 1),
-  'augmentation.saturation': _within(0, 1),
-  'augmentation.hue': _within(0, 0.5),
-  'augmentation.noise_probability': _within(0, 1),
-  'gan.seed': _SEED,
-  'gan.num_steps': _is_whole(1),
-  'gan.batch_size': _is_whole(1, 2**20),
-  'gan.num_discriminator_steps': _is_whole(1, 100),
-  'gan.latent_size': _is_whole(1, 10_000),
-  'gan.generator_width': _is_whole(1, 10_000),
-  'gan.discriminator_width': _is_whole(1, 10_000),
-  'gan.learning_rate': _POSITIVE,
-  'gan.final_learning_rate': _NOT_NEGATIVE,
-  'gan.flip': _ANY_BOOL,
-  'gan.num_samples': _is_whole(1),
-  'training.num_logs': _is_whole(1),
-  'training.num_evals': _is_whole(1),
-  'training.num_checkpoints': _is_whole(1),
-  'evaluation.batch_size': _is_whole(1, 2**20),
-  'evaluation.num_views': _is_whole(1),
-  'evaluation.independent_seed': _SEED,
-  'evaluation.num_bootstrap': _is_whole(1, 10**6),
-  'evaluation.num_cka_examples': (lambda x: x == 0 or 4 <= x <= 20_000, '0, or 4 to 20000'),
-}
 
 
 def _wrong_fields(config: ConfigDict) -> Iterator[str]:
@@ -213,9 +85,10 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
       yield f'{name}.{"/".join(config_lib.DURATIONS)}: {shown}; allowed: exactly one, the others None'
   yield from _student_problems(config)
   yield from _distillation_problems(config)
-  if config.evaluation.independent_seed == config.seed:
+  other = config.evaluation.independent_seed
+  if other is not None and other in (config.seed, config_lib.student_seed(config)):
     yield (
-      f'evaluation.independent_seed = {config.seed}: the same as seed, which makes the same teacher; '
+      f'evaluation.independent_seed = {other}: the same as seed or student.seed, so not independent; '
       'allowed: any other, or None'
     )
 
@@ -232,6 +105,15 @@ def _student_problems(config: ConfigDict) -> Iterator[str]:
       "student.init_from = 'initial': changes nothing at student.init_lambda = 0, which starts at "
       'random; allowed with init_lambda > 0 (1 starts at those weights)'
     )
+  if student.final_temperature is not None and student.loss in losses.WITHOUT_TEMPERATURE:
+    yield (
+      f'student.final_temperature = {student.final_temperature}: the loss {student.loss} has no '
+      'temperature; allowed: None'
+    )
+  noise = config.augmentation.noise_probability * ('noise' in config.predictions.augmentation)
+  replaced = config.predictions.replaced * bool(config.predictions.replacement)
+  if student.alpha > 0 and 1 in (noise, replaced):
+    yield f'student.alpha = {student.alpha}: no example keeps its label; allowed: 0'
   if student.alpha > 0 and 'mixup' in config.predictions.augmentation:
     yield (
       f'student.alpha = {student.alpha}: a mixture of two images has no one true label; allowed: 0 '
@@ -288,7 +170,12 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     yield (
       f'dataset.num_test = {dataset.num_test}: allowed: at most the {description.num_test} test examples'
     )
-  num_train = data.split_sizes(dataset, description)['train']
+  sizes = data.split_sizes(dataset, description)
+  num_train, num_compared = sizes['train'], config.evaluation.num_cka_examples
+  if 0 < sizes['test'] < similarity.MIN_EXAMPLES and num_compared:
+    yield (
+      f'evaluation.num_cka_examples = {num_compared}: allowed: 0, with {sizes["test"]} test examples'
+    )
   for section in ('teacher', 'predictions'):
     examples = config[section].examples
     if examples and _keeps_rules(config, f'{section}.examples') and examples[1] > num_train:
@@ -299,6 +186,8 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     yield from _image_problems(config, description)
   else:
     yield from _text_problems(config)
+  for field in ('extra', 'replacement'):
+    yield from _extra_problems(config, field)
 
 
 def _warmup_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
@@ -335,14 +224,12 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
   for field, model in _model_names(config).items():
     if model in models.TAKES_TOKENS:
       yield f'{field} = {model!r}: takes texts, and {name} has images. {_models_for(texts=False)}'
-    elif size < models.SMALLEST_SIDE[model]:
+    elif size < models.SMALLEST_SIDE.get(model, 1):
       yield (
         f'{field} = {model!r}: needs images of at least {models.SMALLEST_SIDE[model]} pixels a side; '
         f'those of {name} have {size}. Allowed here: resnet, or a larger dataset.image_size'
       )
   yield from _colour_problems(config, description.input_shape[-1])
-  for field in ('extra', 'replacement'):
-    yield from _extra_problems(config, field)
 
 
 def _colour_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
@@ -368,9 +255,8 @@ def _text_problems(config: ConfigDict) -> Iterator[str]:
     if config[section][leaf]:
       yield f'{field} = {config[section][leaf]}: is for images, and {name} has texts; allowed: ()'
   for field in ('extra', 'replacement'):
-    value = config.predictions[field]
-    if value:
-      yield f"predictions.{field} = {value!r}: is for images, and {name} has texts; allowed: ''"
+    if config.predictions[field] == 'gan':
+      yield f"predictions.{field} = 'gan': makes images, and {name} has texts; allowed: other texts"
 
 
 def _model_names(config: ConfigDict) -> dict[str, str]:

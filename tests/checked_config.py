@@ -22,7 +22,12 @@ DESCRIPTIONS = {
   'satellite': data.Description((64, 64, 13), TEN, 20_000, 7000),
   'imdb_reviews': data.Description((100,), ('neg', 'pos'), 25_000, 25_000, vocabulary_size=20_000),
 }
-NUM_EXTRA = {'svhn_cropped': 73_257, 'mnist': 60_000, 'emnist/byclass': 697_932}
+NUM_EXTRA = {
+  'svhn_cropped': 73_257,
+  'mnist': 60_000,
+  'emnist/byclass': 697_932,
+  'imdb_reviews': 50_000,
+}
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> list[bool]:

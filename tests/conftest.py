@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Tests start the same programs again and again; this saves them most of the compiling. JAX reads it
-# when it is imported, here and in the processes that tests start.
-_CACHE = tempfile.mkdtemp(prefix='kdjax_compiled_')
-os.environ |= {
-  'JAX_COMPILATION_CACHE_DIR': _CACHE,
-  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-}
+# when it is imported, here, in the workers of pytest-xdist and in the processes that tests start.
+_OWN_CACHE = None
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _OWN_CACHE = tempfile.mkdtemp(prefix='kdjax_compiled_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _OWN_CACHE
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import jax
 import pytest
@@ -48,7 +48,8 @@ def copied(finished: Run, tmp_path: pathlib.Path, **fields) -> Run:
 
 
 def pytest_unconfigure():
-  shutil.rmtree(_CACHE)
+  if _OWN_CACHE is not None:
+    shutil.rmtree(_OWN_CACHE)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def test_the_docstring_has_the_commands_of_the_experiment(file):
     overrides = [(name.removeprefix('config.'), value) for name, value in values.items()]
     config, problems = config_lib.load(specs[-1], overrides)
     validation.check(config, 1, problems)
-  assert set(specs) == {spec for spec in SPECS if spec.partition(':')[0] == file}
+  assert set(specs) >= {spec for spec in SPECS if spec.partition(':')[0] == file}
 
 
 def test_launch_explains_every_flag_and_stage():
@@ -207,7 +207,7 @@ AUGMENTATION = {
   'augmentation.noise_probability': 0.2,
 }
 RECIPES = {
-  'fig1_gan': RESNET_56 | GAN | {'student.temperature': 4.0},
+  'fig1_gan': RESNET_56 | GAN | {'student.temperature': 1.0},
   'fig2_mnist': {
     'dataset.name': 'mnist',
     'model.name': 'lenet',

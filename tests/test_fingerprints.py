@@ -56,7 +56,7 @@ FIELDS = {
   'teacher.weight_decay': (1e-3, ALL),
   'teacher.augmentation': (('flip', 'crop'), ALL),
   'teacher.keep_checkpoints': ((0.5,), ALL),
-  'predictions.mode': ('online', STUDENT),
+  'predictions.mode': ('online', PREDICTIONS),
   'predictions.num_views': (200, STUDENT),  # views can be added to a store
   'predictions.dtype': ('float32', PREDICTIONS),
   'predictions.examples': ((0, 100), PREDICTIONS),

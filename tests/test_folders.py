@@ -83,10 +83,14 @@ def test_a_broken_first_image_is_told(tmp_path):
     ([], 'is not so laid out'),
     (['cat/1.png', 'dog/1.png'], 'is not so laid out'),
     (['train/cat/1.png'], 'is not so laid out'),
-    (['train/cat/1.png', 'test/1.png'], 'no image in .*test'),
-    (['train/1.png', 'test/cat/1.png'], r"train/ lacks the classes \['cat'\]"),
+    (['train/cat/1.png', 'test/cat/1.png'], r"has the classes \['cat'\]; needed are two"),
+    (['train/cat/1.png', 'train/dog/1.png', 'test/1.png'], 'no image in .*test'),
+    (
+      ['train/cat/1.png', 'train/dog/1.png', 'test/fox/1.png'],
+      r"train/ lacks the classes \['fox'\]",
+    ),
     (['train/cat/1.png', 'train/dog/1.txt', 'test/cat/1.png'], 'no image in .*dog'),
-    (['train/1.png', 'test/1.png'], 'no image in .*train'),
+    (['train/1.png', 'test/1.png'], r'has the classes \[\]; needed are two'),
   ],
 )
 def test_a_folder_that_is_laid_out_differently_is_told(tmp_path, paths, problem):

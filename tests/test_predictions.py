@@ -241,3 +241,23 @@ def test_other_data_under_the_same_name_is_noticed(finished, tmp_path):
   run.splits = run.splits | {'test': data.Split(inputs_N, run.splits['test'].labels_N)}
   with pytest.raises(DamageError, match='made from other data'):
     predictions.open_teacher(run)
+
+
+def test_a_store_is_extended_from_the_same_data_alone(finished, tmp_path):
+  run = copied(finished, tmp_path, predictions__num_views=4)
+  inputs_N = run.splits['train'].inputs_N
+  other = data.Split(255 - inputs_N, run.splits['train'].labels_N)
+  members = [teachers.load(run, i) for i in range(2)]
+  run.splits = run.splits | {'train': other}
+  vars(run).pop('_data_checksum')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(teachers, 'load', lambda run, i: members[i])  # whose own check would raise first
+    with pytest.raises(DamageError, match='made from other data'):
+      predictions.run(run)
+
+
+def test_another_test_set_needs_no_other_teachers(finished, tmp_path):
+  run = copied(finished, tmp_path, dataset__num_test=100)
+  assert not teachers.run(run)
+  teachers.load(run, 0)
+  assert run.predictions_folder.name != finished.predictions_folder.name

@@ -5,10 +5,10 @@ import pytest
 from checked_config import load, problems_of
 
 from kdjax import config as config_lib
-from kdjax import validation
+from kdjax import rules, validation
 from kdjax.errors import ConfigError
 
-# A value that breaks each rule of validation.RULES.
+# A value that breaks each rule of rules.RULES.
 BROKEN = {
   'seed': -1,
   'dataset.num_train': 0,
@@ -115,13 +115,13 @@ ANY_OF_THEIR_TYPE = {
 
 
 def test_every_rule_is_broken_once():
-  assert set(BROKEN) | ANY_OF_THEIR_TYPE == set(validation.RULES), (
+  assert set(BROKEN) | ANY_OF_THEIR_TYPE == set(rules.RULES), (
     'Give every rule a value that breaks it, in BROKEN.'
   )
 
 
 def test_every_field_has_a_rule():
-  assert set(validation.RULES) == set(config_lib.leaves(load()))
+  assert set(rules.RULES) == set(config_lib.leaves(load()))
 
 
 def test_a_config_that_lacks_or_adds_fields_is_told():
@@ -153,7 +153,7 @@ def test_a_crop_must_show_some_of_the_image():
 def test_a_broken_rule_is_told_with_field_value_and_what_is_allowed(field):
   beside = {'predictions.extra': 'gan'} if field == 'predictions.num_extra' else {}
   problems = problems_of(load(fields={field: BROKEN[field]} | beside))
-  start = f'{field} = {BROKEN[field]!r}: allowed: {validation.RULES[field][1]}'
+  start = f'{field} = {BROKEN[field]!r}: allowed: {rules.RULES[field][1]}'
   assert start in problems
   # Others may follow from it, such as that two durations are set.
   assert not [p for p in problems if p.startswith(field + ' ') and p != start]

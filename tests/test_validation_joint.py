@@ -86,14 +86,46 @@ def test_texts_and_images_have_models_of_their_own(field):
   [
     ('teacher.augmentation', ('flip',)),
     ('predictions.augmentation', ('mixup',)),
-    ('predictions.extra', 'gan'),
-    ('predictions.replacement', 'mnist'),
   ],
 )
-def test_texts_have_no_augmentation_and_no_images_beside_them(field, value):
-  fields = {field: value} | ({'predictions.num_extra': 1} if field.endswith('extra') else {})
-  (problem,) = problems_of(load('imdb_bilstm.py', fields))
+def test_texts_have_no_augmentation(field, value):
+  (problem,) = problems_of(load('imdb_bilstm.py', {field: value}))
   assert problem.startswith(f'{field} = {value!r}: is for images, and imdb_reviews has texts')
+
+
+def test_texts_have_texts_beside_them_and_no_gan():
+  fields = {'predictions.extra': 'imdb_reviews', 'predictions.num_extra': 50_000}
+  validation.check(load('imdb_bilstm.py', fields), 1)
+  (problem,) = problems_of(load('imdb_bilstm.py', fields | {'predictions.extra': 'gan'}))
+  assert problem.startswith("predictions.extra = 'gan': makes images, and imdb_reviews has texts")
+
+
+@pytest.mark.parametrize('loss', ['hard_labels', 'logit_mse'])
+def test_a_temperature_falls_where_there_is_one(loss):
+  fields = {'student.loss': loss, 'student.final_temperature': 1.0}
+  (problem,) = problems_of(load(fields=fields))
+  assert problem.startswith('student.final_temperature = 1.0: ') and loss in problem
+  validation.check(load(fields=fields | {'student.loss': 'brier'}), 1)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'predictions.augmentation': ('noise',), 'augmentation.noise_probability': 1.0},
+    {'predictions.replacement': 'mnist', 'predictions.replaced': 1.0},
+  ],
+)
+def test_labels_count_where_some_are_left(fields):
+  (problem,) = problems_of(load(fields=fields | {'student.alpha': 0.5}))
+  assert problem == 'student.alpha = 0.5: no example keeps its label; allowed: 0'
+  validation.check(load(fields=fields), 1)
+
+
+def test_cka_needs_test_examples():
+  fields = {'dataset.num_test': 3, 'evaluation.num_cka_examples': 10}
+  (problem,) = problems_of(load(fields=fields))
+  assert problem.startswith('evaluation.num_cka_examples = 10: allowed: 0, with 3 test examples')
+  validation.check(load(fields=fields | {'dataset.num_test': 4}), 1)
 
 
 @pytest.mark.parametrize('field', ['teacher.augmentation', 'predictions.augmentation'])
@@ -176,6 +208,8 @@ def test_initial_weights_of_the_teacher_need_lambda():
 def test_the_independent_student_has_another_seed():
   (problem,) = problems_of(load(fields={'seed': 1000}))
   assert problem.startswith('evaluation.independent_seed = 1000: the same as seed')
+  (problem,) = problems_of(load(fields={'student.seed': 1000}))
+  assert problem.startswith('evaluation.independent_seed = 1000: the same')
   validation.check(load(fields={'seed': 1, 'evaluation.independent_seed': 0}), 1)
   validation.check(load(fields={'seed': 1, 'evaluation.independent_seed': None}), 1)
 

@@ -1,4 +1,4 @@
-"""Figure 13: the distillation data of Figure 3 for VGG-16 (CIFAR-100, m = 5).
+"""Figure 13: the distillation data of Figure 3 for VGG-16 (CIFAR-100, m = 5), at τ = 4.
 
 python launch.py --config=configs/paper/fig13_vgg.py --sweep          # a GPU node, days; not run
 python launch.py --config=configs/paper/fig13_vgg.py:small --sweep    # two CPU cores

@@ -3,7 +3,8 @@
     python launch.py --config=configs/paper/fig1_gan.py --sweep          # a GPU node, days; not run
     python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # two CPU cores
 
-`:small` distils LeNet-5 on 2,000 images of MNIST and samples of a small SN-GAN.
+`:small` distils LeNet-5 on 2,000 images of MNIST and samples of a small SN-GAN, which has learnt all 60,000:
+so it brings in more data than the student has. A quarter of an hour.
 """
 
 from ml_collections import ConfigDict
@@ -17,13 +18,16 @@ PAPER = {
   recipes.AGREEMENT.measure: recipes.values('m = 1', NUM_GAN[''], (72.5, 73.5, 73.8, 74.0, 74.5))
   | recipes.values('m = 3', (0, 50_000), (77.0, 80.0)),
   recipes.ACCURACY.measure: recipes.values('m = 1', NUM_GAN[''], (72.0, 72.5, 71.8, 71.2, 71.0)),
+  recipes.TEACHER.measure: recipes.values('m = 3', (0,), (76.0,)),
 }
 
 
 def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, 'small')
   if not arg:
-    return recipes.cifar100()
+    config = recipes.cifar100()
+    config.student.temperature = 1.0  # as its values are those of Figure 14 at α = 0
+    return config
   config = recipes.mnist()
   config.predictions.examples = (0, 2000)
   config.student.num_epochs = None

@@ -32,6 +32,9 @@ def get_config(arg: str = '') -> ConfigDict:
     recipes.shrink(config)
   config.model.norm = 'layer'
   config.student.weight_decay = 0.0
+  config.predictions.num_views = max(NUM_EPOCHS[arg])  # fresh augmentation throughout
+  if not arg:
+    config.predictions.mode = 'online'  # stored, 5,000 views would take 50 GB
   return config
 
 

@@ -14,7 +14,7 @@ AGREEMENT = Panel('splits.test.fidelity.top1_agreement', 'agreement, test (%)', 
 KL = Panel('splits.test.fidelity.predictive_kl', 'KL to the teacher, test (nats)')
 TRAIN_AGREEMENT = Panel('splits.train.fidelity.top1_agreement', 'agreement, train (%)', 100)
 INDEPENDENT = Panel(
-  'splits.test.independent.top1_agreement', 'agreement, independent student (%)', 100
+  'splits.test.independent.top1_agreement', 'independent agreement, test (%)', 100
 )
 
 # The distillation data of Figures 3, 5 and 13 (Section 5.1): fields on top of crops and flips.
@@ -27,7 +27,7 @@ DISTILLATION_DATA = {
     'predictions.augmentation': ('crop', 'flip', 'rotation', 'vertical_flip', 'color_jitter')
   },
   'mixup': {'predictions.augmentation': ('crop', 'flip', 'mixup')},
-  'noise': {'predictions.augmentation': ('noise', 'crop', 'flip')},
+  'noise': {'predictions.augmentation': ('crop', 'flip', 'noise')},
   'out of domain': {'predictions.replacement': 'svhn_cropped'},
   'GAN': {'predictions.replacement': 'gan'},
 }

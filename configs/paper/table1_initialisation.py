@@ -18,6 +18,7 @@ STARTS = {
 }
 PAPER = {
   recipes.AGREEMENT.measure: recipes.values('', STARTS, ((77.17, 0.35), (77.10, 0.24))),
+  recipes.TEACHER.measure: recipes.values('', STARTS, ((70.52, 0.41), (70.52, 0.41))),
   recipes.KL.measure: recipes.values('', STARTS, (0.836, 0.838)),
   'cka.stage1.member_0': recipes.values('', STARTS, (0.939, 0.951)),
   'cka.stage2.member_0': recipes.values('', STARTS, (0.925, 0.937)),
@@ -43,6 +44,7 @@ def get_sweep(arg: str = '') -> Sweep:
       recipes.AGREEMENT,
       recipes.KL,
       *[Panel(f'cka.stage{i}.member_0', f'CKA, stage {i}') for i in (1, 2, 3)],
+      recipes.TEACHER,
       recipes.INDEPENDENT,
     ),
     trials=3 if arg else 10,

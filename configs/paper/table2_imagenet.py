@@ -1,6 +1,6 @@
 """Table 2, ImageNet: ResNet-50 from ensembles of ResNet-50.
 
-    python launch.py --config=configs/paper/table2_imagenet.py --sweep    # a TPU pod slice; not run
+    python launch.py --config=configs/paper/table2_imagenet.py --sweep    # a host with 8 GPUs; not run
     python launch.py --config=configs/paper/table2_imagenet.py:small --sweep
 
 Images are held in memory, so the whole of ImageNet-2012 wants a host with 250 GB. `:small` shows with 300

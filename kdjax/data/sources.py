@@ -56,7 +56,12 @@ class Folder:
       raise UserError(f'{self._prefix}: is not so laid out. {_FOLDER_LAYOUT}')
     folders = sorted(p for p in (root / 'train').iterdir() if p.is_dir() and p.name[0] != '.')
     self.class_names = tuple(folder.name for folder in folders)
-    unknown = {p.name for p in (root / 'test').iterdir() if p.is_dir()} - set(self.class_names)
+    if len(self.class_names) < 2:
+      raise UserError(
+        f'{self._prefix}: has the classes {list(self.class_names)}; needed are two or more. {_FOLDER_LAYOUT}'
+      )
+    tested = {p.name for p in (root / 'test').iterdir() if p.is_dir() and p.name[0] != '.'}
+    unknown = tested - set(self.class_names)
     if unknown:
       raise UserError(f'{self._prefix}: train/ lacks the classes {sorted(unknown)} of test/')
     self._files, self._labels = {}, {}
