@@ -148,12 +148,12 @@ def test_the_independent_student_is_an_ordinary_one_and_is_trained_once(compared
   assert training.is_complete(other.student_folder)
   for folder in ('teachers', 'predictions', 'students'):  # this one's and that one's
     assert len([path for path in (compared.workdir / folder).iterdir() if path.is_dir()]) == 2
-  before = files(compared.workdir)
+  before = modified(compared.workdir)
   assert not independent.run(compared)
-  assert files(compared.workdir) == before
+  assert modified(compared.workdir) == before
 
 
-def files(workdir) -> dict[pathlib.Path, int]:
+def modified(workdir) -> dict[pathlib.Path, int]:
   return {p: p.stat().st_mtime_ns for p in pathlib.Path(workdir).rglob('*') if p.is_file()}
 
 

@@ -6,19 +6,23 @@ import shlex
 import subprocess
 import sys
 
+import checked_config
 import pytest
 from conftest import ROOT, TINY
 
 from kdjax import config as config_lib
-from kdjax import data, validation
+from kdjax import validation
 
 README = (ROOT / 'README.md').read_text()
 COMMANDS = sorted(set(re.findall(r'^(?:\|.*?`)?(python launch\.py[^`\n]*)', README, re.MULTILINE)))
-CIFAR = data.Description((32, 32, 3), tuple(map(str, range(100))), 50_000, 10_000)
 
 
 def flags_of(command: str) -> list[str]:
   return shlex.split(command)[2:]
+
+
+def test_nothing_is_left_open():
+  assert '@@' not in README
 
 
 def test_there_are_commands():
@@ -28,16 +32,20 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_is_valid(command, monkeypatch):
-  describe = data.describe
-  monkeypatch.setattr(
-    data, 'describe', lambda c, prepare: describe(c) if c.name in data.EMBEDDED else CIFAR
-  )
+  monkeypatch.chdir(ROOT)
+  checked_config.pretend(monkeypatch)
   flags = dict(flag.removeprefix('--').partition('=')[::2] for flag in flags_of(command))
   spec = str(ROOT / flags.pop('config', 'configs/digits_resnet.py'))
   overrides = [(f.removeprefix('config.'), v) for f, v in flags.items() if f.startswith('config.')]
-  assert {f for f in flags if not f.startswith('config.')} <= {'stages', 'workdir', 'verify'}
-  config, problems = config_lib.load(spec, overrides)
-  validation.check(config, num_devices=1, problems=problems)
+  others = {flag for flag in flags if not flag.startswith('config.')}
+  assert others <= {'stages', 'workdir', 'verify', 'sweep'}
+  if 'sweep' in flags:
+    sweep = config_lib.load_sweep(spec)
+    configs, problems = config_lib.sweep_configs(spec, sweep, overrides)
+    validation.check_sweep(configs, 1, problems)
+  else:
+    config, problems = config_lib.load(spec, overrides)
+    validation.check(config, num_devices=1, problems=problems)
 
 
 def test_the_commands_for_digits_run_one_after_the_other(tmp_path):

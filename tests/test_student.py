@@ -157,7 +157,8 @@ def test_data_recycling(tmp_path):
     student__num_epochs=1,
     student__keep_checkpoints=(),
   )
-  images, labels = run.splits['train'].inputs_N, run.splits['train'].labels_N
+  images, labels = run.splits['train'].inputs_N.copy(), run.splits['train'].labels_N
+  run.splits = run.splits | {'train': data.Split(images, labels)}  # to be changed
   positions = data.Split(np.arange(200), labels)
   in_d0, in_d1 = (data.part(positions, part).inputs_N for part in ((0, 100), (100, 200)))
   assert sorted([*in_d0, *in_d1]) == list(range(200))
