@@ -85,9 +85,14 @@ def write(
 
 
 def terminal_table(sweep: Sweep, results: Results) -> Table:
-  """Mean ± standard deviation of every measure at every point, with the paper's beside."""
+  """Mean ± standard deviation of every measure at every point, with the paper's beside.
+
+  Many measures stand one below the other, so that they fit into 80 columns.
+  """
   rows = sweep_lib.summarise(sweep, results)
   has_paper = _has_paper(rows)
+  if len(sweep.panels) > MAX_COLUMNS:
+    return _long_table(sweep, rows, any(has_paper))
   table = Table(box=box.SIMPLE, title=sweep.title)
   if any(sweep_lib.series_names(sweep)):
     table.add_column('')
@@ -106,6 +111,21 @@ def terminal_table(sweep: Sweep, results: Results) -> Table:
       cells.insert(0, '' if row.point.series == previous else row.point.series)
     table.add_row(*cells)
     previous = row.point.series
+  return table
+
+
+def _long_table(sweep: Sweep, rows: Sequence[Row], has_paper: bool) -> Table:
+  table = Table(box=box.SIMPLE, title=sweep.title)
+  for heading in ('', sweep.x_label, 'measured', *['paper'] * has_paper, 'trials'):
+    table.add_column(heading, justify='left' if heading in ('', sweep.x_label) else 'right')
+  for i, panel in enumerate(sweep.panels):
+    table.add_section()
+    table.add_row(panel.label, style='bold')
+    for row in rows:
+      texts = _texts(sweep, row, [has_paper] * len(sweep.panels))
+      width = 1 + has_paper
+      measured = texts[i * width : (i + 1) * width]
+      table.add_row(f'  {row.point.series}', _x_text(row.point.x), *measured, _trials(sweep, row))
   return table
 
 

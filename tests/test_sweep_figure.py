@@ -1,6 +1,7 @@
 """The figure, table and page of made-up sweeps, whose numbers are known."""
 
 import csv
+import dataclasses
 import io
 import re
 import subprocess
@@ -264,3 +265,21 @@ def test_terminal_table():
   assert '1 58.00 ± 1.41 58.04 ± 0.5 – 2' in lines
   assert 'm = 3 16 72.00 ± 2.83 71.56 – 2' in lines
   assert '1 62.00 – – 1 of 2' in lines
+
+
+def test_many_measures_stand_below_one_another_in_80_columns():
+  others = (Panel('splits.test.fidelity.predictive_kl', 'KL (nats)'), Panel('cka.b', 'another CKA'))
+  sweep = dataclasses.replace(NUMBERS, panels=(*PANELS, *others))
+  console = rich.console.Console(width=80)
+  with console.capture() as capture:
+    console.print(sweep_figure.terminal_table(sweep, RESULTS))
+  lines = [' '.join(line.split()) for line in capture.get().splitlines()]
+  start = lines.index('agreement (%)')
+  assert lines[start + 1 : start + 5] == [
+    'm = 1 16 65.00 ± 1.41 – 2',
+    'm = 1 1 58.00 ± 1.41 58.04 ± 0.5 2',
+    'm = 3 16 72.00 ± 2.83 71.56 2',
+    'm = 3 1 62.00 – 1 of 2',
+  ]
+  assert lines[lines.index('CKA') + 1] == 'm = 1 16 – – 2'
+  assert {'KL (nats)', 'another CKA', 'temperature τ measured paper trials'} <= set(lines)

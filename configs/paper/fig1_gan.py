@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config = recipes.mnist()
   config.predictions.examples = (0, 2000)
   config.student.num_epochs = None
-  config.student.num_steps = 2000  # of each student, whatever the size of its data
+  config.student.num_steps = 1000  # of each student, whatever the size of its data
   recipes.small_gan(config)
   return config
 
@@ -47,6 +47,6 @@ def get_sweep(arg: str = '') -> Sweep:
     x_label='GAN images added',
     points=points,
     panels=(recipes.AGREEMENT, recipes.ACCURACY, recipes.TEACHER),
-    trials=2 if arg else 3,
+    trials=1 if arg else 3,
     paper={} if arg else PAPER,
   )

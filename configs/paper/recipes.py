@@ -85,7 +85,7 @@ def mnist() -> ConfigDict:
 
 def small_gan(config: ConfigDict) -> None:
   """A GAN that learns MNIST in minutes on two CPU cores."""
-  config.gan.num_steps = 1200
+  config.gan.num_steps = 1000
   config.gan.batch_size = 32
   config.gan.num_discriminator_steps = 1
   config.gan.generator_width = 32

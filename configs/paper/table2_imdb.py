@@ -1,7 +1,7 @@
 """Table 2, IMDB: bidirectional LSTMs that tell good reviews from bad ones.
 
     python launch.py --config=configs/paper/table2_imdb.py --sweep          # a GPU, hours; not run
-    python launch.py --config=configs/paper/table2_imdb.py:small --sweep    # two CPU cores, @
+    python launch.py --config=configs/paper/table2_imdb.py:small --sweep    # two CPU cores, 6 minutes
 
 `:small` has 10,000 reviews, a cell of 32, and Adam for 4 epochs.
 """
