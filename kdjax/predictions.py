@@ -140,7 +140,7 @@ def _store(run: Run, members: list[steps.Variables]) -> None:
   num_values = sum(n * len(run.inputs[name].split) for name, n in num_views.items())
   num_bytes = num_values * len(members) * run.description.num_classes
   num_bytes *= DTYPES[config.predictions.dtype].itemsize
-  progress.logger.info('predictions: up to %.1f GB, before compression', num_bytes / 1e9)
+  progress.logger.info('predictions: up to %.0f MB, before compression', num_bytes / 1e6)
   with progress.bar('predictions', len(members) * sum(num_views.values()), 'views') as show:
     done = 0
     for name in num_views:
