@@ -92,7 +92,8 @@ def write(
   gan = (
     [] if gan_folder is None else [gan_folder / name for name in ('samples.png', 'quality.json')]
   )
-  digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan])
+  analyses = sorted((workdir / 'analysis' / student_folder.name).glob('*.json'))
+  digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan, *analyses, *map(_picture, analyses)])
   page, table = workdir / 'report.html', workdir / 'results.csv'
   if table.exists() and page.exists() and digest in page.read_text():
     return False
@@ -109,6 +110,7 @@ def write(
     controls=_controls(this.result),
     cka=this.result.get('cka', {}),
     gan=_gan(*gan) if gan else None,
+    analyses=_analyses(analyses),
     figures=_curves(student_rows, [rows for rows in member_rows if rows]),
     **_on_test(student_folder, test(), class_names),
     **_comparison(students),
@@ -235,8 +237,21 @@ def _with_interval(values: dict[str, Any], who: str, key: str) -> str:
 
 
 def _gan(samples: epath.Path, quality: epath.Path) -> dict[str, Any]:
-  encoded = base64.b64encode(samples.read_bytes()).decode()
-  return files.read_json(quality) | {'image': f'data:image/png;base64,{encoded}'}
+  return files.read_json(quality) | {'image': _png_uri(samples)}
+
+
+def _analyses(paths: Iterable[epath.Path]) -> list[dict[str, Any]]:
+  """What was found out about the student: 'title', 'caption' and 'image' of each, in their order."""
+  found = [files.read_json(path) | {'image': _png_uri(_picture(path))} for path in paths]
+  return sorted(found, key=lambda of: of['place'])
+
+
+def _picture(about: epath.Path) -> epath.Path:
+  return about.parent / f'{about.stem}.png'
+
+
+def _png_uri(path: epath.Path) -> str:
+  return f'data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'
 
 
 def _curves(student_rows: figures.Rows, member_rows: list[figures.Rows]) -> dict[str, str | None]:

@@ -186,6 +186,29 @@ def test_cka_by_feature_and_member(page):
   assert page.tables[2] == [['feature', 'member 0', 'member 1'], ['stage1', '0.988', '–']]
 
 
+def test_analyses_of_the_student_come_in_their_order(run):
+  assert run.write() is True
+  assert 'Landscape' not in run.page.read_text()
+  folder = run.workdir / 'analysis' / STUDENT
+  folder.mkdir(parents=True)
+  for place, name in ((1, 'a_curve'), (0, 'b_plane')):
+    about = {'place': place, 'title': f'Title {name}', 'caption': f'Says <{name}>.', 'checks': {}}
+    (folder / f'{name}.json').write_text(json.dumps(about))
+    (folder / f'{name}.png').write_bytes(name.encode())
+  assert run.write() is True
+  text = run.page.read_text()
+  assert text.index('Title b_plane') < text.index('Title a_curve')
+  assert 'Says &lt;b_plane&gt;.' in text
+  assert f'data:image/png;base64,{base64.b64encode(b"b_plane").decode()}' in text
+  assert run.write() is False
+  (folder / 'a_curve.png').write_bytes(b'another')
+  assert run.write() is True
+  assert base64.b64encode(b'another').decode() in run.page.read_text()
+  folder.rename(run.workdir / 'analysis' / OTHER)
+  assert run.write() is True
+  assert 'Landscape' not in run.page.read_text()
+
+
 def test_samples_of_the_gan(run):
   folder = run.workdir / 'gans' / 'ddd444'
   folder.mkdir(parents=True)

@@ -1,0 +1,78 @@
+"""Computes and draws every analysis of a finished student.
+
+    python -m analysis runs/digits_resnet                        # all parts, of the newest student
+    python -m analysis runs/digits_resnet --parts=plane,paths
+    python -m analysis runs/digits_resnet/students/FINGERPRINT --resolution=41
+
+Flags:
+  --parts=A,B          by default all that can be computed for the student
+  --sibling=False      do not train a student with another seed, where the workdir has none
+  --SETTING=VALUE      how much is computed; `python -m analysis --helpshort` explains the settings
+
+Everything is written to WORKDIR/analysis/<student>/, and shown in WORKDIR/report.html.
+"""
+
+import dataclasses
+import os
+import sys
+
+# Before JAX is imported: the same numbers on a GPU too.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
+
+from absl import app, flags
+
+from analysis import runner, runs
+from analysis.part import Settings
+from analysis.parts import PARTS
+from kdjax import evaluation, progress, stages
+from kdjax.errors import UserError
+
+_PARTS = flags.DEFINE_list('parts', [], f'Any of {",".join(PARTS)}. Default: all.')
+_SIBLING = flags.DEFINE_bool('sibling', True, 'Train a student with another seed if there is none.')
+
+
+class _NumbersParser(flags.ArgumentParser):
+  """'0,0.5,1' → (0.0, 0.5, 1.0)."""
+
+  syntactic_help = 'numbers with commas between them'
+
+  def parse(self, argument: str | tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(x) for x in (argument.split(',') if isinstance(argument, str) else argument))
+
+
+_PARSERS = {int: flags.IntegerParser, float: flags.FloatParser, tuple: _NumbersParser}
+_SETTINGS = {
+  field.name: flags.DEFINE(
+    _PARSERS[type(field.default)](), field.name, field.default, field.metadata['help']
+  )
+  for field in dataclasses.fields(Settings)
+}
+
+
+def _run(path: str) -> None:
+  settings = Settings(**{name: flag.value for name, flag in _SETTINGS.items()})
+  study = runs.load(path)
+  runner.check(study, settings, _PARTS.value)
+  if _SIBLING.value:
+    runs.train_sibling(study)
+  done = runner.run(study, settings, _PARTS.value)
+  if evaluation.is_evaluated(study.run):
+    stages.run(study.run.config, study.run.workdir, ['report'])
+    progress.console.print(f'report: {study.run.workdir / "report.html"}', soft_wrap=True)
+  progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) != 2:
+    raise app.UsageError('one folder: a workdir, or a student in it')
+  progress.setup_logging()
+  try:
+    _run(argv[1])
+  except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
+    sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted; the same command goes on where it was')
+
+
+if __name__ == '__main__':
+  app.run(main)

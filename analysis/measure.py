@@ -1,0 +1,343 @@
+"""Forward passes at points of weight space: losses, fidelity and accuracy on one fixed set of examples.
+
+The examples are the same at every point, so that points differ by their weights alone:
+'distillation', view 0 of what the student was distilled on, and 'test'. A point is built from a few
+coordinates inside jit, all measures come from one forward pass, and points are spread over the
+devices. Axes: P point, D device, K coordinate, M member, N example, B batch, C class.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import log_softmax
+
+from analysis.runs import Study
+from kdjax import keys, losses, models, predictions, steps
+from kdjax.steps import Variables
+
+SETS = ('distillation', 'test')
+Batch = dict[str, jax.Array]
+Build = Callable[[Any, jax.Array], Variables]  # (shared, coordinates_K) → variables, traced
+Values = dict[str, np.ndarray]  # '<set>/<measure>' → values_PN
+Objective = Callable[[jax.Array, Batch], jax.Array]  # (logits_BC, batch) → losses_B
+
+NUM_RESAMPLES = 1000
+TAIL = 0.025  # on either side of a 95 % interval
+
+
+def example_losses(
+  logits_BC: jax.Array,
+  batch: Batch,
+  *,
+  loss: Callable[..., jax.Array],
+  temperature: float,
+  alpha: float,
+) -> dict[str, jax.Array]:
+  """All measures of each example. Those that need a label are NaN where there is none.
+
+  Returns: 'loss' (what the student minimises), 'predictive_kl' (nats, at τ = 1), 'top1_agreement',
+    'accuracy' and 'nll' (nats), each of shape (B,).
+  """
+  teacher_BC, labels_B = batch['teacher_log_probs'], batch['labels']
+  loss_B = loss(logits_BC, teacher_BC, temperature)
+  if alpha:
+    loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha)
+  nll_B = losses.cross_entropy(logits_BC, jnp.maximum(labels_B, 0))
+  correct_B = (logits_BC.argmax(-1) == labels_B).astype(jnp.float32)
+  return {
+    'loss': loss_B,
+    'predictive_kl': losses.kl_divergence(teacher_BC, logits_BC),
+    'top1_agreement': (logits_BC.argmax(-1) == teacher_BC.argmax(-1)).astype(jnp.float32),
+    'accuracy': jnp.where(labels_B >= 0, correct_B, jnp.nan),
+    'nll': jnp.where(labels_B >= 0, nll_B, jnp.nan),
+  }
+
+
+class Measure:
+  """The fixed examples of a student, and what weights of its architecture do on them."""
+
+  def __init__(self, study: Study, num_examples: int):
+    """Chooses up to `num_examples` of each set, the same for every point and every call."""
+    self._run, self._steps, self._placed = study.run, {}, {}
+    self.model = study.run.student_model
+    self.sets = SETS
+    section, num_steps = study.run.config.student, study.run.plan('student').num_steps
+    self._loss = {
+      'loss': losses.LOSSES[section.loss],
+      'temperature': float(
+        losses.temperature_at(num_steps, num_steps, section.temperature, section.final_temperature)
+      ),
+      'alpha': section.alpha,
+    }
+    members = _members(study)
+    self._examples = {name: _examples(study, members, name, num_examples) for name in SETS}
+
+  def num_examples(self, name: str) -> int:
+    return len(self._examples[name]['labels'])
+
+  def batches(self, name: str) -> list[Batch]:
+    """The examples in batches of one size; what fills up the last has weight 0.
+
+    Each has inputs_BX as the model takes them, labels_B (−1: none), teacher_log_probs_BC of the
+    ensemble, and weights_B.
+    """
+    count = self.num_examples(name)
+    size = min(count, self._run.config.evaluation.batch_size)
+    indices = np.arange(-(-count // size) * size)
+    padded = {key: x[np.minimum(indices, count - 1)] for key, x in self._examples[name].items()}
+    padded['weights'] = (indices < count).astype(np.float32)
+    return [
+      {key: x[start : start + size] for key, x in padded.items()}
+      for start in range(0, len(indices), size)
+    ]
+
+  def objective(self, name: str) -> Objective:
+    """A loss of each example by name.
+
+    'distillation' is what the student minimises, 'cross_entropy' the same with the labels (0 where
+    there is none), and 'predictive_kl' is KL(teacher ‖ student) at τ = 1.
+    """
+    return partial(_objective, name=name, **self._loss)
+
+  def at(
+    self,
+    build: Build,
+    shared: Any,
+    coordinates_PK: np.ndarray,
+    reestimate: bool = False,
+    show: Callable[[int, str], None] | None = None,
+  ) -> Values:
+    """Measures the points build(shared, coordinates).
+
+    Args:
+      build: a function of a module, so that it is compiled once; nothing is compiled from point to
+        point.
+      shared: its first argument, any tree of arrays; put on the devices once.
+      reestimate: whether BatchNorm's statistics are those of the 'distillation' examples at each
+        point, and not those that `build` returns. Those of other weights fit none in between.
+      show: is called as show(points done, '').
+
+    Returns: values_PN, '<set>/<measure>' for the measures of `example_losses`.
+    """
+    shared = steps.replicate(shared)
+    collected: dict[str, list[np.ndarray]] = {}
+    for count, coordinates_DK in _over_devices(np.asarray(coordinates_PK, np.float32)):
+      stats = self._statistics(build, shared, coordinates_DK) if reestimate else {}
+      for name in SETS:
+        step = self._step(_values, build, num_sharded=2)
+        outputs = [
+          step(shared, coordinates_DK, stats, batch) for batch in self._placed_batches(name)
+        ]
+        for key in outputs[0]:
+          values_DN = np.concatenate([np.asarray(of[key]) for of in outputs], axis=1)
+          kept = values_DN[:count, : self.num_examples(name)]
+          collected.setdefault(f'{name}/{key}', []).append(kept)
+      if show is not None:
+        show(sum(len(x) for x in collected['test/loss']), '')
+    return {key: np.concatenate(pieces) for key, pieces in collected.items()}
+
+  def variables(self, variables: Variables, reestimate: bool = False) -> Values:
+    """The same of one point, so that P is 1."""
+    return self.at(as_given, variables, np.zeros((1, 1)), reestimate)
+
+  def _statistics(self, build: Build, shared: Any, coordinates_DK: np.ndarray) -> Any:
+    """BatchNorm statistics of each device's point; {} of a model that has none."""
+    step = self._step(_moments, build, num_sharded=1)
+    moments = [step(shared, coordinates_DK, batch) for batch in self._unpadded_batches()]
+    return _pool(moments, [len(batch['inputs']) for batch in self._unpadded_batches()])
+
+  def _step(self, step: Callable, build: Build, num_sharded: int) -> Callable:
+    key = step, build
+    if key not in self._steps:
+      bound = {'build': build, 'model': self.model}
+      bound |= {'loss': self._loss} if step is _values else {}
+      self._steps[key] = steps.parallel(
+        partial(step, **bound), num_sharded=num_sharded, sharded_output=True
+      )
+    return self._steps[key]
+
+  def _placed_batches(self, name: str) -> list[Batch]:
+    if name not in self._placed:
+      self._placed[name] = [steps.replicate(batch) for batch in self.batches(name)]
+    return self._placed[name]
+
+  def _unpadded_batches(self) -> list[Batch]:
+    """Of the distillation data, for statistics, in which padding would count."""
+    if 'unpadded' not in self._placed:
+      self._placed['unpadded'] = [
+        steps.replicate({'inputs': batch['inputs'][batch['weights'] > 0]})
+        for batch in self.batches('distillation')
+      ]
+    return self._placed['unpadded']
+
+
+def as_given(variables: Variables, coordinates_K: jax.Array) -> Variables:
+  """The `build` of a single point."""
+  del coordinates_K
+  return variables
+
+
+def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) -> Variables:
+  """The variables with BatchNorm statistics pooled over `batches`, which have 'inputs'.
+
+  The variance is the mean of the batches' variances plus the variance of their means, weighted by
+  their sizes. Other variables come back as they are.
+  """
+  if not variables['batch_stats']:
+    return variables
+  moments = [_jitted_moments(variables, {'inputs': b['inputs']}, model=model) for b in batches]
+  pooled = _pool(moments, [len(batch['inputs']) for batch in batches])
+  return {'params': variables['params'], 'batch_stats': pooled}
+
+
+def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
+  """Means over examples and their 95 % percentile bootstrap intervals.
+
+  All points share the resamples, so that their errors move together. NaN examples are left out; a
+  mean over none is NaN.
+
+  Returns: for each key, `key`, `key/low` and `key/high`, of shape (P,).
+  """
+  found = {}
+  for key, values_PN in values.items():
+    counts_RN = _resamples(values_PN.shape[1], seed)
+    there_PN = ~np.isnan(values_PN)
+    filled_PN = np.where(there_PN, values_PN, 0).astype(np.float64)
+    with np.errstate(invalid='ignore'):
+      found[key] = filled_PN.sum(1) / there_PN.sum(1)
+      means_RP = (counts_RN @ filled_PN.T) / (counts_RN @ there_PN.T.astype(np.float64))
+    ends = np.full((2, len(values_PN)), np.nan)
+    some_P = there_PN.any(1)
+    ends[:, some_P] = np.nanquantile(means_RP[:, some_P], [TAIL, 1 - TAIL], axis=0)
+    found[f'{key}/low'], found[f'{key}/high'] = ends
+  return found
+
+
+def _resamples(num_examples: int, seed: int) -> np.ndarray:
+  """How often each example is drawn in each resample."""
+  rng = keys.numpy_rng(seed, 'analysis/bootstrap')
+  uniform = np.full(num_examples, 1 / num_examples)
+  return rng.multinomial(num_examples, uniform, size=NUM_RESAMPLES).astype(np.float64)
+
+
+# Inside jit.
+
+
+def _values(
+  shared: Any,
+  coordinates_K: jax.Array,
+  stats: Any,
+  batch: Batch,
+  *,
+  build: Build,
+  model: nn.Module,
+  loss: dict[str, Any],
+) -> dict[str, jax.Array]:
+  variables = build(shared, coordinates_K)
+  variables = variables | ({'batch_stats': stats} if stats else {})
+  logits_BC, _ = model.apply(variables, batch['inputs'], train=False)
+  return example_losses(logits_BC, batch, **loss)
+
+
+def _moments(
+  shared: Any, coordinates_K: jax.Array, batch: Batch, *, build: Build, model: nn.Module
+) -> Any:
+  """BatchNorm's mean and variance of one batch at one point."""
+  variables = build(shared, coordinates_K)
+  if not variables['batch_stats']:
+    return {}
+
+  # Here devices hold different points. An axis of length one, of the same name, keeps each to itself.
+  def alone(inputs):
+    view = lambda seed, batch: (batch['inputs'], None)
+    return steps.batch_moments_step(variables, {'inputs': inputs}, 0, model=model, view=view)
+
+  moments = jax.vmap(alone, axis_name=models.AXIS_NAME)(batch['inputs'][None])
+  return jax.tree.map(lambda x: x[0], moments)
+
+
+@partial(jax.jit, static_argnames='model')
+def _jitted_moments(variables: Variables, batch: Batch, *, model: nn.Module) -> Any:
+  return _moments(variables, jnp.zeros(1), batch, build=as_given, model=model)
+
+
+def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) -> jax.Array:
+  if name == 'cross_entropy':
+    return jnp.nan_to_num(example_losses(logits_BC, batch, **loss)['nll'])
+  measure = {'distillation': 'loss', 'predictive_kl': 'predictive_kl'}[name]
+  return example_losses(logits_BC, batch, **loss)[measure]
+
+
+# On the host.
+
+
+def _pool(moments: list[Any], sizes: list[int]) -> Any:
+  """Pools the 'mean' and 'var' leaves of batches of the given sizes."""
+  if len(moments) == 1 or not moments[0]:
+    return moments[0]
+  weights = [size / sum(sizes) for size in sizes]
+  return _pooled(weights, *moments)
+
+
+def _pooled(weights: list[float], *stats: Any) -> Any:
+  if 'mean' not in stats[0]:
+    return {name: _pooled(weights, *(of[name] for of in stats)) for name in stats[0]}
+  mean = sum(w * of['mean'] for w, of in zip(weights, stats, strict=True))
+  var = sum(
+    w * (of['var'] + (of['mean'] - mean) ** 2) for w, of in zip(weights, stats, strict=True)
+  )
+  return {'mean': mean, 'var': var}
+
+
+def _over_devices(coordinates_PK: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Points in groups of one a device; how many of a group count, and the group."""
+  num_devices = jax.local_device_count()
+  for start in range(0, len(coordinates_PK), num_devices):
+    group = coordinates_PK[start : start + num_devices]
+    padding = np.repeat(group[:1], num_devices - len(group), axis=0)
+    yield len(group), np.concatenate([group, padding])
+
+
+def _members(study: Study) -> list[Variables] | None:
+  """The teacher's members, or None where only their predictions are left."""
+  if not study.has_teachers:
+    return None
+  return [study.member(i) for i in range(study.num_members)]
+
+
+def _examples(
+  study: Study, members: list[Variables] | None, name: str, num_examples: int
+) -> dict[str, np.ndarray]:
+  """Fixed examples of a set, as the model sees them, and the ensemble's log_probs on them.
+
+  These are computed in float32, so that a student with its teacher's weights has a KL of exactly 0;
+  those of the store, which are rounded, serve where the teachers are gone.
+  """
+  run, inputs = study.run, study.run.inputs[name]
+  order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(len(inputs.split))
+  indices_N = np.sort(order_N[:num_examples])
+  if members is None:
+    log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
+  else:
+    logits = [run.predict(run.teacher_model, m, inputs, 0, indices_N) for m in members]
+    log_probs_MNC = log_softmax(np.stack(logits), axis=-1)
+  batches = inputs.evaluation(indices_N, 0, run.config.evaluation.batch_size)
+  seen = [_seen(inputs.view, inputs.seed, batch, count) for batch, count in batches]
+  return {
+    'inputs': np.concatenate([x for x, _ in seen]),
+    'labels': np.concatenate([y for _, y in seen]),
+    'teacher_log_probs': predictions.combine(log_probs_MNC),
+  }
+
+
+def _seen(
+  view: Callable, seed: int, batch: steps.Batch, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The first `count` inputs and labels of a batch as the model sees them, on the host."""
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # no axis of devices
+  return jax.tree.map(lambda x: np.asarray(x)[:count], jax.jit(view)(seed, flat))

@@ -1,0 +1,136 @@
+"""What a part of the analysis is, and what it is given: settings, blocks that are kept, and checks."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+from analysis.runs import Study
+from kdjax import files
+from kdjax.errors import UserError
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+Arrays = dict[str, np.ndarray]
+
+
+def _field(default: Any, smallest: float, text: str, largest: float = math.inf) -> Any:
+  metadata = {'smallest': smallest, 'largest': largest, 'help': text}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How much is computed. The defaults take minutes on two cores for configs/digits_resnet.py."""
+
+  num_examples: int = _field(512, 2, 'Examples of the distillation data, and of the test set.')
+  resolution: int = _field(25, 3, 'Points along the longer side of a plane.')
+  random_resolution: int = _field(15, 3, 'Points along a side of the random plane.')
+  max_members: int = _field(3, 1, "Teacher's members in the matrices of barriers.")
+  path_points: int = _field(11, 3, 'Points along a path.')
+  bezier_steps: int = _field(200, 1, 'Training steps of a Bezier curve.')
+  curvature_examples: int = _field(256, 2, 'Examples of the distillation data behind curvature.')
+  num_eigenpairs: int = _field(10, 1, 'Largest eigenvalues that are computed.')
+  lanczos_steps: int = _field(40, 2, 'Products with the Hessian for each probe.')
+  num_probes: int = _field(4, 2, 'Random vectors behind densities and traces.')
+
+  def problems(self) -> list[str]:
+    """What is wrong with the values, for a ConfigError."""
+    return [problem for field in dataclasses.fields(self) for problem in self._problems(field)]
+
+  def _problems(self, field: dataclasses.Field) -> Iterator[str]:
+    value, smallest, largest = (
+      getattr(self, field.name),
+      field.metadata['smallest'],
+      field.metadata['largest'],
+    )
+    values = value if isinstance(value, tuple) else (value,)
+    if not values or not all(smallest <= x <= largest for x in values):
+      allowed = f'{smallest} or more' if largest == math.inf else f'{smallest} to {largest}'
+      each = ', for each of one or more' if isinstance(value, tuple) else ''
+      yield f'--{field.name} = {value}: allowed: {allowed}{each}'
+
+
+class CheckError(UserError):
+  """An analysis does not pass a check of its own, so that its numbers are not to be trusted."""
+
+
+class Checks:
+  """Self-checks of a part; their values are kept beside its results."""
+
+  def __init__(self):
+    self.values: dict[str, list[float]] = {}
+
+  def at_most(self, name: str, value: float, limit: float) -> None:
+    """Records a deviation. Of one that is recorded several times, the largest is kept.
+
+    Raises:
+      CheckError: it is above the limit, or NaN.
+    """
+    value = float(value)
+    if not value <= limit:
+      raise CheckError(
+        f'the self-check {name!r} failed: {value:.3g} is not at most {limit:.3g}. The numbers of this '
+        'part would be wrong, and were not written; please report it with the config.'
+      )
+    largest = max(value, self.values.get(name, [-math.inf])[0])
+    self.values[name] = [largest, float(limit)]
+
+
+class Blocks:
+  """Finished pieces of a part that is under way, on disk, so that a killed run goes on.
+
+  Pieces that were made under other settings or for another student are in another folder.
+  """
+
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+
+  def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
+    """The arrays of a piece: those on disk, or else what `compute()` returns."""
+    path = self._folder / f'{key.replace(" ", "_")}.npz'
+    if not path.exists():
+      files.write_arrays(path, compute())
+    return files.read_arrays(path)
+
+  def delete(self) -> None:
+    if self._folder.exists():
+      self._folder.rmtree()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One analysis: numbers, a figure, and what the figure says."""
+
+  name: str  # of its files, and in --parts
+  title: str
+  reads: tuple[str, ...]  # the settings that its numbers depend on
+  compute: Callable[[Study, Settings, Blocks, Checks], Arrays]
+  draw: Callable[[Arrays], 'Figure']
+  caption: Callable[[Arrays], str]
+  unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
+
+  def record(self, study: Study, settings: Settings) -> dict[str, Any]:
+    """What its numbers depend on, as JSON has it."""
+    record = {
+      'part': self.name,
+      'fingerprints': study.fingerprints,
+      'settings': {name: getattr(settings, name) for name in self.reads},
+    }
+    return json.loads(json.dumps(record))
+
+
+def read_record(arrays: Arrays) -> dict[str, Any]:
+  """What stands in a part's .npz beside its numbers: record, config and checks."""
+  return json.loads(str(arrays['record']))
+
+
+def digest(record: dict[str, Any]) -> str:
+  """A short name for a record."""
+  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,187 @@
+"""A finished student and what surrounds it, found from a folder alone.
+
+    study = runs.load('runs/digits_resnet')  # or gs://..., or one student's folder
+    study.student(), study.member(0)
+
+`Run` (kdjax/run.py) needs a config; here the config is the one that lies in the student's folder.
+"""
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from configs import base
+from kdjax import config as config_lib
+from kdjax import files, independent, student, teachers, training
+from kdjax.checkpoint import Checkpoints
+from kdjax.errors import DamageError, MissingInputError
+from kdjax.run import Run
+from kdjax.steps import Variables
+
+
+def load(path: epath.PathLike) -> 'Study':
+  """The student in a folder, or the newest one of a workdir.
+
+  The newest is the one that was evaluated last; where none was, the one that was trained last.
+
+  Raises:
+    MissingInputError: there is no folder, or no finished student in it.
+    DamageError: the folder's config.json is damaged, or of another version of kdjax.
+  """
+  path = epath.Path(path).expanduser()
+  path = path if path.is_absolute() else path.absolute()
+  if not path.is_dir():
+    raise MissingInputError(f'{path}: there is no such folder; give a workdir or a student in it')
+  folder = path if path.parent.name == 'students' else _newest(path)
+  if not training.is_complete(folder):
+    raise MissingInputError(
+      f'{folder}: the student is not trained to its end; run the command that began it again'
+    )
+  run = Run(read_config(folder), folder.parents[1])
+  if run.student_folder != folder:
+    raise DamageError(
+      f'{folder / "config.json"} gives the student {run.student_folder.name}, not {folder.name}: it '
+      'was changed, or was written by another version of kdjax. Train the student again.'
+    )
+  return Study(run)
+
+
+def _newest(workdir: epath.Path) -> epath.Path:
+  for name in ('result.json', 'complete.json'):
+    found = list((workdir / 'students').glob(f'*/{name}'))
+    if found:
+      return max(found, key=lambda path: (path.stat().mtime, path.as_posix())).parent
+  raise MissingInputError(
+    f'{workdir}: no finished student in {workdir / "students"}; train one with launch.py '
+    f'--workdir={workdir}'
+  )
+
+
+def read_config(folder: epath.Path) -> ConfigDict:
+  """The config that a student or teacher was trained with, with the types of configs/base.py."""
+  path = folder / 'config.json'
+  if not path.exists():
+    raise DamageError(f'{path} is missing. Run the command of that student again.')
+  saved, config = config_lib.leaves(ConfigDict(files.read_json(path))), base.get_config()
+  known = config_lib.leaves(config)
+  if unknown := sorted(saved.keys() - known.keys()):
+    raise DamageError(
+      f'{path} has fields that this version of kdjax does not know: {", ".join(unknown)}. Use the '
+      'version that wrote it.'
+    )
+  values = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in saved.items()}
+  config.update_from_flattened_dict(values)
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """One finished student. Nothing is read before it is asked for."""
+
+  run: Run
+
+  @property
+  def folder(self) -> epath.Path:
+    """Where its analyses are written."""
+    return self.run.workdir / 'analysis' / self.run.student_folder.name
+
+  @property
+  def seed(self) -> int:
+    return self.run.config.seed
+
+  @property
+  def num_members(self) -> int:
+    return self.run.config.teacher.num_members
+
+  @property
+  def fingerprints(self) -> dict[str, str]:
+    config = self.run.config
+    return {
+      'teacher': config_lib.teacher_fingerprint(config),
+      'predictions': config_lib.predictions_fingerprint(config),
+      'student': config_lib.student_fingerprint(config),
+    }
+
+  @property
+  def same_architecture(self) -> bool:
+    """Whether teacher and student live in the same weight space."""
+    return config_lib.student_model(self.run.config) == self.run.config.model
+
+  @property
+  def has_teachers(self) -> bool:
+    """Whether all members are there, and not just their predictions."""
+    return all(teachers.is_trained(self.run, i) for i in range(self.num_members))
+
+  def member(self, member: int = 0) -> Variables:
+    """A teacher's final variables; raises MissingInputError if its folder is gone."""
+    return teachers.load(self.run, member)
+
+  @cached_property
+  def steps(self) -> list[int]:
+    """The student's kept checkpoints in order; the last is the final one."""
+    with Checkpoints(self.run.student_folder / 'checkpoints', read_only=True) as checkpoints:
+      return checkpoints.steps
+
+  def student(self, step: int | None = None) -> Variables:
+    """The student's variables, final or after a kept step."""
+    return student.load(self.run, step)
+
+  @cached_property
+  def siblings(self) -> list[Run]:
+    """Finished students of the workdir that differ from this one in their seed alone."""
+    found = []
+    for path in sorted(self.run.student_folder.parent.glob('*/complete.json')):
+      if path.parent.name == self.run.student_folder.name or not training.is_complete(path.parent):
+        continue
+      other = Run(read_config(path.parent), self.run.workdir)
+      reseeded = _with_seed(other.config, config_lib.student_seed(self.run.config))
+      if config_lib.student_fingerprint(reseeded) == self.run.student_folder.name:
+        found.append(other)
+    return found
+
+  @cached_property
+  def independent(self) -> Run | None:
+    """The independent student's run (another teacher, the same recipe), if it was trained."""
+    if self.run.config.evaluation.independent_seed is None:
+      return None
+    other = independent.counterpart(self.run)
+    return other if training.is_complete(other.student_folder) else None
+
+  @property
+  def initial_is_kept(self) -> bool:
+    return 0 in self.steps
+
+  def points(self) -> dict[str, Variables]:
+    """All weights of the student's architecture by name, in the order in which they are drawn.
+
+    'initial' (where it was kept), 'student', 'teacher 0', ..., 'sibling', 'independent'.
+    """
+    found: dict[str, Any] = {'initial': self.student(0)} if self.initial_is_kept else {}
+    found['student'] = self.student()
+    if self.same_architecture and self.has_teachers:
+      found |= {f'teacher {i}': self.member(i) for i in range(self.num_members)}
+    if self.siblings:
+      found['sibling'] = student.load(self.siblings[0])
+    if self.independent is not None:
+      found['independent'] = student.load(self.independent)
+    return found
+
+
+SIBLING = 1  # what is added to the seed of the student
+
+
+def train_sibling(study: Study) -> None:
+  """Trains a student that differs in its seed alone, if the workdir has none."""
+  if not study.siblings:
+    config = _with_seed(study.run.config, config_lib.student_seed(study.run.config) + SIBLING)
+    student.run(Run(config, study.run.workdir))
+    del study.__dict__['siblings']
+
+
+def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+  other = config.copy_and_resolve_references()
+  other.student.seed = seed
+  return other

@@ -1,0 +1,166 @@
+"""The runner, with made-up parts: what is kept, what is computed again, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import copied
+from etils import epath
+
+from analysis import runner, runs
+from analysis.part import Blocks, CheckError, Checks, Part, Settings
+from kdjax import figures, files
+from kdjax.errors import ConfigError
+
+NUM_PIECES = 3
+
+
+class Made:
+  """A part that counts its pieces, and can be killed after some."""
+
+  def __init__(self):
+    self.computed, self.die_after = [], None
+
+  def part(self, name: str = 'made', **fields) -> Part:
+    return Part(name, f'Title of {name}', ('num_probes',), self.compute, draw, caption, **fields)
+
+  def compute(self, study, settings, blocks, checks):
+    def piece(i):
+      if len(self.computed) == self.die_after:
+        raise KeyboardInterrupt
+      self.computed.append(i)
+      return {'x': np.array(float(i * settings.num_probes)), 'zero': np.array(0.0)}
+
+    pieces = [blocks.get(f'piece {i}', lambda i=i: piece(i)) for i in range(NUM_PIECES)]
+    checks.at_most('small', 0.25, 1.0)
+    return {'x': np.array([of['x'] for of in pieces])}
+
+
+def draw(arrays):
+  figure = figures.blank()
+  figure.subplots().plot(arrays['x'])
+  return figure
+
+
+def caption(arrays):
+  return f'The last is {arrays["x"][-1]:g}.'
+
+
+@pytest.fixture
+def made(monkeypatch):
+  made = Made()
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part()})
+  return made
+
+
+@pytest.fixture
+def study(finished, tmp_path):
+  return runs.load(copied(finished, tmp_path).workdir)
+
+
+def test_a_part_leaves_numbers_pictures_and_words(study, made):
+  assert runner.run(study, Settings(num_probes=5)) == ['made']
+  arrays = files.read_arrays(study.folder / 'made.npz')
+  np.testing.assert_array_equal(arrays['x'], [0, 5, 10])
+  record = json.loads(str(arrays['record']))
+  assert record['settings'] == {'num_probes': 5}
+  assert record['fingerprints'] == study.fingerprints
+  assert json.loads(str(arrays['config'])) == json.loads(json.dumps(study.run.config.to_dict()))
+  assert json.loads(str(arrays['checks'])) == {'small': [0.25, 1.0]}
+  about = files.read_json(study.folder / 'made.json')
+  assert about['title'] == 'Title of made'
+  assert about['caption'] == 'The last is 10.'
+  assert (study.folder / 'made.png').read_bytes().startswith(b'\x89PNG')
+  assert (study.folder / 'made.pdf').read_bytes().startswith(b'%PDF')
+  assert not (study.folder / 'blocks' / 'made').exists()
+  assert list((study.folder / 'blocks').glob('*/*')) == []
+
+
+def test_what_is_finished_is_not_computed_again(study, made):
+  runner.run(study, Settings())
+  times = {path.name: path.stat().mtime for path in study.folder.glob('made.*')}
+  runner.run(study, Settings(num_examples=99))  # which this part does not read
+  assert len(made.computed) == NUM_PIECES
+  assert {path.name: path.stat().mtime for path in study.folder.glob('made.*')} == times
+  (study.folder / 'made.png').unlink()
+  runner.run(study, Settings())
+  assert len(made.computed) == NUM_PIECES
+  assert (study.folder / 'made.png').exists()
+  runner.run(study, Settings(num_probes=9))
+  assert len(made.computed) == 2 * NUM_PIECES
+  assert files.read_json(study.folder / 'made.json')['caption'] == 'The last is 18.'
+
+
+def test_a_killed_part_goes_on_with_the_same_numbers(study, made):
+  made.die_after = 2
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(study, Settings())
+  assert not (study.folder / 'made.npz').exists()
+  made.die_after = None
+  runner.run(study, Settings())
+  assert made.computed == [0, 1, 2]
+  np.testing.assert_array_equal(files.read_arrays(study.folder / 'made.npz')['x'], [0, 4, 8])
+
+
+def test_pieces_of_other_settings_are_not_used(study, made):
+  made.die_after = 2
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(study, Settings())
+  made.die_after = None
+  runner.run(study, Settings(num_probes=7))
+  np.testing.assert_array_equal(files.read_arrays(study.folder / 'made.npz')['x'], [0, 7, 14])
+
+
+def test_a_failed_check_writes_nothing_and_loses_nothing(study, made, monkeypatch):
+  def compute(study, settings, blocks, checks):
+    checks.at_most('corners', 0.5, 0.1)
+
+  bad = Part('bad', 'Bad', (), compute, draw, caption)
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'bad': bad})
+  with pytest.raises(CheckError, match=r"self-check 'corners' failed: 0\.5 is not at most 0\.1"):
+    runner.run(study, Settings())
+  assert (study.folder / 'made.npz').exists()
+  assert list(study.folder.glob('bad.*z')) == []
+
+
+def test_checks_keep_the_largest_and_refuse_nan():
+  checks = Checks()
+  for value in (0.1, 0.3, 0.2):
+    checks.at_most('a', value, 0.5)
+  assert checks.values == {'a': [0.3, 0.5]}
+  with pytest.raises(CheckError):
+    checks.at_most('a', float('nan'), 0.5)
+
+
+def test_a_piece_that_is_zero_is_not_missing(tmp_path):
+  blocks, count = Blocks(epath.Path(tmp_path / 'b')), []
+
+  def zero():
+    count.append(1)
+    return {'kl': np.array(0.0)}
+
+  assert blocks.get('a', zero)['kl'] == blocks.get('a', zero)['kl'] == 0
+  assert len(count) == 1
+
+
+def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
+  never = made.part('never', unavailable=lambda study: 'the teacher has another architecture')
+  monkeypatch.setattr(runner, 'PARTS', {'never': never, 'made': made.part()})
+  assert runner.run(study, Settings()) == ['made']
+  with pytest.raises(ConfigError) as error:
+    runner.run(study, Settings(num_probes=1, resolution=2), ['never', 'nothing'])
+  assert error.value.problems == [
+    '--resolution = 2: allowed: 3 or more',
+    '--num_probes = 1: allowed: 2 or more',
+    "--parts: 'never': the teacher has another architecture",
+    "--parts: 'nothing': no such part; allowed: any of never,made",
+  ]
+
+
+def test_figures_are_the_same_bytes_twice(study, made):
+  runner.run(study, Settings())
+  before = [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')]
+  for end in ('png', 'pdf'):
+    (study.folder / f'made.{end}').unlink()
+  runner.run(study, Settings())
+  assert [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')] == before

@@ -1,0 +1,130 @@
+"""A study is found from a folder alone."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import copied, tiny_run
+from etils import epath
+
+from analysis import runs
+from configs import base
+from kdjax import config as config_lib
+from kdjax import student, teachers
+from kdjax.errors import DamageError, MissingInputError
+
+
+def equal(a, b) -> bool:
+  return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_a_workdir_and_a_students_folder_give_the_same_study(finished):
+  by_workdir = runs.load(finished.workdir)
+  assert by_workdir.run.student_folder == finished.student_folder
+  assert runs.load(str(finished.student_folder)).run.workdir == finished.workdir
+  assert by_workdir.folder == finished.workdir / 'analysis' / finished.student_folder.name
+  assert by_workdir.fingerprints['teacher'] == config_lib.teacher_fingerprint(finished.config)
+
+
+def test_a_relative_folder(finished, monkeypatch):
+  monkeypatch.chdir(finished.workdir.parent)
+  assert runs.load(finished.workdir.name).run.student_folder == finished.student_folder
+
+
+def test_the_config_comes_back_with_its_types(finished):
+  config = runs.read_config(finished.student_folder)
+  assert config.to_dict() == finished.config.to_dict()
+  names = [f'{section}.{name}' for section in ('student', 'dataset') for name in config[section]]
+  for name in names:
+    assert config_lib.is_optional(config, name) == config_lib.is_optional(base.get_config(), name)
+
+
+def test_variables_are_those_of_the_run(finished):
+  study = runs.load(finished.workdir)
+  num_steps = finished.plan('student').num_steps
+  assert study.steps == [0, num_steps // 2, num_steps]
+  assert study.num_members == 2
+  assert study.same_architecture
+  assert study.has_teachers
+  assert equal(study.student(), student.load(finished))
+  assert equal(study.student(0), student.load(finished, 0))
+  assert not equal(study.student(0), study.student())
+  assert equal(study.member(1), teachers.load(finished, 1))
+  points = study.points()
+  assert list(points) == ['initial', 'student', 'teacher 0', 'teacher 1']
+  assert equal(points['teacher 1'], study.member(1))
+
+
+def test_siblings_differ_in_the_seed_alone(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  assert runs.load(tmp_path).siblings == []
+  for fields in ({'student__seed': 5}, {'student__seed': 6, 'student__temperature': 1.0}):
+    other = tiny_run(tmp_path, **fields)
+    shutil.copytree(run.student_folder, other.student_folder)
+    (other.student_folder / 'config.json').unlink()
+    other.write_config(other.student_folder)
+  study = runs.load(run.student_folder)
+  assert [config_lib.student_seed(other.config) for other in study.siblings] == [5]
+  assert equal(study.points()['sibling'], study.student())  # the copy
+
+
+def test_a_sibling_is_trained_once(finished, tmp_path):
+  copied(finished, tmp_path)
+  study = runs.load(tmp_path)
+  assert study.siblings == []
+  runs.train_sibling(study)
+  (sibling,) = study.siblings
+  assert config_lib.student_seed(sibling.config) == study.seed + runs.SIBLING
+  assert not equal(student.load(sibling), study.student())
+  before = sorted(tmp_path.glob('students/*/complete.json'))
+  runs.train_sibling(study)
+  assert sorted(tmp_path.glob('students/*/complete.json')) == before
+  assert runs.load(tmp_path).run.student_folder.name == study.run.student_folder.name
+
+
+def test_the_newest_is_the_student_that_was_evaluated_last(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  other = tiny_run(tmp_path, student__temperature=1.0)
+  shutil.copytree(run.student_folder, other.student_folder)
+  (other.student_folder / 'config.json').unlink()
+  other.write_config(other.student_folder)
+  times = {run: 2000, other: 1000}
+  for of, time in times.items():
+    os.utime(of.student_folder / 'result.json', (time, time))
+  assert runs.load(tmp_path).run.student_folder == run.student_folder
+  os.utime(other.student_folder / 'result.json', (3000, 3000))
+  assert runs.load(tmp_path).run.student_folder == other.student_folder
+  for of, time in times.items():
+    (of.student_folder / 'result.json').unlink()
+    os.utime(of.student_folder / 'complete.json', (time, time))
+  assert runs.load(tmp_path).run.student_folder == run.student_folder
+
+
+def test_what_is_not_there_is_said(finished, tmp_path):
+  with pytest.raises(MissingInputError, match=r'nowhere: there is no such folder'):
+    runs.load(tmp_path / 'nowhere')
+  with pytest.raises(MissingInputError, match=r'no finished student in .*students; train one'):
+    runs.load(tmp_path)
+  run = copied(finished, tmp_path)
+  (run.student_folder / 'complete.json').unlink()
+  with pytest.raises(MissingInputError, match='not trained to its end'):
+    runs.load(run.student_folder)
+
+
+def test_a_changed_config_is_no_students(finished, tmp_path):
+  path = copied(finished, tmp_path).student_folder / 'config.json'
+  config = json.loads(path.read_text())
+  config['student']['temperature'] = 3.0
+  path.write_text(json.dumps(config))
+  with pytest.raises(DamageError, match='it was changed, or was written by another version'):
+    runs.load(tmp_path)
+  config['student']['colour'] = 'red'
+  path.write_text(json.dumps(config))
+  with pytest.raises(DamageError, match=r'does not know: student\.colour'):
+    runs.load(tmp_path)
+  path.unlink()
+  with pytest.raises(DamageError, match=r'config\.json is missing'):
+    runs.load(epath.Path(tmp_path))
