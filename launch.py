@@ -26,7 +26,7 @@ from absl import app, flags
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import evaluation, predictions, progress, report, stages, sweep_figure, validation
+from kdjax import evaluation, files, predictions, progress, report, stages, sweep_figure, validation
 from kdjax.errors import ConfigError, UserError
 from kdjax.run import Run
 from kdjax.sweep import SweepRun
@@ -45,11 +45,14 @@ _overrides: list[tuple[str, str | None]] = []
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Takes the --config.FIELD=VALUE out, so that all wrong ones can be told at once."""
-  rest, arguments = [], iter(argv)
-  for argument in arguments:
+  rest, arguments = [], list(argv)
+  while arguments:
+    argument = arguments.pop(0)
     if argument.startswith('--config.'):
       field, equals, value = argument.removeprefix('--config.').partition('=')
-      _overrides.append((field, value if equals else next(arguments, None)))
+      if not equals:  # the value is the next argument, unless that is a flag
+        value = arguments.pop(0) if arguments and not arguments[0].startswith('--') else None
+      _overrides.append((field, value))
     else:
       rest.append(argument)
   return app.parse_flags_with_usage(rest)
@@ -57,7 +60,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _workdir() -> epath.Path:
   name = config_lib.config_name(_CONFIG.value)
-  return epath.Path(_WORKDIR.value or f'runs/{name}').expanduser()
+  workdir = _WORKDIR.value or f'runs/{name}'
+  if not files.is_reachable(workdir):
+    raise ConfigError([f'--workdir = {workdir!r}: {files.NEEDS_CLOUD}'])
+  return epath.Path(workdir).expanduser()
 
 
 def _run() -> None:

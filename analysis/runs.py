@@ -31,6 +31,8 @@ def load(path: epath.PathLike) -> 'Study':
     MissingInputError: there is no folder, or no finished student in it.
     DamageError: the folder's config.json is damaged, or of another version of kdjax.
   """
+  if not files.is_reachable(str(path)):
+    raise MissingInputError(f'{path}: {files.NEEDS_CLOUD}')
   path = epath.Path(path).expanduser()
   path = path if path.is_absolute() else path.absolute()
   if not path.is_dir():

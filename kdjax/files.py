@@ -1,5 +1,6 @@
 """Small files on local disks and gs://, never half-written. All paths are `epath.Path`."""
 
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,14 @@ import numpy as np
 from etils import epath
 
 from kdjax.errors import DamageError
+
+CLOUD = 'gs://'
+NEEDS_CLOUD = f"{CLOUD} needs a package: pip install 'etils[epath-gcs]'"
+
+
+def is_reachable(path: str) -> bool:
+  """Whether what reads and writes such a path is installed; only gs:// needs more than Python."""
+  return not path.startswith(CLOUD) or importlib.util.find_spec('gcsfs') is not None
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
@@ -80,7 +89,7 @@ def lock(folder: epath.Path, wait: bool = True) -> Iterator[bool]:
 
   Yields: whether the lock was had.
   """
-  if '://' in folder.as_posix():
+  if folder.as_posix().startswith(CLOUD):
     yield True
     return
   folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from kdjax import augmentations, losses, models, optimizers, store, views
+from kdjax import augmentations, files, losses, models, optimizers, store, views
 
 LARGEST = 10**9  # of any count: beyond it is a typing error
 
@@ -77,7 +77,7 @@ def _model_rules(section: str) -> dict[str, tuple]:
 RULES = {
   'seed': _SEED,
   'dataset.name': _ANY_STRING,
-  'dataset.data_dir': _ANY_STRING,
+  'dataset.data_dir': (files.is_reachable, f'a folder; {files.NEEDS_CLOUD}'),
   'dataset.num_train': _is_whole(1),
   'dataset.num_val': _is_whole(0),
   'dataset.num_test': _is_whole(1),

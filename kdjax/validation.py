@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, gan_networks, losses, models, similarity
+from kdjax import data, files, gan_networks, losses, models, similarity
 from kdjax.errors import ConfigError, UserError
 from kdjax.rules import RULES
 
@@ -27,8 +27,8 @@ def check(
   """
   incomplete = [*_wrong_fields(config), *_missing_values(config)]
   problems = [*problems, *incomplete, *_field_problems(config)]
-  if incomplete:
-    raise ConfigError(problems)  # what ties fields together would stumble over them
+  if incomplete or not files.is_reachable(config.dataset.data_dir or ''):
+    raise ConfigError(problems)  # what comes next would stumble over them
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   try:
     description = data.describe(config.dataset, prepare=prepare and not problems)

@@ -137,6 +137,8 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
     (['--stages='], '--stages: empty'),
     (['--stages=teacher'], "--stages: 'teacher': no such stage"),
     (['--config.student.alpha'], 'student.alpha: no value given'),
+    (['--config.student.alpha', '--stages=teacher'], 'student.alpha: no value given'),
+    (['--config.student.alpha', '--stages=teacher'], "'teacher': no such stage"),
     (['--config=no_such_file.py'], 'there is no file no_such_file.py'),
     (['--workdir=README.md'], 'README.md'),
     (['--workdir=/proc/no_such_folder'], '/proc/no_such_folder'),

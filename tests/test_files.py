@@ -153,3 +153,11 @@ def test_there_are_no_locks_in_a_bucket(wait):
   folder = epath.Path('gs://bucket/students/0123')
   with files.lock(folder, wait) as first, files.lock(folder, wait) as second:
     assert first and second
+
+
+def test_gs_paths_need_a_package(monkeypatch):
+  monkeypatch.setattr(files.importlib.util, 'find_spec', lambda name: None)
+  assert not files.is_reachable('gs://bucket/x')
+  assert files.is_reachable('/some/folder')
+  monkeypatch.setattr(files.importlib.util, 'find_spec', lambda name: name == 'gcsfs' or None)
+  assert files.is_reachable('gs://bucket/x')

@@ -5,7 +5,7 @@ import pytest
 from checked_config import load, problems_of
 
 from kdjax import config as config_lib
-from kdjax import rules, validation
+from kdjax import files, rules, validation
 from kdjax.errors import ConfigError
 
 # A value that breaks each rule of rules.RULES.
@@ -105,7 +105,7 @@ def prepare_arguments(monkeypatch):
 
 ANY_OF_THEIR_TYPE = {
   'dataset.name',
-  'dataset.data_dir',
+  'dataset.data_dir',  # but gs:// needs a package
   'teacher.nesterov',
   'student.nesterov',
   'predictions.extra',  # whether it is there is another rule
@@ -286,3 +286,9 @@ def test_a_data_set_is_prepared_only_if_all_else_is_right(prepare_arguments):
 def test_a_missing_data_set_is_one_problem_among_the_others():
   problems = problems_of(load(fields={'dataset.name': 'stl10', 'seed': -1}))
   assert [p.partition(':')[0] for p in problems] == ['seed = -1', "dataset.name = 'stl10'"]
+
+
+def test_data_on_gs_needs_a_package(monkeypatch):
+  monkeypatch.setattr(files.importlib.util, 'find_spec', lambda name: None)
+  (problem,) = problems_of(load(fields={'dataset.data_dir': 'gs://bucket/sets'}))
+  assert problem.startswith("dataset.data_dir = 'gs://bucket/sets': allowed: a folder; gs:// needs")
