@@ -115,6 +115,7 @@ class Part:
   draw: Callable[[Arrays], 'Figure']
   caption: Callable[[Arrays], str]
   unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
+  compares_others: bool = False  # whether a sibling and the independent student enter
 
   def record(self, study: Study, settings: Settings) -> dict[str, Any]:
     """What its numbers depend on, as JSON has it."""
@@ -123,6 +124,8 @@ class Part:
       'fingerprints': study.fingerprints,
       'settings': {name: getattr(settings, name) for name in self.reads},
     }
+    if self.compares_others:
+      record['others'] = study.others
     return json.loads(json.dumps(record))
 
 

@@ -153,6 +153,16 @@ class Study:
     return other if training.is_complete(other.student_folder) else None
 
   @property
+  def others(self) -> dict[str, str | None]:
+    """Fingerprints of the students that it is compared with."""
+    names = [None if run is None else run.student_folder.name for run in self._others]
+    return dict(zip(('sibling', 'independent'), names, strict=True))
+
+  @property
+  def _others(self) -> tuple[Run | None, Run | None]:
+    return (self.siblings[0] if self.siblings else None), self.independent
+
+  @property
   def initial_is_kept(self) -> bool:
     return 0 in self.steps
 

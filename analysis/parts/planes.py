@@ -1,0 +1,336 @@
+"""Surfaces over planes in weight space (paper, Figure 6c; Li et al. 2018; Garipov et al. 2018).
+
+Three parts: `plane` goes through a teacher and through the student before and after its training,
+`random_plane` along two filter-normalised directions from the student, and `ensemble_plane` through two
+teachers and the student. Values lie as values_YX[row of y, column of x]. Axes: Y X grid, K corner,
+P point, T checkpoint.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from analysis import geometry, measure, plane_figure
+from analysis.geometry import Plane
+from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.plane_figure import CORNERS, Panel
+from analysis.runs import Study
+from kdjax import keys, progress, student
+from kdjax.steps import Variables
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+MARGIN = 0.25  # around the corners, as a fraction of the longer side of their box
+CONTINUOUS = ('distillation/loss', 'distillation/predictive_kl', 'test/predictive_kl')
+TOLERANCE = 1e-3  # of a corner's values, relative where they are above 1; float32 gives under 1e-6
+ORTHONORMAL = 1e-6
+
+# Of losses.LOSSES; all others are in nats.
+UNITS = {'brier': 'no unit', 'logit_mse': 'logits²'}
+
+
+# Computing.
+
+
+def build_point(shared: dict[str, Any], xy_2: jax.Array) -> Variables:
+  """The variables at a point of shared['plane']; traced by `Measure.at`."""
+  params = geometry.plane_point(shared['plane'], xy_2)
+  return {'params': params, 'batch_stats': shared['batch_stats']}
+
+
+def compute_plane(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """The plane through teacher 0, the initial and the final student, with the kept checkpoints."""
+  corners = {
+    'teacher': study.member(0),
+    'student': study.student(),
+    'initial': study.student(0),
+  }
+  plane = _through(corners, checks)
+  path_T3 = np.array(
+    [geometry.project(plane, study.student(step)['params']) for step in study.steps]
+  )
+  path = {
+    'path/steps': np.array(study.steps),
+    'path/xy': path_T3[:, :2],
+    'path/height': path_T3[:, 2],
+  }
+  return path | _compute_corners(study, settings, blocks, checks, plane, corners, path_T3[:, :2])
+
+
+def compute_ensemble_plane(
+  study: Study, settings: Settings, blocks: Blocks, checks: Checks
+) -> Arrays:
+  """The plane through two teachers and the student, or a teacher, the student and its sibling."""
+  corners = {'teacher': study.member(0), 'student': study.student()}
+  if study.num_members > 1:
+    corners['second teacher'] = study.member(1)
+  else:
+    corners['sibling'] = student.load(study.siblings[0])
+  plane = _through(corners, checks)
+  return _compute_corners(study, settings, blocks, checks, plane, corners, np.zeros((0, 2)))
+
+
+def compute_random_plane(
+  study: Study, settings: Settings, blocks: Blocks, checks: Checks
+) -> Arrays:
+  """Around the final student, along two filter-normalised directions, up to ±1 filter norm."""
+  final = study.student()
+  rng = keys.numpy_rng(study.seed, 'analysis/random_plane')
+  plane = Plane(final['params'], *geometry.random_directions(final['params'], rng))
+  xs = np.linspace(-1, 1, settings.random_resolution)
+  measured = measure.Measure(study, settings.num_examples)
+  shared = {'plane': plane, 'batch_stats': final['batch_stats']}
+  return (
+    _context(study, measured, shared)
+    | _check_corners(study, measured, shared, {'student': final}, np.zeros((1, 2)), checks)
+    | _surface(study, measured, shared, xs, xs, blocks)
+  )
+
+
+def _through(corners: dict[str, Variables], checks: Checks) -> Plane:
+  plane = geometry.plane_through(*(corner['params'] for corner in corners.values()))
+  checks.at_most('orthonormality', geometry.orthonormality_error(plane), ORTHONORMAL)
+  return plane
+
+
+def _compute_corners(
+  study: Study,
+  settings: Settings,
+  blocks: Blocks,
+  checks: Checks,
+  plane: Plane,
+  corners: dict[str, Variables],
+  path_T2: np.ndarray,
+) -> Arrays:
+  """What planes through three corners have in common; the grid covers the path too."""
+  places_K3 = np.array([geometry.project(plane, c['params']) for c in corners.values()])
+  size = np.abs(places_K3[:, :2]).max()
+  checks.at_most('height of the corners', places_K3[:, 2].max() / size, TOLERANCE)
+  covered = np.concatenate([places_K3[:, :2], path_T2])
+  xs, ys = geometry.grid(covered, settings.resolution, MARGIN)
+  measured = measure.Measure(study, settings.num_examples)
+  shared = {'plane': plane, 'batch_stats': corners['student']['batch_stats']}
+  return (
+    _context(study, measured, shared)
+    | _check_corners(study, measured, shared, corners, places_K3[:, :2], checks)
+    | _surface(study, measured, shared, xs, ys, blocks)
+  )
+
+
+def _context(study: Study, measured: measure.Measure, shared: dict[str, Any]) -> Arrays:
+  """What figure and caption say of the run."""
+  return {
+    'loss_unit': np.array(UNITS.get(study.run.config.student.loss, 'nats')),
+    'num_members': np.array(study.num_members),
+    'num_examples': np.array([measured.num_examples(name) for name in measured.sets]),
+    'reestimated': np.array(bool(shared['batch_stats'])),
+  }
+
+
+def _check_corners(
+  study: Study,
+  measured: measure.Measure,
+  shared: dict[str, Any],
+  corners: dict[str, Variables],
+  places_K2: np.ndarray,
+  checks: Checks,
+) -> Arrays:
+  """Measures the corners as they are, and checks that the plane has the same values at their places."""
+  direct = [measured.variables(c, reestimate=True) for c in corners.values()]
+  direct = {key: np.concatenate([values[key] for values in direct]) for key in direct[0]}
+  on_plane = measured.at(build_point, shared, places_K2, reestimate=True)
+  for key in CONTINUOUS:
+    expected_K, found_K = direct[key].mean(axis=1), on_plane[key].mean(axis=1)
+    deviation_K = np.abs(found_K - expected_K) / np.maximum(1, np.abs(expected_K))
+    checks.at_most(f'corners reproduced: {key}', deviation_K.max(), TOLERANCE)
+  summary = measure.summary(direct, study.seed)
+  return {
+    'corners/names': np.array(list(corners)),
+    'corners/xy': places_K2,
+  } | {f'corners/{key}': values_K for key, values_K in summary.items()}
+
+
+def _surface(
+  study: Study,
+  measured: measure.Measure,
+  shared: dict[str, Any],
+  xs: np.ndarray,
+  ys: np.ndarray,
+  blocks: Blocks,
+) -> Arrays:
+  """All measures on the grid, kept row by row. BatchNorm's statistics are those of each point."""
+
+  def measure_row(row: int) -> Arrays:
+    coords_P2 = geometry.grid_coords(xs, ys[row : row + 1])
+    report = lambda done, text: show(row * len(xs) + done, text)
+    values = measured.at(build_point, shared, coords_P2, reestimate=True, show=report)
+    return measure.summary(values, study.seed)
+
+  with progress.bar('plane', len(xs) * len(ys), 'points') as show:
+    rows = [blocks.get(f'row {row}', partial(measure_row, row)) for row in range(len(ys))]
+  return {'xs': xs, 'ys': ys} | {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _without_teacher(study: Study) -> str | None:
+  if not study.same_architecture:
+    return 'the teacher has another architecture than the student: they share no weight space'
+  if not study.has_teachers:
+    return "the teacher's checkpoints are gone; only its predictions are left"
+  return None
+
+
+def plane_unavailable(study: Study) -> str | None:
+  """Why there is no plane through teacher, initial and final student."""
+  if reason := _without_teacher(study):
+    return reason
+  if not study.initial_is_kept:
+    return 'the initial student was not kept: config.student.keep_checkpoints lacks 0.0'
+  section = study.run.config.student
+  if section.init_lambda == 1 and section.init_from == 'final':
+    return 'the student began at the teacher (init_lambda = 1): there are two points, and no third'
+  return None
+
+
+def ensemble_plane_unavailable(study: Study) -> str | None:
+  """Why there is no plane through two teachers, or a teacher and a sibling, and the student."""
+  if reason := _without_teacher(study):
+    return reason
+  if study.num_members < 2 and not study.siblings:
+    return 'the teacher has one member, and the student no sibling: a third point is missing'
+  return None
+
+
+# Drawing.
+
+
+def draw_plane(arrays: Arrays) -> 'Figure':
+  """All measures; the distillation data on the left, the test set on the right."""
+  unit = str(arrays['loss_unit'])
+  panels = [
+    Panel('distillation/loss', 'distillation loss', unit),
+    Panel('test/accuracy', 'accuracy, test', '%', percent=True),
+    Panel('distillation/predictive_kl', 'KL, distillation', 'nats'),
+    Panel('test/predictive_kl', 'KL, test', 'nats'),
+    Panel('distillation/top1_agreement', 'agreement, distillation', '%', percent=True),
+    Panel('test/top1_agreement', 'agreement, test', '%', percent=True),
+  ]
+  return plane_figure.draw(arrays, panels, ('distance in weight space',) * 2)
+
+
+def draw_random_plane(arrays: Arrays) -> 'Figure':
+  panels = [
+    Panel('distillation/loss', 'distillation loss', str(arrays['loss_unit'])),
+    Panel('test/accuracy', 'accuracy, test', '%', percent=True),
+    Panel('test/predictive_kl', 'KL, test', 'nats'),
+    Panel('test/top1_agreement', 'agreement, test', '%', percent=True),
+  ]
+  labels = ('first direction (filter norms)', 'second direction (filter norms)')
+  return plane_figure.draw(arrays, panels, labels)
+
+
+# Captions.
+
+
+def caption_plane(arrays: Arrays) -> str:
+  height_T = arrays['path/height']
+  off = int(plane_figure.is_off_plane(arrays).sum())
+  return (
+    'The plane of weights through a teacher, the initial and the final student (paper, Figure 6c). '
+    f'{_distances(arrays)} {_at_corners(arrays)} The line joins the kept checkpoints; the number beside '
+    f'each is its distance from the plane. {off} of {len(height_T)} lie off it (white: by more than half '
+    f'a step of the grid, at most {height_T.max():.3g}), so that the colours beneath are not theirs. '
+    f'{_how(arrays)}'
+  )
+
+
+def caption_ensemble_plane(arrays: Arrays) -> str:
+  return (
+    f'The plane of weights through {", ".join(_labels(arrays))}. {_distances(arrays)} '
+    f'{_at_corners(arrays)} {_how(arrays)}'
+  )
+
+
+def caption_random_plane(arrays: Arrays) -> str:
+  kl_YX = arrays['test/predictive_kl']
+  return (
+    'Around the final student, along two random directions whose filters have the norms of the '
+    f"student's (Li et al. 2018). {_at_corners(arrays)} On the plane it lies between "
+    f'{np.nanmin(kl_YX):.3g} and {np.nanmax(kl_YX):.3g} nats. {_how(arrays)}'
+  )
+
+
+def _labels(arrays: Arrays) -> list[str]:
+  return [CORNERS[str(name)].label for name in arrays['corners/names']]
+
+
+def _distances(arrays: Arrays) -> str:
+  labels, xy_K2 = _labels(arrays), arrays['corners/xy']
+  pairs = [
+    f'{labels[i]} to {labels[j]} {np.linalg.norm(xy_K2[i] - xy_K2[j]):.3g}'
+    for i, j in ((0, 1), (0, 2), (1, 2))
+  ]
+  return f'Distances: {", ".join(pairs)}.'
+
+
+def _at_corners(arrays: Arrays) -> str:
+  """KL on the test set, measured at the corners themselves."""
+  ends = [arrays[f'corners/test/predictive_kl{end}'] for end in ('', '/low', '/high')]
+  texts = [
+    f'{value:.3g} [{low:.3g}, {high:.3g}] at {label}'
+    for label, value, low, high in zip(_labels(arrays), *ends, strict=True)
+  ]
+  return f'KL from {_teacher(arrays)} on the test set, in nats: {", ".join(texts)}.'
+
+
+def _teacher(arrays: Arrays) -> str:
+  members = int(arrays['num_members'])
+  return f'the ensemble of {members} teachers' if members > 1 else 'the teacher'
+
+
+def _how(arrays: Arrays) -> str:
+  """On what, with which statistics and which errors it was measured."""
+  distillation, test = arrays['num_examples']
+  text = (
+    f'Measured on {distillation} distillation and {test} test examples, the same at every point; '
+    'intervals are 95 % bootstraps over examples.'
+  )
+  if arrays['reestimated']:
+    text += (
+      " BatchNorm's statistics are re-estimated on the distillation examples at every point, so that "
+      'even a teacher at its own weights is not exactly itself.'
+    )
+  return text
+
+
+PARTS = (
+  Part(
+    name='plane',
+    title='Plane through teacher, initial and final student',
+    reads=('num_examples', 'resolution'),
+    compute=compute_plane,
+    draw=draw_plane,
+    caption=caption_plane,
+    unavailable=plane_unavailable,
+  ),
+  Part(
+    name='random_plane',
+    title='Random plane around the student',
+    reads=('num_examples', 'random_resolution'),
+    compute=compute_random_plane,
+    draw=draw_random_plane,
+    caption=caption_random_plane,
+  ),
+  Part(
+    name='ensemble_plane',
+    compares_others=True,
+    title='Plane through two teachers and the student',
+    reads=('num_examples', 'resolution'),
+    compute=compute_ensemble_plane,
+    draw=draw_plane,
+    caption=caption_ensemble_plane,
+    unavailable=ensemble_plane_unavailable,
+  ),
+)

@@ -1,0 +1,205 @@
+"""Figures of surfaces over planes in weight space: filled contours in true aspect.
+
+A panel draws values_YX at x = xs[column], y = ys[row]. matplotlib is imported when a figure is drawn.
+Axes: Y X grid, K corner, T checkpoint.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdjax import figures
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+Arrays = Mapping[str, np.ndarray]
+
+NUM_LEVELS = 12
+LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
+LOG_SPAN = 1e5  # and no wider, or a KL that is 0 up to rounding would take most colours
+LABEL_STEP = 0.11  # between labels of checkpoints, of the panel's height
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  key: str  # of the values
+  title: str
+  unit: str
+  percent: bool = (
+    False  # fractions, drawn in percent; other values get a log scale if they are wide
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+  """How named weights are drawn, and what they are called."""
+
+  label: str
+  marker: str
+  color: str
+  edge: str = 'white'
+
+
+CORNERS = {
+  'teacher': Corner('teacher 0', 's', figures.COLORS['teacher']),
+  'second teacher': Corner('teacher 1', 'D', figures.COLORS['teacher']),
+  'student': Corner('student', 'o', figures.COLORS['student']),
+  'initial': Corner('initial student', '^', 'white', figures.COLORS['ink']),
+  'sibling': Corner('sibling student', 'v', figures.COLORS['student']),
+}
+
+
+def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'Figure':
+  """Panels in two columns, row by row, with corners and, if it is there, the student's path.
+
+  Args:
+    arrays: 'xs', 'ys' and the panels' values_YX; 'corners/names' and 'corners/xy' of shape (K, 2);
+      and 'path/xy' (T, 2) with 'path/height' (T,) for a path, whose ends are corners.
+    labels: of the two axes.
+  """
+  aspect = np.ptp(arrays['ys']) / np.ptp(arrays['xs'])
+  width, height = (2.3, 2.3 * aspect) if aspect < 1 else (2.3 / aspect, 2.3)
+  num_rows = -(-len(panels) // 2)
+  size = 2 * (width + 0.75) + 0.7, (height + 0.4) * num_rows + 1.2
+  with figures.style('plane'):
+    figure = figures.blank(size)
+    all_axes = figure.subplots(num_rows, 2, sharex=True, sharey=True).ravel()
+    for axes, panel in zip(all_axes, panels, strict=True):
+      axes.grid(False)
+      axes.set_aspect('equal')
+      axes.set_title(f'{panel.title} ({panel.unit})', fontsize=11)
+      _fill(axes, arrays, panel)
+      _add_corners(axes, arrays)
+      if 'path/xy' in arrays:
+        _add_path(axes, arrays)
+    if 'path/xy' in arrays:
+      _label_heights(all_axes[0], arrays)
+    figure.supxlabel(labels[0], fontsize=12)
+    figure.supylabel(labels[1], fontsize=12)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc='outside upper left', ncols=2)
+    return figure
+
+
+def _fill(axes: 'Axes', arrays: Arrays, panel: Panel) -> None:
+  """Filled contours with their colour bar; dark is near to the teacher, or accurate."""
+  from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+  values_YX = np.ma.masked_invalid(arrays[panel.key] * (100 if panel.percent else 1))
+  if not values_YX.count():
+    axes.text(0.5, 0.5, 'no finite value', transform=axes.transAxes, ha='center', va='center')
+    return
+  levels, norm, floored = _levels(values_YX, log=not panel.percent)
+  axes.set_facecolor('0.8')  # of places where values are not finite
+  filled = axes.contourf(
+    arrays['xs'],
+    arrays['ys'],
+    np.ma.maximum(values_YX, levels[0] / 2) if floored else values_YX,  # log 0 would leave a hole
+    levels=levels,
+    norm=norm,
+    cmap='viridis_r' if panel.percent else 'viridis',
+    extend='min' if floored else 'neither',
+  )
+  # Inside the axes' own frame, so that it is as high as they are in their true aspect.
+  bar = axes.figure.colorbar(filled, cax=axes.inset_axes([1.04, 0, 0.06, 1]))
+  if norm is None:
+    bar.locator = MaxNLocator(5)
+    bar.formatter = '{x:g}'
+  else:
+    wide = levels[-1] > 50 * levels[0]
+    bar.locator = LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6)
+    bar.minorlocator = NullLocator()
+    bar.formatter = '{x:g}'
+  bar.update_ticks()
+
+
+def _levels(values_YX: np.ma.MaskedArray, log: bool) -> tuple[np.ndarray, Any, bool]:
+  """(ascending levels, norm or None, whether there are values below the first)."""
+  from matplotlib.colors import LogNorm
+
+  low, high = float(values_YX.min()), float(values_YX.max())
+  if log and high > 0:
+    least = max(float(values_YX[values_YX > 0].min()), high / LOG_SPAN)
+    if high > LOG_FROM * least:
+      return np.geomspace(least, high, NUM_LEVELS), LogNorm(least, high), low < least
+  if high - low <= 1e-6 * abs(high):  # contours need levels that differ
+    low, high = low - 0.5, high + 0.5
+  return np.linspace(low, high, NUM_LEVELS), None, False
+
+
+def _add_corners(axes: 'Axes', arrays: Arrays) -> None:
+  for name, xy in zip(arrays['corners/names'], arrays['corners/xy'], strict=True):
+    look = CORNERS[str(name)]
+    axes.plot(
+      *xy,
+      look.marker,
+      color=look.color,
+      markeredgecolor=look.edge,
+      markersize=9,
+      linestyle='none',
+      label=look.label,
+      zorder=4,
+    )
+
+
+def _add_path(axes: 'Axes', arrays: Arrays) -> None:
+  """The student's way through its kept checkpoints, which are white where they lie off the plane."""
+  axes.plot(*arrays['path/xy'].T, color='white', linewidth=1.5, zorder=2)
+  off_T = is_off_plane(arrays)[1:-1]
+  for chosen_T, face, label in (
+    (~off_T, figures.COLORS['student'], 'checkpoint (height)'),
+    (off_T, 'white', 'checkpoint off the plane'),
+  ):
+    if chosen_T.any():
+      axes.plot(
+        *arrays['path/xy'][1:-1][chosen_T].T,
+        'o',
+        markerfacecolor=face,
+        markeredgecolor=figures.COLORS['ink'],
+        markersize=5,
+        label=label,
+        zorder=5,
+      )
+
+
+def _label_heights(axes: 'Axes', arrays: Arrays) -> None:
+  """Each checkpoint's distance from the plane, in a column beside the path."""
+  from matplotlib.patheffects import withStroke
+
+  xy_T2, height_T = arrays['path/xy'][1:-1], arrays['path/height'][1:-1]
+  xs, ys = arrays['xs'], arrays['ys']
+  to_the_left = len(xy_T2) and xy_T2[:, 0].mean() > (xs[0] + xs[-1]) / 2
+  side = -1 if to_the_left else 1
+  places_T = _spread(xy_T2[:, 1], LABEL_STEP * (ys[-1] - ys[0]))
+  edge = xy_T2[:, 0].min() if to_the_left else xy_T2[:, 0].max()
+  for xy, y, height in zip(xy_T2, places_T, height_T, strict=True):
+    text = axes.annotate(
+      f'{height:.2g}',
+      xy,
+      (edge + side * 0.1 * (xs[-1] - xs[0]), y),
+      arrowprops={'arrowstyle': '-', 'color': 'white', 'linewidth': 0.6},
+      color='white',
+      fontsize=9,
+      ha='right' if to_the_left else 'left',
+      va='center',
+      zorder=6,
+    )
+    text.set_path_effects([withStroke(linewidth=2, foreground=figures.COLORS['ink'])])
+
+
+def _spread(values_T: np.ndarray, step: float) -> np.ndarray:
+  """The values moved apart to at least `step`, in their order and around their mean."""
+  order_T = np.argsort(values_T, kind='stable')
+  spread_T = np.array(values_T, np.float64)
+  for before, after in itertools.pairwise(order_T):
+    spread_T[after] = max(spread_T[after], spread_T[before] + step)
+  return spread_T + (np.mean(values_T) - np.mean(spread_T) if len(values_T) else 0)
+
+
+def is_off_plane(arrays: Arrays) -> np.ndarray:
+  """Which checkpoints lie higher above the plane than half a step of its grid."""
+  return arrays['path/height'] > (arrays['xs'][1] - arrays['xs'][0]) / 2

@@ -1,0 +1,331 @@
+"""Planes of a network that is a known function of its weights."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from analysis import geometry, measure, plane_figure
+from analysis.part import Blocks, CheckError, Checks, Settings
+from analysis.parts import planes
+from kdjax import student
+
+SETTINGS = Settings(resolution=13, random_resolution=5)
+PARTS = {part.name: part for part in planes.PARTS}
+OFFSETS_N = np.array([-0.5, 0.0, 0.5])  # between examples; their mean is 0
+
+
+def weights(*w):
+  return {
+    'params': {'kernel': np.array([w], np.float32).T},
+    'batch_stats': {'mean': np.zeros(1, np.float32)},
+  }
+
+
+def make_study(**fields):
+  """Teacher 0 at (0, 0), the student at (8, 0) and its start at (3, 4) of the first two weights."""
+  students = {0: weights(3, 4, 0, 0), 7: weights(5, 2, 3, 0), 9: weights(8, 0, 0, 0)}
+  members = [weights(0, 0, 0, 0), weights(2, 6, 0, 0)]
+  section = types.SimpleNamespace(loss='kl', init_lambda=0.0, init_from='final')
+  config = types.SimpleNamespace(student=section)
+  study = {
+    'run': types.SimpleNamespace(config=config),
+    'seed': 0,
+    'num_members': 2,
+    'steps': [0, 7, 9],
+    'siblings': [],
+    'same_architecture': True,
+    'has_teachers': True,
+    'initial_is_kept': True,
+    'member': lambda i: members[i],
+    'student': lambda step=9: students[step],
+  }
+  return types.SimpleNamespace(**study | fields)
+
+
+class FakeMeasure:
+  """loss = 100 + w0 + 10 w1, and KL = |w|², which is exactly 0 at teacher 0."""
+
+  sets = ('distillation', 'test')
+  points = 0
+  stop_at = None  # raises when it comes to a point beyond this many
+
+  def __init__(self, study, num_examples):
+    assert num_examples == SETTINGS.num_examples
+
+  def num_examples(self, name):
+    return len(OFFSETS_N)
+
+  def at(self, build, shared, coordinates_PK, reestimate=False, show=None):
+    assert reestimate
+    cls = type(self)
+    cls.points += len(coordinates_PK)
+    if cls.stop_at is not None and cls.points > cls.stop_at:
+      raise KeyboardInterrupt
+    coordinates_PK = np.asarray(coordinates_PK, np.float32)
+    point = jax.jit(
+      lambda shared, xy_2: build(shared, xy_2)
+    )  # traced anew: tests change the geometry
+    built = [point(shared, xy_2) for xy_2 in coordinates_PK]
+    w_PW = np.stack([np.asarray(v['params']['kernel'])[:, 0] for v in built]).astype(np.float64)
+    if show is not None:
+      show(len(coordinates_PK), '')
+    loss_P1 = (100 + w_PW[:, 0] + 10 * w_PW[:, 1])[:, None]
+    kl_PN = np.repeat((w_PW**2).sum(axis=1)[:, None], len(OFFSETS_N), axis=1)
+    values = {'loss': loss_P1 + OFFSETS_N[None], 'predictive_kl': kl_PN}
+    values |= {'top1_agreement': 1 / (1 + kl_PN), 'accuracy': 0.5 / (1 + kl_PN), 'nll': kl_PN}
+    return {f'{name}/{key}': x_PN for name in self.sets for key, x_PN in values.items()}
+
+  def variables(self, variables, reestimate=False):
+    return self.at(measure.as_given, variables, np.zeros((1, 1)), reestimate)
+
+
+@pytest.fixture(autouse=True)
+def fake_measure(monkeypatch):
+  fake = type('Fake', (FakeMeasure,), {})
+  monkeypatch.setattr(measure, 'Measure', fake)
+  return fake
+
+
+def compute(name, tmp_path, study=None, checks=None):
+  study = study or make_study()
+  blocks = Blocks(epath.Path(tmp_path) / name)
+  return PARTS[name].compute(study, SETTINGS, blocks, Checks() if checks is None else checks)
+
+
+# The plane through teacher, student and initial student.
+
+
+def test_the_grid_has_the_value_of_x_and_y_at_row_y_and_column_x(tmp_path):
+  arrays = compute('plane', tmp_path)
+  xs, ys = arrays['xs'], arrays['ys']
+  np.testing.assert_allclose(xs, np.arange(-2, 10.5))
+  np.testing.assert_allclose(ys, np.arange(-2, 6.5))
+  loss_YX = arrays['distillation/loss']
+  assert loss_YX.shape == (9, 13)
+  np.testing.assert_allclose(loss_YX, 100 + xs[None, :] + 10 * ys[:, None], atol=1e-4)
+  np.testing.assert_allclose(
+    arrays['test/predictive_kl'], xs[None, :] ** 2 + ys[:, None] ** 2, atol=1e-4
+  )
+  low_YX, high_YX = arrays['distillation/loss/low'], arrays['distillation/loss/high']
+  assert (low_YX < loss_YX).all() and (loss_YX < high_YX).all()
+  np.testing.assert_allclose(high_YX - low_YX, (high_YX - low_YX)[0, 0], atol=1e-4)
+
+
+def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(tmp_path):
+  checks = Checks()
+  arrays = compute('plane', tmp_path, checks=checks)
+  assert arrays['corners/names'].tolist() == ['teacher', 'student', 'initial']
+  np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [3, 4]], atol=1e-6)
+  np.testing.assert_allclose(arrays['corners/distillation/loss'], [100, 108, 143], atol=1e-6)
+  np.testing.assert_allclose(arrays['corners/test/predictive_kl'], [0, 64, 25], atol=1e-6)
+  assert {'orthonormality', 'corners reproduced: test/predictive_kl'} <= checks.values.keys()
+  assert max(value for value, _ in checks.values.values()) < 1e-5
+
+
+def test_checkpoints_have_their_height_above_the_plane(tmp_path):
+  arrays = compute('plane', tmp_path)
+  assert arrays['path/steps'].tolist() == [0, 7, 9]
+  np.testing.assert_allclose(arrays['path/xy'], [[3, 4], [5, 2], [8, 0]], atol=1e-6)
+  np.testing.assert_allclose(arrays['path/height'], [0, 3, 0], atol=1e-6)
+  np.testing.assert_array_equal(plane_figure.is_off_plane(arrays), [False, True, False])
+
+
+@pytest.mark.parametrize('wrong', [lambda xy: xy[::-1], lambda xy: -xy, lambda xy: 1.01 * xy])
+def test_a_plane_that_misses_its_corners_is_not_written(wrong, tmp_path, monkeypatch):
+  right = geometry.plane_point
+  monkeypatch.setattr(geometry, 'plane_point', lambda plane, xy: right(plane, wrong(xy)))
+  with pytest.raises(CheckError, match='corners reproduced'):
+    compute('plane', tmp_path)
+
+
+def test_directions_that_are_not_orthonormal_are_not_used(tmp_path, monkeypatch):
+  right = geometry.plane_through
+
+  def tilted(*corners):
+    plane = right(*corners)
+    return plane._replace(second=jax.tree.map(lambda v, u: v + 1e-3 * u, plane.second, plane.first))
+
+  monkeypatch.setattr(geometry, 'plane_through', tilted)
+  with pytest.raises(CheckError, match='orthonormality'):
+    compute('plane', tmp_path)
+
+
+def test_the_grid_covers_a_path_that_leaves_the_triangle(tmp_path):
+  study = make_study()
+  within = study.student
+  study.student = lambda step=9: weights(-4, 2, 0, 0) if step == 7 else within(step)
+  arrays = compute('plane', tmp_path, study)
+  np.testing.assert_allclose(arrays['xs'][[0, -1]], [-7, 11])  # 12 and a quarter on both sides
+
+
+def test_a_killed_plane_goes_on_and_a_kl_of_zero_is_not_missing(tmp_path, fake_measure):
+  whole = compute('plane', tmp_path / 'whole')
+  all_points, num_columns = fake_measure.points, len(whole['xs'])
+  row, column = np.argwhere(np.abs(whole['test/predictive_kl']) < 1e-9)[0]  # of teacher 0
+  fake_measure.points, fake_measure.stop_at = 0, all_points - 2 * num_columns
+  with pytest.raises(KeyboardInterrupt):
+    compute('plane', tmp_path)
+  assert row < len(whole['ys']) - 2  # was finished when it was killed
+  fake_measure.points, fake_measure.stop_at = 0, None
+  resumed = compute('plane', tmp_path)
+  assert fake_measure.points == all_points - (len(whole['ys']) - 2) * num_columns
+  assert resumed['test/predictive_kl'][row, column] == whole['test/predictive_kl'][row, column]
+  for key, values in whole.items():
+    np.testing.assert_array_equal(resumed[key], values, err_msg=key)
+
+
+# The other planes.
+
+
+def test_the_ensemble_plane_goes_through_two_teachers(tmp_path):
+  arrays = compute('ensemble_plane', tmp_path)
+  assert arrays['corners/names'].tolist() == ['teacher', 'student', 'second teacher']
+  np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [2, 6]], atol=1e-6)
+  assert not any(key.startswith('path/') for key in arrays)
+
+
+def test_a_sibling_stands_in_for_the_second_teacher(tmp_path, monkeypatch):
+  monkeypatch.setattr(student, 'load', lambda run: weights(1, 5, 0, 0) if run == 'sister' else None)
+  study = make_study(num_members=1, siblings=['sister'])
+  arrays = compute('ensemble_plane', tmp_path, study)
+  assert arrays['corners/names'].tolist() == ['teacher', 'student', 'sibling']
+  np.testing.assert_allclose(arrays['corners/xy'][2], [1, 5], atol=1e-6)
+
+
+def test_the_random_plane_is_round_around_the_student_in_filter_norms(tmp_path):
+  """KL = |w|² = 64 |e + x u + y v|² with unit u, v and e: the one filter has the norm 8."""
+  arrays = compute('random_plane', tmp_path)
+  xs = arrays['xs']
+  np.testing.assert_allclose(xs, [-1, -0.5, 0, 0.5, 1])
+  np.testing.assert_array_equal(arrays['ys'], xs)
+  kl_YX = arrays['test/predictive_kl']
+  np.testing.assert_allclose(kl_YX[2, 2], 64, rtol=1e-6)
+  # The mean over opposite points is free of what is linear in x and y.
+  round_YX = (kl_YX + kl_YX[::-1, ::-1]) / 2
+  expected_YX = 64 * (1 + xs[None, :] ** 2 + xs[:, None] ** 2)
+  np.testing.assert_allclose(round_YX, expected_YX, rtol=1e-5)
+
+
+# When there is none.
+
+
+@pytest.mark.parametrize(
+  'name, fields, reason',
+  [
+    ('plane', {'same_architecture': False}, 'architecture'),
+    ('plane', {'has_teachers': False}, 'checkpoints are gone'),
+    ('plane', {'initial_is_kept': False}, 'keep_checkpoints'),
+    ('ensemble_plane', {'same_architecture': False}, 'architecture'),
+    ('ensemble_plane', {'has_teachers': False}, 'checkpoints are gone'),
+    ('ensemble_plane', {'num_members': 1}, 'no sibling'),
+  ],
+)
+def test_a_plane_that_lacks_a_point_says_which(name, fields, reason):
+  assert reason in PARTS[name].unavailable(make_study(**fields))
+
+
+def test_planes_that_have_their_points_are_available():
+  for part in planes.PARTS:
+    assert part.unavailable(make_study()) is None
+  assert PARTS['ensemble_plane'].unavailable(make_study(num_members=1, siblings=['x'])) is None
+  gone = make_study(same_architecture=False, has_teachers=False, initial_is_kept=False)
+  assert PARTS['random_plane'].unavailable(gone) is None
+
+
+def test_a_student_that_began_at_the_teacher_spans_no_plane_with_it():
+  study = make_study()
+  study.run.config.student.init_lambda = 1.0
+  assert 'init_lambda' in PARTS['plane'].unavailable(study)
+  study.run.config.student.init_from = 'initial'
+  assert PARTS['plane'].unavailable(study) is None
+
+
+# Figures and captions.
+
+
+def contours(axes):
+  return next(c for c in axes.collections if hasattr(c, 'levels'))
+
+
+def test_contours_lie_where_the_values_are_and_axes_are_true(tmp_path):
+  arrays = compute('plane', tmp_path)
+  figure = PARTS['plane'].draw(arrays)
+  axes = figure.axes[0]
+  assert axes.get_aspect() == 1
+  filled = contours(axes)  # of 100 + x + 10 y, for x in [-2, 10] and y in [-2, 6]
+  lowest, highest = (filled.get_paths()[i].vertices for i in (0, -1))
+  np.testing.assert_allclose(highest[:, 1].min(), (filled.levels[-2] - 110) / 10, atol=1e-4)
+  np.testing.assert_allclose(lowest[:, 1].max(), (filled.levels[1] - 98) / 10, atol=1e-4)
+
+
+def test_the_figure_shows_corners_checkpoints_and_heights(tmp_path):
+  figure = PARTS['plane'].draw(compute('plane', tmp_path))
+  panels = figure.axes[:6]
+  for axes in panels:
+    points = {line.get_label(): np.ravel(line.get_xydata()) for line in axes.lines}
+    np.testing.assert_allclose(points['teacher 0'], [0, 0], atol=1e-6)
+    np.testing.assert_allclose(points['student'], [8, 0], atol=1e-6)
+    np.testing.assert_allclose(points['initial student'], [3, 4], atol=1e-6)
+    np.testing.assert_allclose(points['checkpoint off the plane'], [5, 2], atol=1e-6)
+    assert 'checkpoint (height)' not in points
+  assert [text.get_text() for text in panels[0].texts] == ['3']
+  titles = [axes.get_title() for axes in panels]
+  assert titles[0] == 'distillation loss (nats)' and titles[-1] == 'agreement, test (%)'
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_every_part_draws_and_describes_itself(name, tmp_path):
+  arrays = compute(name, tmp_path)
+  figure = PARTS[name].draw(arrays)
+  figure.savefig(tmp_path / 'figure.png')
+  caption = PARTS[name].caption(arrays)
+  assert '64 [64, 64] at student' in caption
+  assert '3 distillation and 3 test examples' in caption
+  assert 're-estimated' in caption
+
+
+def test_the_caption_has_distances_and_heights(tmp_path):
+  caption = PARTS['plane'].caption(compute('plane', tmp_path))
+  assert 'teacher 0 to student 8, teacher 0 to initial student 5,' in caption
+  assert '1 of 3 lie off it' in caption and 'at most 3)' in caption
+  assert 'KL from the ensemble of 2 teachers' in caption
+
+
+def masked(*values):
+  return np.ma.masked_invalid(np.array([values], np.float64))
+
+
+def test_a_wide_scale_is_logarithmic_from_the_smallest_positive_value():
+  levels, norm, floored = plane_figure._levels(masked(0.0, 0.01, 10.0, np.inf), log=True)
+  np.testing.assert_allclose(levels[[0, -1]], [0.01, 10])
+  np.testing.assert_allclose(np.diff(np.log(levels)), np.log(1000) / 11)
+  assert floored and norm.vmin == levels[0]
+
+
+def test_a_logarithmic_scale_spends_no_colours_on_rounding_errors():
+  levels, _, floored = plane_figure._levels(masked(-1e-9, 1e-9, 0.1, 10.0), log=True)
+  np.testing.assert_allclose(levels[[0, -1]], [1e-4, 10])
+  assert floored
+
+
+@pytest.mark.parametrize(
+  'values, log, ends',
+  [
+    ((2.0, 5.0), True, (2, 5)),
+    ((0.01, 1.0), False, (0.01, 1)),
+    ((0.0, 0.0), True, (-0.5, 0.5)),
+    ((7.0, 7.0), False, (6.5, 7.5)),
+  ],
+)
+def test_other_scales_are_linear(values, log, ends):
+  levels, norm, floored = plane_figure._levels(masked(*values), log=log)
+  np.testing.assert_allclose(levels, np.linspace(*ends, len(levels)))
+  assert norm is None and not floored
+
+
+def test_labels_move_apart_around_their_mean():
+  np.testing.assert_allclose(plane_figure._spread(np.array([1.5, 1.0, 3.5]), 2), [2, 0, 4])
+  np.testing.assert_allclose(plane_figure._spread(np.array([3.0, 0.0]), 2), [3, 0])
