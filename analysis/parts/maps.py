@@ -1,0 +1,312 @@
+"""Maps of the path that training took: its principal components, and its way among other predictors.
+
+Two parts: `pca` of the kept checkpoints in weight space, beside that of a random walk; `predictions`, the
+distances between all predictors at hand on the test set, which also hold between architectures. Axes:
+T checkpoint, K predictor or component, N example, C class.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import numpy as np
+from scipy.special import log_softmax
+
+from analysis import trajectory
+from analysis.measure import Batch, Measure
+from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.runs import Study
+from kdjax import figures, keys, losses, student
+from kdjax.steps import Variables
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+NUM_RESAMPLES = 1000
+MIN_CHECKPOINTS = 3  # two always lie on a line
+SAME_FUNCTION = 1e-3  # by which float32 may change a probability
+ROUNDING = 1e-6  # of float64 sums, relative
+MAPS = {'disagreement': '1 − agreement', 'jensen_shannon': '√JS'}
+
+
+# Computing.
+
+
+def compute_pca(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """The principal components of the kept checkpoints, beside those of a random walk."""
+  points = [jax.device_get(study.student(step)['params']) for step in study.steps]
+  coords_TK, explained_K = trajectory.pca(points)
+  expected = np.array([trajectory.distances(point, points[0])[0] for point in points])
+  found = np.linalg.norm(coords_TK - coords_TK[:1], axis=1)
+  error = np.abs(found - expected).max() / expected.max()
+  checks.at_most('distances between projected checkpoints', error, ROUNDING)
+  return {
+    'steps': np.array(study.steps),
+    'coords': coords_TK,
+    'explained': explained_K,
+    'null': trajectory.random_walk_explained(np.array(study.steps)),
+    'num_parameters': trajectory.sizes(points[0])[0],
+  }
+
+
+def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """Distances between all predictors at hand on the test set, and their maps in the plane."""
+  batches = Measure(study, settings.num_examples).batches('test')
+  predictors = _predictors(study)
+  log_probs = {
+    name: _log_probs(model, variables, batches)
+    for name, (_, model, variables) in predictors.items()
+  }
+  kinds = {name: kind for name, (kind, _, _) in predictors.items()}
+  log_probs['ensemble'] = _kept([batch['teacher_log_probs'] for batch in batches], batches)
+  kinds['ensemble'] = 'ensemble'
+  if members := [log_probs[name] for name, kind in kinds.items() if kind == 'teacher']:
+    again_NC = np.asarray(losses.ensemble_log_probs(np.stack(members)))
+    error = np.abs(np.exp(again_NC) - np.exp(log_probs['ensemble'])).max()
+    checks.at_most("members' mean against the ensemble", error, SAME_FUNCTION)
+  make_rng = partial(keys.numpy_rng, study.seed, 'analysis/predictions')
+  arrays = trajectory.prediction_distances(list(log_probs.values()), NUM_RESAMPLES, make_rng)
+  names = np.array(list(log_probs))
+  # A random start is far from all, and on one map with it all others would be a dot.
+  is_random = study.run.config.student.init_lambda == 0
+  mapped_K = (names != 'step 0') | (not is_random)
+  for name in MAPS:
+    d_KK = arrays[name]
+    excess = (d_KK[:, :, None] - d_KK[:, None, :] - d_KK[None, :, :]).max()
+    checks.at_most(f'triangle inequality of {name}', excess, ROUNDING)
+    coords_K2 = np.full((len(names), 2), np.nan)
+    coords_K2[mapped_K], kept = trajectory.mds(d_KK[mapped_K][:, mapped_K])
+    arrays |= {f'{name}/coords': coords_K2, f'{name}/kept': np.array(kept)}
+  return arrays | {
+    'names': names,
+    'kinds': np.array([kinds[name] for name in names]),
+    'num_examples': np.array(len(log_probs['ensemble'])),
+  }
+
+
+def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
+  """(kind, model, variables) by name; the checkpoints first, in order."""
+  run = study.run
+  found = {
+    f'step {step}': ('checkpoint', run.student_model, study.student(step)) for step in study.steps
+  }
+  if study.has_teachers and study.num_members > 1:  # one member is the ensemble
+    for i in range(study.num_members):
+      found[f'teacher {i}'] = ('teacher', run.teacher_model, study.member(i))
+  for i, other in enumerate(study.siblings, 1):
+    found[f'sibling {i}'] = ('sibling', other.student_model, student.load(other))
+  if study.independent is not None:
+    other = study.independent
+    found['independent'] = ('independent', other.student_model, student.load(other))
+  return found
+
+
+def _log_probs(model: nn.Module, variables: Variables, batches: list[Batch]) -> np.ndarray:
+  """log_probs_NC of the examples, padding left out."""
+  logits = [_logits(variables, batch['inputs'], model=model) for batch in batches]
+  return log_softmax(_kept(logits, batches).astype(np.float64), axis=-1)
+
+
+@partial(jax.jit, static_argnames='model')
+def _logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> jax.Array:
+  return model.apply(variables, inputs_BX, train=False)[0]
+
+
+def _kept(arrays_BC: list[np.ndarray], batches: list[Batch]) -> np.ndarray:
+  """Without the padding, joined along examples."""
+  return np.concatenate(
+    [np.asarray(x)[batch['weights'] > 0] for x, batch in zip(arrays_BC, batches, strict=True)]
+  )
+
+
+def pca_unavailable(study: Study) -> str | None:
+  count = len(study.steps)
+  if count < MIN_CHECKPOINTS:
+    return f'{count} checkpoints were kept (student.keep_checkpoints), and PCA says nothing of under three'
+  return None
+
+
+# Drawing.
+
+TEACHER = figures.COLORS['teacher']
+LOOKS = {  # marker, face, legend
+  'checkpoint': ('o', figures.COLORS['student'], 'student, by step'),
+  'ensemble': ('*', TEACHER, 'ensemble'),
+  'teacher': ('s', TEACHER, 'teacher, by number'),
+  'sibling': ('v', 'white', 'sibling student'),
+  'independent': ('D', '0.6', 'independent student'),
+}
+
+
+def draw_pca(arrays: Arrays) -> 'Figure':
+  with figures.style('pca'):
+    figure = figures.blank((7.2, 3.4))
+    left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
+    explained_K, xy_T2 = arrays['explained'], arrays['coords'][:, :2]
+    left.plot(*xy_T2.T, '-o', color=figures.COLORS['student'], markersize=5)
+    _label_steps(left, xy_T2, arrays['steps'])
+    left.set_aspect('equal', adjustable='datalim')
+    left.locator_params(nbins=5)
+    left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)')
+    left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)')
+    count = min(len(explained_K), 5)
+    places = np.arange(1, count + 1)
+    for side, key, color, label in (
+      (-0.2, 'explained', figures.COLORS['student'], 'student'),
+      (0.2, 'null', '0.6', 'random walk'),
+    ):
+      right.bar(places + side, 100 * arrays[key][:count], 0.4, color=color, label=label)
+    right.set_xticks(places)
+    right.set_xlabel('component')
+    right.set_ylabel('variance explained (%)')
+    right.legend()
+    return figure
+
+
+def draw_predictions(arrays: Arrays) -> 'Figure':
+  with figures.style('predictions'):
+    figure = figures.blank((8.4, 8.0))
+    (upper, lower) = figure.subplots(2, 2, height_ratios=[1, 1.1])
+    for axes, (name, label) in zip(upper, MAPS.items(), strict=True):
+      _draw_map(axes, arrays, name, label)
+    _draw_matrix(lower[0], arrays)
+    _draw_distances(lower[1], arrays)
+    handles, labels = upper[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside upper center', ncols=3, handletextpad=0.3)
+    return figure
+
+
+def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
+  xy_K2, kinds = arrays[f'{name}/coords'], arrays['kinds']
+  path_T2 = xy_K2[kinds == 'checkpoint']
+  axes.plot(*path_T2.T, '-', color=figures.COLORS['student'], linewidth=1, zorder=1)
+  for kind, (marker, color, legend) in LOOKS.items():
+    if (kinds == kind).any():
+      size = 11 if kind == 'ensemble' else 6
+      look = {'color': color, 'markeredgecolor': figures.COLORS['ink'], 'markeredgewidth': 0.6}
+      axes.plot(*xy_K2[kinds == kind].T, marker, markersize=size, **look, label=legend)
+  steps = [str(text).removeprefix('step ') for text in arrays['names'][kinds == 'checkpoint']]
+  _label_steps(axes, path_T2, steps)
+  members = arrays['names'][kinds == 'teacher']
+  for member, xy in zip(members, xy_K2[kinds == 'teacher'], strict=True):
+    number = str(member).removeprefix('teacher ')
+    axes.annotate(number, xy, (6, -3), textcoords='offset points', fontsize=9, color=TEACHER)
+  axes.set_aspect('equal', adjustable='datalim')
+  axes.locator_params(nbins=5)
+  axes.set_title(f'{label}; {100 * float(arrays[f"{name}/kept"]):.0f} % kept', fontsize=12)
+  axes.set_xlabel(label)
+  axes.set_ylabel(label)
+
+
+def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray) -> None:
+  """Labels the last point, and those that are not on top of one that has a label."""
+  apart = 0.07 * np.ptp(xy_T2[~np.isnan(xy_T2[:, 0])], axis=0).max()
+  labelled = np.zeros((0, 2))
+  for xy, step in reversed(list(zip(xy_T2, steps, strict=True))):
+    if (np.linalg.norm(labelled - xy[None], axis=1) >= apart).all():
+      axes.annotate(f'{step}', xy, (5, 5), textcoords='offset points', fontsize=9)
+      labelled = np.concatenate([labelled, xy[None]])
+
+
+def _draw_matrix(axes: 'Axes', arrays: Arrays) -> None:
+  from matplotlib.colors import PowerNorm
+
+  axes.grid(False)
+  image = axes.imshow(arrays['jensen_shannon'], cmap='viridis', norm=PowerNorm(0.5, vmin=0))
+  axes.figure.colorbar(image, ax=axes, label='√JS', shrink=0.7)
+  places = np.arange(len(arrays['names']))
+  axes.set_xticks(places, arrays['names'], rotation=90, fontsize=8)
+  axes.set_yticks(places, arrays['names'], fontsize=8)
+
+
+def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
+  """Of all but the ensemble to it, with intervals."""
+  others = arrays['kinds'] != 'ensemble'
+  ensemble = int(np.flatnonzero(~others)[0])
+  places = np.arange(others.sum())[::-1]
+  for shift, marker, color, (name, label) in zip(
+    (0.15, -0.15),
+    'os',
+    (figures.COLORS['ink'], TEACHER),
+    MAPS.items(),
+    strict=True,
+  ):
+    value, low, high = (arrays[name + end][others, ensemble] for end in ('', '/low', '/high'))
+    axes.errorbar(
+      value,
+      places + shift,
+      xerr=np.maximum([value - low, high - value], 0),
+      fmt=marker,
+      color=color,
+      markersize=4,
+      label=label,
+    )
+  axes.set_yticks(places, arrays['names'][others], fontsize=8)
+  axes.set_xlabel('distance to the ensemble')
+  # Both what is near 0 and the start, near 1, are to be seen.
+  axes.set_xscale('function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+  axes.set_xticks([0, 0.01, 0.05, 0.2, 0.5, 1], ['0', '.01', '.05', '.2', '.5', '1'])
+  axes.set_xlim(0, 1)
+  axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, fontsize=10)
+
+
+# Captions.
+
+
+def caption_pca(arrays: Arrays) -> str:
+  found, null = 100 * arrays['explained'], 100 * arrays['null']
+  return (
+    f'Principal components of the {len(arrays["steps"])} kept checkpoints in weight space, labelled by '
+    f'step. The first two explain {found[0]:.1f} and {found[1]:.1f} % of the variance; of a random walk '
+    'in high dimension, which has no structure, observed at the same steps, '
+    f'{null[0]:.1f} and {null[1]:.1f} % (many even steps: 60.8 and 15.2 %; Antognini & Sohl-Dickstein '
+    '2018). Neither has an error: nothing is sampled.'
+  )
+
+
+def caption_predictions(arrays: Arrays) -> str:
+  last = str(arrays['names'][arrays['kinds'] == 'checkpoint'][-1])
+  compared = [last, *arrays['names'][np.isin(arrays['kinds'], ['sibling', 'independent'])]]
+  texts = [
+    f'{label} {", ".join(_to_ensemble(arrays, name, str(who), last) for who in compared)}'
+    for name, label in MAPS.items()
+  ]
+  is_mapped = not np.isnan(arrays['jensen_shannon/coords']).any()
+  without = '' if is_mapped else ', without the random start, which is far from all'
+  kept = [100 * float(arrays[f'{name}/kept']) for name in MAPS]
+  return (
+    f'Predictors by their distance on {int(arrays["num_examples"])} test examples: 1 − top-1 agreement, '
+    'and the square root of the mean Jensen–Shannon divergence in bits; both are between 0 and 1. Above, '
+    f'the plane of classical scaling that keeps most, {kept[0]:.0f} and {kept[1]:.0f} % of the squared '
+    f'distances{without}; what is near on it may be far. Below, the distances themselves. To the ensemble: '
+    f'{"; ".join(texts)}. Intervals: 95 % bootstrap over examples.'
+  )
+
+
+def _to_ensemble(arrays: Arrays, name: str, who: str, last: str) -> str:
+  i, j = (int(np.flatnonzero(arrays['names'] == x)[0]) for x in (who, 'ensemble'))
+  value, low, high = (arrays[name + end][i, j] for end in ('', '/low', '/high'))
+  return f'{"student" if who == last else who} {value:.3g} [{low:.3g}, {high:.3g}]'
+
+
+PARTS = (
+  Part(
+    'pca',
+    'Principal components of the training',
+    (),
+    compute_pca,
+    draw_pca,
+    caption_pca,
+    pca_unavailable,
+  ),
+  Part(
+    'predictions',
+    'Predictors in prediction space',
+    ('num_examples',),
+    compute_predictions,
+    draw_predictions,
+    caption_predictions,
+  ),
+)

@@ -1,0 +1,302 @@
+"""The path of a training through weight space, and the same path through the space of predictions.
+
+Pure functions of parameter trees and prediction arrays, in float64 on the host. A layer is a top-level
+module of the parameters; arrays over layers begin with all of them together (`layers`). Axes: L layer,
+T checkpoint, B batch, K predictor or component, N example, C class, P parameter.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.linalg
+import scipy.stats
+from scipy.special import log_softmax, rel_entr
+
+from kdjax import metrics
+
+Tree = dict[str, Any]  # nested dicts of arrays
+Values = dict[str, np.ndarray]  # 'x' with its interval 'x/low' and 'x/high'
+LEVEL = 0.95  # of confidence, of every interval
+MIN_BATCHES = 3  # of a jackknife that leaves one out and needs a variance of the rest
+
+
+# Weight space.
+
+
+def layers(params: Tree) -> tuple[str, ...]:
+  """What the axis L stands for: 'all', and the top-level modules in alphabetical order."""
+  return ('all', *sorted(params))
+
+
+def sizes(params: Tree) -> np.ndarray:
+  """The numbers of parameters, sizes_L."""
+  return _by_layer(jax.tree.map(np.size, params))
+
+
+def difference(a: Tree, b: Tree) -> Tree:
+  """a − b in float64."""
+  return jax.tree.map(lambda x, y: _float64(x) - _float64(y), a, b)
+
+
+def dots(a: Tree, b: Tree) -> np.ndarray:
+  """Inner products, dots_L."""
+  return _by_layer(jax.tree.map(lambda x, y: np.vdot(_float64(x), _float64(y)), a, b))
+
+
+def distances(a: Tree, b: Tree) -> np.ndarray:
+  """‖a − b‖, distances_L, in units of the weights."""
+  step = difference(a, b)
+  return np.sqrt(dots(step, step))
+
+
+def cosines(a: Tree, b: Tree) -> np.ndarray:
+  """Cosines of the angles between two trees as vectors, cosines_L; NaN where one of them is 0."""
+  return _ratio(dots(a, b), np.sqrt(dots(a, a) * dots(b, b)))
+
+
+def path(points: Sequence[Tree]) -> Values:
+  """How far a path has come at each of its points, in units of the weights.
+
+  Returns: 'length', the sum of the straight pieces up to the point, lengths_TL, and 'displacement',
+    the straight line from the first point, displacements_TL. Between the points nothing is known,
+    so that the length is a lower bound of that of the training.
+  """
+  pieces = [distances(a, b) for a, b in itertools.pairwise(points)]
+  start = np.zeros(len(layers(points[0])))
+  return {
+    'length': np.cumsum([start, *pieces], axis=0),
+    'displacement': np.stack([distances(point, points[0]) for point in points]),
+  }
+
+
+def gram(trees: Sequence[Tree], centred: bool = False) -> np.ndarray:
+  """Inner products of all pairs, gram_LTT; if `centred`, of their differences from the mean."""
+
+  def of_leaf(*leaves: np.ndarray) -> np.ndarray:
+    x_TP = np.stack([_float64(leaf).ravel() for leaf in leaves])
+    x_TP = x_TP - x_TP.mean(axis=0, keepdims=True) if centred else x_TP
+    return x_TP @ x_TP.T
+
+  return _by_layer(jax.tree.map(of_leaf, *trees))
+
+
+def pca(points: Sequence[Tree]) -> tuple[np.ndarray, np.ndarray]:
+  """Principal components of T points, from the eigenvectors of their centred Gram matrix.
+
+  Returns: coords_TK in units of the weights, of all K = T − 1 components, each with the sign that
+    makes the last point's coordinate positive; explained_K, their fractions of the variance.
+  """
+  gram_TT = gram(points, centred=True)[0]
+  return _principal(gram_TT, len(points) - 1)
+
+
+def random_walk_explained(times_T: np.ndarray) -> np.ndarray:
+  """What PCA explains of a random walk of high dimension, which has no structure.
+
+  x(t) with independent steps has the covariance min(s, t). Its centred eigenvalues, over their sum,
+  are the fractions; chance vanishes as the dimension grows. For evenly spaced times they are
+  1 / (4 sin² (π k / 2T)) over (T² − 1) / 6, which tends to 6 / (π k)²: 60.8 %, 15.2 %, 6.8 %, ...
+  (Antognini & Sohl-Dickstein 2018, "PCA of high dimensional random walks with comparison to neural
+  network training"). The steps of a training are no more than a first guess at such times: where the
+  learning rate falls, a walk slows down.
+
+  Args:
+    times_T: increasing, such as the steps of the checkpoints.
+
+  Returns: explained_K, K = T − 1.
+  """
+  times_T = _float64(times_T) - times_T[0]
+  covariance_TT = np.minimum(times_T[:, None], times_T[None, :])
+  return _principal(_centred(covariance_TT), len(times_T) - 1)[1]
+
+
+# Gradients. Everything follows from the inner products of the batches' gradients.
+
+
+def gradient_noise(gram_LBB: np.ndarray, batch_size: int) -> Values:
+  """Norm and signal-to-noise ratio of a gradient, from B batches of as many examples each.
+
+  With batch gradients g_b, their mean g and n = `batch_size`: Σ, the covariance of one example's
+  gradient, has the unbiased trace S = n Σ_b ‖g_b − g‖² / (B − 1), and the true gradient the unbiased
+  squared norm ‖g‖² − S / (n B). The ratio of the two is `snr`, the inverse of the "simple noise
+  scale" tr(Σ) / ‖G‖², in examples (McCandlish et al. 2018, "An empirical model of large-batch
+  training", equation 2.9 and Appendix A.1). It can come out negative where the truth is near 0.
+
+  Args:
+    gram_LBB: of the batches' mean gradients, of `gram`.
+
+  Returns: 'norm', ‖g‖, and 'snr', per example, of shape (L,), with jackknife intervals over batches.
+
+  Raises:
+    ValueError: there are under three batches.
+  """
+
+  def statistics(kept_B: np.ndarray) -> np.ndarray:
+    kept_LBB = gram_LBB[:, kept_B][:, :, kept_B]
+    count = len(kept_B)
+    squared_L = kept_LBB.mean(axis=(1, 2))
+    spread_L = np.trace(kept_LBB, axis1=1, axis2=2) - count * squared_L
+    trace_L = batch_size * spread_L / (count - 1)
+    signal_L = squared_L - trace_L / (batch_size * count)
+    return np.stack([np.sqrt(squared_L), _ratio(signal_L, trace_L)])
+
+  norm, snr = np.swapaxes(jackknife(statistics, gram_LBB.shape[1]), 0, 1)
+  return _with_interval('norm', norm) | _with_interval('snr', snr)
+
+
+def descent_cosines(gradients: Sequence[Tree], direction: Tree, gram_LBB: np.ndarray) -> Values:
+  """The cosine of a step of gradient descent with a direction, such as that to the teacher.
+
+  cos(−g, d) with g the mean of the batches' gradients. What noise is left in g makes it smaller. That
+  of two random vectors of P parameters has mean 0 and standard deviation 1/√P.
+
+  Args:
+    gradients: of B batches of as many examples each.
+    gram_LBB: of `gradients`, of `gram`.
+
+  Returns: 'cosine' of shape (L,), with its jackknife interval over batches, cut to [−1, 1]; NaN where
+    the direction or the gradient is 0.
+  """
+  dots_LB = np.stack([dots(gradient, direction) for gradient in gradients], axis=1)
+  squared_L = dots(direction, direction)
+
+  def cosine(kept_B: np.ndarray) -> np.ndarray:
+    of_mean_L = gram_LBB[:, kept_B][:, :, kept_B].mean(axis=(1, 2))
+    return _ratio(-dots_LB[:, kept_B].mean(axis=1), np.sqrt(of_mean_L * squared_L))
+
+  return _with_interval('cosine', np.clip(jackknife(cosine, len(gradients)), -1, 1))
+
+
+def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+  """A statistic of `count` independent parts with its interval (Efron & Tibshirani 1993, ch. 11).
+
+  value ± t √((n − 1)/n Σ_i (value without i − their mean)²), t of Student's distribution with n − 1
+  degrees of freedom.
+
+  Args:
+    statistic: indices of the parts to take → values of any shape.
+
+  Returns: (value, low, high), along a new first axis.
+
+  Raises:
+    ValueError: there are under three parts.
+  """
+  if count < MIN_BATCHES:
+    raise ValueError(f'{count} batches; a jackknife takes {MIN_BATCHES} or more')
+  everything = np.arange(count)
+  value = statistic(everything)
+  without = np.stack([statistic(np.delete(everything, i)) for i in everything])
+  error = np.sqrt((count - 1) * without.var(axis=0))
+  half = scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1) * error
+  return np.stack([value, value - half, value + half])
+
+
+# Prediction space.
+
+
+def disagreements(a_NC: np.ndarray, b_NC: np.ndarray) -> np.ndarray:
+  """1 where the most probable classes differ, else 0, values_N. The mean is a distance in [0, 1]."""
+  return (a_NC.argmax(axis=-1) != b_NC.argmax(axis=-1)).astype(np.float64)
+
+
+def jensen_shannon(log_p_NC: np.ndarray, log_q_NC: np.ndarray) -> np.ndarray:
+  """Jensen–Shannon divergences in bits, values_N in [0, 1]: 0 of equals, 1 of disjoint predictions.
+
+  ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2 (Lin 1991). The square root of the mean over examples is
+  a metric, and one of Euclidean space (Fuglede & Topsøe 2004).
+  """
+  # Not by scipy.spatial.distance.jensenshannon, which is NaN where p and q differ by rounding alone.
+  p_NC, q_NC = (np.exp(log_softmax(_float64(x), axis=-1)) for x in (log_p_NC, log_q_NC))
+  terms_NC = rel_entr(p_NC, p_NC + q_NC) + rel_entr(q_NC, p_NC + q_NC)
+  return np.clip(1 + 0.5 * terms_NC.sum(axis=-1) / np.log(2), 0, 1)
+
+
+def prediction_distances(
+  log_probs_KNC: Sequence[np.ndarray],
+  num_resamples: int,
+  make_rng: Callable[[], np.random.Generator],
+) -> Values:
+  """Distances between K predictors on the same examples, with bootstrap intervals over examples.
+
+  Args:
+    make_rng: a new generator, always the same, so that all pairs have the same resamples.
+
+  Returns: 'disagreement', 1 − top-1 agreement, and 'jensen_shannon', √ of the mean divergence in bits,
+    each of shape (K, K) and in [0, 1].
+  """
+  count = len(log_probs_KNC)
+  keys = [f'{name}{end}' for name in ('disagreement', 'jensen_shannon') for end in ('', *_ENDS)]
+  found = {key: np.zeros((count, count)) for key in keys}
+  for i in range(count):
+    for j in range(i):
+      of_pair = {
+        'disagreement': disagreements(log_probs_KNC[i], log_probs_KNC[j]),
+        'jensen_shannon': jensen_shannon(log_probs_KNC[i], log_probs_KNC[j]),
+      }
+      for name, values_N in of_pair.items():
+        interval = metrics.bootstrap_interval(values_N, num_resamples, make_rng(), LEVEL)
+        for end, value in zip(('', *_ENDS), (values_N.mean(), *interval), strict=True):
+          # The root of a percentile interval is the interval of the root.
+          value = np.sqrt(value) if name == 'jensen_shannon' else value
+          found[name + end][i, j] = found[name + end][j, i] = value
+  return found
+
+
+def mds(distances_KK: np.ndarray) -> tuple[np.ndarray, float]:
+  """Classical multidimensional scaling to the plane (Torgerson 1952).
+
+  Args:
+    distances_KK: symmetric, 0 on the diagonal.
+
+  Returns: coords_K2, centred, in units of the distances, with the signs that make the last point's
+    coordinates positive; and (λ1 + λ2) / Σ |λ| over the eigenvalues of the centred −½ D² (Mardia et
+    al. 1979, eq. 14.4.7): the fraction of the sum of squared distances that the plane keeps, where D
+    is Euclidean. What is not Euclidean has negative eigenvalues, and they count as lost.
+  """
+  coords_KK, kept_K = _principal(_centred(-0.5 * _float64(distances_KK) ** 2), len(distances_KK))
+  return coords_KK[:, :2], float(kept_K[:2].sum())
+
+
+# Shared.
+
+_ENDS = ('/low', '/high')
+
+
+def _float64(x: Any) -> np.ndarray:
+  return np.asarray(x, np.float64)
+
+
+def _by_layer(tree: Tree) -> np.ndarray:
+  """Sums equally shaped leaves within each layer, and puts the sum over layers before them."""
+  of_layers = np.stack([sum(jax.tree.leaves(tree[name])) for name in sorted(tree)])
+  return np.concatenate([of_layers.sum(axis=0, keepdims=True), of_layers])
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+  """NaN where `below` is 0."""
+  return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
+
+
+def _with_interval(name: str, values: np.ndarray) -> Values:
+  return {name + end: value for end, value in zip(('', *_ENDS), values, strict=True)}
+
+
+def _centred(matrix_TT: np.ndarray) -> np.ndarray:
+  """Rows and columns get the mean 0."""
+  matrix_TT = matrix_TT - matrix_TT.mean(axis=0, keepdims=True)
+  return matrix_TT - matrix_TT.mean(axis=1, keepdims=True)
+
+
+def _principal(gram_TT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """The first coordinates of points with these centred inner products, and eigenvalues / Σ |them|.
+
+  Imaginary coordinates, of negative eigenvalues, are left at 0.
+  """
+  values_T, vectors_TT = scipy.linalg.eigh(gram_TT)
+  values_K, vectors_TK = values_T[::-1][:count], vectors_TT[:, ::-1][:, :count]
+  signs_K = np.where(vectors_TK[-1] < 0, -1.0, 1.0)
+  coords_TK = vectors_TK * (signs_K * np.sqrt(np.maximum(values_K, 0)))[None, :]
+  return coords_TK, values_K / np.abs(values_T).sum()

@@ -1,0 +1,399 @@
+"""Permutation specs of all models, and alignment by weights and by activations."""
+
+import functools
+import itertools
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import scipy.optimize
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+from numpy_layers import abstract_variables, apply
+from scipy.special import log_softmax
+
+from analysis import alignment, permutations
+from kdjax import models
+
+NUM_CLASSES = 5
+
+
+def make_images(side, count=12):
+  return np.random.default_rng(0).normal(scale=2, size=(count, side, side, 3)).astype(np.float32)
+
+
+def make_tokens():
+  """Texts of different lengths, of which one is empty."""
+  tokens = np.random.default_rng(0).integers(1, 20, (8, 6)).astype(np.int32)
+  return np.where(np.arange(6) < np.array([6, 6, 5, 4, 3, 1, 0, 6])[:, None], tokens, 0)
+
+
+def preact(block, blocks_per_stage, width, norm):
+  return models.PreActResNet(NUM_CLASSES, block, blocks_per_stage, width, norm)
+
+
+# Name: model, inputs. LeNet and VGG flatten 2x2 positions.
+CASES = {
+  'lenet': (models.LeNet5(NUM_CLASSES), make_images(16, 24)),
+  'vgg': (models.VGG16(NUM_CLASSES, 2), make_images(64, 8)),
+  'basic': (preact(models.BasicBlock, 2, 4, 'batch'), make_images(8)),
+  'basic_layer': (preact(models.BasicBlock, 1, 4, 'layer'), make_images(8)),
+  'bottleneck': (preact(models.BottleneckBlock, 2, 2, 'batch'), make_images(8)),
+  'resnet50': (models.ResNet50(NUM_CLASSES, 2, 'batch'), make_images(64)),
+  'resnet50_layer': (models.ResNet50(NUM_CLASSES, 2, 'layer'), make_images(32)),
+  'bilstm': (models.BiLSTM(NUM_CLASSES, 20, 6), make_tokens()),
+}
+QUICK_CASES = ['lenet', 'vgg', 'basic', 'basic_layer', 'bilstm']
+
+
+def make_variables(model, inputs, seed=0):
+  """As if trained: of usual sizes, but no two units alike, and statistics that are not 0 and 1."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name, noise = path[-1].key, rng.normal(size=leaf.shape)
+    if name == 'kernel':
+      noise *= math.sqrt(2 / math.prod(leaf.shape[:-1]))
+    elif name == 'var':
+      noise = rng.uniform(0.5, 1.5, leaf.shape)
+    elif name in ('bias', 'mean', 'scale'):
+      noise = (name == 'scale') + 0.4 * noise
+    return noise.astype(np.float32)
+
+  shapes = abstract_variables(model, inputs.shape[1:], inputs.dtype)
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def make_case(name, seed=0):
+  model, inputs = CASES[name]
+  variables = make_variables(model, inputs, seed)
+  return model, inputs, variables, permutations.spec_for(model, variables['params'])
+
+
+def make_copy(spec, variables, seed=0):
+  """A permuted copy, where no unit is in its old place, and the permutations that undo it."""
+  planted, inverse = {}, {}
+  orders = alignment.random_permutations(spec, np.random.default_rng(seed))
+  for group, order in orders.items():
+    planted[group] = np.empty_like(order)
+    planted[group][order] = np.roll(order, 1)
+    inverse[group] = np.argsort(planted[group])
+  return alignment.apply(spec, planted, variables), inverse
+
+
+def inner_product(tree, other):
+  products = jax.tree.map(lambda x, y: np.vdot(np.float64(x), np.float64(y)), tree, other)
+  return math.fsum(jax.tree.leaves(products))
+
+
+def logits_of(model, variables, inputs):
+  return np.asarray(apply(model, variables, inputs)[0])
+
+
+def assert_same(tree, other):
+  jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+# Specs.
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_every_axis_is_fixed_or_made_of_groups(name):
+  _, _, variables, spec = make_case(name)
+  flat = flatten_dict(variables)
+  assert set(spec.axes) == set(flat)
+  fixed = set()
+  for path, array in flat.items():
+    assert len(spec.axes[path]) == array.ndim
+    for axis, (groups, length) in enumerate(zip(spec.axes[path], array.shape, strict=True)):
+      assert not groups or sum(spec.sizes[group] for group in groups) == length
+      if not groups and axis >= array.ndim - 2:  # the axes before are height and width
+        fixed.add((*path, axis))
+  stem = {'vgg': 'stage1_conv1', 'resnet50': 'stem', 'resnet50_layer': 'stem'}.get(name, 'Conv_0')
+  first = ('Embed_0', 'embedding', 0) if name == 'bilstm' else (stem, 'kernel', 2)
+  head = 'Dense_2' if name == 'lenet' else 'Dense_0'
+  inputs_and_classes = {first, (head, 'kernel', 1), (head, 'bias', 0)}
+  assert fixed == {('params', *place) for place in inputs_and_classes}
+
+
+@pytest.mark.parametrize(
+  ('name', 'count'),
+  {
+    'lenet': 2 + 2,
+    'vgg': 13 + 2,
+    'basic': 3 + 6,  # the stem's stream goes on through stage 1; within each block one more
+    'bottleneck': 4 + 2 * 6,
+    'resnet50': 5 + 2 * 16,
+    'bilstm': 1 + 4,
+  }.items(),
+)
+def test_no_groups_are_tied_without_need(name, count):
+  *_, spec = make_case(name)
+  assert len(spec.sizes) == len(spec.outputs) == count
+
+
+def test_streams_change_at_projections_alone():
+  *_, spec = make_case('basic')
+  kernels = {
+    f'stage{s}_block{i}': f'stage{s}' if s > 1 else 'stem' for s in (1, 2, 3) for i in (1, 2)
+  }
+  for block, stream in kernels.items():
+    assert spec.axes['params', block, 'Conv_1', 'kernel'][3] == (stream,)
+  assert spec.axes['params', 'stage2_block1', 'shortcut', 'kernel'][2:] == (('stem',), ('stage2',))
+  assert spec.axes['params', 'stage2_block2', 'Conv_0', 'kernel'][2] == ('stage2',)
+
+
+def test_a_flattened_image_is_its_channels_at_each_position():
+  *_, spec = make_case('lenet')
+  assert spec.axes['params', 'Dense_0', 'kernel'] == (('conv2',) * 4, ('dense1',))
+  assert ('params', 'Conv_1', 'bias') in dict(spec.places('conv2'))
+
+
+def test_all_models_have_a_spec():
+  config = ConfigDict({'depth': 8, 'width': 2, 'norm': 'batch'})
+  for name in models.MODELS:
+    config.name = name
+    model = models.build(config, NUM_CLASSES, vocabulary_size=20)
+    assert type(model) in permutations.SPECS
+
+
+def test_a_spec_that_does_not_fit_is_refused():
+  model, inputs, variables, _ = make_case('lenet')
+  with pytest.raises(ValueError, match='no permutation spec for Dense'):
+    permutations.spec_for(nn.Dense(3), variables['params'])
+  extra = variables['params'] | {'Dense_3': variables['params']['Dense_2']}
+  with pytest.raises(ValueError, match='Dense_3'):
+    permutations.spec_for(model, extra)
+  narrow = make_variables(model, inputs)['params']
+  narrow['Conv_1']['kernel'] = narrow['Conv_1']['kernel'][:, :, :3]
+  with pytest.raises(ValueError, match='is of shape'):
+    permutations.spec_for(model, narrow)
+
+
+# Permuted networks.
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if name != 'resnet50_layer'])
+def test_permutations_change_the_weights_but_not_the_function(name):
+  model, inputs, variables, spec = make_case(name)
+  expected = logits_of(model, variables, inputs)
+  assert np.ptp(expected, axis=0).min() > 0.05 * np.abs(expected).max()  # else it tells nothing
+  permuted, _ = make_copy(spec, variables)
+  assert jax.tree.map(np.shape, permuted) == jax.tree.map(np.shape, variables)
+  logits = logits_of(model, permuted, inputs)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+  # Each array has its part in this: left as it was, alone, it gives another function.
+  flat, original = flatten_dict(permuted), flatten_dict(variables)
+  changed = [path for path in flat if not np.array_equal(flat[path], original[path])]
+  assert set(changed) == {path for path, axes in spec.axes.items() if any(axes)}
+  for path in changed[:: max(1, len(changed) // 60)]:
+    broken = {name: {} for name in variables} | unflatten_dict(flat | {path: original[path]})
+    change = np.abs(logits_of(model, broken, inputs) - expected).max()
+    assert change > 2e-4 * np.abs(expected).max(), path
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_inputs_and_classes_stay_where_they_are(name):
+  _, _, variables, spec = make_case(name)
+  permuted, _ = make_copy(spec, variables)
+  old, new = flatten_dict(variables), flatten_dict(permuted)
+  for path, axes in spec.axes.items():
+    moved = tuple(axis for axis, groups in enumerate(axes) if groups)
+    np.testing.assert_allclose(new[path].sum(moved), old[path].sum(moved), rtol=1e-4, atol=1e-4)
+
+
+def test_a_permutation_is_by_the_index_of_the_old_unit():
+  *_, variables, spec = make_case('lenet')
+  swapped = alignment.identity(spec) | {'conv2': np.array([2, 0, 1, *range(3, 16)])}
+  params, old = alignment.apply(spec, swapped, variables)['params'], variables['params']
+  np.testing.assert_array_equal(params['Conv_1']['bias'][:3], old['Conv_1']['bias'][[2, 0, 1]])
+  kernel, old_kernel = params['Dense_0']['kernel'], old['Dense_0']['kernel']
+  for position in range(4):
+    rows = 16 * position + np.array([2, 0, 1])
+    np.testing.assert_array_equal(kernel[16 * position :][:3], old_kernel[rows])
+  assert_same(params['Conv_0'], old['Conv_0'])
+
+
+# Weight matching.
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_weight_matching_undoes_a_permutation(name):
+  _, _, variables, spec = make_case(name)
+  permuted, inverse = make_copy(spec, variables)
+  found = alignment.weight_matching(
+    spec, variables['params'], permuted['params'], np.random.default_rng(0)
+  )
+  assert_same(found, inverse)
+  assert_same(alignment.apply(spec, found, permuted), variables)
+
+
+def match(name, restarts=0):
+  """Of two independent networks: (spec, target params, params, permutations)."""
+  _, _, target, spec = make_case(name, seed=0)
+  _, _, other, _ = make_case(name, seed=1)
+  found = alignment.weight_matching(
+    spec, target['params'], other['params'], np.random.default_rng(0), restarts
+  )
+  return spec, target['params'], other['params'], found
+
+
+def aligned_product(spec, target, params, found):
+  aligned = alignment.apply(spec, found, {'params': params})['params']
+  return inner_product(target, aligned)
+
+
+@pytest.mark.parametrize('name', QUICK_CASES)
+def test_weight_matching_of_independent_networks_raises_the_inner_product(name):
+  spec, target, params, found = match(name)
+  before, after = inner_product(target, params), aligned_product(spec, target, params, found)
+  assert after > before + 0.05 * inner_product(target, target)
+  assert aligned_product(*match(name, restarts=2)) >= after
+
+
+@pytest.mark.parametrize('name', ['basic', 'basic_layer', 'bilstm'])
+def test_weight_matching_ends_where_no_swap_of_two_units_gains(name):
+  spec, target, params, found = match(name)
+  best = aligned_product(spec, target, params, found)
+  gains = []
+  for group, size in spec.sizes.items():
+    for i, j in itertools.combinations(range(min(size, 12)), 2):
+      swapped = found[group].copy()
+      swapped[[i, j]] = swapped[[j, i]]
+      gains.append(aligned_product(spec, target, params, found | {group: swapped}) - best)
+  # The quadratic problem of recurrent weights is solved approximately.
+  allowed = 0.02 * len(gains) if name == 'bilstm' else 0
+  assert np.sum(np.array(gains) > 1e-9 * best) <= allowed
+  assert np.mean(gains) < -1e-3 * best
+
+
+def test_recurrent_weights_are_matched_where_the_linearised_step_is_a_loss():
+  target = np.array([[3, 2, 2], [3, -2, -2], [2, -2, 1]])
+  other = np.array([[0, -1, 2], [0, 1, -3], [3, 2, -3]])
+  spec = permutations.Spec({('params', 'kernel'): (('cell',), ('cell',))}, {'cell': 3}, {})
+  linearised = target @ other.T + target.T @ other  # at the identity
+  step = scipy.optimize.linear_sum_assignment(linearised, maximize=True)[1]
+  products = {
+    order: np.sum(target * other[np.ix_(order, order)])
+    for order in itertools.permutations(range(3))
+  }
+  assert products[tuple(step)] < products[0, 1, 2] == 5 < max(products.values()) == 20
+  found = alignment.weight_matching(
+    spec, {'kernel': target}, {'kernel': other}, np.random.default_rng(0)
+  )
+  assert products[tuple(found['cell'])] == 20
+
+
+def test_weight_matching_of_a_network_with_itself_changes_nothing():
+  *_, variables, spec = make_case('basic')
+  params = variables['params']
+  found = alignment.weight_matching(spec, params, params, np.random.default_rng(0))
+  assert_same(found, alignment.identity(spec))
+
+
+def test_weight_matching_without_any_similarity_ends():
+  *_, variables, spec = make_case('lenet')
+  zeros = jax.tree.map(np.zeros_like, variables['params'])
+  found = alignment.weight_matching(spec, zeros, variables['params'], np.random.default_rng(0), 1)
+  assert {group: len(indices) for group, indices in found.items()} == spec.sizes
+
+
+@pytest.mark.parametrize('name', ['lenet', 'basic'])
+def test_the_barrier_to_a_permuted_copy_is_zero_once_it_is_aligned(name):
+  model, inputs, variables, spec = make_case(name)
+  labels = logits_of(model, variables, inputs).argmax(-1)
+
+  def barrier(other):
+    losses = []
+    for t in np.linspace(0, 1, 5, dtype=np.float32):
+      between = jax.tree.map(lambda x, y, t=t: (1 - t) * x + t * y, variables, other)
+      log_probs = log_softmax(logits_of(model, between, inputs).astype(np.float64), axis=-1)
+      losses.append(-np.mean(log_probs[np.arange(len(labels)), labels]))
+    assert losses[0] == pytest.approx(losses[-1], rel=1e-4)
+    return max(losses) - losses[0]
+
+  permuted, _ = make_copy(spec, variables)
+  assert barrier(permuted) > 0.05
+  rng = np.random.default_rng(0)
+  by_weights = alignment.weight_matching(spec, variables['params'], permuted['params'], rng)
+  assert barrier(alignment.apply(spec, by_weights, permuted)) == pytest.approx(0, abs=1e-6)
+  activations = [alignment.group_activations(model, v, inputs, spec) for v in (variables, permuted)]
+  by_activations = alignment.activation_matching(spec, *activations)
+  assert barrier(alignment.apply(spec, by_activations, permuted)) == pytest.approx(0, abs=1e-4)
+
+
+# Activation matching.
+
+
+@pytest.mark.parametrize('name', ['lenet', 'vgg', 'basic', 'resnet50', 'bilstm'])
+def test_activation_matching_undoes_a_permutation(name):
+  model, inputs, variables, spec = make_case(name)
+  permuted, inverse = make_copy(spec, variables)
+  target, other = (
+    alignment.group_activations(model, v, inputs, spec) for v in (variables, permuted)
+  )
+  found = alignment.activation_matching(spec, target, other)
+  num_dead = 0
+  for group, size in spec.sizes.items():
+    # Nothing tells dead units apart, nor those that respond to the same one example.
+    alive = np.sum(np.abs(target[group]) > 1e-3, axis=0) > 2
+    num_dead += size - alive.sum()
+    np.testing.assert_array_equal(found[group][alive], inverse[group][alive], err_msg=group)
+    np.testing.assert_array_equal(np.sort(found[group]), np.arange(size))
+  assert num_dead < 0.4 * sum(spec.sizes.values())
+
+
+def test_activations_are_those_that_the_next_layer_reads():
+  model, inputs, variables, spec = make_case('lenet')
+  activations = alignment.group_activations(model, variables, inputs, spec)
+  _, features = apply(model, variables, inputs)
+  for layer in ('dense1', 'dense2'):
+    np.testing.assert_allclose(activations[layer], features[layer], rtol=1e-4, atol=1e-5)
+  conv1 = activations['conv1'].reshape(24, 8, 2, 8, 2, 6).mean((2, 4))
+  np.testing.assert_allclose(conv1, features['conv1'], rtol=1e-4, atol=1e-5)
+
+
+def test_activations_of_a_stream_are_those_behind_its_last_block():
+  model, inputs, variables, spec = make_case('basic')
+  activations = alignment.group_activations(model, variables, inputs, spec)
+  _, features = apply(model, variables, inputs)
+  for group, feature in {'stem': 'stage1', 'stage2': 'stage2', 'stage3': 'stage3'}.items():
+    expected = features[feature].reshape(-1, spec.sizes[group])
+    np.testing.assert_allclose(activations[group], expected, rtol=1e-4, atol=1e-4)
+  assert min(activations['stem'].min(), activations['stage3'].min()) < 0
+  assert activations['stage1_block1_conv1'].min() == 0
+
+
+def test_activations_of_texts_leave_out_padding():
+  model, tokens, variables, spec = make_case('bilstm')
+  activations = alignment.group_activations(model, variables, tokens, spec)
+  assert {len(rows) for rows in activations.values()} == {6 + 6 + 5 + 4 + 3 + 1 + 0 + 6}
+  _, features = apply(model, variables, tokens)
+  np.testing.assert_allclose(activations['embedding'][:6].mean(0), features['embedding'][0], 1e-4)
+  final = np.concatenate(
+    [activations['layer2_forward'][5], activations['layer2_backward'][0]]  # both have read it all
+  )
+  np.testing.assert_allclose(final, features['layer2'][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('scales', 'shifts'), [((1, 1), (0, 0)), ((100, 0.1), (0, 0)), ((1, 1), (5, -5))]
+)
+def test_activation_matching_is_by_correlation(scales, shifts):
+  rows = np.random.default_rng(0).normal(size=(200, 3))
+  basis, _ = np.linalg.qr(rows - rows.mean(0))
+  target = basis[:, :2]
+  # Correlations of 0.8 + 0.1 in order and of 0.7 + 0.6 crosswise; the third unit of both is dead.
+  other = basis @ np.array([[0.8, 0.7], [0.6, 0.1], [0, math.sqrt(0.5)]])
+  target, other = (
+    np.insert(units * np.array(scales) + np.array(shifts), 2, 0.1, axis=1)
+    for units in (target, other)
+  )
+  spec = permutations.Spec({}, {'units': 3}, {})
+  found = alignment.activation_matching(spec, {'units': target}, {'units': other})
+  np.testing.assert_array_equal(found['units'], [1, 0, 2])
+  with pytest.raises(ValueError, match='mismatch'):
+    alignment.activation_matching(spec, {'units': target}, {'units': other[:100]})

@@ -1,0 +1,354 @@
+"""The parts that follow the training's path, on a finished tiny run, with teachers that are planted."""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import tiny_run
+from etils import epath
+
+from analysis import alignment, measure, permutations, runs, trajectory
+from analysis.part import Blocks, CheckError, Checks, Settings
+from analysis.parts import maps
+from analysis.parts import trajectory as part
+from kdjax import losses, metrics, models, predictions, steps, student
+from kdjax.errors import ConfigError
+from kdjax.run import Run
+
+SETTINGS = Settings(num_examples=96)
+PARTS = {p.name: p for p in (*part.PARTS, *maps.PARTS)}
+
+
+class Linear(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(10)(x.reshape(len(x), -1)), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted(runs.Study):
+  """A study whose first teacher is somebody else, and whose checkpoints may be fewer."""
+
+  teacher: dict | None = None
+  kept: tuple[int, ...] | None = None
+
+  def member(self, member: int = 0):
+    planted = member == 0 and self.teacher is not None
+    return self.teacher if planted else super().member(member)
+
+  @property
+  def steps(self):
+    return super().steps if self.kept is None else list(self.kept)
+
+
+@pytest.fixture(scope='module')
+def study(finished) -> runs.Study:
+  return runs.load(finished.workdir)
+
+
+@pytest.fixture(scope='module')
+def results(study, tmp_path_factory):
+  """What all four parts compute."""
+  found = {}
+  for name, of in PARTS.items():
+    blocks = Blocks(_path(tmp_path_factory.mktemp(name)))
+    found[name] = of.compute(study, SETTINGS, blocks, Checks())
+  return found
+
+
+def _path(path):
+  return epath.Path(path)
+
+
+def last_only(study, teacher) -> Planted:
+  return Planted(study.run, teacher, (study.steps[-1],))
+
+
+def compute(name, study, tmp_path, checks=None):
+  return PARTS[name].compute(study, SETTINGS, Blocks(_path(tmp_path)), checks or Checks())
+
+
+def vector(params):
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)]).astype(np.float64)
+
+
+# trajectory
+
+
+def test_distances_and_the_path_are_those_of_the_checkpoints(study, results):
+  arrays = results['trajectory']
+  assert arrays['steps'].tolist() == study.steps and len(study.steps) == 3
+  points = [vector(study.student(step)['params']) for step in study.steps]
+  teacher = vector(study.member(0)['params'])
+  norm = np.linalg.norm
+  close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-9)
+  close(arrays['distance/raw'][:, 0], [norm(x - teacher) for x in points])
+  close(arrays['cosine/raw'][1, 0], points[1] @ teacher / norm(points[1]) / norm(teacher))
+  pieces = [norm(b - a) for a, b in itertools.pairwise(points)]
+  close(arrays['length'][:, 0], [0, pieces[0], sum(pieces)])
+  close(arrays['displacement'][-1, 0], norm(points[-1] - points[0]))
+  dense = [vector(v['params']['Dense_0']) for v in (study.student(), study.member(0))]
+  close(arrays['distance/raw'][-1, -1], norm(dense[0] - dense[1]))
+
+
+def test_layers_stand_in_order_of_depth(results):
+  expected = ['all', 'Conv_0', 'stage1_block1', 'stage2_block1', 'stage3_block1']
+  for name in ('trajectory', 'gradients'):
+    assert results[name]['layers'].tolist() == [*expected, 'BatchNorm_0', 'Dense_0']
+
+
+def test_fidelity_is_measured_at_every_checkpoint(study, results):
+  measured = measure.Measure(study, SETTINGS.num_examples)
+  for place, step in enumerate(study.steps):
+    expected = measure.summary(measured.variables(study.student(step)), study.seed)
+    for key in ('test/predictive_kl', 'distillation/top1_agreement/low'):
+      assert results['trajectory'][key][place] == pytest.approx(expected[key][0], rel=1e-5)
+  kl = results['trajectory']['distillation/predictive_kl']
+  assert kl[-1] < kl[0]
+
+
+def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp_path):
+  spec = permutations.spec_for(study.run.student_model, study.student()['params'])
+  mixed = alignment.random_permutations(spec, np.random.default_rng(0))
+  teacher = alignment.apply(spec, mixed, jax.device_get(study.student()))
+  checks = Checks()
+  arrays = compute('trajectory', last_only(study, teacher), tmp_path, checks)
+  assert arrays['distance/raw'][0, 0] > 1
+  np.testing.assert_allclose(arrays['distance/aligned'][0], 0, atol=1e-9)
+  np.testing.assert_allclose(arrays['cosine/aligned'][0], 1, atol=1e-12)
+  assert checks.values['change of the aligned teacher'][0] < 1e-4
+
+
+def test_an_alignment_that_changes_the_function_is_not_used(study, tmp_path, monkeypatch):
+  def wrong(spec, matched, teacher):
+    del spec, matched
+    return teacher | {'params': jax.tree.map(lambda x: 0.5 * x, teacher['params'])}
+
+  monkeypatch.setattr(alignment, 'apply', wrong)
+  with pytest.raises(CheckError, match='change of the aligned teacher'):
+    compute('trajectory', study, tmp_path)
+
+
+# gradients
+
+
+def step_of(model, objective):
+  return steps.parallel(
+    partial(part.gradient_step, model=model, objective=objective),
+  )
+
+
+def test_the_gradient_is_that_of_the_training_step(study):
+  """Of its norm, which `steps.student_step` logs, on the same batch."""
+  measured, run = measure.Measure(study, SETTINGS.num_examples), study.run
+  batch = part.gradient_batches(measured, study.seed)[0]
+  step = steps.parallel(
+    partial(
+      steps.student_step,
+      model=run.student_model,
+      optimizer=optax.sgd(0.1),
+      view=lambda seed, batch: (batch['inputs'], batch['labels']),
+      loss=losses.distillation,
+      temperature=lambda step: run.config.student.temperature,
+      alpha=0.0,
+    ),
+    num_sharded=2,
+  )
+  shared = steps.shard(batch)
+  state = steps.init_state(study.student(), optax.sgd(0.1))
+  after, logged = step(state, shared, shared['teacher_log_probs'], study.seed)
+  gradient = step_of(run.student_model, measured.objective('distillation'))(
+    study.student(), shared, study.seed
+  )
+  norm, count = logged['gradient_norm']
+  assert float(optax.tree.norm(gradient)) == pytest.approx(float(norm / count), rel=1e-5)
+  moved = jax.tree.map(lambda a, b: (a - b) / 0.1, state.params, after.params)
+  np.testing.assert_allclose(vector(gradient), vector(moved), rtol=0.01, atol=1e-4)
+
+
+def test_at_student_is_teacher_the_gradient_is_zero():
+  model = Linear()
+  variables = models.init(model, jax.random.key(0), (8, 8, 1))
+  inputs = jax.random.normal(jax.random.key(1), (12, 8, 8, 1))
+  norms = []
+  for teacher in (variables, models.init(model, jax.random.key(2), (8, 8, 1))):
+    log_probs = jax.nn.log_softmax(model.apply(teacher, inputs, train=False)[0])
+    batch = {'inputs': inputs, 'labels': jnp.zeros(12, int), 'teacher_log_probs': log_probs}
+
+    def objective(logits_BC, batch):
+      return losses.distillation(logits_BC, batch['teacher_log_probs'], 4.0)
+
+    shared = steps.shard(jax.tree.map(np.asarray, batch))
+    norms.append(float(optax.tree.norm(step_of(model, objective)(variables, shared, 0))))
+  assert norms[0] < 1e-5 and norms[1] > 0.1
+
+
+def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path):
+  """The teacher is planted one step of descent from the final student."""
+  measured = measure.Measure(study, SETTINGS.num_examples)
+  fn = step_of(study.run.student_model, measured.objective('distillation'))
+  final = jax.device_get(study.student())
+  batches = part.gradient_batches(measured, study.seed)
+  gradients = [jax.device_get(fn(final, steps.shard(b), study.seed)) for b in batches]
+  down = jax.tree.map(lambda x, *g: x - 0.5 * sum(g), final['params'], *gradients)
+  # The ensemble would follow the planted member; the gradient was taken against the true one.
+  planted = last_only(study, final | {'params': down})
+  monkey = pytest.MonkeyPatch()
+  with monkey.context() as patch:
+    patch.setattr(part, 'Measure', lambda *_: measured)
+    arrays = compute('gradients', planted, tmp_path)
+  np.testing.assert_allclose(arrays['cosine/raw'][0], 1, atol=1e-3)
+  norm = np.linalg.norm(vector(jax.tree.map(lambda *g: sum(g) / len(g), *gradients)))
+  assert arrays['norm'][0, 0] == pytest.approx(norm, rel=1e-5)
+
+
+def test_at_the_teacher_there_is_no_direction_to_it(study, tmp_path):
+  arrays = compute('gradients', last_only(study, study.student()), tmp_path)
+  assert np.isnan(arrays['cosine/raw']).all() and not np.isnan(arrays['norm']).any()
+  assert 'undefined' in part.caption_gradients(arrays)
+  part.draw_gradients(arrays).canvas.draw()
+
+
+def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(study, results, tmp_path):
+  arrays = results['gradients']
+  assert (arrays['num_batches'], arrays['batch_size']) == (16, 6)
+  for key in ('norm', 'snr', 'cosine/raw', 'cosine/aligned'):
+    value, low, high = (arrays[key + end] for end in part.ENDS)
+    assert value.shape == (3, 7)
+    assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all() and (low < high).any()
+  alone = compute('gradients', Planted(study.run, kept=(study.steps[1],)), tmp_path)
+  np.testing.assert_allclose(alone['norm'][0], arrays['norm'][1], rtol=1e-5)
+  assert arrays['sizes'][0] == arrays['sizes'][1:].sum() == len(vector(study.student()['params']))
+
+
+def test_batches_have_one_size_and_each_example_once(study):
+  measured = measure.Measure(study, 100)  # 64 and 36, padded
+  batches = part.gradient_batches(measured, 0)
+  assert [len(b['labels']) for b in batches] == [6] * 16
+  inputs = np.concatenate([b['inputs'] for b in batches]).reshape(96, -1)
+  assert len(np.unique(inputs, axis=0)) == 96
+  padded = measured.batches('distillation')
+  stored = np.concatenate([b['inputs'][b['weights'] > 0] for b in padded]).reshape(100, -1)
+  places = [int(np.flatnonzero((stored == x).all(1))[0]) for x in inputs]
+  assert places != sorted(places)
+  labels = np.concatenate([b['labels'][b['weights'] > 0] for b in padded])
+  np.testing.assert_array_equal(np.concatenate([b['labels'] for b in batches]), labels[places])
+
+
+def test_too_few_examples_for_noise_are_refused(study):
+  with pytest.raises(ConfigError, match='--num_examples: 2 examples are too few'):
+    part.gradient_batches(measure.Measure(study, 2), 0)
+
+
+# pca
+
+
+def test_pca_is_of_the_checkpoints_with_the_null_of_their_steps(study, results):
+  arrays = results['pca']
+  x = np.stack([vector(study.student(step)['params']) for step in study.steps])
+  squared = np.linalg.svd(x - x.mean(0, keepdims=True), compute_uv=False)[:2] ** 2
+  np.testing.assert_allclose(arrays['explained'], squared / squared.sum(), rtol=1e-6)
+  expected = trajectory.random_walk_explained(np.array(study.steps))
+  np.testing.assert_array_equal(arrays['null'], expected)
+  assert f'{100 * expected[0]:.1f} and' in maps.caption_pca(arrays)
+
+
+# predictions
+
+
+def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, finished, tmp_path):
+  settings = Settings(num_examples=10_000)  # all of the test set
+  arrays = maps.compute_predictions(study, settings, Blocks(_path(tmp_path)), Checks())
+  names = arrays['names'].tolist()
+  assert names == [*(f'step {s}' for s in study.steps), 'teacher 0', 'teacher 1', 'ensemble']
+  ensemble_NC = predictions.ensemble(predictions.open_teacher(finished), 'test')
+  for name, step in zip(names, study.steps, strict=False):
+    logits_NC = finished.predict(
+      finished.student_model, student.load(finished, step), finished.inputs['test']
+    )
+    expected = metrics.fidelity(logits_NC, ensemble_NC)
+    found = arrays['disagreement'][names.index(name), -1]
+    assert found == pytest.approx(1 - expected['top1_agreement'], abs=0.01)  # float16 store
+  assert arrays['num_examples'] == len(finished.splits['test'])
+
+
+def test_the_random_start_is_measured_but_not_mapped(results):
+  arrays = results['predictions']
+  for name in maps.MAPS:
+    assert np.isnan(arrays[f'{name}/coords'][:, 0]).tolist() == [True] + [False] * 5
+    assert (arrays[name][0, 1:] > 0).all()
+    assert 0 < arrays[f'{name}/kept'] <= 1
+  assert 'without the random start' in maps.caption_predictions(arrays)
+
+
+def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path, monkeypatch):
+  planted = Planted(study.run, study.student(0))
+  true = measure.Measure(study, SETTINGS.num_examples)
+  monkeypatch.setattr(maps, 'Measure', lambda *_: true)
+  with pytest.raises(CheckError, match="members' mean against the ensemble"):
+    compute('predictions', planted, tmp_path)
+
+
+# All of them.
+
+
+@pytest.mark.parametrize('name', list(PARTS))
+def test_every_part_draws_and_describes_itself(name, results):
+  figure = PARTS[name].draw(results[name])
+  figure.canvas.draw()
+  assert all(axes.get_xlabel() or axes.get_ylabel() or axes.images for axes in figure.axes)
+  assert 'nan' not in PARTS[name].caption(results[name])
+
+
+def test_the_figure_of_gradients_marks_intervals_without_zero(results):
+  arrays = dict(results['gradients'])
+  for end, value in zip(part.ENDS, (0.5, 0.4, 0.6), strict=True):
+    arrays[f'cosine/raw{end}'] = np.where(np.eye(3, 7), value, 0.0)
+  figure = part.draw_gradients(arrays)
+  (panel,) = [axes for axes in figure.axes if axes.get_title() == 'to teacher 0']
+  xy = sorted(zip(*panel.lines[-1].get_data(), strict=True))
+  assert xy == [(0, 0), (1, 1), (2, 2)]  # checkpoint, layer
+
+
+def test_another_architecture_has_no_distance_but_predictions(finished):
+  run = tiny_run(finished.workdir, student__model__width=8)
+  study = runs.Study(run)
+  for name in ('trajectory', 'gradients'):
+    assert 'another architecture' in PARTS[name].unavailable(study)
+  assert PARTS['predictions'].unavailable(study) is None
+
+
+def test_predictors_of_another_architecture_are_compared(study, tmp_path):
+  """The checkpoints of one model, the members of another."""
+
+  class Other(Run):
+    @property
+    def teacher_model(self):
+      return Linear()
+
+  run = Other(study.run.config, study.run.workdir)
+  weights = [models.init(run.teacher_model, jax.random.key(i), (8, 8, 1)) for i in range(2)]
+
+  class Foreign(runs.Study):
+    def member(self, member: int = 0):
+      return weights[member]
+
+  settings = Settings(num_examples=50)
+  arrays = maps.compute_predictions(Foreign(run), settings, Blocks(_path(tmp_path)), Checks())
+  (batch,) = measure.Measure(study, 50).batches('test')
+  classes = [
+    run.teacher_model.apply(w, batch['inputs'], train=False)[0].argmax(-1) for w in weights
+  ]
+  i, j = (arrays['names'].tolist().index(f'teacher {k}') for k in range(2))
+  assert arrays['disagreement'][i, j] == pytest.approx(np.mean(classes[0] != classes[1]))
+
+
+def test_pca_of_two_checkpoints_is_unavailable(study):
+  assert 'keep_checkpoints' in maps.pca_unavailable(Planted(study.run, kept=(0, 40)))
+  assert maps.pca_unavailable(study) is None
