@@ -22,6 +22,7 @@ from kdjax import keys, losses, models, predictions, steps
 from kdjax.steps import Variables
 
 SETS = ('distillation', 'test')
+UNITS = {'brier': 'no unit', 'logit_mse': 'logits²'}  # of losses.LOSSES; all others are in nats
 Batch = dict[str, jax.Array]
 Build = Callable[[Any, jax.Array], Variables]  # (shared, coordinates_K) → variables, traced
 Values = dict[str, np.ndarray]  # '<set>/<measure>' → values_PN
@@ -67,6 +68,7 @@ class Measure:
     self._run, self._steps, self._placed = study.run, {}, {}
     self.model = study.run.student_model
     self.sets = SETS
+    self._has_statistics = bool(study.student()['batch_stats'])
     section, num_steps = study.run.config.student, study.run.plan('student').num_steps
     self._loss = {
       'loss': losses.LOSSES[section.loss],
@@ -77,6 +79,16 @@ class Measure:
     }
     members = _members(study)
     self._examples = {name: _examples(study, members, name, num_examples) for name in SETS}
+
+  @property
+  def context(self) -> dict[str, np.ndarray]:
+    """What figures and captions say of the run and of these examples."""
+    return {
+      'loss_unit': np.array(UNITS.get(self._run.config.student.loss, 'nats')),
+      'num_members': np.array(self._run.config.teacher.num_members),
+      'num_examples': np.array([self.num_examples(name) for name in SETS]),
+      'reestimated': np.array(self._has_statistics),
+    }
 
   def num_examples(self, name: str) -> int:
     return len(self._examples[name]['labels'])

@@ -40,6 +40,15 @@ class Settings:
   lanczos_steps: int = _field(40, 2, 'Products with the Hessian for each probe.')
   num_probes: int = _field(4, 2, 'Random vectors behind densities and traces.')
 
+  num_forks: int = _field(4, 1, 'Kept checkpoints at which training is forked.')
+  fork_seeds: int = _field(2, 1, 'Continuations of each fork, beside the student itself.')
+  lambdas: tuple[float, ...] = _field((0.0, 0.25, 0.5, 1.0), 0.0, 'Starts λ of students.', 1.0)
+  lambda_resolution: int = _field(11, 3, 'Points along the longer side of the plane of each λ.')
+  return_radii: tuple[float, ...] = _field(
+    (0.1, 0.3, 1.0), 1e-6, "Distances from the teacher, relative to its weights' norm."
+  )
+  return_epochs: float = _field(10.0, 0.01, 'Epochs of distillation from around the teacher.')
+
   def problems(self) -> list[str]:
     """What is wrong with the values, for a ConfigError."""
     return [problem for field in dataclasses.fields(self) for problem in self._problems(field)]

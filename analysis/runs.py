@@ -117,6 +117,15 @@ class Study:
     """Whether all members are there, and not just their predictions."""
     return all(teachers.is_trained(self.run, i) for i in range(self.num_members))
 
+  @property
+  def lacks_teacher(self) -> str | None:
+    """Why no teacher can be a point of the student's weight space; None if one can."""
+    if not self.same_architecture:
+      return 'the teacher has another architecture than the student: they share no weight space'
+    if not self.has_teachers:
+      return "the teacher's checkpoints are gone; only its predictions are left"
+    return None
+
   def member(self, member: int = 0) -> Variables:
     """A teacher's final variables; raises MissingInputError if its folder is gone."""
     return teachers.load(self.run, member)
@@ -173,7 +182,7 @@ class Study:
     """
     found: dict[str, Any] = {'initial': self.student(0)} if self.initial_is_kept else {}
     found['student'] = self.student()
-    if self.same_architecture and self.has_teachers:
+    if self.lacks_teacher is None:
       found |= {f'teacher {i}': self.member(i) for i in range(self.num_members)}
     if self.siblings:
       found['sibling'] = student.load(self.siblings[0])

@@ -1,10 +1,11 @@
 """The third stage: distil a student against the predictions, stored or online."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import numpy as np
+from etils import epath
 
 from kdjax import config as config_lib
 from kdjax import files, losses, metrics, predictions, steps, teachers, training
@@ -21,14 +22,29 @@ def run(run: Run) -> bool:
   with files.lock(run.student_folder):
     if training.is_complete(run.student_folder):  # by another process, while this one waited
       return False
-    _train(run, teacher)
+    distil, order_seed = distiller(run, teacher), config_lib.student_seed(run.config)
+    init = lambda: steps.init_state(_initial_variables(run), run.optimizer('student'))
+    distil(run.student_folder, 'student', order_seed, init)
   return True
 
 
-def _train(run: Run, teacher: predictions.Teacher) -> None:
+def distiller(
+  run: Run, teacher: predictions.Teacher, plan: training.Plan | None = None
+) -> Callable[[epath.Path, str, int, Callable[[], steps.State]], None]:
+  """A function that distils students in the way of `run.config.student`, each in its own folder.
+
+  What they share is made, and compiled, once.
+
+  Args:
+    plan: by default the run's. Its number of steps is the run's in any case, since learning rate and
+      temperature follow that.
+
+  Returns: distil(folder, name, order_seed, init). `order_seed` decides the order of the examples, and
+    the rest is as in `training.fit`; so what was interrupted goes on from its newest checkpoint.
+    Views and dropout follow from the run's seed, and are the same in all.
+  """
   section, model = run.config.student, run.student_model
-  plan, optimizer = run.plan('student'), run.optimizer('student')
-  seed = config_lib.student_seed(run.config)
+  optimizer, plan = run.optimizer('student'), plan or run.plan('student')
   inputs = run.inputs['distillation']
   step = steps.parallel(
     partial(
@@ -48,24 +64,29 @@ def _train(run: Run, teacher: predictions.Teacher) -> None:
     num_sharded=2,
     donate=True,
   )
-
-  def batches(start: int) -> Iterator[tuple]:
-    for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
-      yield batch, teacher.batch('distillation', batch), inputs.seed
-
   held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
-  run.begin(run.student_folder, 'student')
-  training.fit(
-    run.student_folder,
-    'student',
-    plan,
-    like=run.abstract_state('student'),
-    init=lambda: steps.init_state(_initial_variables(run), optimizer),
-    step=step,
-    inputs=batches,
-    evaluate=lambda state: _evaluate(run, state.variables, held_out),
-    learning_rate=run.learning_rate('student'),
-  )
+
+  def distil(
+    folder: epath.Path, name: str, order_seed: int, init: Callable[[], steps.State]
+  ) -> None:
+    def batches(start: int) -> Iterator[tuple]:
+      for batch in inputs.training(order_seed, section.batch_size, plan.num_steps, start):
+        yield batch, teacher.batch('distillation', batch), inputs.seed
+
+    run.begin(folder, 'student')
+    training.fit(
+      folder,
+      name,
+      plan,
+      like=run.abstract_state('student'),
+      init=init,
+      step=step,
+      inputs=batches,
+      evaluate=lambda state: _evaluate(run, state.variables, held_out),
+      learning_rate=run.learning_rate('student'),
+    )
+
+  return distil
 
 
 def load(run: Run, step: int | None = None) -> steps.Variables:

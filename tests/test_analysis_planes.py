@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from analysis import geometry, measure, plane_figure
+from analysis import geometry, measure, runs
+from analysis.figures import planes as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import planes
 from kdjax import student
@@ -24,12 +25,17 @@ def weights(*w):
   }
 
 
+class FakeStudy(types.SimpleNamespace):
+  lacks_teacher = runs.Study.lacks_teacher
+
+
 def make_study(**fields):
   """Teacher 0 at (0, 0), the student at (8, 0) and its start at (3, 4) of the first two weights."""
   students = {0: weights(3, 4, 0, 0), 7: weights(5, 2, 3, 0), 9: weights(8, 0, 0, 0)}
   members = [weights(0, 0, 0, 0), weights(2, 6, 0, 0)]
   section = types.SimpleNamespace(loss='kl', init_lambda=0.0, init_from='final')
-  config = types.SimpleNamespace(student=section)
+  teacher = types.SimpleNamespace(num_members=fields.get('num_members', 2))
+  config = types.SimpleNamespace(student=section, teacher=teacher)
   study = {
     'run': types.SimpleNamespace(config=config),
     'seed': 0,
@@ -42,7 +48,7 @@ def make_study(**fields):
     'member': lambda i: members[i],
     'student': lambda step=9: students[step],
   }
-  return types.SimpleNamespace(**study | fields)
+  return FakeStudy(**study | fields)
 
 
 class FakeMeasure:
@@ -50,10 +56,12 @@ class FakeMeasure:
 
   sets = ('distillation', 'test')
   points = 0
+  context = measure.Measure.context
   stop_at = None  # raises when it comes to a point beyond this many
 
   def __init__(self, study, num_examples):
     assert num_examples == SETTINGS.num_examples
+    self._run, self._has_statistics = study.run, True
 
   def num_examples(self, name):
     return len(OFFSETS_N)
@@ -130,7 +138,7 @@ def test_checkpoints_have_their_height_above_the_plane(tmp_path):
   assert arrays['path/steps'].tolist() == [0, 7, 9]
   np.testing.assert_allclose(arrays['path/xy'], [[3, 4], [5, 2], [8, 0]], atol=1e-6)
   np.testing.assert_allclose(arrays['path/height'], [0, 3, 0], atol=1e-6)
-  np.testing.assert_array_equal(plane_figure.is_off_plane(arrays), [False, True, False])
+  np.testing.assert_array_equal(drawing.is_off_plane(arrays), [False, True, False])
 
 
 @pytest.mark.parametrize('wrong', [lambda xy: xy[::-1], lambda xy: -xy, lambda xy: 1.01 * xy])
@@ -299,14 +307,14 @@ def masked(*values):
 
 
 def test_a_wide_scale_is_logarithmic_from_the_smallest_positive_value():
-  levels, norm, floored = plane_figure._levels(masked(0.0, 0.01, 10.0, np.inf), log=True)
+  levels, norm, floored = drawing._levels(masked(0.0, 0.01, 10.0, np.inf), log=True)
   np.testing.assert_allclose(levels[[0, -1]], [0.01, 10])
   np.testing.assert_allclose(np.diff(np.log(levels)), np.log(1000) / 11)
   assert floored and norm.vmin == levels[0]
 
 
 def test_a_logarithmic_scale_spends_no_colours_on_rounding_errors():
-  levels, _, floored = plane_figure._levels(masked(-1e-9, 1e-9, 0.1, 10.0), log=True)
+  levels, _, floored = drawing._levels(masked(-1e-9, 1e-9, 0.1, 10.0), log=True)
   np.testing.assert_allclose(levels[[0, -1]], [1e-4, 10])
   assert floored
 
@@ -321,11 +329,11 @@ def test_a_logarithmic_scale_spends_no_colours_on_rounding_errors():
   ],
 )
 def test_other_scales_are_linear(values, log, ends):
-  levels, norm, floored = plane_figure._levels(masked(*values), log=log)
+  levels, norm, floored = drawing._levels(masked(*values), log=log)
   np.testing.assert_allclose(levels, np.linspace(*ends, len(levels)))
   assert norm is None and not floored
 
 
 def test_labels_move_apart_around_their_mean():
-  np.testing.assert_allclose(plane_figure._spread(np.array([1.5, 1.0, 3.5]), 2), [2, 0, 4])
-  np.testing.assert_allclose(plane_figure._spread(np.array([3.0, 0.0]), 2), [3, 0])
+  np.testing.assert_allclose(drawing._spread(np.array([1.5, 1.0, 3.5]), 2), [2, 0, 4])
+  np.testing.assert_allclose(drawing._spread(np.array([3.0, 0.0]), 2), [3, 0])

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from analysis import geometry, measure, plane_figure
+from analysis import geometry, measure
+from analysis.figures import planes as drawing
+from analysis.figures.planes import CORNERS, Panel
 from analysis.geometry import Plane
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
-from analysis.plane_figure import CORNERS, Panel
 from analysis.runs import Study
 from kdjax import keys, progress, student
 from kdjax.steps import Variables
@@ -27,9 +28,6 @@ MARGIN = 0.25  # around the corners, as a fraction of the longer side of their b
 CONTINUOUS = ('distillation/loss', 'distillation/predictive_kl', 'test/predictive_kl')
 TOLERANCE = 1e-3  # of a corner's values, relative where they are above 1; float32 gives under 1e-6
 ORTHONORMAL = 1e-6
-
-# Of losses.LOSSES; all others are in nats.
-UNITS = {'brier': 'no unit', 'logit_mse': 'logits²'}
 
 
 # Computing.
@@ -84,7 +82,7 @@ def compute_random_plane(
   measured = measure.Measure(study, settings.num_examples)
   shared = {'plane': plane, 'batch_stats': final['batch_stats']}
   return (
-    _context(study, measured, shared)
+    measured.context
     | _check_corners(study, measured, shared, {'student': final}, np.zeros((1, 2)), checks)
     | _surface(study, measured, shared, xs, xs, blocks)
   )
@@ -114,20 +112,10 @@ def _compute_corners(
   measured = measure.Measure(study, settings.num_examples)
   shared = {'plane': plane, 'batch_stats': corners['student']['batch_stats']}
   return (
-    _context(study, measured, shared)
+    measured.context
     | _check_corners(study, measured, shared, corners, places_K3[:, :2], checks)
     | _surface(study, measured, shared, xs, ys, blocks)
   )
-
-
-def _context(study: Study, measured: measure.Measure, shared: dict[str, Any]) -> Arrays:
-  """What figure and caption say of the run."""
-  return {
-    'loss_unit': np.array(UNITS.get(study.run.config.student.loss, 'nats')),
-    'num_members': np.array(study.num_members),
-    'num_examples': np.array([measured.num_examples(name) for name in measured.sets]),
-    'reestimated': np.array(bool(shared['batch_stats'])),
-  }
 
 
 def _check_corners(
@@ -174,17 +162,9 @@ def _surface(
   return {'xs': xs, 'ys': ys} | {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _without_teacher(study: Study) -> str | None:
-  if not study.same_architecture:
-    return 'the teacher has another architecture than the student: they share no weight space'
-  if not study.has_teachers:
-    return "the teacher's checkpoints are gone; only its predictions are left"
-  return None
-
-
 def plane_unavailable(study: Study) -> str | None:
   """Why there is no plane through teacher, initial and final student."""
-  if reason := _without_teacher(study):
+  if reason := study.lacks_teacher:
     return reason
   if not study.initial_is_kept:
     return 'the initial student was not kept: config.student.keep_checkpoints lacks 0.0'
@@ -196,7 +176,7 @@ def plane_unavailable(study: Study) -> str | None:
 
 def ensemble_plane_unavailable(study: Study) -> str | None:
   """Why there is no plane through two teachers, or a teacher and a sibling, and the student."""
-  if reason := _without_teacher(study):
+  if reason := study.lacks_teacher:
     return reason
   if study.num_members < 2 and not study.siblings:
     return 'the teacher has one member, and the student no sibling: a third point is missing'
@@ -217,7 +197,7 @@ def draw_plane(arrays: Arrays) -> 'Figure':
     Panel('distillation/top1_agreement', 'agreement, distillation', '%', percent=True),
     Panel('test/top1_agreement', 'agreement, test', '%', percent=True),
   ]
-  return plane_figure.draw(arrays, panels, ('distance in weight space',) * 2)
+  return drawing.draw(arrays, panels, ('distance in weight space',) * 2)
 
 
 def draw_random_plane(arrays: Arrays) -> 'Figure':
@@ -228,7 +208,7 @@ def draw_random_plane(arrays: Arrays) -> 'Figure':
     Panel('test/top1_agreement', 'agreement, test', '%', percent=True),
   ]
   labels = ('first direction (filter norms)', 'second direction (filter norms)')
-  return plane_figure.draw(arrays, panels, labels)
+  return drawing.draw(arrays, panels, labels)
 
 
 # Captions.
@@ -236,7 +216,7 @@ def draw_random_plane(arrays: Arrays) -> 'Figure':
 
 def caption_plane(arrays: Arrays) -> str:
   height_T = arrays['path/height']
-  off = int(plane_figure.is_off_plane(arrays).sum())
+  off = int(drawing.is_off_plane(arrays).sum())
   return (
     'The plane of weights through a teacher, the initial and the final student (paper, Figure 6c). '
     f'{_distances(arrays)} {_at_corners(arrays)} The line joins the kept checkpoints; the number beside '

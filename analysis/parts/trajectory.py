@@ -197,14 +197,6 @@ def _in_order_of_depth(study: Study, measured: Measure, of_layers: Arrays) -> Ar
   return arrays | {'layers': np.array(names)[order], 'steps': np.array(study.steps)}
 
 
-def unavailable(study: Study) -> str | None:
-  if not study.same_architecture:
-    return 'the teacher has another architecture than the student: they share no weight space'
-  if not study.has_teachers:
-    return "the teacher's checkpoints are gone; only its predictions are left"
-  return None
-
-
 # Drawing.
 
 SETS = {'distillation': ('-', 'o', 0.0), 'test': ('--', '^', 0.015)}  # line, marker, shift
@@ -376,21 +368,21 @@ def _with_interval(arrays: Arrays, key: str, place: int) -> str:
 
 PARTS = (
   Part(
-    'trajectory',
-    'Through weight space, and towards the teacher?',
-    ('num_examples',),
-    compute_trajectory,
-    draw_trajectory,
-    caption_trajectory,
-    unavailable,
+    name='trajectory',
+    title='Through weight space, and towards the teacher?',
+    reads=('num_examples',),
+    compute=compute_trajectory,
+    draw=draw_trajectory,
+    caption=caption_trajectory,
+    unavailable=lambda study: study.lacks_teacher,
   ),
   Part(
-    'gradients',
-    'What the distillation gradient points at',
-    ('num_examples',),
-    compute_gradients,
-    draw_gradients,
-    caption_gradients,
-    unavailable,
+    name='gradients',
+    title='What the distillation gradient points at',
+    reads=('num_examples',),
+    compute=compute_gradients,
+    draw=draw_gradients,
+    caption=caption_gradients,
+    unavailable=lambda study: study.lacks_teacher,
   ),
 )

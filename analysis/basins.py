@@ -1,0 +1,207 @@
+"""Trainings that tell which basin a student ends in, and when that is decided.
+
+A continuation takes up the student's training at a kept checkpoint with another order of the examples
+(Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis"). A return is a short
+distillation from a perturbed teacher. Both are trained by `kdjax.student.distiller`, each in a folder of
+its own: one that was interrupted goes on, and one that is complete is not trained again.
+Axes: P path, T position, N example, R resample.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from jax.flatten_util import ravel_pytree
+
+from analysis import curvature, geometry, measure, paths
+from analysis.curvature import MeanLoss
+from analysis.geometry import Tree
+from analysis.part import Settings
+from kdjax import config as config_lib
+from kdjax import keys, predictions, student, training
+from kdjax.checkpoint import Checkpoints
+from kdjax.errors import DivergedError
+from kdjax.run import Run
+from kdjax.steps import State, Variables, init_state
+
+Distil = Callable[[epath.Path, str, int, Callable[[], State]], None]
+
+
+def distiller(run: Run) -> Distil:
+  """`student.distiller` that keeps only the newest checkpoint, and evaluates at the end alone."""
+  plan = run.plan('student')
+  plan = dataclasses.replace(plan, keeps=frozenset(), evals=frozenset({plan.num_steps}))
+  return student.distiller(run, predictions.open_teacher(run), plan)
+
+
+# Continuations.
+
+
+def fork_steps(kept: Sequence[int], count: int) -> list[int]:
+  """Up to `count` of the kept steps, evenly chosen; the first is always there, the last never."""
+  before_the_end = np.asarray(kept[:-1])
+  places = np.linspace(0, len(before_the_end) - 1, min(count, len(before_the_end)))
+  return before_the_end[places.round().astype(int)].tolist()
+
+
+def order_seed(run: Run, index: int) -> int:
+  """Decides the order of the examples in continuation `index`, at whatever step it begins."""
+  return keys.derive_seed(config_lib.student_seed(run.config), 'analysis/forks', index)
+
+
+def continued(
+  run: Run, distil: Distil, folder: epath.Path, step: int, seed: int, name: str
+) -> Variables:
+  """The end of the student's training if from `step` on another seed orders the examples.
+
+  It begins with the whole state after that step, optimizer and learning rate included, and takes what is
+  left of the schedule. Views of an example, which follow from the epoch, stay the same.
+
+  Args:
+    step: of a checkpoint of the student that was kept.
+    seed: with the student's own, the end is the student's.
+    name: for the progress bar.
+
+  Raises:
+    DamageError: the checkpoint is damaged or missing.
+  """
+  if not training.is_complete(folder):
+    with Checkpoints(run.student_folder / 'checkpoints', read_only=True) as checkpoints:
+      state = checkpoints.restore(run.abstract_state('student'), step)
+    with Checkpoints(folder / 'checkpoints') as checkpoints:
+      if not checkpoints.steps:
+        checkpoints.save(step, state)  # the newest one is where training begins
+    distil(folder, name, seed, lambda: state)
+  return run.load_variables(folder, 'student')
+
+
+def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  """Barriers of several paths, and the interval of their mean.
+
+  Intervals are 95 % percentile bootstraps; the examples are resampled, and are the same on every path.
+  Those that are NaN, which have no label, are left out.
+
+  Returns: 'pairs' of shape (P,), and '' (their mean), 'low' and 'high'. NaN where no example is left.
+  """
+  values_PTN = np.asarray(values_PTN, np.float64)
+  values_PTN = values_PTN[..., ~np.isnan(values_PTN).all(axis=(0, 1))]
+  num_examples = values_PTN.shape[-1]
+  if num_examples == 0:
+    nan = np.array(np.nan)
+    return {'pairs': np.full(len(values_PTN), nan), '': nan, 'low': nan, 'high': nan}
+  rng = keys.numpy_rng(seed, 'analysis/barrier')
+  uniform = np.full(num_examples, 1 / num_examples)
+  counts_RN = rng.multinomial(num_examples, uniform, size=paths.NUM_RESAMPLES)
+  means_RPT = np.einsum('rn,ptn->rpt', counts_RN / num_examples, values_PTN, optimize=True)
+  means_R = paths.barrier(means_RPT, ts_T).mean(axis=1)
+  pairs_P = paths.barrier(values_PTN.mean(axis=2), ts_T)
+  tail = (1 - paths.LEVEL) / 2
+  low, high = np.quantile(means_R, [tail, 1 - tail])
+  return {'pairs': pairs_P, '': pairs_P.mean(), 'low': low, 'high': high}
+
+
+def barriers_of(values: list[measure.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  """`mean_barriers` of paths by what was measured along them.
+
+  For 'accuracy' and 'top1_agreement' it is the drop below the chord.
+
+  Returns: '<set>/<measure>' with '', '/low', '/high' and '/pairs'.
+  """
+  found = {}
+  for key in values[0]:
+    falls = key.endswith(('accuracy', 'top1_agreement'))
+    values_PTN = (-1 if falls else 1) * np.stack([of[key] for of in values])
+    for end, value in mean_barriers(values_PTN, ts_T, seed).items():
+      found[f'{key}/{end}'.rstrip('/')] = value
+  return found
+
+
+# λ.
+
+
+def with_lambda(run: Run, value: float) -> Run:
+  """The ordinary student of the same workdir that starts at λ = value from the final teacher."""
+  config = run.config.copy_and_resolve_references()
+  config.student.init_lambda = float(value)
+  config.student.init_from = 'final'
+  return Run(config, run.workdir)
+
+
+# Returns.
+
+
+def shortened(run: Run, num_epochs: float) -> Run:
+  """The same recipe in fewer epochs (1 step at least).
+
+  Learning rate, warm-up and temperature run through their whole schedules, in proportionally less time.
+  """
+  plan = run.plan('student')
+  num_steps = max(1, round(num_epochs * plan.num_examples / plan.batch_size))
+  config = run.config.copy_and_resolve_references()
+  section = config.student
+  section.num_epochs = section.num_examples = None
+  section.num_steps = num_steps
+  section.warmup_epochs *= num_steps / plan.num_steps
+  return Run(config, run.workdir)
+
+
+def perturbations(
+  teacher: Variables, mean_loss: MeanLoss, rng: np.random.Generator, settings: Settings
+) -> dict[str, Tree]:
+  """Directions of length 1 away from a teacher, by name.
+
+  'random' is filter-normalised (Li et al. 2018), so that it leaves biases and norms as they are. 'sharp'
+  is the eigenvector of the Hessian's largest eigenvalue, its largest entry positive. 'flat' is uniform on
+  the sphere, less its part along the `settings.num_eigenpairs` sharpest eigenvectors.
+
+  Args:
+    mean_loss: the distillation loss at the teacher.
+  """
+  num_steps = settings.lanczos_steps
+  random, _ = geometry.random_directions(teacher['params'], rng)
+  return {
+    'random': jax.tree.map(lambda x: x / np.float32(geometry.norm(random)), random),
+    'sharp': _with_sign(curvature.top_eigenvector(mean_loss, rng, num_steps)),
+    'flat': curvature.flat_direction(mean_loss, rng, settings.num_eigenpairs, num_steps),
+  }
+
+
+def returned(run: Run, distil: Distil, folder: epath.Path, start: Variables) -> Variables | None:
+  """What distillation makes of a start; None if it diverges, which is a finding, too.
+
+  The order of the examples is the student's.
+  """
+  if not training.is_complete(folder):
+    init = lambda: init_state(start, run.optimizer('student'))
+    name = f'from {folder.name.replace("_", " ")}'
+    try:
+      distil(folder, name, config_lib.student_seed(run.config), init)
+    except DivergedError:
+      return None
+  return run.load_variables(folder, 'student')
+
+
+def moved(params: Tree, direction: Tree, distance: float) -> Tree:
+  """params + distance · direction, in float32."""
+  return jax.tree.map(
+    lambda x, u: (np.asarray(x, np.float64) + distance * np.asarray(u, np.float64)).astype(
+      np.float32
+    ),
+    params,
+    direction,
+  )
+
+
+def distance(a: Tree, b: Tree) -> float:
+  """‖a − b‖₂, in float64."""
+  return geometry.norm(
+    jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), a, b)
+  )
+
+
+def _with_sign(tree: Tree) -> Tree:
+  """An eigenvector's sign is arbitrary; this one makes the largest entry positive."""
+  flat_P, unravel = ravel_pytree(tree)
+  return unravel(flat_P * np.sign(flat_P[np.abs(flat_P).argmax()]))

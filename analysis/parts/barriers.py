@@ -1,0 +1,374 @@
+"""Are student and teacher in one basin? Barriers along paths between networks, and layer by layer.
+
+Three parts: `barriers` between all pairs of networks, `paths` shows the curves of a few pairs, and
+`layers` gives the student one layer of the teacher at a time. Networks are compared as they are and
+with their units permuted to match (Ainsworth et al. 2023), with interpolated BatchNorm statistics and
+with re-estimated ones (Jordan et al. 2023, "REPAIR"). Axes: K network, Q pair, V variant of a path,
+T position on it, L layer, C change of a layer, N example, P point.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from analysis import alignment, measure, paths, permutations
+from analysis.figures import barriers as drawing
+from analysis.figures.barriers import ENDS
+from analysis.measure import Measure
+from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.runs import Study
+from kdjax import keys, progress
+from kdjax.steps import Variables
+
+MATCHED_EXAMPLES = (
+  256  # behind activations, logits that must not change, and the order of the layers
+)
+TOLERANCE = 1e-3  # of ends and logits, relative where they are above 1; float32 gives about 1e-6
+CONTINUOUS = ('distillation/loss', 'test/predictive_kl')
+SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')  # along a path
+
+# The curve is trained on more than it is measured on: with few examples it fits them alone.
+BEZIER_EXAMPLES = 4  # times those that are measured
+BEZIER_LEARNING_RATE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One path between two networks."""
+
+  name: str
+  matching: str = ''  # how the second network's units are permuted first: 'weights', 'activations'
+  reestimate: bool = False
+  is_curve: bool = False
+
+
+_MATRIX_VARIANTS = (
+  Variant('as they are'),
+  Variant('re-estimated', reestimate=True),
+  Variant('weights matched', 'weights'),
+  Variant('weights matched, re-estimated', 'weights', reestimate=True),
+  Variant('activations matched, re-estimated', 'activations', reestimate=True),
+)
+_PATH_VARIANTS = (
+  _MATRIX_VARIANTS[0],
+  _MATRIX_VARIANTS[1],
+  _MATRIX_VARIANTS[3],
+  Variant('curve, re-estimated', reestimate=True, is_curve=True),
+)
+
+
+def _of_model(variants: tuple[Variant, ...], has_statistics: bool) -> list[Variant]:
+  """Without BatchNorm there is nothing to re-estimate, and those that differ in it alone are one."""
+  if has_statistics:
+    return list(variants)
+  bare = [
+    dataclasses.replace(v, name=v.name.replace(', re-estimated', ''), reestimate=False)
+    for v in variants
+    if v.name != 're-estimated'
+  ]
+  return list(dict.fromkeys(bare))
+
+
+# Networks.
+
+
+class _Networks:
+  """Networks of one architecture, what they do on their own, and how they are matched."""
+
+  def __init__(self, study: Study, settings: Settings, checks: Checks):
+    self.study, self.checks = study, checks
+    left_out = {f'teacher {i}' for i in range(settings.max_members, study.num_members)}
+    self.points = {
+      name: jax.device_get(of) for name, of in study.points().items() if name not in left_out
+    }
+    self.measured = Measure(study, settings.num_examples)
+    student = self.points['student']
+    self.has_statistics = bool(student['batch_stats'])
+    self.spec = permutations.spec_for(self.measured.model, student['params'])
+    self.inputs_BX = self.measured.batches('distillation')[0]['inputs'][:MATCHED_EXAMPLES]
+    self._ends: dict[tuple[str, bool], measure.Values] = {}
+    self._permutations: dict[tuple[str, str, str], alignment.Permutations] = {}
+    self._activations: dict[str, dict[str, np.ndarray]] = {}
+
+  def matched(self, name: str, target: str, matching: str) -> Variables:
+    """A network with its units in the order of the target's; checks that its function stays.
+
+    Args:
+      matching: 'weights', 'activations', or '' for none.
+    """
+    if not matching:
+      return self.points[name]
+    matched = alignment.apply(self.spec, self._match(name, target, matching), self.points[name])
+    before, after = (
+      _logits(of, self.inputs_BX, self.measured.model) for of in (self.points[name], matched)
+    )
+    change = np.abs(after - before).max() / max(1, np.abs(before).max())
+    self.checks.at_most('logits unchanged by permutations', change, TOLERANCE)
+    return matched
+
+  def _match(self, name: str, target: str, matching: str) -> alignment.Permutations:
+    key = name, target, matching
+    if key not in self._permutations:
+      self._permutations[key] = self._find(*key)
+    return self._permutations[key]
+
+  def _find(self, name: str, target: str, matching: str) -> alignment.Permutations:
+    if matching == 'activations':
+      return alignment.activation_matching(
+        self.spec, self._activations_of(target), self._activations_of(name)
+      )
+    params = [self.points[of]['params'] for of in (target, name)]
+    rng = keys.numpy_rng(self.study.seed, f'analysis/matching {name} to {target}')
+    return alignment.weight_matching(self.spec, *params, rng)
+
+  def _activations_of(self, name: str) -> dict[str, np.ndarray]:
+    if name not in self._activations:
+      self._activations[name] = alignment.group_activations(
+        self.measured.model, self.points[name], self.inputs_BX, self.spec
+      )
+    return self._activations[name]
+
+  def along(
+    self, a: str, b: str, variant: Variant, ts_T: np.ndarray, middle: Variables | None = None
+  ) -> measure.Values:
+    """values_TN along the path from a to b; its ends are checked."""
+    ends = self.points[a], self.matched(b, a, variant.matching)
+    build, shared = paths.line_point, ends
+    if variant.is_curve:
+      build, shared = paths.bezier_point, (ends[0], middle, ends[1])
+    values = self.measured.at(build, shared, ts_T[:, None], variant.reestimate)
+    self.check_end(values, 0, a, variant.reestimate)
+    self.check_end(values, -1, b, variant.reestimate)
+    return values
+
+  def check_end(self, values: measure.Values, place: int, name: str, reestimate: bool) -> None:
+    """That the point at `place` is as a network is, measured on its own and not permuted."""
+    for key in CONTINUOUS:
+      expected = self._at_end(name, reestimate)[key].mean()
+      deviation = abs(values[key][place].mean() - expected) / max(1, abs(expected))
+      self.checks.at_most(f'ends reproduced: {key}', deviation, TOLERANCE)
+
+  def _at_end(self, name: str, reestimate: bool) -> measure.Values:
+    key = name, reestimate
+    if key not in self._ends:
+      self._ends[key] = self.measured.variables(self.points[name], reestimate)
+    return self._ends[key]
+
+
+@partial(jax.jit, static_argnums=2)
+def _logits(variables: Variables, inputs_BX: jax.Array, model: nn.Module) -> jax.Array:
+  return model.apply(variables, inputs_BX, train=False)[0]
+
+
+def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
+  """Of the distillation loss, and of the error on the test set: by how much accuracy drops."""
+  curves = {'loss': values['distillation/loss'], 'error': 1 - values['test/accuracy']}
+  return {
+    f'{key}{end}': np.array(x)
+    for key, values_TN in curves.items()
+    for end, x in zip(ENDS, paths.barrier_interval(values_TN, ts_T, seed), strict=True)
+  }
+
+
+def _stacked(pieces: list[Arrays]) -> Arrays:
+  return {key: np.stack([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+# Barriers between all pairs.
+
+
+def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """Barriers of all pairs of networks, of shape (Q, V); pairs_Q2 are indices of names_K."""
+  networks = _Networks(study, settings, checks)
+  variants = _of_model(_MATRIX_VARIANTS, networks.has_statistics)
+  names = list(networks.points)
+  ts_T = np.linspace(0, 1, settings.path_points)
+  pairs_Q2 = list(itertools.combinations(range(len(names)), 2))
+
+  def compute_pair(a: str, b: str) -> Arrays:
+    pieces = [_barriers(networks.along(a, b, v, ts_T), ts_T, study.seed) for v in variants]
+    return _stacked(pieces)
+
+  found = []
+  with progress.bar('barriers', len(pairs_Q2), 'pairs') as show:
+    for i, j in pairs_Q2:
+      a, b = names[i], names[j]
+      found.append(blocks.get(f'{a} {b}', partial(compute_pair, a, b)))
+      show(len(found), f'{a} and {b}')
+  return (
+    networks.measured.context
+    | {'names': np.array(names), 'pairs': np.array(pairs_Q2)}
+    | {'variants': np.array([variant.name for variant in variants])}
+    | _stacked(found)
+  )
+
+
+# Curves of a few pairs.
+
+
+def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """Means and intervals along the paths of a few pairs, of shape (Q, V, T), and their barriers."""
+  networks = _Networks(study, settings, checks)
+  variants = _of_model(_PATH_VARIANTS, networks.has_statistics)
+  pairs = list(_chosen_pairs(list(networks.points)))
+  train_curve = _curve_trainer(study, settings)
+  ts_T = np.linspace(0, 1, settings.path_points)
+
+  def compute_pair(a: str, b: str) -> Arrays:
+    report = lambda step, _: show(len(found), f'{a} to {b}: step {step} of the curve')
+    middle = train_curve(networks.points[a], networks.points[b], show=report)
+    pieces = []
+    for variant in variants:
+      values = networks.along(a, b, variant, ts_T, middle)
+      summary = measure.summary({key: values[key] for key in SHOWN}, study.seed)
+      pieces.append(summary | _barriers(values, ts_T, study.seed))
+    return _stacked(pieces)
+
+  found = []
+  with progress.bar('paths', len(pairs), 'pairs') as show:
+    for a, b in pairs:
+      found.append(blocks.get(f'{a} {b}', partial(compute_pair, a, b)))
+      show(len(found), f'{a} to {b}')
+  return (
+    networks.measured.context
+    | {'variants': np.array([variant.name for variant in variants])}
+    | {'pair_names': np.array(pairs), 'ts': ts_T, 'bezier_steps': np.array(settings.bezier_steps)}
+    | _stacked(found)
+  )
+
+
+def _chosen_pairs(names: list[str]) -> Iterator[tuple[str, str]]:
+  """The pairs that there are of those that a study of fidelity asks for."""
+  other_student = 'sibling' if 'sibling' in names else 'independent'
+  for pair in (
+    ('student', 'teacher 0'),
+    ('student', other_student),
+    ('initial', 'student'),
+    ('teacher 0', 'teacher 1'),
+  ):
+    if set(pair) <= set(names):
+      yield pair
+
+
+def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]:
+  """(a, b, show=...) → the middle of a curve on which the student's loss is low."""
+  measured = Measure(study, BEZIER_EXAMPLES * settings.num_examples)
+  objective = measured.objective('distillation')
+  return partial(
+    paths.train_bezier,
+    partial(paths.batch_loss, model=measured.model, objective=objective),
+    batches=paths.training_batches(
+      measured.batches('distillation'), study.run.config.student.batch_size
+    ),
+    num_steps=settings.bezier_steps,
+    learning_rate=BEZIER_LEARNING_RATE,
+    rng=keys.stream(study.seed, 'analysis/bezier'),
+  )
+
+
+# Layer by layer.
+
+_CHANGES = (  # a layer's position on the way to the teacher's, and whether that is matched
+  ('halfway, matched', 0.5, 'weights'),
+  ('replaced, matched', 1.0, 'weights'),
+  ('replaced, not matched', 1.0, ''),
+)
+
+
+def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """What one layer of teacher 0 in place of the student's changes, of shape (C, L)."""
+  networks = _Networks(study, settings, checks)
+  names = paths.layer_names(networks.points['student'])
+  by_depth = depth_order(networks.measured.model, networks.inputs_BX)
+  order_L = [names.index(name) for name in by_depth]
+
+  changes = []
+  with progress.bar('layers', len(_CHANGES), 'changes') as show:
+    for name, t, matching in _CHANGES:
+      changes.append(blocks.get(name, partial(_move_layers, networks, t, matching, order_L)))
+      show(len(changes), name)
+  student = networks.measured.variables(networks.points['student'], networks.has_statistics)
+  baseline = measure.summary({key: student[key] for key in SHOWN}, study.seed)
+  return (
+    networks.measured.context
+    | {'layers': np.array(by_depth), 'changes': np.array([name for name, _, _ in _CHANGES])}
+    | {f'student/{key}': x[0] for key, x in baseline.items()}
+    | _stacked(changes)
+  )
+
+
+def _move_layers(networks: _Networks, t: float, matching: str, order_L: list[int]) -> Arrays:
+  """Differences from the student, paired by example, if one layer moves by t towards the teacher's."""
+  ends = networks.points['student'], networks.matched('teacher 0', 'student', matching)
+  none_1L = np.zeros((1, len(order_L)))
+  rows_PL = np.concatenate([none_1L, t * np.eye(len(order_L))[order_L], none_1L + 1])
+  values = networks.measured.at(paths.layerwise_point, ends, rows_PL, networks.has_statistics)
+  for place, name in ((0, 'student'), (-1, 'teacher 0')):
+    networks.check_end(values, place, name, networks.has_statistics)
+  differences = {key: values[key][1:-1] - values[key][:1] for key in SHOWN}
+  return measure.summary(differences, networks.study.seed)
+
+
+def depth_order(model: nn.Module, inputs_BX: np.ndarray) -> list[str]:
+  """The top-level modules with parameters, in the order in which the network makes them."""
+  order = []
+
+  def init(key):
+    variables = model.init({'params': key, 'dropout': key}, inputs_BX, train=False)
+    order.extend(variables['params'])  # in jit's output they would be in the order of the alphabet
+    return variables
+
+  jax.eval_shape(init, jax.random.key(0))
+  return order
+
+
+# Parts.
+
+
+def pairs_unavailable(study: Study) -> str | None:
+  """Why there are no two networks to compare."""
+  others = study.siblings, study.independent
+  if study.lacks_teacher and not (study.initial_is_kept or any(others)):
+    return (
+      'the student is alone: no teacher of its architecture, no checkpoint of its start '
+      '(config.student.keep_checkpoints lacks 0.0), no sibling and no independent student'
+    )
+  return None
+
+
+PARTS = (
+  Part(
+    name='barriers',
+    compares_others=True,
+    title='Barriers between networks',
+    reads=('num_examples', 'max_members', 'path_points'),
+    compute=compute_barriers,
+    draw=drawing.draw_barriers,
+    caption=drawing.caption_barriers,
+    unavailable=pairs_unavailable,
+  ),
+  Part(
+    name='paths',
+    compares_others=True,
+    title='Along paths between networks',
+    reads=('num_examples', 'path_points', 'bezier_steps'),
+    compute=compute_paths,
+    draw=drawing.draw_paths,
+    caption=drawing.caption_paths,
+    unavailable=pairs_unavailable,
+  ),
+  Part(
+    name='layers',
+    title='Layer by layer from the student to the teacher',
+    reads=('num_examples',),
+    compute=compute_layers,
+    draw=drawing.draw_layers,
+    caption=drawing.caption_layers,
+    unavailable=lambda study: study.lacks_teacher,
+  ),
+)

@@ -1,0 +1,223 @@
+"""Paths in weight space between two networks, and the barriers along them.
+
+Pure functions of variables, {'params', 'batch_stats'}; the points of a path are traceable, so that only
+its coordinate travels to the device. Whoever measures a point decides what becomes of BatchNorm's
+statistics: interpolated ones are those of neither end. Axes: T position, N example, L layer, R resample.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdjax import keys, models
+from kdjax.steps import Variables
+
+Batch = dict[str, Any]  # 'inputs', 'weights' (0 for padding), and what the objective reads
+
+NUM_RESAMPLES = 1000
+LEVEL = 0.95  # of intervals
+
+Loss = Callable[[Variables, Any, jax.Array], jax.Array]  # (variables, batch, key) → scalar
+
+
+# Points. Positions are 0 at the first end and 1 at the last; both ends come back exactly.
+
+
+def line_point(ends: tuple[Variables, Variables], t: jax.Array) -> Variables:
+  """(1 − t) a + t b for the ends (a, b); `t` has one entry, of any shape."""
+  t = jnp.reshape(jnp.asarray(t), ())
+  return jax.tree.map(lambda a, b: (1 - t) * a + t * b, *ends)
+
+
+def bezier_point(controls: tuple[Variables, Variables, Variables], t: jax.Array) -> Variables:
+  """(1 − t)² a + 2 t (1 − t) m + t² b for the controls (a, m, b) (Garipov et al. 2018, eq. 3).
+
+  The curve begins at a, ends at b and bends towards m. `t` has one entry, of any shape.
+  """
+  t = jnp.reshape(jnp.asarray(t), ())
+  weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
+  return jax.tree.map(lambda a, m, b: weights[0] * a + weights[1] * m + weights[2] * b, *controls)
+
+
+def layer_names(variables: Variables) -> list[str]:
+  """The top-level modules with parameters, in the order of `layerwise_point`'s positions."""
+  return sorted(variables['params'])
+
+
+def layerwise_point(ends: tuple[Variables, Variables], ts_L: jax.Array) -> Variables:
+  """Each top-level module at its own position between the ends.
+
+  Args:
+    ts_L: positions in the order of `layer_names`. A one-hot vector is the first end with one layer of
+      the last (Adilova et al. 2024, "Layer-wise linear mode connectivity").
+  """
+  a, b = ends
+  ts = dict(zip(layer_names(a), ts_L, strict=True))
+  return {
+    kind: {name: line_point((a[kind][name], b[kind][name]), ts[name]) for name in a[kind]}
+    for kind in a
+  }
+
+
+# Barriers.
+
+
+def barrier(values_XT: np.ndarray, ts_T: np.ndarray) -> np.ndarray:
+  """max over t of L(t) − ((1 − t) L(0) + t L(1)) (Frankle et al. 2020; Entezari et al. 2022).
+
+  At least 0, since it is that at both ends; in the unit of the values. NaN if a value is.
+
+  Args:
+    values_XT: along paths; any leading axes.
+    ts_T: the positions, from 0 to 1 in order.
+
+  Raises:
+    ValueError: the positions do not begin at 0 or do not end at 1.
+  """
+  if ts_T[0] != 0 or ts_T[-1] != 1:
+    raise ValueError(f'positions go from {ts_T[0]} to {ts_T[-1]}; a barrier is between 0 and 1')
+  values_XT = np.asarray(values_XT, np.float64)
+  between_XT = (1 - ts_T) * values_XT[..., :1] + ts_T * values_XT[..., -1:]
+  above_XT = values_XT - between_XT
+  return above_XT.max(axis=-1)
+
+
+def barrier_interval(
+  values_TN: np.ndarray, ts_T: np.ndarray, seed: int
+) -> tuple[float, float, float]:
+  """The barrier of the mean over examples, and its 95 % percentile bootstrap interval.
+
+  Examples are resampled, the same at every position (Efron & Tibshirani 1993, ch. 13). The maximum over
+  noisy positions is biased upwards, and so are its resamples: an interval of a barrier that is 0 need not
+  end there. Examples that are NaN everywhere, such as those without a label, are left out.
+
+  Returns: (barrier, low, high); all NaN where no example is left, or one is NaN at some positions.
+  """
+  values_TN = np.asarray(values_TN, np.float64)
+  values_TN = values_TN[:, ~np.isnan(values_TN).all(axis=0)]
+  num_examples = values_TN.shape[1]
+  if num_examples == 0:
+    return (np.nan,) * 3
+  rng = keys.numpy_rng(seed, 'analysis/barrier')
+  uniform = np.full(num_examples, 1 / num_examples)
+  counts_RN = rng.multinomial(num_examples, uniform, size=NUM_RESAMPLES)
+  barriers_R = barrier(counts_RN @ values_TN.T / num_examples, ts_T)
+  low, high = np.quantile(barriers_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+  return float(barrier(values_TN.mean(axis=1), ts_T)), float(low), float(high)
+
+
+# Training a curve.
+
+
+def train_bezier(
+  loss: Loss,
+  a: Variables,
+  b: Variables,
+  batches: Sequence[Any],
+  num_steps: int,
+  learning_rate: float,
+  rng: jax.Array,
+  show: Callable[[int, str], None] = lambda done, text: None,
+) -> Variables:
+  """The middle of a quadratic Bezier curve of low mean loss from a to b (Garipov et al. 2018).
+
+  It starts halfway between the ends and minimises E over t of loss(curve(t)), t uniform on [0, 1]: at
+  each step with one t and the next batch, by Adam with a learning rate that falls to 0 by a cosine. Only
+  parameters are trained. The middle's statistics stay halfway between those of the ends, so the loss
+  should take BatchNorm's from the batch.
+
+  Args:
+    loss: a function that can be hashed; curves with the same one are compiled once.
+    batches: are cycled through.
+    rng: a key; it decides every t, and is handed on to `loss`. Equal keys give equal curves.
+    show: is called as show(steps done, '').
+  """
+  a, b = jax.device_get((a, b))
+  middle = line_point((a, b), 0.5)
+  params, optimizer = middle['params'], _adam(learning_rate, num_steps)
+  opt_state = optimizer.init(params)
+  for step in range(num_steps):
+    params, opt_state = _bezier_step(
+      params,
+      opt_state,
+      (a, middle['batch_stats'], b),
+      batches[step % len(batches)],
+      jax.random.fold_in(rng, step),
+      loss=loss,
+      optimizer=optimizer,
+    )
+    show(step + 1, '')
+  return {'params': params, 'batch_stats': middle['batch_stats']}
+
+
+@cache
+def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+  """The same object for equal arguments, so that steps with it are compiled once."""
+  return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+
+@partial(jax.jit, static_argnames=('loss', 'optimizer'))
+def _bezier_step(
+  params: Any,
+  opt_state: Any,
+  fixed: tuple[Variables, Any, Variables],
+  batch: Any,
+  key: jax.Array,
+  *,
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+) -> tuple[Any, Any]:
+  a, middle_stats, b = fixed
+  position_key, loss_key = jax.random.split(key)
+  t = jax.random.uniform(position_key)
+
+  def loss_at_t(params):
+    middle = {'params': params, 'batch_stats': middle_stats}
+    return loss(bezier_point((a, middle, b), t), batch, loss_key)
+
+  updates, opt_state = optimizer.update(jax.grad(loss_at_t)(params), opt_state, params)
+  return optax.apply_updates(params, updates), opt_state
+
+
+def training_batches(batches: Sequence[Batch], batch_size: int) -> list[Batch]:
+  """The same examples without padding, which would count in BatchNorm's statistics.
+
+  All batches are of one size: a smaller last one is left out, since a few examples give poor statistics.
+  """
+  joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+  examples = {key: x[joined['weights'] > 0] for key, x in joined.items()}
+  num_examples = len(examples['weights'])
+  size = min(batch_size, num_examples)
+  starts = range(0, num_examples - size + 1, size)
+  return [{key: x[start : start + size] for key, x in examples.items()} for start in starts]
+
+
+def batch_loss(
+  variables: Variables,
+  batch: Batch,
+  key: jax.Array,
+  *,
+  model: nn.Module,
+  objective: Callable[[jax.Array, Batch], jax.Array],
+) -> jax.Array:
+  """The mean of objective(logits_BC, batch) with BatchNorm's statistics of the batch; traceable.
+
+  A model without BatchNorm is applied as it is evaluated, so that it draws no dropout.
+  """
+  train = bool(variables['batch_stats'])
+
+  def logits(inputs):
+    (logits_BC, _), _ = model.apply(
+      variables, inputs, train=train, mutable=['batch_stats'], rngs={'dropout': key}
+    )
+    return logits_BC
+
+  # BatchNorm pools over the axis that kdjax's steps are mapped over; here it has length one.
+  logits_1BC = jax.vmap(logits, axis_name=models.AXIS_NAME)(batch['inputs'][None])
+  return objective(logits_1BC[0], batch).mean()

@@ -1,0 +1,252 @@
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import copied, tiny_run
+
+from analysis import basins, geometry, measure, runs
+from analysis.curvature import MeanLoss
+from analysis.figures import basins as drawing
+from analysis.part import Blocks, Checks
+from analysis.parts.basins import PARTS
+from kdjax import config as config_lib
+from kdjax import figures
+from kdjax.checkpoint import digest
+from kdjax.errors import DivergedError
+
+FORKS, LAMBDAS, RETURNS = PARTS
+SMALL = {
+  'num_examples': 60,
+  'path_points': 3,
+  'num_forks': 2,
+  'fork_seeds': 1,
+  'lambdas': (1.0, 0.0),
+  'lambda_resolution': 3,
+  'curvature_examples': 40,
+  'num_eigenpairs': 2,
+  'lanczos_steps': 25,
+  'return_radii': (0.3,),
+  'return_epochs': 0.5,
+}
+
+
+@pytest.fixture(scope='module')
+def study(finished, tmp_path_factory) -> runs.Study:
+  return runs.load(copied(finished, tmp_path_factory.mktemp('basins')).workdir)
+
+
+def found_by(part, study, tmp_path):
+  """What a part computes with those settings alone that it says it reads; it is drawn, too."""
+  settings = SimpleNamespace(**{name: SMALL[name] for name in part.reads})
+  checks = Checks()
+  arrays = part.compute(study, settings, Blocks(tmp_path), checks)
+  assert checks.values
+  with figures.style(part.name):
+    part.draw(arrays).savefig(tmp_path / 'figure.png')
+  assert 'nan' not in part.caption(arrays)
+  return arrays
+
+
+def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, tmp_path):
+  """So optimizer, schedule, views and order go on as if nothing had happened."""
+  run, distil = study.run, basins.distiller(study.run)
+  middle = study.steps[1]
+  assert 0 < middle < study.steps[-1]
+  seeds = [config_lib.student_seed(run.config), basins.order_seed(run, 0)]
+  ends = [
+    basins.continued(run, distil, study.folder / f'{i}', middle, seed, 'fork')
+    for i, seed in enumerate(seeds)
+  ]
+  assert digest(ends[0]) == digest(study.student())
+  assert digest(ends[1]) != digest(study.student())
+
+  def never(*_):
+    raise AssertionError('trained again')
+
+  again = basins.continued(run, never, study.folder / '1', middle, seeds[1], 'fork')
+  assert digest(again) == digest(ends[1])
+
+
+def test_a_killed_continuation_goes_on(study):
+  run, distil = study.run, basins.distiller(study.run)
+  whole, killed = study.folder / 'whole', study.folder / 'killed'
+  expected = basins.continued(run, distil, whole, study.steps[1], 5, 'fork')
+
+  def kill(*_):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    basins.continued(run, kill, killed, study.steps[1], 5, 'fork')
+  found = basins.continued(run, distil, killed, study.steps[1], 5, 'fork')
+  assert digest(found) == digest(expected)
+
+
+def test_forks_are_spread_over_the_kept_steps():
+  assert basins.fork_steps([0, 67, 168, 337, 506, 674], 4) == [0, 67, 337, 506]
+  assert basins.fork_steps([0, 17, 34], 4) == [0, 17]
+  assert basins.fork_steps([0, 17, 34], 1) == [0]
+
+
+def test_order_seeds_differ_from_each_other_and_from_the_students(study):
+  seeds = [basins.order_seed(study.run, i) for i in range(3)]
+  assert len({config_lib.student_seed(study.run.config), *seeds}) == 4
+
+
+def test_barriers_of_several_paths():
+  ts_T = np.array([0, 0.5, 1])
+  straight, bump = [1.0, 2.0, 3.0], [1.0, 4.0, 3.0]
+  values_PTN = np.repeat(np.array([straight, bump])[..., None], 5, axis=-1)
+  values_PTN[..., 4] = np.nan  # has no label
+  found = basins.mean_barriers(values_PTN, ts_T, seed=0)
+  np.testing.assert_allclose(found['pairs'], [0, 2])
+  np.testing.assert_allclose([found[''], found['low'], found['high']], 1)  # examples do not differ
+  accuracy = {'test/accuracy': np.array([[1, 1], [0, 1], [1.0, 1]])}
+  found = basins.barriers_of([accuracy], ts_T, seed=0)
+  np.testing.assert_allclose(found['test/accuracy'], 0.5)  # falls by a half
+  assert found['test/accuracy/low'] == 0
+  assert found['test/accuracy/high'] == 1
+  nothing = basins.mean_barriers(np.full((2, 3, 4), np.nan), ts_T, seed=0)
+  assert np.isnan(nothing['']) and np.isnan(nothing['pairs']).all()
+
+
+def test_when_it_is_stable():
+  assert drawing.stable_from([0.3, 0.01, 0.05, 0.01, 0.0]) == 3
+  assert drawing.stable_from([0.0, 0.01]) == 0
+  assert drawing.stable_from([0.0, 0.02]) is None
+
+
+def test_a_shortened_schedule_is_the_whole_one_in_less_time(tmp_path):
+  run = tiny_run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
+  short = basins.shortened(run, 4.08)  # 17
+  assert (run.plan('student').num_steps, short.plan('student').num_steps) == (34, 17)
+  whole, half = run.learning_rate('student'), short.learning_rate('student')
+  np.testing.assert_allclose([half(i) for i in range(18)], [whole(2 * i) for i in range(18)])
+  assert run.config.student.num_epochs == 8
+
+
+def test_directions_from_a_known_hessian(tmp_path):
+  """The loss is ½ Σ h θ², so that the eigenvectors are the axes."""
+  h_P = np.array([1, 2, 3, 4, 50, 5, 6, 7, 8, 9.0], np.float32)
+  kernel = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
+  params = {'bias': np.ones(2, np.float32), 'kernel': kernel}  # the flat order, too
+  forward = lambda variables, inputs: (
+    jax.flatten_util.ravel_pytree(variables['params'])[0][None] * jnp.ones_like(inputs)
+  )
+  loss = lambda logits_BC, batch: 0.5 * (logits_BC**2 * batch['h']).sum(axis=-1)
+  batch = {'inputs': np.ones((1, 10), np.float32), 'weights': np.ones(1), 'h': h_P[None]}
+  variables = {'params': params, 'batch_stats': {}}
+  mean_loss = MeanLoss(forward, loss, variables, [batch])
+  settings = SimpleNamespace(num_eigenpairs=3, lanczos_steps=10)
+  found = basins.perturbations(variables, mean_loss, np.random.default_rng(0), settings)
+  flat = {k: np.asarray(jax.flatten_util.ravel_pytree(v)[0]) for k, v in found.items()}
+  for direction_P in flat.values():
+    np.testing.assert_allclose(np.linalg.norm(direction_P), 1, rtol=1e-5)
+  np.testing.assert_allclose(flat['sharp'], np.eye(10)[4], atol=1e-4)
+  np.testing.assert_allclose(flat['flat'][[4, 8, 9]], 0, atol=1e-3)
+  assert (np.abs(flat['flat'][[0, 1, 2, 3, 5, 6, 7]]) > 1e-3).all()
+  np.testing.assert_array_equal(found['random']['bias'], 0)
+  norms_F = np.linalg.norm(found['random']['kernel'], axis=0)
+  expected_F = np.linalg.norm(kernel, axis=0)
+  np.testing.assert_allclose(norms_F / norms_F[0], expected_F / expected_F[0], rtol=1e-5)
+
+
+def test_moving_along_a_direction():
+  origin = {'a': np.array([1.0, 1.0], np.float32), 'b': np.zeros(1, np.float32)}
+  direction = {'a': np.array([1.0, 0.0]), 'b': np.zeros(1)}
+  there = basins.moved(origin, direction, 3)
+  np.testing.assert_array_equal(there['a'], np.array([4, 1], np.float32))
+  there['b'] += 4
+  assert basins.distance(there, origin) == 5
+
+
+def test_forks(study, tmp_path):
+  found = found_by(FORKS, study, tmp_path)
+  np.testing.assert_array_equal(found['steps'], study.steps[:-1])
+  np.testing.assert_allclose(found['fractions'], [0, 0.5])
+  assert found['barrier/test/loss/pairs'].shape == (2, 1)
+  assert (found['barrier/test/loss'] >= 0).all()
+  assert found['distances'][0, 0] > found['distances'][1, 0] > 0  # who parts later stays nearer
+  # Against a direct computation: how often the first fork's end and the student predict the same.
+  run = study.run
+  end = run.load_variables(study.folder / 'forks' / 'step_0_seed_0', 'student')
+  classes = [
+    run.predict(run.student_model, x, run.inputs['test']).argmax(-1) for x in (end, study.student())
+  ]
+  np.testing.assert_allclose(found['agreement'][0], (classes[0] == classes[1]).mean())
+  assert found['agreement/low'][0] <= found['agreement'][0] <= found['agreement/high'][0]
+
+
+def test_lambdas(study, tmp_path):
+  found = found_by(LAMBDAS, study, tmp_path)
+  np.testing.assert_array_equal(found['lambdas'], [0, 1])
+  measured = measure.Measure(study, SMALL['num_examples'])
+  own = measured.variables(study.student())['test/predictive_kl']
+  # At λ = 0 it is the student itself, which was not trained again.
+  np.testing.assert_allclose(found['final/test/predictive_kl'][0], own.mean(), rtol=1e-6)
+  teacher, random, initial, final = found['places/xy'].transpose(1, 0, 2)
+  np.testing.assert_allclose(teacher, 0, atol=1e-5)
+  np.testing.assert_allclose(random[:, 1], 0, atol=1e-5)
+  np.testing.assert_allclose(initial[0], random[0], atol=1e-5)
+  np.testing.assert_allclose(initial[1], teacher[1], atol=1e-5)
+  difference = jax.tree.map(np.subtract, study.student()['params'], study.member(0)['params'])
+  np.testing.assert_allclose(np.linalg.norm(final[0]), geometry.norm(difference), rtol=1e-4)
+  shape = len(found['ys']), len(found['xs'])
+  assert found['plane/distillation/loss'].shape == (2, *shape)
+
+
+def test_lambda_starts_at_the_final_teacher_and_in_the_same_workdir(study):
+  half = basins.with_lambda(study.run, 0.5)
+  assert half.student_folder.parent == study.run.student_folder.parent
+  assert half.student_folder != study.run.student_folder
+  assert basins.with_lambda(study.run, 0.0).student_folder == study.run.student_folder
+
+
+def test_returns(study, tmp_path):
+  found = found_by(RETURNS, study, tmp_path)
+  assert found['directions'].tolist() == ['random', 'random', 'sharp', 'flat']
+  np.testing.assert_allclose(found['norm'], geometry.norm(study.member(0)['params']))
+  np.testing.assert_allclose(found['distance/before'], found['radii'] * found['norm'], rtol=1e-5)
+  np.testing.assert_allclose(found['along/before'], found['distance/before'], rtol=1e-5, atol=1e-6)
+  assert found['num_steps'] == 2  # half an epoch of 200 examples, 48 a batch
+  # Nothing was moved in row 0: it begins with what the teacher has, and ends next to it.
+  key = 'test/predictive_kl'
+  np.testing.assert_allclose(found[f'before/{key}'][0], found[f'teacher/{key}'], rtol=1e-4)
+  assert 0 < found['distance/after'][0] < 0.1 * found['distance/before'][1]
+  sharp, flat = found['curvatures'][2:]
+  assert sharp > abs(flat)
+
+
+def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
+  def diverging(run):
+    def distil(*_):
+      raise DivergedError('student: the loss is nan')
+
+    return distil
+
+  monkeypatch.setattr(basins, 'distiller', diverging)
+  settings = SimpleNamespace(
+    **{name: SMALL[name] for name in RETURNS.reads} | {'return_epochs': 1.0}
+  )
+  found = RETURNS.compute(study, settings, Blocks(tmp_path), Checks())
+  assert np.isnan(found['after/test/predictive_kl']).all()
+  assert np.isnan(found['distance/after']).all()
+  assert np.isfinite(found['before/test/predictive_kl']).all()
+  with figures.style('returns'):
+    RETURNS.draw(found)
+  assert re.search(r'sharp \(curvature \S+\) diverged', RETURNS.caption(found))
+
+
+def test_what_needs_the_teachers_weights_says_so(tmp_path):
+  other = runs.Study(tiny_run(tmp_path, student__model__width=8))
+  for part in (LAMBDAS, RETURNS):
+    assert 'another architecture' in part.unavailable(other)
+
+
+def test_forks_need_a_kept_checkpoint_and_no_teacher(study):
+  assert FORKS.unavailable(study) is None
+  assert LAMBDAS.unavailable(study) is None
+  gone = SimpleNamespace(steps=[34])
+  assert 'keep_checkpoints' in FORKS.unavailable(gone)

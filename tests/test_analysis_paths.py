@@ -1,0 +1,242 @@
+"""Paths and barriers against functions whose barriers are known."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from analysis import paths
+from kdjax.models import NORMS
+
+TS = np.linspace(0, 1, 11)
+
+
+def make_variables(seed):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return {
+    'params': {
+      'Dense_0': {'kernel': draw(3, 4), 'bias': draw(4)},
+      'BatchNorm_0': {'scale': draw(4)},
+    },
+    'batch_stats': {'BatchNorm_0': {'mean': draw(4), 'var': draw(4)}},
+  }
+
+
+def assert_equal(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+
+
+def point(*xs):
+  return {'params': {'w': np.array(xs, np.float32)}, 'batch_stats': {}}
+
+
+def along(function, path, controls):
+  """function(weights) along a path."""
+  return np.array([float(function(path(controls, t)['params']['w'])) for t in TS])
+
+
+@pytest.mark.parametrize('path', [paths.line_point, paths.bezier_point])
+def test_paths_begin_and_end_at_their_ends_exactly(path):
+  controls = [make_variables(seed) for seed in range(2 if path is paths.line_point else 3)]
+  at = jax.jit(path)
+  assert_equal(at(tuple(controls), jnp.zeros(1)), controls[0])
+  assert_equal(at(tuple(controls), jnp.ones(1)), controls[-1])
+
+
+def test_points_of_a_line_and_of_a_curve():
+  found = paths.line_point((point(0, 4), point(8, 0)), 0.25)
+  np.testing.assert_array_equal(found['params']['w'], [2, 3])
+  found = paths.bezier_point((point(0, 0), point(8, 16), point(16, 0)), 0.25)
+  np.testing.assert_array_equal(found['params']['w'], [4, 6])  # 2 · 1/4 · 3/4 of 16 is 6
+
+
+def test_statistics_are_interpolated_with_the_parameters():
+  a, b = make_variables(0), make_variables(1)
+  found = paths.line_point((a, b), 0.5)['batch_stats']['BatchNorm_0']['var']
+  means = [x['batch_stats']['BatchNorm_0']['var'] for x in (a, b)]
+  np.testing.assert_allclose(found, np.mean(means, axis=0), rtol=1e-6)
+
+
+def test_one_layer_of_the_other_end():
+  a, b = make_variables(0), make_variables(1)
+  assert paths.layer_names(a) == ['BatchNorm_0', 'Dense_0']
+  at = jax.jit(paths.layerwise_point)
+  found = at((a, b), jnp.array([1.0, 0.0]))
+  assert_equal(found['params'], a['params'] | {'BatchNorm_0': b['params']['BatchNorm_0']})
+  assert_equal(found['batch_stats'], b['batch_stats'])  # all of it is of the BatchNorm
+  found = at((a, b), jnp.array([0.0, 0.5]))
+  kernels = [x['params']['Dense_0']['kernel'] for x in (a, b)]
+  np.testing.assert_allclose(found['params']['Dense_0']['kernel'], np.mean(kernels, 0), rtol=1e-5)
+  assert_equal(found['batch_stats'], a['batch_stats'])
+
+
+def test_a_convex_loss_has_no_barrier():
+  ends = point(-3, 1), point(1, 5)
+  values_T = along(lambda w: (w**2).sum(), paths.line_point, ends)
+  assert values_T.max() > values_T[5] + 5
+  assert paths.barrier(values_T, TS) == 0
+
+
+def test_the_barrier_of_a_double_well_is_its_height():
+  values_T = along(lambda w: (w[0] ** 2 - 1) ** 2, paths.line_point, (point(-1), point(1)))
+  assert paths.barrier(values_T, TS) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_barrier_is_above_the_line_between_unequal_ends():
+  # 4 t (1 − t) has height 1 in the middle, whatever line is added.
+  values_T = 4 * TS * (1 - TS) + 7 * TS - 2
+  assert paths.barrier(values_T, TS) == pytest.approx(1, abs=1e-12)
+  np.testing.assert_allclose(paths.barrier([values_T, -values_T], TS), [1, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize('place', [0, 5, 10])
+def test_a_barrier_with_a_nan_is_nan(place):
+  values_T = np.where(np.arange(11) == place, np.nan, 0.0)
+  assert np.isnan(paths.barrier(values_T, TS))
+
+
+def test_a_barrier_needs_both_ends():
+  with pytest.raises(ValueError, match='between 0 and 1'):
+    paths.barrier(np.zeros(3), np.array([0, 0.5, 0.9]))
+
+
+def test_the_interval_has_the_width_of_the_normal_one():
+  """Example n rises by x_n in the middle alone: the barrier is the mean of x."""
+  rng = np.random.default_rng(0)
+  heights_N = rng.normal(5, 2, size=400)
+  values_TN = rng.normal(size=(1, 400)) + (TS == 0.5)[:, None] * heights_N
+  value, low, high = paths.barrier_interval(values_TN, TS, seed=0)
+  assert value == pytest.approx(heights_N.mean(), rel=1e-9)
+  assert low < value < high
+  assert high - low == pytest.approx(2 * 1.96 * heights_N.std() / math.sqrt(400), rel=0.1)
+
+
+def test_resamples_are_the_same_at_all_positions():
+  """What all positions have in common, however noisy, cancels."""
+  noise_N = 100 * np.random.default_rng(0).normal(size=50)
+  values_TN = noise_N[None] + (TS * (1 - TS))[:, None]
+  value, low, high = paths.barrier_interval(values_TN, TS, seed=3)
+  np.testing.assert_allclose([value, low, high], 0.25, atol=1e-9)
+
+
+def test_a_network_has_no_barrier_to_itself():
+  a = make_variables(0)
+  inputs = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+  at = lambda t: paths.line_point((a, a), t)['params']['Dense_0']
+  values_TN = np.stack([((inputs @ at(t)['kernel']) ** 2).sum(-1) for t in TS])
+  np.testing.assert_allclose(paths.barrier_interval(values_TN, TS, 0), 0, atol=1e-5)
+
+
+def test_examples_without_a_value_are_left_out():
+  values_TN = np.stack([4 * TS * (1 - TS), np.full(11, np.nan), 8 * TS * (1 - TS)], axis=1)
+  value, low, high = paths.barrier_interval(values_TN, TS, seed=0)
+  assert value == pytest.approx(1.5)
+  assert (low, high) == pytest.approx((1, 2))
+  assert np.isnan(paths.barrier_interval(values_TN[:, 1:2], TS, seed=0)).all()
+  values_TN[3, 0] = np.nan  # a loss that overflowed somewhere is no missing label
+  assert np.isnan(paths.barrier_interval(values_TN, TS, seed=0)).all()
+
+
+def valley(variables, batch, key, power):
+  """Zero on the circle whose radius is the batch's."""
+  del key
+  w = variables['params']['w']
+  return (jnp.sum(w**2) - batch**2) ** power
+
+
+VALLEY = partial(valley, power=2)
+ON_CIRCLE = point(1, 0), point(-0.5, math.sqrt(0.75))  # 120° apart
+
+
+def trained(seed, num_steps=300):
+  return paths.train_bezier(VALLEY, *ON_CIRCLE, [1.0], num_steps, 0.05, jax.random.key(seed))
+
+
+def test_a_curve_finds_its_way_round_a_hill():
+  height = lambda w: (w[0] ** 2 + w[1] ** 2 - 1) ** 2
+  straight = paths.barrier(along(height, paths.line_point, ON_CIRCLE), TS)
+  assert straight == pytest.approx(0.75**2, abs=1e-5)  # the chord's middle has radius 1/2
+  middle = trained(0)
+  controls = ON_CIRCLE[0], middle, ON_CIRCLE[1]
+  assert paths.barrier(along(height, paths.bezier_point, controls), TS) < 0.1 * straight
+
+
+def test_equal_keys_give_equal_curves():
+  first, again, other = (trained(seed, num_steps=5) for seed in (0, 0, 1))
+  assert_equal(first, again)
+  assert not np.array_equal(first['params']['w'], other['params']['w'])
+
+
+def test_batches_are_cycled_and_the_ends_and_statistics_stay():
+  seen = []
+  a, b = make_variables(0), make_variables(1)
+  originals = jax.tree.map(np.copy, (a, b))
+
+  def loss(variables, batch, key):
+    jax.debug.callback(lambda x: seen.append(int(x)), batch, ordered=True)
+    return (variables['params']['Dense_0']['kernel'] ** 2).sum()
+
+  shown = []
+  show = lambda done, _: shown.append(done)
+  middle = paths.train_bezier(loss, a, b, [1, 2, 3], 4, 0.1, jax.random.key(0), show)
+  jax.effects_barrier()
+  assert (seen, shown) == ([1, 2, 3, 1], [1, 2, 3, 4])
+  assert_equal((a, b), originals)
+  halfway = paths.line_point((a, b), 0.5)
+  assert_equal(middle['batch_stats'], jax.device_get(halfway['batch_stats']))
+  assert not np.array_equal(
+    middle['params']['Dense_0']['kernel'], halfway['params']['Dense_0']['kernel']
+  )
+
+
+def test_training_batches_leave_out_padding_and_a_smaller_last_one():
+  numbers = np.arange(12).reshape(2, 6)
+  weights = np.array([[1.0] * 6, [1, 1, 1, 0, 0, 0]])
+  given = [{'inputs': x, 'weights': w} for x, w in zip(numbers, weights, strict=True)]
+  found = paths.training_batches(given, 4)
+  assert [batch['inputs'].tolist() for batch in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  (found,) = paths.training_batches(given, 100)
+  assert found['inputs'].tolist() == list(range(9))
+
+
+class NormAlone(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dropout(0.5, deterministic=not train)(NORMS['batch'](train)()(x)), {}
+
+
+def test_the_loss_of_a_batch_takes_its_own_statistics():
+  """Squares of what has variance 1 by unit, doubled by dropout: 2 by unit, whatever is in the tree."""
+  inputs = np.random.default_rng(0).normal(3, 5, size=(4000, 2)).astype(np.float32)
+  stats = {'BatchNorm_0': {'mean': np.full(2, 70.0), 'var': np.full(2, 9.0)}}
+  variables = {
+    'params': {'BatchNorm_0': {'scale': np.ones(2), 'bias': np.zeros(2)}},
+    'batch_stats': stats,
+  }
+  objective = lambda logits_BC, batch: (logits_BC**2).sum(-1)
+  loss = partial(paths.batch_loss, model=NormAlone(), objective=objective)
+  value, again, other = (
+    loss(variables, {'inputs': inputs}, jax.random.key(seed)) for seed in (0, 0, 1)
+  )
+  assert value == pytest.approx(4, rel=0.1)
+  assert value == again
+  assert value != other
+
+
+class DropoutAlone(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dropout(0.5, deterministic=not train)(x), {}
+
+
+def test_without_batch_norm_no_dropout_is_drawn():
+  loss = partial(
+    paths.batch_loss, model=DropoutAlone(), objective=lambda logits_BC, batch: logits_BC.sum(-1)
+  )
+  variables = {'params': {}, 'batch_stats': {}}
+  assert loss(variables, {'inputs': np.ones((3, 5), np.float32)}, jax.random.key(0)) == 5
