@@ -37,8 +37,8 @@ class Settings:
   bezier_steps: int = _field(200, 1, 'Training steps of a Bezier curve.')
   curvature_examples: int = _field(256, 2, 'Examples of the distillation data behind curvature.')
   num_eigenpairs: int = _field(10, 1, 'Largest eigenvalues that are computed.')
-  lanczos_steps: int = _field(40, 2, 'Products with the Hessian for each probe.')
-  num_probes: int = _field(4, 2, 'Random vectors behind densities and traces.')
+  lanczos_steps: int = _field(30, 2, 'Products with the Hessian for each probe.')
+  num_probes: int = _field(3, 2, 'Random vectors behind densities and traces.')
 
   num_forks: int = _field(4, 1, 'Kept checkpoints at which training is forked.')
   fork_seeds: int = _field(2, 1, 'Continuations of each fork, beside the student itself.')

@@ -94,10 +94,10 @@ def test_what_is_finished_is_not_computed_again(study, made):
 def test_a_killed_part_goes_on_with_the_same_numbers(study, made):
   made.die_after = 2
   with pytest.raises(KeyboardInterrupt):
-    runner.run(study, Settings())
+    runner.run(study, Settings(num_probes=4))
   assert not (study.folder / 'made.npz').exists()
   made.die_after = None
-  runner.run(study, Settings())
+  runner.run(study, Settings(num_probes=4))
   assert made.computed == [0, 1, 2]
   np.testing.assert_array_equal(files.read_arrays(study.folder / 'made.npz')['x'], [0, 4, 8])
 

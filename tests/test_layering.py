@@ -49,12 +49,39 @@ ONLY = {
   'report': {'errors', 'files', 'data', 'metrics', 'figures'},
   'sweep_figure': {'figures', 'files', 'sweep'},
 }
+# The same for analysis/; packages count as one. The mathematics knows no run and no file.
+ANALYSIS = {
+  'geometry': set(),
+  'paths': set(),
+  'permutations': set(),
+  'alignment': {'permutations'},
+  'lanczos': set(),
+  'curvature': {'lanczos'},
+  'trajectory': set(),
+  'figures': {'lanczos'},
+  'runs': set(),
+  'part': {'runs'},
+  'measure': {'runs'},
+  'basins': {'curvature', 'geometry', 'measure', 'part', 'paths'},
+}
+ANALYSIS['parts'] = set(ANALYSIS)
+ANALYSIS['runner'] = {'part', 'parts', 'runs'}
+ANALYSIS['__main__'] = {'part', 'parts', 'runner', 'runs'}
+MATHEMATICS = (
+  'geometry',
+  'paths',
+  'permutations',
+  'alignment',
+  'lanczos',
+  'curvature',
+  'trajectory',
+)
 HEAVY = {'tensorflow', 'torch'}  # may be missing, and take seconds to import
 
 
-def text_of(module):
+def text_of(module, package='kdjax'):
   """The code of a module; of a package, that of all its files."""
-  path = ROOT / 'launch' if module == 'launch' else ROOT / 'kdjax' / module
+  path = ROOT / 'launch' if module == 'launch' else ROOT / package / module
   paths = sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
   return '\n'.join(path.read_text() for path in paths)
 
@@ -71,10 +98,10 @@ def imported_modules(text):
   return found
 
 
-def imported_siblings(text):
+def imported_siblings(text, package='kdjax'):
   """Modules of kdjax, of the names in 'kdjax.module' and 'kdjax.module.name'."""
   names = [name.split('.') for name in imported_modules(text)]
-  return {name[1] for name in names if name[0] == 'kdjax'}
+  return {name[1] for name in names if name[0] == package}
 
 
 def test_imports_are_found_in_all_their_forms():
@@ -92,11 +119,24 @@ def function():
   assert {'numpy', 'tensorflow.io'} <= imported_modules(text)
 
 
-def test_every_module_has_a_layer():
-  folder = ROOT / 'kdjax'
+def modules_of(package):
+  folder = ROOT / package
   paths = {path.relative_to(folder).parts[0] for path in folder.rglob('*.py')}
-  modules = {path.removesuffix('.py') for path in paths} - {'__init__'} | {'launch'}
+  return {path.removesuffix('.py') for path in paths} - {'__init__'}
+
+
+def test_every_module_has_a_layer():
+  modules = modules_of('kdjax') | {'launch'}
   assert modules == set(LAYER), 'Put a new module into LAYERS: what may it import, and who it?'
+  assert modules_of('analysis') == set(ANALYSIS), 'Put a new module into ANALYSIS.'
+
+
+@pytest.mark.parametrize('module', ANALYSIS)
+def test_an_analysis_imports_only_what_it_may(module):
+  text = text_of(module, 'analysis')
+  assert imported_siblings(text, 'analysis') <= ANALYSIS[module] | {module}
+  if module in MATHEMATICS:
+    assert not imported_siblings(text) & {'run', 'config', 'files', 'student', 'teachers', 'stages'}
 
 
 @pytest.mark.parametrize('module', LAYER)

@@ -1,0 +1,131 @@
+"""python -m analysis on a tiny student: every part, and that nothing is done twice."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, copied
+
+from analysis import runs
+from analysis.part import Settings
+from analysis.parts import PARTS
+from kdjax import files
+from kdjax.run import Run
+
+SMALL = {
+  'num_examples': 64,
+  'resolution': 3,
+  'random_resolution': 3,
+  'max_members': 1,
+  'path_points': 3,
+  'bezier_steps': 2,
+  'curvature_examples': 32,
+  'num_eigenpairs': 2,
+  'lanczos_steps': 5,
+  'num_probes': 2,
+  'num_forks': 1,
+  'fork_seeds': 1,
+  'lambdas': (0.0, 1.0),
+  'lambda_resolution': 3,
+  'return_radii': (0.1,),
+  'return_epochs': 0.5,
+}
+FLAGS = [
+  f'--{name}={",".join(map(str, value)) if isinstance(value, tuple) else value}'
+  for name, value in SMALL.items()
+]
+
+
+def analyse(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, '-m', 'analysis', *arguments],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def analysed(finished: Run, tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
+  workdir = tmp_path_factory.mktemp('analysed')
+  copied(finished, workdir)
+  done = analyse(str(workdir), *FLAGS)
+  assert done.returncode == 0, done.stderr
+  return runs.load(workdir), done
+
+
+def test_small_settings_are_settings():
+  assert Settings(**SMALL).problems() == []
+  assert Settings().problems() == []
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_a_part_has_numbers_with_intervals_and_checks(analysed, name):
+  study, _ = analysed
+  arrays = files.read_arrays(study.folder / f'{name}.npz')
+  record = json.loads(str(arrays['record']))
+  assert record['fingerprints'] == study.fingerprints
+  assert set(record['settings']) <= set(SMALL)
+  for check, (value, limit) in json.loads(str(arrays['checks'])).items():
+    assert value <= limit, check
+  lows = [key for key in arrays if key.endswith('/low')]
+  assert lows or name == 'pca'  # of one trajectory: there is nothing to resample
+  for low in lows:
+    key = low.removesuffix('/low')
+    inside = (arrays[low] <= arrays[key] + 1e-6) & (arrays[key] <= arrays[f'{key}/high'] + 1e-6)
+    assert np.all(inside | np.isnan(arrays[key])), key
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_a_part_is_drawn_and_stands_in_the_report(analysed, name):
+  study, _ = analysed
+  assert (study.folder / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+  assert (study.folder / f'{name}.pdf').read_bytes().startswith(b'%PDF')
+  about = files.read_json(study.folder / f'{name}.json')
+  assert PARTS[name].title in (study.run.workdir / 'report.html').read_text()
+  assert 40 < len(about['caption']) < 2500
+  assert 'nan' not in about['caption'].split()
+
+
+def test_no_half_finished_piece_is_left(analysed):
+  study, _ = analysed
+  assert list((study.folder / 'blocks').glob('*')) == []
+  assert not list(study.folder.rglob('*.tmp'))
+
+
+def test_a_second_time_nothing_is_done(analysed):
+  study, _ = analysed
+  before = {path: path.stat().mtime for path in study.run.workdir.rglob('*.npz')}
+  done = analyse(str(study.run.student_folder), *FLAGS)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count('up to date') >= len(PARTS)
+  assert {path: path.stat().mtime for path in study.run.workdir.rglob('*.npz')} == before
+
+
+@pytest.mark.parametrize(
+  'arguments, told',
+  [
+    (['--parts=plan'], "--parts: 'plan': no such part; allowed: any of plane,"),
+    (['--resolution=2', '--lambdas=0,2'], '--lambdas = (0.0, 2.0): allowed: 0.0 to 1.0'),
+    (['--resolution=2', '--lambdas=0,2'], '--resolution = 2: allowed: 3 or more'),
+  ],
+)
+def test_wrong_flags_get_one_clear_error(analysed, arguments, told):
+  study, _ = analysed
+  done = analyse(str(study.run.workdir), *arguments)
+  assert done.returncode == 1
+  assert told in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_no_folder_and_an_empty_one(tmp_path: pathlib.Path):
+  for folder, told in ((tmp_path / 'none', 'no such folder'), (tmp_path, 'no finished student')):
+    done = analyse(str(folder))
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert 'Traceback' not in done.stderr

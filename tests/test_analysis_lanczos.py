@@ -1,0 +1,158 @@
+"""Lanczos against spectra that are known because the matrices are made from them."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+
+from analysis import lanczos
+
+OUTLIERS = np.array([100.0, 80, 60, 50, 40, 30, 25, 20, 15, 10])
+
+
+def symmetric(eigenvalues, seed=0):
+  """A matrix with these eigenvalues, and its eigenvectors as columns."""
+  q = scipy.stats.ortho_group.rvs(len(eigenvalues), random_state=seed)
+  return (q * np.asarray(eigenvalues)[None]) @ q.T, q
+
+
+def float32_product(matrix):
+  """As of a network: nothing is more precise than float32."""
+  matrix = matrix.astype(np.float32)
+  return lambda vector: matrix @ vector
+
+
+def start(size, seed=1):
+  return np.random.default_rng(seed).normal(size=size)
+
+
+@pytest.fixture(scope='module')
+def with_outliers():
+  bulk = np.random.default_rng(0).uniform(-0.5, 1, size=390)
+  return symmetric([*OUTLIERS, *bulk])
+
+
+def test_ten_outliers_are_found_once_each(with_outliers):
+  matrix, _ = with_outliers
+  krylov = lanczos.lanczos(float32_product(matrix), start(400), 80)
+  values, bounds, _ = krylov.eigenvalues()
+  assert (values > 2).sum() == 10
+  np.testing.assert_allclose(values[::-1][:10], OUTLIERS, rtol=1e-5)
+  assert np.all(bounds[-10:] < 1e-3)
+  assert krylov.deviation() < 1e-5
+
+
+def test_largest_eigenvectors_are_those_of_the_matrix(with_outliers):
+  matrix, q = with_outliers
+  values, _, vectors = lanczos.lanczos(float32_product(matrix), start(400), 80).largest(10)
+  np.testing.assert_allclose(values, OUTLIERS, rtol=1e-5)
+  np.testing.assert_allclose(np.abs(vectors @ q[:, :10]), np.eye(10), atol=1e-3)
+
+
+def test_deviation_is_the_largest_entry_of_the_gram_matrix_minus_one():
+  basis = np.array([[1, 0, 0], [0.25, 1, 0]], np.float32)
+  assert lanczos.Krylov(np.ones(2), np.ones(2), basis).deviation() == pytest.approx(0.25)
+
+
+def test_an_eigenvalue_lies_within_the_bound_of_each_ritz_value(with_outliers):
+  matrix, _ = with_outliers
+  true = np.linalg.eigvalsh(matrix)
+  values, bounds, _ = lanczos.lanczos(lambda v: matrix @ v, start(400), 12).eigenvalues()
+  distances = np.abs(values[:, None] - true[None]).min(axis=1)
+  assert np.all(distances <= bounds + 1e-4)
+  assert bounds.max() > 0.1  # twelve steps leave some far from converged
+
+
+def test_bounds_are_the_residuals_of_the_ritz_vectors(with_outliers):
+  matrix, _ = with_outliers
+  values, bounds, vectors = lanczos.lanczos(lambda v: matrix @ v, start(400), 15).largest(10)
+  residuals = np.linalg.norm(vectors @ matrix - values[:, None] * vectors, axis=1)
+  np.testing.assert_allclose(bounds, residuals, rtol=1e-2, atol=1e-4)
+
+
+def test_rank_three_returns_three_values_and_stops():
+  matrix, q = symmetric([5.0, 3, 1] + 47 * [0])
+  calls = []
+
+  def product(vector):
+    calls.append(1)
+    return float32_product(matrix)(vector)
+
+  inside = lanczos.lanczos(product, q[:, :3] @ np.array([1.0, 2, 3]), 30)
+  np.testing.assert_allclose(inside.eigenvalues()[0], [1, 3, 5], rtol=1e-5)
+  assert len(calls) == 3
+
+  anywhere = lanczos.lanczos(product, start(50), 30)  # with a component that the matrix takes to 0
+  assert len(calls) == 3 + 4
+  np.testing.assert_allclose(anywhere.largest(10)[0], [5, 3, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('scale', [1e-8, 1, 1e8])
+def test_breakdown_does_not_depend_on_the_scale(scale):
+  matrix, _ = symmetric(scale * np.array([5.0, -3, 1] + 47 * [0]))
+  krylov = lanczos.lanczos(float32_product(matrix), start(50), 30)
+  assert len(krylov.alphas_T) == 4
+  np.testing.assert_allclose(krylov.largest(10)[0], [5 * scale, scale], rtol=1e-5)
+
+
+def test_no_more_steps_than_dimensions():
+  matrix, _ = symmetric(np.arange(1.0, 7))
+  krylov = lanczos.lanczos(float32_product(matrix), start(6), 20)
+  np.testing.assert_allclose(krylov.eigenvalues()[0], np.arange(1.0, 7), rtol=1e-5)
+
+
+def test_the_zero_matrix_takes_one_step():
+  krylov = lanczos.lanczos(lambda v: 0 * v, start(6), 20)
+  np.testing.assert_array_equal(krylov.quadrature(), [[0], [1]])
+  assert len(krylov.largest(3)[0]) == 0
+
+
+def test_quadrature_has_the_moments_of_the_matrix():
+  matrix, _ = symmetric(np.linspace(-2, 5, 60))
+  probe = lanczos.rademacher(np.random.default_rng(0), 60)
+  nodes, weights = lanczos.lanczos(lambda v: matrix @ v, probe, 3).quadrature()
+  for power in range(6):  # three nodes are exact up to degree five
+    expected = probe @ np.linalg.matrix_power(matrix, power) @ probe / 60
+    assert weights @ nodes**power == pytest.approx(expected, rel=1e-4)
+
+
+def test_quadrature_gives_trace_and_frobenius_norm_where_one_probe_is_exact():
+  # H D H with the Hadamard matrix H: the start is H e_1, which weighs all eigenvectors alike.
+  eigenvalues = np.linspace(-1, 3, 16)
+  hadamard = scipy.linalg.hadamard(16) / 4
+  matrix = hadamard @ np.diag(eigenvalues) @ hadamard
+  nodes, weights = lanczos.lanczos(lambda v: matrix @ v, np.eye(16)[0], 16).quadrature()
+  assert weights.sum() == pytest.approx(1, abs=1e-6)
+  assert weights @ nodes == pytest.approx(np.trace(matrix) / 16, rel=1e-5)
+  assert weights @ nodes**2 == pytest.approx(np.linalg.norm(matrix) ** 2 / 16, rel=1e-5)
+  np.testing.assert_allclose(weights, 1 / 16, rtol=1e-3)
+
+
+def test_density_counts_the_eigenvalues_of_two_groups():
+  matrix, _ = symmetric(30 * [1.0] + 10 * [4.0])
+  rng = np.random.default_rng(0)
+  rules = [
+    lanczos.lanczos(lambda v: matrix @ v, lanczos.rademacher(rng, 40), 9).quadrature()
+    for _ in range(100)
+  ]
+  grid = np.linspace(-2, 7, 901)
+  nodes, weights = np.stack(rules, axis=1)
+  densities = lanczos.density(nodes, weights, grid, 0.2)
+  np.testing.assert_allclose(densities.sum(axis=1) * 0.01, 1, rtol=1e-6)
+  mean = densities.mean(axis=0)
+  assert mean[grid > 2.5].sum() * 0.01 == pytest.approx(0.25, abs=0.02)
+  assert mean.max() == pytest.approx(0.75 / (0.2 * np.sqrt(2 * np.pi)), rel=0.03)
+  assert grid[mean.argmax()] == pytest.approx(1)
+
+
+def test_density_ignores_nodes_of_weight_zero():
+  grid = np.linspace(-1, 1, 5)
+  one = lanczos.density(np.array([[0.5]]), np.array([[1.0]]), grid, 0.1)
+  padded = lanczos.density(np.array([[0.5, 0]]), np.array([[1.0, 0]]), grid, 0.1)
+  np.testing.assert_array_equal(one, padded)
+
+
+def test_rademacher_entries_are_signs_with_mean_zero():
+  probe = lanczos.rademacher(np.random.default_rng(0), 10_000)
+  assert set(probe.tolist()) == {-1.0, 1.0}
+  assert abs(probe.mean()) < 0.04
