@@ -34,7 +34,13 @@ setup(
     'tensorstore>=0.1.75',  # the prediction store
   ],
   extras_require={
-    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9'],
+    'test': [
+      'ipykernel>=6.29',  # the kernel that runs the notebook of analysis/
+      'nbclient>=0.10',  # runs it cell by cell
+      'pytest>=8',
+      'pytest-xdist>=3.6',
+      'ruff>=0.9',
+    ],
     'cuda12': ['jax[cuda12]'],
     'tpu': [
       'jax[tpu]',

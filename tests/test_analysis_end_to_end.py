@@ -59,6 +59,10 @@ def analysed(finished: Run, tmp_path_factory) -> tuple[runs.Study, subprocess.Co
   return runs.load(workdir), done
 
 
+def times_of_arrays(study: runs.Study) -> dict[pathlib.Path, float]:
+  return {path: path.stat().st_mtime for path in pathlib.Path(study.run.workdir).rglob('*.npz')}
+
+
 def test_small_settings_are_settings():
   assert Settings(**SMALL).problems() == []
   assert Settings().problems() == []
@@ -95,16 +99,16 @@ def test_a_part_is_drawn_and_stands_in_the_report(analysed, name):
 def test_no_half_finished_piece_is_left(analysed):
   study, _ = analysed
   assert list((study.folder / 'blocks').glob('*')) == []
-  assert not list(study.folder.rglob('*.tmp'))
+  assert not list(pathlib.Path(study.folder).rglob('*.tmp'))
 
 
 def test_a_second_time_nothing_is_done(analysed):
   study, _ = analysed
-  before = {path: path.stat().mtime for path in study.run.workdir.rglob('*.npz')}
+  before = times_of_arrays(study)
   done = analyse(str(study.run.student_folder), *FLAGS)
   assert done.returncode == 0, done.stderr
   assert done.stderr.count('up to date') >= len(PARTS)
-  assert {path: path.stat().mtime for path in study.run.workdir.rglob('*.npz')} == before
+  assert times_of_arrays(study) == before
 
 
 @pytest.mark.parametrize(

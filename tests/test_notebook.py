@@ -1,0 +1,272 @@
+"""analysis/inspect_checkpoint.ipynb runs as it is, and what it shows is what the run found."""
+
+import base64
+import dataclasses
+import importlib.util
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import types
+
+import jax
+import nbformat
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT, copied
+from ipykernel.kernelspec import write_kernel_spec
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from traitlets.config import Config
+
+from analysis import runs
+from analysis.parts import PARTS
+from kdjax import evaluation, files, metrics
+from kdjax.run import Run
+
+PATH = ROOT / 'analysis' / 'inspect_checkpoint.ipynb'
+PICTURE = PIL.Image.new('RGB', (3, 2), 'red')  # of an analysis that was done before
+TIMEOUT_SECONDS = 280  # for a cell
+
+
+def read() -> nbformat.NotebookNode:
+  return nbformat.read(PATH, as_version=4)
+
+
+def source(cell: str) -> str:
+  return next(c.source for c in read().cells if c.id == cell)
+
+
+class Executed:
+  """The notebook after its execution, and the run that it looked at."""
+
+  def __init__(self, notebook: nbformat.NotebookNode, run: Run):
+    self.run, self.result = run, evaluation.result(run)
+    self.outputs = {c.id: c.outputs for c in notebook.cells if c.cell_type == 'code'}
+
+  def printed(self, cell: str) -> str:
+    return ''.join(o.text for o in self.outputs[cell] if o.get('name') == 'stdout')
+
+  def shown(self, cell: str, kind: str) -> list[str]:
+    return [o.data[kind] for o in self.outputs[cell] if kind in o.get('data', {})]
+
+  def image(self, cell: str) -> PIL.Image.Image:
+    (encoded,) = self.shown(cell, 'image/png')
+    return PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
+
+
+def state_of(folder) -> dict[str, tuple[int, int]]:
+  """All that is in a folder, with sizes and times."""
+  found = {path: path.stat() for path in pathlib.Path(folder).rglob('*')}
+  return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+@pytest.fixture(scope='module')
+def executed(finished, tmp_path_factory) -> Executed:
+  run = copied(finished, tmp_path_factory.mktemp('notebook') / 'workdir')
+  analyses = runs.load(run.workdir).folder
+  analyses.mkdir(parents=True)
+  PICTURE.save(analyses / 'earlier.png')
+  files.write_json(
+    analyses / 'earlier.json', {'title': 'An earlier part', 'caption': 'It found 3.'}
+  )
+  before = state_of(run.workdir)
+  notebook = read()
+  # Paths of sockets are short, and pytest's folders too deep for them.
+  with (
+    tempfile.TemporaryDirectory(prefix='kdjax_') as jupyter,
+    pytest.MonkeyPatch.context() as patch,
+  ):
+    for name in ('JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'IPYTHONDIR'):
+      patch.setenv(name, jupyter)
+    patch.setenv('KDJAX_WORKDIR', str(run.workdir))
+    patch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    write_kernel_spec(f'{jupyter}/kernels/python3')
+    manager = {'transport': 'ipc', 'connection_file': f'{jupyter}/kernel.json'}
+    NotebookClient(
+      notebook,
+      config=Config(KernelManager=manager),
+      timeout=TIMEOUT_SECONDS,
+      resources={'metadata': {'path': jupyter}},  # not the repository, which PYTHONPATH must find
+    ).execute()
+  assert state_of(run.workdir) == before  # it may be a bucket that cannot be written to
+  return Executed(notebook, run)
+
+
+# What it shows.
+
+
+def test_nothing_goes_wrong(executed):
+  outputs = [o for of_cell in executed.outputs.values() for o in of_cell]
+  assert not [o for o in outputs if o.output_type == 'error']
+  stderr = ''.join(o.text for o in outputs if o.get('name') == 'stderr')
+  assert all('plane: ' in line for line in stderr.splitlines())  # progress; no warning
+
+
+def test_it_finds_the_student_and_its_checkpoints(executed):
+  steps = runs.load(executed.run.workdir).steps
+  printed = executed.printed('load')
+  assert f'student {executed.run.student_folder.name}, of 2 teachers' in printed
+  assert f'{len(steps)} checkpoints of the student: after the steps {steps}' in printed
+  lines = executed.printed('checkpoints').splitlines()
+  assert [line.partition(':')[0] for line in lines] == [f'step {step}' for step in steps]
+
+
+def as_result_has_it(executed: Executed) -> tuple[str, str]:
+  """Agreement and KL on the test set as the notebook writes them."""
+  test = executed.result['splits']['test']
+  values, intervals = test['fidelity'], test['intervals']['fidelity']
+  low, high = intervals['top1_agreement']
+  agreement = f'{100 * values["top1_agreement"]:.2f} % ({100 * low:.2f} to {100 * high:.2f})'
+  low, high = intervals['predictive_kl']
+  return agreement, f'{values["predictive_kl"]:.4f} nats ({low:.4f} to {high:.4f})'
+
+
+def test_fidelity_that_it_reads_and_computes_is_that_of_the_result(executed):
+  agreement, kl = as_result_has_it(executed)
+  assert f'agreement {agreement}\n' in executed.printed('metrics')
+  of_student, _, of_teacher = executed.printed('predictions').partition('teacher 0')
+  assert f'agreement with the ensemble {agreement}\n' in of_student
+  assert f'KL from the ensemble        {kl}\n' in of_student
+  last = executed.printed('checkpoints').splitlines()[-1]
+  assert last.endswith(f'agreement {agreement}, KL {kl}')
+  # The member's own logits; those of the result were rounded by the store, so that ties may differ.
+  member = executed.result['splits']['test']['members'][0]
+  found = [float(x) for x in re.findall(r' ([\d.]+) (?:%|nats) \(', of_teacher)]
+  expected = [100 * member['accuracy'], 100 * member['top1_agreement'], member['predictive_kl']]
+  np.testing.assert_allclose(found[:2], expected[:2], atol=1)
+  np.testing.assert_allclose(found[2], expected[2], atol=2e-4)
+
+
+def test_the_table_is_that_of_the_terminal(executed):
+  (table,) = executed.shown('metrics', 'text/html')
+  test = executed.result['splits']['test']
+  for who in ('student', 'teacher'):
+    assert f'{100 * test[who]["accuracy"]:.2f}' in table
+    assert f'{test[who]["nll"]:.4f}' in table
+
+
+def test_distances(executed):
+  study = runs.load(executed.run.workdir)
+  points = {'initial': study.student(0), 'student': study.student()}
+  points |= {f'teacher {i}': study.member(i) for i in range(2)}
+  flat = [
+    np.concatenate([x.ravel() for x in jax.tree.leaves(p['params'])]) for p in points.values()
+  ]
+  lines = executed.printed('weights').splitlines()
+  assert re.split(r'  +', lines[0].strip()) == list(points)
+  for name, row, line in zip(points, flat, lines[1:], strict=True):
+    cells = re.split(r'  +', line.strip())
+    assert cells[0] == name
+    expected = [np.linalg.norm(row - other) for other in flat]
+    np.testing.assert_allclose([float(cell) for cell in cells[1:]], expected, atol=0.006)
+
+
+def test_the_ends_of_the_line_are_corners_of_the_plane(executed):
+  """Both are measured on the same examples, one point at a time and as one of many."""
+  (caption,) = executed.shown('plane', 'text/markdown')
+  for name in ('teacher 0', 'student'):
+    on_line = re.search(rf'{name}: ([\d.]+) nats \(([\d.]+) to ([\d.]+)', executed.printed('line'))
+    corner = re.search(rf'([\d.]+) \[([\d.]+), ([\d.]+)\] at {name}', caption)
+    line, corner = ([float(x) for x in match.groups()] for match in (on_line, corner))
+    assert line[0] > 0.001
+    np.testing.assert_allclose(line, corner, rtol=0.01, atol=1e-4)
+
+
+def test_figures(executed):
+  panels = {'curves': 3, 'examples': 2 * 5, 'checkpoints': 3, 'line': 3}
+  for cell, count in panels.items():
+    assert f'with {count} Axes' in executed.shown(cell, 'text/plain')[0]
+  for cell in (*panels, 'plane'):
+    pixels = np.asarray(executed.image(cell).convert('L'))
+    assert min(pixels.shape) > 200
+    assert pixels.std() > 10
+    assert pixels[0, 0] == 255  # legible in a dark notebook too
+
+
+def test_what_was_analysed_before_is_shown(executed):
+  assert executed.shown('rest', 'text/markdown') == ['### An earlier part\n\nIt found 3.']
+  image = executed.image('rest')
+  assert image.size == PICTURE.size and image.getpixel((0, 0)) == (255, 0, 0)
+
+
+# Cells that do something else elsewhere.
+
+
+def test_a_plane_that_was_measured_is_drawn(tmp_path, monkeypatch):
+  figure, drawn, shown = Figure(), [], []
+  part = dataclasses.replace(
+    PARTS['plane'],
+    compute=lambda *_: pytest.fail('it was measured again'),
+    draw=lambda arrays: drawn.append(arrays) or figure,
+    caption=lambda arrays: f'{arrays["x"].sum()}',
+    unavailable=lambda study: None,
+  )
+  monkeypatch.setitem(PARTS, 'plane', part)
+  files.write_arrays(tmp_path / 'plane.npz', {'x': np.arange(4)})
+  study = types.SimpleNamespace(folder=tmp_path)
+  names = {'study': study, 'files': files, 'Markdown': str, 'display': lambda *x: shown.extend(x)}
+  exec(source('plane'), names)
+  assert drawn[0]['x'].tolist() == [0, 1, 2, 3]
+  assert shown == [figure, '6']
+
+
+def test_texts_are_not_drawn(capsys):
+  """The test set of a run on reviews: tokens instead of images."""
+  split = types.SimpleNamespace(inputs_N=np.zeros((7, 5), np.int32))
+  description = types.SimpleNamespace(class_names=('neg', 'pos'))
+  names = {
+    'np': np,
+    'metrics': metrics,
+    'study': types.SimpleNamespace(run=types.SimpleNamespace(description=description)),
+    'test': types.SimpleNamespace(split=split),
+    'student_NC': np.zeros((7, 2)),
+    'ensemble_NC': np.full((7, 2), np.log(0.5)),
+  }
+  exec(source('examples'), names)  # has no plt to draw with
+  assert capsys.readouterr().out == 'The examples are texts, which are not drawn.\n'
+
+
+def test_a_student_alone_has_no_line(capsys):
+  """Of another architecture than its teacher, without its initial weights and without siblings."""
+  exec(source('line'), {'np': np, 'points': {'student': {}}})
+  assert 'no line to draw' in capsys.readouterr().out
+
+
+def test_installation_where_kdjax_is_missing_and_only_there(monkeypatch):
+  commands = []
+  monkeypatch.setattr(subprocess, 'run', lambda command, check: commands.append(command))
+  monkeypatch.setattr(sys, 'path', sys.path.copy())
+  code = source('install')
+  exec(code, {})
+  assert commands == []
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match='set REPOSITORY'):
+    exec(code, {})
+  assert commands == []
+  assert code.count("REPOSITORY = ''") == 1
+  exec(code.replace("REPOSITORY = ''", "REPOSITORY = 'git@host:kdjax'"), {})
+  (clone, install) = commands
+  assert clone[:3] == ['git', 'clone', 'git@host:kdjax']
+  assert install[:4] == [sys.executable, '-m', 'pip', 'install'] and clone[3] in install
+  assert sys.path[0] == str(pathlib.Path(clone[3]).resolve())
+
+
+# The file.
+
+
+def test_the_file_has_no_outputs_and_no_one_elses_paths():
+  notebook = read()
+  nbformat.validate(notebook)
+  assert set(notebook.metadata) == {'kernelspec'} and notebook.metadata.kernelspec.name == 'python3'
+  for cell in notebook.cells:
+    assert not cell.metadata
+    if cell.cell_type == 'code':
+      assert cell.outputs == [] and cell.execution_count is None
+  sources = '\n'.join(cell.source for cell in notebook.cells)
+  assert not re.search(r'[\'"`\s(]~?/\w+/\w', sources)  # an absolute path
+  assert not re.search(r'https?:|gs://\w', sources)
