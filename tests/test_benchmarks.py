@@ -2,6 +2,8 @@
 
 import importlib
 
+from analysis import runs
+
 
 def test_the_benchmarks_run(monkeypatch):
   benchmarks = importlib.import_module('tests.benchmarks.__main__')
@@ -16,3 +18,11 @@ def test_the_benchmarks_run(monkeypatch):
   assert written > 0
   assert read > 0
   assert 100 < size <= 200  # 100 classes in float16, compressed
+
+
+def test_the_benchmark_of_planes_runs(finished, monkeypatch):
+  planes = importlib.import_module('tests.benchmarks.planes')
+  monkeypatch.setattr(planes, 'REPEATS', 1)
+  monkeypatch.setattr(planes, 'RESOLUTION', 2)
+  monkeypatch.setattr(planes, 'NUM_EXAMPLES', 16)
+  assert planes.plane_overhead(runs.load(finished.workdir)) > 0

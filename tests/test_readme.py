@@ -10,6 +10,7 @@ import checked_config
 import pytest
 from conftest import ROOT, TINY
 
+from analysis.parts import PARTS
 from kdjax import config as config_lib
 from kdjax import validation
 
@@ -73,13 +74,31 @@ def test_the_commands_for_digits_run_one_after_the_other(tmp_path):
 
 def test_the_snippet_runs_on_a_finished_run(finished):
   (snippet,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-  for there, here in [('configs/digits_resnet.py', TINY), ('runs/digits_resnet', finished.workdir)]:
-    assert f"'{there}'" in snippet
-    snippet = snippet.replace(f"'{there}'", f"'{here}'")
+  assert "'runs/digits_resnet'" in snippet
   names = {}
-  exec(snippet, names)
+  exec(snippet.replace("'runs/digits_resnet'", f"'{finished.workdir}'"), names)
   assert names['logits_NC'].shape == (360, 10)
-  assert names['log_probs_MNC'].shape == (2, 360, 10)
+  assert set(names['teacher']) == {'params', 'batch_stats'}
+
+
+def test_the_parts_of_the_analysis_are_those_that_there_are():
+  rows = re.findall(r'^\| ((?:`\w+`(?:, )?)+) \|', README, re.MULTILINE)
+  assert [name for row in rows for name in re.findall(r'`(\w+)`', row)] == list(PARTS)
+
+
+def test_every_command_of_the_analysis_is_valid():
+  commands = re.findall(r'^python -m analysis (.*)', README, re.MULTILINE)
+  assert len(commands) == 2
+  for command in commands:
+    folder, *flags = command.split()
+    assert folder == 'runs/digits_resnet'
+    done = subprocess.run(
+      [sys.executable, '-m', 'analysis', '/no/such/folder', *flags],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    assert done.stderr.endswith('there is no such folder; give a workdir or a student in it\n')
 
 
 def test_every_path_that_it_names_exists():

@@ -1,4 +1,4 @@
-"""What the distillation loop costs over the bare step, and what the store moves: python -m tests.benchmarks
+"""What the loop, the store and the planes of the analysis cost: python -m tests.benchmarks
 
 Every number is a ratio or a rate from this one run on this machine, the median of several repeats.
 """
@@ -20,6 +20,7 @@ from kdjax import data, losses, models, optimizers, progress, steps, training, v
 from kdjax.inputs import Inputs
 from kdjax.predictions import StoredTeacher
 from kdjax.store import PredictionStore
+from tests.benchmarks import planes
 
 REPEATS, NUM_EXAMPLES, BATCH, CLASSES = 3, 2000, 128, 10
 NUM_STEPS = {'lenet': 300, 'resnet': 12}  # long enough for what a whole training pays once
@@ -151,6 +152,12 @@ def main() -> None:
     f'store, float16, 100 classes: writes {written:,.0f} MB/s and reads {read:,.0f} MB/s of float32 '
     f'log-probabilities; {size:.0f} bytes for each prediction'
   )
+  for norm in ('layer', 'batch'):
+    ratio = planes.overhead_of_resnet20(norm)
+    progress.console.print(
+      f'plane of {planes.RESOLUTION} x {planes.RESOLUTION} points, ResNet-20 with {norm} norm: '
+      f'{ratio:.2f} times its bare forward passes'
+    )
 
 
 if __name__ == '__main__':

@@ -16,16 +16,19 @@ from kdjax import keys, stages, steps
 REPEATS, RESOLUTION, NUM_EXAMPLES = 3, 25, 512
 
 
-def plane_overhead(norm: str) -> float:
+def overhead_of_resnet20(norm: str) -> float:
+  """The overhead for a ResNet-20 after one step: its weights cost what any others do."""
+  with tempfile.TemporaryDirectory() as temporary:
+    return plane_overhead(_barely_trained(norm, epath.Path(temporary)))
+
+
+def plane_overhead(study: runs.Study) -> float:
   """Time of a RESOLUTION² plane over that of as many forward passes over the same examples.
 
-  With norm = 'batch' a pass includes the one over the distillation examples that BatchNorm's statistics
-  take. Both sides run on one device.
+  With BatchNorm a pass includes the one over the distillation examples that its statistics take. Both
+  sides run on one device.
   """
-  with tempfile.TemporaryDirectory() as temporary:
-    study = _barely_trained(norm, epath.Path(temporary))
-    measured = measure.Measure(study, NUM_EXAMPLES)
-    variables = study.student()
+  measured, variables = measure.Measure(study, NUM_EXAMPLES), study.student()
   directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
   plane = geometry.Plane(variables['params'], *directions)
   shared = {'plane': plane, 'batch_stats': variables['batch_stats']}
@@ -45,7 +48,6 @@ def plane_overhead(norm: str) -> float:
 
 
 def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
-  """A ResNet-20 after one step: its weights cost what any others do."""
   config = digits_resnet.get_config()
   config.model.depth, config.model.norm = 20, norm
   config.teacher.num_members = config.predictions.num_views = 1
