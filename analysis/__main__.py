@@ -6,10 +6,12 @@
 
 Flags:
   --parts=A,B          by default all that can be computed for the student
-  --sibling=False      do not train a student with another seed, where the workdir has none
-  --SETTING=VALUE      how much is computed; `python -m analysis --helpshort` explains the settings
+  --sibling=False      do not train a student with another seed, where the workdir has none and
+                       parts that compare students are chosen
+  --SETTING=VALUE      how much is computed; `python -m analysis --help` explains the settings
 
-Everything is written to WORKDIR/analysis/<student>/, and shown in WORKDIR/report.html.
+Everything is written to WORKDIR/analysis/<student>/, and shown in WORKDIR/report.html,
+which is of one student: of the one that was last reported.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from absl import app, flags
 from analysis import runner, runs
 from analysis.part import Settings
 from analysis.parts import PARTS
-from kdjax import evaluation, progress, stages
+from kdjax import progress, stages
 from kdjax.errors import UserError
 
 _PARTS = flags.DEFINE_list('parts', [], f'Any of {",".join(PARTS)}. Default: all.')
@@ -51,15 +53,25 @@ _SETTINGS = {
 
 def _run(path: str) -> None:
   settings = Settings(**{name: flag.value for name, flag in _SETTINGS.items()})
+  runner.check(settings, _PARTS.value)
   study = runs.load(path)
-  runner.check(study, settings, _PARTS.value)
-  if _SIBLING.value:
+  if _SIBLING.value and runner.compares_others(_PARTS.value):
     runs.train_sibling(study)
-  done = runner.run(study, settings, _PARTS.value)
-  if evaluation.is_evaluated(study.run):
-    stages.run(study.run.config, study.run.workdir, ['report'])
-    progress.console.print(f'report: {study.run.workdir / "report.html"}', soft_wrap=True)
-  progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
+  try:
+    done = runner.run(study, settings, _PARTS.value)
+    progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
+  finally:  # what is done is shown, whatever failed
+    _report(study)
+
+
+def _report(study: runs.Study) -> None:
+  if not (study.run.student_folder / 'result.json').exists():
+    progress.console.print(
+      'no report: the student is not evaluated (launch.py --stages=evaluation)'
+    )
+    return
+  stages.run(study.run.config, study.run.workdir, ['report'])
+  progress.console.print(f'report: {study.run.workdir / "report.html"}', soft_wrap=True)
 
 
 def main(argv: list[str]) -> None:

@@ -68,7 +68,7 @@ class Measure:
     self._run, self._steps, self._placed = study.run, {}, {}
     self.model = study.run.student_model
     self.sets = SETS
-    self._has_statistics = bool(study.student()['batch_stats'])
+    self._has_statistics = bool(study.run.abstract_state('student').batch_stats)
     section, num_steps = study.run.config.student, study.run.plan('student').num_steps
     self._loss = {
       'loss': losses.LOSSES[section.loss],
@@ -161,8 +161,8 @@ class Measure:
   def _statistics(self, build: Build, shared: Any, coordinates_DK: np.ndarray) -> Any:
     """BatchNorm statistics of each device's point; {} of a model that has none."""
     step = self._step(_moments, build, num_sharded=1)
-    moments = [step(shared, coordinates_DK, batch) for batch in self._unpadded_batches()]
-    return _pool(moments, [len(batch['inputs']) for batch in self._unpadded_batches()])
+    moments = [step(shared, coordinates_DK, batch) for batch in self.unpadded_batches()]
+    return _pool(moments, [len(batch['inputs']) for batch in self.unpadded_batches()])
 
   def _step(self, step: Callable, build: Build, num_sharded: int) -> Callable:
     key = step, build
@@ -179,7 +179,7 @@ class Measure:
       self._placed[name] = [steps.replicate(batch) for batch in self.batches(name)]
     return self._placed[name]
 
-  def _unpadded_batches(self) -> list[Batch]:
+  def unpadded_batches(self) -> list[Batch]:
     """Of the distillation data, for statistics, in which padding would count."""
     if 'unpadded' not in self._placed:
       self._placed['unpadded'] = [
@@ -288,7 +288,8 @@ def _jitted_moments(variables: Variables, batch: Batch, *, model: nn.Module) -> 
 
 def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) -> jax.Array:
   if name == 'cross_entropy':
-    return jnp.nan_to_num(example_losses(logits_BC, batch, **loss)['nll'])
+    nll_B = example_losses(logits_BC, batch, **loss)['nll']
+    return jnp.where(batch['labels'] >= 0, nll_B, 0.0)
   measure = {'distillation': 'loss', 'predictive_kl': 'predictive_kl'}[name]
   return example_losses(logits_BC, batch, **loss)[measure]
 
@@ -340,7 +341,7 @@ def _examples(
   """
   run, inputs = study.run, study.run.inputs[name]
   order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(len(inputs.split))
-  indices_N = np.sort(order_N[:num_examples])
+  indices_N = order_N[:num_examples]  # mixed, where data come by class: so are the batches
   if members is None:
     log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
   else:

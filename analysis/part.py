@@ -1,5 +1,6 @@
 """What a part of the analysis is, and what it is given: settings, blocks that are kept, and checks."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,12 +13,13 @@ from etils import epath
 
 from analysis.runs import Study
 from kdjax import files
-from kdjax.errors import UserError
+from kdjax.errors import DamageError, UserError
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 Arrays = dict[str, np.ndarray]
+CHECKS = 'checks'  # in an .npz, as JSON
 
 
 def _field(default: Any, smallest: float, text: str, largest: float = math.inf) -> Any:
@@ -91,6 +93,16 @@ class Checks:
     largest = max(value, self.values.get(name, [-math.inf])[0])
     self.values[name] = [largest, float(limit)]
 
+  @contextlib.contextmanager
+  def recorded(self) -> Iterator[dict[str, list[float]]]:
+    """Yields what will have been recorded inside."""
+    before, self.values = self.values, {}
+    made = self.values
+    try:
+      yield made
+    finally:
+      self.values = before
+
 
 class Blocks:
   """Finished pieces of a part that is under way, on disk, so that a killed run goes on.
@@ -98,15 +110,21 @@ class Blocks:
   Pieces that were made under other settings or for another student are in another folder.
   """
 
-  def __init__(self, folder: epath.Path):
-    self._folder = folder
+  def __init__(self, folder: epath.Path, checks: Checks | None = None):
+    """Keeps those of the part's `checks` that pieces make, with the pieces."""
+    self._folder, self._checks = folder, checks or Checks()
 
   def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
     """The arrays of a piece: those on disk, or else what `compute()` returns."""
     path = self._folder / f'{key.replace(" ", "_")}.npz'
     if not path.exists():
-      files.write_arrays(path, compute())
-    return files.read_arrays(path)
+      with self._checks.recorded() as made:
+        arrays = compute()
+      files.write_arrays(path, arrays | {CHECKS: np.array(json.dumps(made))})
+    arrays = files.read_arrays(path)
+    for name, (value, limit) in json.loads(str(arrays.pop(CHECKS))).items():
+      self._checks.at_most(name, value, limit)
+    return arrays
 
   def delete(self) -> None:
     if self._folder.exists():
@@ -124,12 +142,15 @@ class Part:
   draw: Callable[[Arrays], 'Figure']
   caption: Callable[[Arrays], str]
   unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
-  compares_others: bool = False  # whether a sibling and the independent student enter
+  compares_others: bool = False  # whether siblings and the independent student enter
+  version: int = 1  # raise it when a change of the code makes old numbers wrong
 
   def record(self, study: Study, settings: Settings) -> dict[str, Any]:
     """What its numbers depend on, as JSON has it."""
     record = {
       'part': self.name,
+      'version': self.version,
+      'has_teachers': study.has_teachers,  # else their stored predictions serve
       'fingerprints': study.fingerprints,
       'settings': {name: getattr(settings, name) for name in self.reads},
     }
@@ -140,7 +161,10 @@ class Part:
 
 def read_record(arrays: Arrays) -> dict[str, Any]:
   """What stands in a part's .npz beside its numbers: record, config and checks."""
-  return json.loads(str(arrays['record']))
+  try:
+    return json.loads(str(arrays['record']))
+  except KeyError as error:
+    raise DamageError('an .npz of the analysis has no record; delete it and run again') from error
 
 
 def digest(record: dict[str, Any]) -> str:

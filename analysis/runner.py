@@ -14,7 +14,7 @@ from analysis.part import Blocks, Checks, Part, Settings
 from analysis.parts import PARTS
 from analysis.runs import Study
 from kdjax import figures, files, progress
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -22,59 +22,86 @@ if TYPE_CHECKING:
 PIXELS_PER_INCH = 150
 
 
-def check(study: Study, settings: Settings, names: Sequence[str] = ()) -> None:
-  """Raises ConfigError for wrong settings, and for parts that do not exist or cannot be computed.
-
-  Args:
-    names: of the parts that somebody asked for.
-  """
+def check(settings: Settings, names: Sequence[str] = ()) -> None:
+  """Raises ConfigError for wrong settings, and for parts that do not exist."""
   wrong = settings.problems()
   for name in names:
     if name not in PARTS:
       wrong.append(f'--parts: {name!r}: no such part; allowed: any of {",".join(PARTS)}')
-    elif reason := PARTS[name].unavailable(study):
-      wrong.append(f'--parts: {name!r}: {reason}')
   if wrong:
     raise ConfigError(wrong)
 
 
+def compares_others(names: Sequence[str] = ()) -> bool:
+  """Whether a sibling enters any of the named parts."""
+  return any(PARTS[name].compares_others for name in names or PARTS)
+
+
 def run(study: Study, settings: Settings, names: Sequence[str] = ()) -> list[str]:
-  """Runs the named parts, by default all that can be. Several processes may do so at once.
+  """Runs the named parts, by default all that can be.
 
   A part whose numbers are there, of the same student and settings, is not computed again. A figure
-  that is missing is drawn from the numbers.
+  that is missing is drawn from the numbers. Several processes may do so at once, each at another part;
+  not on gs://, where there are no locks.
 
   Returns: the names of the parts that are complete now.
 
   Raises:
-    ConfigError: as `check` does.
-    CheckError: a part fails a self-check. What other parts found stays.
+    ConfigError: as `check` does, or a named part cannot be computed for this student.
+    UserError: some parts failed, for the reasons that it gives. All others are done.
   """
-  check(study, settings, names)
-  done = []
-  for name, part in PARTS.items():
-    if names and name not in names:
-      continue
-    if reason := part.unavailable(study):
+  check(settings, names)
+  chosen = {name: PARTS[name] for name in names or PARTS}
+  reasons = {name: part.unavailable(study) for name, part in chosen.items()}
+  lacking = [f'--parts: {name!r}: {reason}' for name, reason in reasons.items() if reason]
+  if names and lacking:
+    raise ConfigError(lacking)
+  for name, reason in reasons.items():
+    if reason:
       progress.logger.info('%s: left out: %s', name, reason)
-    else:
-      _run_part(study, settings, part)
-      done.append(name)
+  waiting = [name for name in chosen if not reasons[name]]
+  failures: dict[str, str] = {}
+  done = []
+  for wait in (False, True):  # first those that no other process is at
+    for name in waiting:
+      if name in done or name in failures:
+        continue
+      try:
+        if _run_part(study, settings, chosen[name], wait):
+          done.append(name)
+      except UserError as error:  # the other parts are none the worse for it
+        failures[name] = str(error)
+        progress.logger.info('%s: failed', name)
+  if failures:
+    texts = [f'{name}: {text}' for name, text in failures.items()]
+    raise UserError('\n  '.join([f'{len(failures)} of {len(waiting)} parts failed:', *texts]))
   return done
 
 
-def _run_part(study: Study, settings: Settings, part: Part) -> None:
-  path = study.folder / f'{part.name}.npz'
-  with files.lock(study.folder / part.name):
-    start, record = time.monotonic(), part.record(study, settings)
+def _run_part(study: Study, settings: Settings, part: Part, wait: bool) -> bool:
+  """Computes and draws what is missing. Returns False if another process is at it."""
+  path, record = study.folder / f'{part.name}.npz', part.record(study, settings)
+  with files.lock(study.folder / part.name, wait) as locked:
+    if not locked:
+      return False
+    start = time.monotonic()
     worked = not _is_computed(path, record)
     if worked:
       _compute(study, settings, part, path)
-    if worked or not all(_beside(path, end).exists() for end in ('.png', '.pdf', '.json')):
-      _show(part, path, list(PARTS).index(part.name))
+    if worked or not _is_shown(path, record):
+      _show(part, path, record)
       worked = True
   took = f'done in {time.monotonic() - start:.0f} s' if worked else 'up to date'
   progress.logger.info('%s: %s', part.name, took)
+  return True
+
+
+def _is_shown(path: epath.Path, record: dict) -> bool:
+  """Whether figures and words are there, and of these numbers."""
+  about = _beside(path, '.json')
+  if not all(_beside(path, end).exists() for end in ('.png', '.pdf', '.json')):
+    return False
+  return files.read_json(about).get('numbers') == part_lib.digest(record)
 
 
 def _is_computed(path: epath.Path, record: dict) -> bool:
@@ -83,27 +110,32 @@ def _is_computed(path: epath.Path, record: dict) -> bool:
 
 def _compute(study: Study, settings: Settings, part: Part, path: epath.Path) -> None:
   record, checks = part.record(study, settings), Checks()
-  blocks = Blocks(study.folder / 'blocks' / f'{part.name}_{part_lib.digest(record)}')
+  blocks = Blocks(study.folder / 'blocks' / f'{part.name}_{part_lib.digest(record)}', checks)
   arrays = part.compute(study, settings, blocks, checks)
   beside = {
     'record': record,
     'config': study.run.config.to_dict(),
-    'checks': checks.values,
+    part_lib.CHECKS: checks.values,
   }
   texts = {name: np.array(json.dumps(value)) for name, value in beside.items()}
   files.write_arrays(path, arrays | texts)
   blocks.delete()
 
 
-def _show(part: Part, path: epath.Path, place: int) -> None:
-  """Draws the figure, and says what the report says of it."""
+def _show(part: Part, path: epath.Path, record: dict) -> None:
+  """Draws the figure, and then says what the report says of it, and of which numbers."""
   arrays = files.read_arrays(path)
   with figures.style(part.name):
     figure = part.draw(arrays)
     for end in ('.png', '.pdf'):
       files.write_bytes(_beside(path, end), _image(figure, end))
-  about = {'place': place, 'title': part.title, 'caption': part.caption(arrays)}
-  about |= {'checks': json.loads(str(arrays['checks']))}
+  about = {
+    'place': list(PARTS).index(part.name),
+    'title': part.title,
+    'caption': part.caption(arrays),
+    'checks': json.loads(str(arrays[part_lib.CHECKS])),
+    'numbers': part_lib.digest(record),
+  }
   files.write_json(_beside(path, '.json'), about)
 
 

@@ -25,7 +25,7 @@ from kdjax.steps import Variables
 def load(path: epath.PathLike) -> 'Study':
   """The student in a folder, or the newest one of a workdir.
 
-  The newest is the one that was evaluated last; where none was, the one that was trained last.
+  The newest is the one that was evaluated last. Where none was, there must be just one.
 
   Raises:
     MissingInputError: there is no folder, or no finished student in it.
@@ -52,10 +52,17 @@ def load(path: epath.PathLike) -> 'Study':
 
 
 def _newest(workdir: epath.Path) -> epath.Path:
-  for name in ('result.json', 'complete.json'):
-    found = list((workdir / 'students').glob(f'*/{name}'))
-    if found:
-      return max(found, key=lambda path: (path.stat().mtime, path.as_posix())).parent
+  evaluated = list((workdir / 'students').glob('*/result.json'))
+  if evaluated:
+    return max(evaluated, key=lambda path: (path.stat().mtime, path.as_posix())).parent
+  trained = list((workdir / 'students').glob('*/complete.json'))
+  if len(trained) == 1:
+    return trained[0].parent
+  if trained:  # some may be independent students, or siblings
+    raise MissingInputError(
+      f'{workdir}: none of its {len(trained)} students is evaluated. Give the folder of one, such as '
+      f'{trained[0].parent}, or run launch.py with --stages=evaluation'
+    )
   raise MissingInputError(
     f'{workdir}: no finished student in {workdir / "students"}; train one with launch.py '
     f'--workdir={workdir}'
@@ -162,14 +169,13 @@ class Study:
     return other if training.is_complete(other.student_folder) else None
 
   @property
-  def others(self) -> dict[str, str | None]:
+  def others(self) -> dict[str, list[str]]:
     """Fingerprints of the students that it is compared with."""
-    names = [None if run is None else run.student_folder.name for run in self._others]
-    return dict(zip(('sibling', 'independent'), names, strict=True))
-
-  @property
-  def _others(self) -> tuple[Run | None, Run | None]:
-    return (self.siblings[0] if self.siblings else None), self.independent
+    independent = [] if self.independent is None else [self.independent]
+    return {
+      'siblings': [run.student_folder.name for run in self.siblings],
+      'independent': [run.student_folder.name for run in independent],
+    }
 
   @property
   def initial_is_kept(self) -> bool:
@@ -198,7 +204,12 @@ def train_sibling(study: Study) -> None:
   """Trains a student that differs in its seed alone, if the workdir has none."""
   if not study.siblings:
     config = _with_seed(study.run.config, config_lib.student_seed(study.run.config) + SIBLING)
-    student.run(Run(config, study.run.workdir))
+    try:
+      student.run(Run(config, study.run.workdir))
+    except MissingInputError as error:
+      raise MissingInputError(
+        f'no sibling can be trained ({error}); go without: --sibling=False'
+      ) from error
     del study.__dict__['siblings']
 
 

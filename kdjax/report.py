@@ -93,6 +93,7 @@ def write(
     [] if gan_folder is None else [gan_folder / name for name in ('samples.png', 'quality.json')]
   )
   analyses = sorted((workdir / 'analysis' / student_folder.name).glob('*.json'))
+  analyses = [path for path in analyses if _picture(path).exists()]  # one may be drawn right now
   digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan, *analyses, *map(_picture, analyses)])
   page, table = workdir / 'report.html', workdir / 'results.csv'
   if table.exists() and page.exists() and digest in page.read_text():

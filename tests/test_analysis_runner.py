@@ -1,5 +1,6 @@
 """The runner, with made-up parts: what is kept, what is computed again, and what is refused."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from etils import epath
 from analysis import runner, runs
 from analysis.part import Blocks, CheckError, Checks, Part, Settings
 from kdjax import figures, files
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, UserError
 
 NUM_PIECES = 3
 
@@ -76,6 +77,57 @@ def test_a_part_leaves_numbers_pictures_and_words(study, made):
   assert list((study.folder / 'blocks').glob('*/*')) == []
 
 
+def test_a_part_that_was_killed_before_its_figure_is_drawn(study, made, monkeypatch):
+  """The numbers are new, and what was drawn of the old ones must go."""
+  runner.run(study, Settings(num_probes=5))
+  with monkeypatch.context() as patch:
+    patch.setattr(runner, '_show', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      runner.run(study, Settings(num_probes=7))
+  runner.run(study, Settings(num_probes=7))
+  assert files.read_json(study.folder / 'made.json')['caption'] == 'The last is 14.'
+
+
+def test_checks_of_finished_pieces_are_kept(study, made, monkeypatch):
+  def compute(study, settings, blocks, checks):
+    def piece():
+      checks.at_most('inside', 0.5, 1.0)
+      return {'x': np.zeros(2)}
+
+    found = blocks.get('a', piece)
+    if made.die_after == 0:
+      raise KeyboardInterrupt
+    return found
+
+  monkeypatch.setattr(runner, 'PARTS', {'p': Part('p', 'P', (), compute, draw, caption)})
+  made.die_after = 0
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(study, Settings())
+  made.die_after = None
+  runner.run(study, Settings())
+  assert files.read_json(study.folder / 'p.json')['checks'] == {'inside': [0.5, 1.0]}
+
+
+def test_another_version_of_a_part_is_computed_again(study, made, monkeypatch):
+  runner.run(study, Settings())
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(version=2)})
+  runner.run(study, Settings())
+  assert len(made.computed) == 2 * NUM_PIECES
+
+
+def test_a_part_that_another_process_is_at_comes_last(study, made, monkeypatch):
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'other': made.part('other')})
+  waits, lock = [], files.lock
+
+  def busy(folder, wait=True):
+    waits.append((folder.name, wait))
+    return contextlib.nullcontext(folder.name != 'made' or wait) if not wait else lock(folder)
+
+  monkeypatch.setattr(files, 'lock', busy)
+  assert runner.run(study, Settings()) == ['other', 'made']
+  assert waits == [('made', False), ('other', False), ('made', True)]
+
+
 def test_what_is_finished_is_not_computed_again(study, made):
   runner.run(study, Settings())
   times = {path.name: path.stat().mtime for path in study.folder.glob('made.*')}
@@ -116,8 +168,10 @@ def test_a_failed_check_writes_nothing_and_loses_nothing(study, made, monkeypatc
     checks.at_most('corners', 0.5, 0.1)
 
   bad = Part('bad', 'Bad', (), compute, draw, caption)
-  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'bad': bad})
-  with pytest.raises(CheckError, match=r"self-check 'corners' failed: 0\.5 is not at most 0\.1"):
+  monkeypatch.setattr(runner, 'PARTS', {'bad': bad, 'made': made.part()})
+  with pytest.raises(
+    UserError, match=r"1 of 2 parts failed:\n  bad: the self-check 'corners' failed: 0\.5 "
+  ):
     runner.run(study, Settings())
   assert (study.folder / 'made.npz').exists()
   assert list(study.folder.glob('bad.*z')) == []
@@ -133,7 +187,7 @@ def test_checks_keep_the_largest_and_refuse_nan():
 
 
 def test_a_piece_that_is_zero_is_not_missing(tmp_path):
-  blocks, count = Blocks(epath.Path(tmp_path / 'b')), []
+  blocks, count = Blocks(epath.Path(tmp_path / 'b'), Checks()), []
 
   def zero():
     count.append(1)
@@ -152,9 +206,11 @@ def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
   assert error.value.problems == [
     '--resolution = 2: allowed: 3 or more',
     '--num_probes = 1: allowed: 2 or more',
-    "--parts: 'never': the teacher has another architecture",
     "--parts: 'nothing': no such part; allowed: any of never,made",
   ]
+  with pytest.raises(ConfigError) as error:
+    runner.run(study, Settings(), ['never', 'made'])
+  assert error.value.problems == ["--parts: 'never': the teacher has another architecture"]
 
 
 def test_figures_are_the_same_bytes_twice(study, made):

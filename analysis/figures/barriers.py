@@ -56,7 +56,7 @@ def draw_barriers(arrays: Arrays) -> 'Figure':
   percent_Q = 100 * arrays['error'][:, lowest]
   top = max(float(np.nanmax(percent_Q)), 1e-9)
   image = _draw_matrix(error_axes, names, arrays['pairs'], percent_Q, top, 'cividis')
-  label = 'fall of the test accuracy (%)'
+  label = 'fall of the test accuracy (points)'
   figure.colorbar(image, ax=all_axes[:, -1:], location='bottom', label=label, aspect=20)
   return figure
 
@@ -102,9 +102,9 @@ def caption_barriers(arrays: Arrays) -> str:
   )
   return (
     'Barriers on the straight line between networks: the most that the distillation loss rises above '
-    f'the line between its ends. {_said(arrays, chief, 0)}, and at the lowest '
-    f'{_said(arrays, chief, lowest, named=False)}: {_verdict(arrays, chief, lowest)} '
-    f'{f"For comparison, at the lowest: {others}. " if others else ""}'
+    f'the line between its ends. {_said(arrays, chief, 0)}, and where accuracy '
+    f'falls least {_said(arrays, chief, lowest, named=False)}: {_verdict(arrays, chief, lowest)} '
+    f'{f"For comparison, where accuracy falls least: {others}. " if others else ""}'
     f'{_how(arrays)} Half the width of an interval of the matrices is at most {widest:.2g}.'
   )
 

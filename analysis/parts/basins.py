@@ -155,7 +155,7 @@ def _planes(
   xs, ys = geometry.grid(np.concatenate(places_L), settings.lambda_resolution, MARGIN)
   surfaces = [
     blocks.get(
-      f'plane {value:g}',
+      f'plane {value!r}',
       partial(_surface, study, measured, checks, plane, final, places[-1], xs, ys),
     )
     for value, plane, final, places in zip(runs, planes_L, finals, places_L, strict=True)
@@ -230,14 +230,14 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   norm = geometry.norm(teacher['params'])
   directions, curvatures = _directions(study, settings, teacher, checks)
   starts = [('random', 0.0), *itertools.product(directions, sorted(set(settings.return_radii)))]
-  reads = {name: getattr(settings, name) for name in RETURNS_READ if name != 'return_radii'}
+  reads = {name: getattr(settings, name) for name in STARTS_READ}
   folder = study.folder / 'returns' / part.digest(reads)
 
   def distilled(name: str, radius: float) -> Arrays:
     params = basins.moved(teacher['params'], directions[name], radius * norm)
     start = {'params': params, 'batch_stats': teacher['batch_stats']}
-    start = measure.reestimated(start, measured.batches('distillation'), run.student_model)
-    end = basins.returned(run, distil, folder / f'{name}_{radius:g}', start)
+    start = measure.reestimated(start, measured.unpadded_batches(), run.student_model)
+    end = basins.returned(run, distil, folder / f'{name}_{radius!r}', start)
     before = measure.summary(measured.variables(start, reestimate=True), study.seed)
     return (
       {f'before/{key}': x[0] for key, x in before.items()}
@@ -246,7 +246,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
     )
 
   rows = [
-    blocks.get(f'{name} {radius:g}', partial(distilled, name, radius)) for name, radius in starts
+    blocks.get(f'{name} {radius!r}', partial(distilled, name, radius)) for name, radius in starts
   ]
   own = measure.summary(measured.variables(teacher, reestimate=True), study.seed)
   return (
@@ -339,15 +339,15 @@ def _lambdas_unavailable(study: Study) -> str | None:
   return None
 
 
-RETURNS_READ = (
+# What a start and its distillation depend on, beside direction and radius.
+STARTS_READ = (
   'num_examples',
-  'path_points',
   'curvature_examples',
   'num_eigenpairs',
   'lanczos_steps',
-  'return_radii',
   'return_epochs',
 )
+RETURNS_READ = (*STARTS_READ, 'path_points', 'return_radii')
 PARTS = (
   Part(
     name='forks',

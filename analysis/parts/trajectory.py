@@ -89,7 +89,10 @@ def _gradients_at(
 ) -> Arrays:
   variables = study.student(step)
   gradients = [
-    jax.device_get(step_fn(variables, steps.shard(batch), study.seed)) for batch in batches
+    jax.device_get(
+      step_fn(variables, steps.shard(batch), keys.derive_seed(study.seed, 'analysis/dropout', i))
+    )
+    for i, batch in enumerate(batches)
   ]
   gram_LBB = trajectory.gram(gradients)
   found = trajectory.gradient_noise(gram_LBB, int(_size(batches)))
@@ -105,8 +108,8 @@ def gradient_step(
 ) -> Any:
   """The gradient of the mean objective over a batch, as `steps.student_step` has it in training.
 
-  BatchNorm takes the statistics of the batch, over all devices, and dropout is on. Weight decay is not
-  in it. For `steps.parallel`; `batch` is one device's share.
+  BatchNorm takes the statistics of the batch, over all devices, and dropout is on, with the masks of
+  `seed`. Weight decay is not in it. For `steps.parallel`; `batch` is one device's share.
   """
   dropout = keys.stream(seed, 'analysis/dropout', jax.lax.axis_index(models.AXIS_NAME))
   count = jax.lax.psum(len(batch['labels']), models.AXIS_NAME)
