@@ -278,7 +278,7 @@ def test_the_figure_shows_corners_checkpoints_and_heights(tmp_path):
     np.testing.assert_allclose(points['student'], [8, 0], atol=1e-6)
     np.testing.assert_allclose(points['initial student'], [3, 4], atol=1e-6)
     np.testing.assert_allclose(points['checkpoint off the plane'], [5, 2], atol=1e-6)
-    assert 'checkpoint (height)' not in points
+    assert 'checkpoint (its distance)' not in points
   assert [text.get_text() for text in panels[0].texts] == ['3']
   titles = [axes.get_title() for axes in panels]
   assert titles[0] == 'distillation loss (nats)' and titles[-1] == 'agreement, test (%)'

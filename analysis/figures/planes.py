@@ -151,7 +151,7 @@ def _add_path(axes: 'Axes', arrays: Arrays) -> None:
   axes.plot(*arrays['path/xy'].T, color='white', linewidth=1.5, zorder=2)
   off_T = is_off_plane(arrays)[1:-1]
   for chosen_T, face, label in (
-    (~off_T, figures.COLORS['student'], 'checkpoint (height)'),
+    (~off_T, figures.COLORS['student'], 'checkpoint (its distance)'),
     (off_T, 'white', 'checkpoint off the plane'),
   ):
     if chosen_T.any():

@@ -196,8 +196,8 @@ def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
   axes.set_aspect('equal', adjustable='datalim')
   axes.locator_params(nbins=5)
   axes.set_title(f'{label}; {100 * float(arrays[f"{name}/kept"]):.0f} % kept', fontsize=12)
-  axes.set_xlabel(label)
-  axes.set_ylabel(label)
+  axes.set_xlabel(f'first axis, in {label}')
+  axes.set_ylabel(f'second axis, in {label}')
 
 
 def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray) -> None:

@@ -275,7 +275,8 @@ def _how(arrays: Arrays) -> str:
   distillation, test = arrays['num_examples']
   text = (
     f'Measured on {distillation} distillation and {test} test examples, the same at every point; '
-    'intervals are 95 % bootstraps over examples.'
+    'intervals are 95 % bootstraps over examples. The distillation loss is the one that the student '
+    'minimises: cross-entropies have a factor τ², and do not end at 0.'
   )
   if arrays['reestimated']:
     text += (
@@ -306,7 +307,7 @@ PARTS = (
   Part(
     name='ensemble_plane',
     compares_others=True,
-    title='Plane through two teachers and the student',
+    title='Plane through an ensemble, or siblings, and the student',
     reads=('num_examples', 'resolution'),
     compute=compute_ensemble_plane,
     draw=draw_plane,
