@@ -27,11 +27,10 @@ SMALL = {
   'num_eigenpairs': 2,
   'lanczos_steps': 5,
   'num_probes': 2,
-  'num_forks': 1,
-  'fork_seeds': 1,
 }
-# The others have tests of their own on a trained student, and take a minute of compiling.
-CHOSEN = [name for name in PARTS if name not in ('trajectory', 'gradients', 'lambdas', 'returns')]
+# They have tests of their own on a trained student, and take a minute of compiling.
+TRAINED = ('trajectory', 'gradients', 'forks', 'lambdas', 'returns')
+CHOSEN = [name for name in PARTS if name not in TRAINED]
 FLAGS = [f'--parts={",".join(CHOSEN)}'] + [f'--{name}={value}' for name, value in SMALL.items()]
 
 
