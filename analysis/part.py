@@ -68,6 +68,11 @@ class Settings:
       yield f'--{field.name} = {value}: allowed: {allowed}{each}'
 
 
+def stacked(pieces: list[Arrays]) -> Arrays:
+  """Pieces of the same keys as one, along a new first axis."""
+  return {key: np.stack([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
 class CheckError(UserError):
   """An analysis does not pass a check of its own, so that its numbers are not to be trusted."""
 

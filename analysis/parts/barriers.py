@@ -20,7 +20,7 @@ from analysis import alignment, measure, paths, permutations
 from analysis.figures import barriers as drawing
 from analysis.figures.barriers import ENDS
 from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
 from kdjax import keys, progress
 from kdjax.steps import Variables
@@ -175,10 +175,6 @@ def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
   }
 
 
-def _stacked(pieces: list[Arrays]) -> Arrays:
-  return {key: np.stack([piece[key] for piece in pieces]) for key in pieces[0]}
-
-
 # Barriers between all pairs.
 
 
@@ -192,7 +188,7 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
 
   def compute_pair(a: str, b: str) -> Arrays:
     pieces = [_barriers(networks.along(a, b, v, ts_T), ts_T, study.seed) for v in variants]
-    return _stacked(pieces)
+    return stacked(pieces)
 
   found = []
   with progress.bar('barriers', len(pairs_Q2), 'pairs') as show:
@@ -204,7 +200,7 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
     networks.measured.context
     | {'names': np.array(names), 'pairs': np.array(pairs_Q2)}
     | {'variants': np.array([variant.name for variant in variants])}
-    | _stacked(found)
+    | stacked(found)
   )
 
 
@@ -227,7 +223,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
       values = networks.along(a, b, variant, ts_T, middle)
       summary = measure.summary({key: values[key] for key in SHOWN}, study.seed)
       pieces.append(summary | _barriers(values, ts_T, study.seed))
-    return _stacked(pieces)
+    return stacked(pieces)
 
   found = []
   with progress.bar('paths', len(pairs), 'pairs') as show:
@@ -238,7 +234,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
     networks.measured.context
     | {'variants': np.array([variant.name for variant in variants])}
     | {'pair_names': np.array(pairs), 'ts': ts_T, 'bezier_steps': np.array(settings.bezier_steps)}
-    | _stacked(found)
+    | stacked(found)
   )
 
 
@@ -298,7 +294,7 @@ def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Che
     networks.measured.context
     | {'layers': np.array(by_depth), 'changes': np.array([name for name, _, _ in _CHANGES])}
     | {f'student/{key}': x[0] for key, x in baseline.items()}
-    | _stacked(changes)
+    | stacked(changes)
   )
 
 

@@ -16,7 +16,7 @@ from analysis import basins, curvature, geometry, measure, part, paths
 from analysis.figures import basins as drawing
 from analysis.geometry import Tree
 from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.parts import planes
 from analysis.runs import Study
 from kdjax import config as config_lib
@@ -58,7 +58,7 @@ def compute_forks(study: Study, settings: Settings, blocks: Blocks, checks: Chec
       'num_continuations': np.array(settings.fork_seeds),
     }
     | measured.context
-    | _stacked(rows)
+    | stacked(rows)
   )
 
 
@@ -130,7 +130,7 @@ def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   measured = Measure(study, settings.num_examples)
   trained = [measure.summary(measured.variables(final), study.seed) for final in finals]
   found = _planes(study, settings, measured, dict(zip(lambdas, runs, strict=True)), blocks, checks)
-  found |= {f'final/{key}': x[:, 0] for key, x in _stacked(trained).items()}
+  found |= {f'final/{key}': x[:, 0] for key, x in stacked(trained).items()}
   return {'lambdas': np.array(lambdas)} | measured.context | found
 
 
@@ -165,7 +165,7 @@ def _planes(
     'ys': ys,
     'places/names': np.array(['teacher', 'random', 'initial', 'student']),
     'places/xy': np.array(places_L),
-  } | {f'plane/{key}': x for key, x in _stacked(surfaces).items()}
+  } | {f'plane/{key}': x for key, x in stacked(surfaces).items()}
 
 
 def _surface(
@@ -260,7 +260,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
     }
     | measured.context
     | {f'teacher/{k}': x[0] for k, x in own.items()}
-    | _stacked(rows)
+    | stacked(rows)
   )
 
 
@@ -319,10 +319,6 @@ def _distances(
 
 
 # What all have in common.
-
-
-def _stacked(rows: list[Arrays]) -> Arrays:
-  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _forks_unavailable(study: Study) -> str | None:
