@@ -17,6 +17,7 @@ setup(
     'etils[epath]>=1.9',  # one path class for local disks and gs://
     'filelock>=3.13',  # several processes in one workdir
     'flax>=0.12',  # linen modules, struct dataclasses
+    'grain>=0.2.12',  # streams data sets larger than memory, with worker processes
     'importlib_resources',  # imported by tensorflow-datasets, which does not declare it
     'jax>=0.10',
     'jinja2>=3.1',  # the HTML report
@@ -35,6 +36,7 @@ setup(
   ],
   extras_require={
     'test': [
+      'hypothesis>=6.100',  # draws the wrong configs of test_fuzz.py
       'ipykernel>=6.29',  # the kernel that runs the notebook of analysis/
       'nbclient>=0.10',  # runs it cell by cell
       'pytest>=8',
