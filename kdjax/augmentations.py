@@ -20,6 +20,7 @@ Augmentation = Callable[[jax.Array, jax.Array, ConfigDict], jax.Array]
 _BITS = 16  # after the binary point, of factors, cosines and shifts of the hue
 _ONE = 1 << _BITS
 _WEIGHT_BITS = 10  # of each axis of the bilinear weights: an 8-bit value times two fits an int32
+LARGEST_SIDE = 2048  # of an image: sums over all of its pixels and fixed-point places fit an int32
 _NUM_ANGLES = 4097  # that a rotation chooses from; odd, so that 0 is one of them
 _LUMA = np.round(np.array([0.299, 0.587, 0.114]) * _ONE).astype(np.int32)  # ITU-R BT.601
 

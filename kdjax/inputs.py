@@ -2,24 +2,30 @@
 
 Which other images an example meets in a view, as the partner of a mixture or in its own place, is
 decided here, by (view, index) alone: by one table over all examples for each view. The images are
-gathered on the host and go through the view on the device. Axes: N example, B batch.
+gathered on the host and go through the view on the device. Those that stay on disk are gathered ahead of
+time by threads or processes: what batch k holds follows from k. Axes: N example, B batch.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from kdjax import data, keys, steps
+from kdjax import data, hosts, keys, steps
+from kdjax.data import streaming
 from kdjax.views import NO_LABEL, View
+
+# Which examples a batch has, and in which views: its number → indices_B, views_B.
+Plan = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
   """Images that stand in for examples: in each view, each example with a probability."""
 
-  inputs_K: np.ndarray
+  inputs_K: np.ndarray | streaming.StreamedImages
   probability: float
 
 
@@ -35,38 +41,17 @@ class Inputs:
   has_partners: bool = False  # whether the view is a mixture with another example
 
   def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
-    """Gathers examples for a step, split over the devices."""
-    inputs, labels = self._gather(indices_B, views_B)
-    batch = {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
-    if self.has_partners:
-      tables = functools.partial(_partners, self.seed, len(self.split))
-      batch['partner_indices'] = _look_up(tables, indices_B, views_B)
-      batch['partners'], _ = self._gather(batch['partner_indices'], views_B)
-    return steps.shard(batch)
-
-  def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels, with others in the place of some."""
-    inputs, labels = self.split.inputs_N[indices_B], self.split.labels_N[indices_B]
-    if self.replacement is not None:
-      others_K, probability = self.replacement.inputs_K, self.replacement.probability
-      tables = functools.partial(
-        _replacements, self.seed, len(self.split), len(others_K), probability
-      )
-      chosen_B = _look_up(tables, indices_B, views_B)
-      replaced_B = chosen_B >= 0
-      inputs[replaced_B] = others_K[chosen_B[replaced_B]]
-      labels[replaced_B] = NO_LABEL
-    return inputs, labels
+    """Gathers this host's share of the examples for a step, split over its devices."""
+    rows = hosts.share(len(indices_B))
+    indices_B, views_B = indices_B[rows], views_B[rows]
+    return steps.shard(self._gather(indices_B, views_B))
 
   def training(
     self, order_seed: int, batch_size: int, num_steps: int, start: int
   ) -> Iterator[steps.Batch]:
-    """Batches for steps start, start + 1, ..., num_steps − 1 (see `data.training_batches`)."""
-    batches = data.training_batches(order_seed, len(self.split), batch_size, num_steps, start)
-    for batch in batches:
-      epochs_B = batch['epochs']
-      views_B = epochs_B if self.num_views is None else epochs_B % self.num_views
-      yield self.batch(batch['indices'], views_B)
+    """Batches for steps start, start + 1, ..., num_steps − 1 (see `data.training_batch`)."""
+    plan = partial(_of_step, order_seed, len(self.split), batch_size, self.num_views)
+    return self._batches(plan, range(start, num_steps), batch_size)
 
   def evaluation(
     self, indices_N: np.ndarray, view: int, batch_size: int
@@ -75,10 +60,62 @@ class Inputs:
 
     The last batch is filled up with its first example.
     """
-    for start in range(0, len(indices_N), batch_size):
-      indices = indices_N[start : start + batch_size].astype(np.int32)
-      padded_B = np.pad(indices, (0, batch_size - len(indices)), constant_values=indices[0])
-      yield self.batch(padded_B, np.full_like(padded_B, view)), len(indices)
+    starts = range(0, len(indices_N), batch_size)
+    plan = partial(_in_order, indices_N.astype(np.int32), view, batch_size)
+    batches = self._batches(plan, range(len(starts)), batch_size)
+    for start, batch in zip(starts, batches, strict=True):
+      yield batch, min(batch_size, len(indices_N) - start)
+
+  def _batches(self, plan: Plan, numbers: range, batch_size: int) -> Iterator[steps.Batch]:
+    """The batches that a plan has for these numbers."""
+    if not self.split.is_streamed:
+      return (self.batch(*plan(number)) for number in numbers)
+    gather = partial(_gather_rows, dataclasses.replace(self, view=None), plan)
+    rows = range(batch_size)[hosts.share(batch_size)]
+    num_workers = self.split.inputs_N.num_workers
+    return map(steps.shard, streaming.batches(gather, numbers, rows, num_workers))
+
+  def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch, or some rows of it: each follows from its index and view alone."""
+    inputs, labels = self._look(indices_B, views_B)
+    batch = {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
+    if self.has_partners:
+      tables = partial(_partners, self.seed, len(self.split))
+      batch['partner_indices'] = _look_up(tables, indices_B, views_B)
+      batch['partners'], _ = self._look(batch['partner_indices'], views_B)
+    return batch
+
+  def _look(self, indices_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels, with others in the place of some."""
+    inputs, labels = self.split.inputs_N[indices_B], self.split.labels_N[indices_B]
+    if self.replacement is not None:
+      others_K, probability = self.replacement.inputs_K, self.replacement.probability
+      tables = partial(_replacements, self.seed, len(self.split), len(others_K), probability)
+      chosen_B = _look_up(tables, indices_B, views_B)
+      replaced_B = chosen_B >= 0
+      inputs[replaced_B] = others_K[chosen_B[replaced_B]]
+      labels[replaced_B] = NO_LABEL
+    return inputs, labels
+
+
+def _of_step(
+  order_seed: int, num_examples: int, batch_size: int, num_views: int | None, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+  indices_B, epochs_B = data.training_batch(order_seed, num_examples, batch_size, step)
+  return indices_B, epochs_B if num_views is None else epochs_B % num_views
+
+
+def _in_order(
+  indices_N: np.ndarray, view: int, batch_size: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+  indices = indices_N[number * batch_size : (number + 1) * batch_size]
+  padded_B = np.pad(indices, (0, batch_size - len(indices)), constant_values=indices[0])
+  return padded_B, np.full_like(padded_B, view)
+
+
+def _gather_rows(inputs: Inputs, plan: Plan, number: int, rows: slice) -> dict[str, np.ndarray]:
+  indices_B, views_B = plan(number)
+  return inputs._gather(indices_B[rows], views_B[rows])
 
 
 def _look_up(

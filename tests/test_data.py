@@ -1,5 +1,7 @@
 """Splits, parts and batches, on the digits; unlabelled inputs from other sets."""
 
+import hashlib
+
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -121,6 +123,32 @@ def test_checksum_notices_any_change():
       checksums.append(data.checksum(changed))
   checksums.append(data.checksum({'val': splits['train'], 'test': splits['test']}))
   assert len(set(checksums)) == 6
+
+
+def test_the_checksum_in_memory_is_of_all_bytes():
+  split = data.load(section(num_train=1200))['train']  # more than are read at once
+  content = b'train' + split.inputs_N.tobytes() + split.labels_N.tobytes()
+  assert data.checksum({'train': split}) == hashlib.sha256(content).hexdigest()[:16]
+
+
+def test_a_sampled_checksum_notices_labels_shapes_and_the_sample(monkeypatch):
+  monkeypatch.setattr(data, 'NUM_SAMPLED', 15)
+  split = data.load(section(num_train=20))['train']
+  images_N, labels_N = split.inputs_N, split.labels_N
+
+  def checksum(images_N, labels_N=labels_N, name='train'):
+    return data.checksum({name: data.Split(images_N, labels_N)}, sampled=True)
+
+  changed = []
+  for index in range(20):
+    other_N = images_N.copy()
+    other_N[index, 0, 0] += 1
+    changed.append(checksum(other_N) != checksum(images_N))
+  assert sum(changed) == 15  # of 20: that is what a sample is
+  for index in range(20):
+    assert checksum(images_N, labels_N + (np.arange(20) == index)) != checksum(images_N)
+  assert checksum(images_N.reshape(20, 4, 16, 1)) != checksum(images_N)
+  assert checksum(images_N, name='val') != checksum(images_N)
 
 
 @pytest.mark.parametrize('shape', [(16, 16, 1), (8, 8, 1), (4, 4, 1)])

@@ -22,7 +22,7 @@ from tiny_data import (
 )
 
 from kdjax import data
-from kdjax.data import sources
+from kdjax.data import sources, texts
 from kdjax.errors import UserError
 
 # TFDS.
@@ -154,11 +154,19 @@ def test_a_set_that_is_no_classification_is_told(tmp_path, features):
     data.describe(section(name='tiny', data_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize('names', [('train', 'extra'), ('test', 'extra')])
+@pytest.mark.parametrize('names', [('test', 'extra'), ('validation',), ('extra',)])
 def test_a_set_without_the_needed_splits_is_told(tmp_path, names):
   write_tfds(tmp_path, IMAGES, {name: some_records(2) for name in names})
   with pytest.raises(UserError, match=r"dataset\.name = 'tiny': has the splits \["):
     data.describe(section(name='tiny', data_dir=str(tmp_path)))
+
+
+def test_imagenet_without_its_validation_split_is_told(tmp_path):
+  write_tfds(tmp_path, IMAGES, {'train': some_records(20)}, 'imagenet2012', '5.1.0')
+  with pytest.raises(
+    UserError, match=r"has the splits \['train'\]. Needed: 'train' and 'validation'"
+  ):
+    data.describe(section(name='imagenet2012', data_dir=str(tmp_path)))
 
 
 def test_a_split_without_labels_is_told(tmp_path):
@@ -263,7 +271,7 @@ def test_the_vocabulary_does_not_depend_on_the_chosen_examples(tmp_path):
 def test_texts_are_read_once_for_their_vocabulary(tmp_path, monkeypatch):
   config = write_reviews(tmp_path)
   data.describe(config)
-  monkeypatch.setattr(tfds, 'builder_from_directory', None)  # a call would fail
+  monkeypatch.setattr(texts, 'vocabulary', None)  # a call would fail
   data.describe(config)
   data.load(config)
 

@@ -24,6 +24,8 @@ def section(**fields) -> ConfigDict:
     'num_val': 0,
     'num_test': None,
     'image_size': None,
+    'streaming': False,
+    'num_workers': 0,
     'max_tokens': 100,
     'min_count': 10,
   }
@@ -57,7 +59,7 @@ def encoded(image: np.ndarray, kind: str = 'PNG', **options) -> bytes:
 def write_tfds(
   data_dir: pathlib.Path,
   features: dict[str, dict],
-  splits: dict[str, list[dict]],
+  splits: dict[str, list[dict] | int],
   name: str = 'tiny',
   version: str = '1.0.0',
   class_names: str | None = 'cat dog owl',
@@ -66,7 +68,8 @@ def write_tfds(
 
   Args:
     features: their JSON.
-    splits: their records: feature → bytes (an encoded image, a text) or integer.
+    splits: their records: feature → bytes (an encoded image, a text) or integer. Of a number there
+      are said to be so many, which can be described but not read.
     name: of the set, or 'name/config'.
     class_names: of the feature 'label'; None are numbers.
   """
@@ -80,7 +83,7 @@ def write_tfds(
     'splits': [
       {
         'name': split,
-        'shardLengths': [str(len(records))],
+        'shardLengths': [str(records if isinstance(records, int) else len(records))],
         'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
       }
       for split, records in splits.items()
@@ -98,7 +101,7 @@ def write_tfds(
   (place / 'dataset_info.json').write_text(json.dumps(info))
   for split, records in splits.items():
     writer = ArrayRecordWriter(str(place / f'{set_name}-{split}.array_record-00000-of-00001'))
-    for record in records:
+    for record in records if isinstance(records, list) else ():
       example = tf_example_pb2.Example()
       for feature, value in record.items():
         values = example.features.feature[feature]

@@ -1,14 +1,15 @@
 """Data sets as arrays, and batches of indices into them.
 
-`describe` tells shapes and sizes without reading images; `load` reads them. A split's arrays stand in
-a fixed order, and an example's index is its position there. Axes: N example, B batch, H W C image,
-T token.
+`describe` tells shapes and sizes without reading images; `load` reads them, or with `dataset.streaming`
+leaves them on disk. A split's arrays stand in a fixed order, and an example's index is its position
+there. Axes: N example, B batch, H W C image, T token.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,21 +18,42 @@ from sklearn import datasets as sklearn_datasets
 
 from kdjax import keys
 from kdjax.data import images, sources, texts
+from kdjax.data.order import balanced_order
+from kdjax.data.order import training_batch as training_batch
+from kdjax.data.order import training_batches as training_batches
+from kdjax.data.streaming import StreamedImages
 from kdjax.errors import UserError
 
 NUM_DIGITS_TEST = 360
+# Of checksums that have seen the images only in part, so that they are compared with their like.
+SAMPLED = 'sampled-'
+NUM_SAMPLED = 1024  # images of each split; a change of 0.45 % of all is missed once in 100 times
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  inputs_N: np.ndarray  # images (N, H, W, C) uint8, or tokens (N, T) int32 padded with 0 at the end
+  # Images (N, H, W, C) uint8, or tokens (N, T) int32 padded with 0 at the end.
+  inputs_N: np.ndarray | StreamedImages
   labels_N: np.ndarray  # int32
 
   def __len__(self) -> int:
     return len(self.labels_N)
 
+  @property
+  def is_streamed(self) -> bool:
+    return isinstance(self.inputs_N, StreamedImages)
+
   def take(self, indices: np.ndarray) -> 'Split':
-    return Split(self.inputs_N[indices], self.labels_N[indices])
+    inputs_N = self.inputs_N.take(indices) if self.is_streamed else self.inputs_N[indices]
+    return Split(inputs_N, self.labels_N[indices])
+
+  def joined(self, other: 'Split') -> 'Split':
+    """These examples and then the others: both streamed, or neither."""
+    if self.is_streamed:
+      inputs_N = self.inputs_N.joined(other.inputs_N)
+    else:
+      inputs_N = np.concatenate([self.inputs_N, other.inputs_N])
+    return Split(inputs_N, np.concatenate([self.labels_N, other.labels_N]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +103,8 @@ def split_sizes(config: ConfigDict, description: Description) -> dict[str, int]:
 def load(config: ConfigDict) -> dict[str, Split]:
   """Reads the splits of the `dataset` section, in the order of `split_sizes`.
 
-  Only the chosen examples are decoded. The vocabulary of texts is that of all training texts of the
-  source, whatever `num_train` and `num_val` are.
+  Only the chosen examples are decoded, or with `streaming` none: just the labels are read. The vocabulary
+  of texts is that of all training texts of the source, whatever `num_train` and `num_val` are.
 
   Raises:
     UserError: as `describe`; or an image is broken, named in the message.
@@ -96,13 +118,18 @@ def load(config: ConfigDict) -> dict[str, Split]:
     'val': ('train', 0, config.num_val),
     'test': ('test', 0, sizes['test']),
   }
-  order = functools.cache(lambda split: _balanced_order(source.labels(split)))
+  labels = functools.cache(source.labels)
+  order = functools.cache(lambda split: balanced_order(labels(split)))
   splits = {}
   for name in sizes:
     split, start, stop = origins[name]
     is_all = stop - start == source.size(split)
     indices = np.arange(stop) if is_all else np.sort(order(split)[start:stop])
-    splits[name] = _read(source, split, indices, decode, shape)
+    if config.streaming:
+      images_N = _stream(_Reader(config.to_json(), split, shape), indices, config)
+      splits[name] = Split(images_N, labels(split)[indices])
+    else:
+      splits[name] = _read(source, split, indices, decode, shape)
   return splits
 
 
@@ -124,7 +151,7 @@ def part(split: Split, examples: Sequence[int]) -> Split:
   if not examples:
     return split
   start, stop = examples
-  return split.take(np.sort(_balanced_order(split.labels_N)[start:stop]))
+  return split.take(np.sort(balanced_order(split.labels_N)[start:stop]))
 
 
 def extra_size(
@@ -146,7 +173,7 @@ def load_extra(
   input_shape: tuple[int, ...],
   count: int | None = None,
   field: str = 'predictions.extra',
-) -> np.ndarray:
+) -> np.ndarray | StreamedImages:
   """inputs_N without labels from another data set, of the form that the `dataset` section has.
 
   Images are brought to `input_shape` (see `images.decode`); texts become tokens of the vocabulary of
@@ -165,55 +192,37 @@ def load_extra(
   if count is not None and count > size:
     raise UserError(f'{field} = {name!r}: has {size} inputs, and {count} were asked for')
   indices = keys.numpy_rng(0, 'extra').permutation(size)[:count]
+  if config.streaming:
+    reader = _Reader(config.to_json(), source.extra_split, tuple(input_shape), name, field)
+    return _stream(reader, indices, config)
   decode = _decoder(source, config, input_shape, resize=True, to_grey=True)
   return _read(source, source.extra_split, indices, decode, input_shape).inputs_N
 
 
-def checksum(splits: dict[str, Split]) -> str:
-  """Of every image and label, to notice that a data set of the same name has other content."""
+def checksum(splits: dict[str, Split], sampled: bool | None = None) -> str:
+  """Of every image and label, to notice that a data set of the same name has other content.
+
+  Reading a set larger than memory for that would take as long as an epoch. So a `sampled` one is of
+  every label, of the shape, and of 1,024 images of each split, the same each time. It begins with
+  SAMPLED.
+
+  Args:
+    sampled: None: if any split is streamed.
+  """
+  if sampled is None:
+    sampled = any(split.is_streamed for split in splits.values())
   digest = hashlib.sha256()
   for name, split in splits.items():
     digest.update(name.encode())
-    digest.update(np.ascontiguousarray(split.inputs_N))
+    if sampled:
+      digest.update(repr(split.inputs_N.shape).encode())
+      order_N = keys.numpy_rng(0, 'checksum').permutation(len(split))
+      digest.update(split.inputs_N[np.sort(order_N[:NUM_SAMPLED])])
+    else:
+      for block in sources.blocks(len(split)):
+        digest.update(np.ascontiguousarray(split.inputs_N[block]))
     digest.update(np.ascontiguousarray(split.labels_N))
-  return digest.hexdigest()[:16]
-
-
-def training_batches(
-  seed: int, num_examples: int, batch_size: int, num_steps: int, start: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of indices for steps start, start + 1, ..., num_steps − 1.
-
-  The order is one stream: a fresh permutation of all examples for each epoch, one after the other, cut
-  into batches. So a batch may reach into the next epoch, every batch is full, and every example comes
-  exactly once an epoch.
-
-  Yields: 'indices' and 'epochs', each of shape (B,), int32.
-  """
-  permutations: dict[int, np.ndarray] = {}
-  for step in range(start, num_steps):
-    epochs, offsets = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
-    needed = range(epochs[0], epochs[-1] + 1)
-    permutations = {
-      epoch: permutations[epoch]
-      if epoch in permutations
-      else keys.numpy_rng(seed, 'order', epoch).permutation(num_examples)
-      for epoch in needed
-    }
-    indices = np.empty(batch_size, np.int32)
-    for epoch in needed:
-      indices[epochs == epoch] = permutations[epoch][offsets[epochs == epoch]]
-    yield {'indices': indices, 'epochs': epochs.astype(np.int32)}
-
-
-def _balanced_order(labels_N: np.ndarray) -> np.ndarray:
-  """A fixed random order in which the first n hold each class equally often, as far as they last."""
-  shuffled = keys.numpy_rng(0, 'subset').permutation(len(labels_N))
-  rank_N = np.empty(len(labels_N), int)  # how many of its own class come before
-  for label in np.unique(labels_N):
-    of_label = np.flatnonzero(labels_N[shuffled] == label)
-    rank_N[of_label] = np.arange(len(of_label))
-  return shuffled[np.argsort(rank_N, kind='stable')]
+  return sampled * SAMPLED + digest.hexdigest()[:16]
 
 
 def _load_digits() -> tuple[Split, Split]:
@@ -285,6 +294,11 @@ def _open_extra(name: str, config: ConfigDict, field: str, prepare: bool) -> _So
     data_dir = None if config.name == sources.FOLDER else config.data_dir
     source = sources.Tfds(name, data_dir, prepare, field, labelled=False)
   own = _open(config, prepare=False)
+  if name == config.name and isinstance(own, sources.Tfds) and own.holds_out:
+    raise UserError(
+      f"{field} = {name!r}: is dataset.name itself, whose test examples come from its 'train'; allowed: "
+      'another'
+    )
   if source.is_text != own.is_text:
     kinds = {True: 'texts', False: 'images'}
     raise UserError(
@@ -315,6 +329,40 @@ def _decoder(
     return lambda item, place: images.decode(item, shape, place, resize, to_grey, source.special)
   vocabulary = _open(config, prepare=False).vocabulary(config.min_count)
   return lambda item, place: texts.encode(item.decode(), vocabulary, shape[0])
+
+
+def _stream(reader: '_Reader', indices_N: np.ndarray, config: ConfigDict) -> StreamedImages:
+  rows_N2 = np.stack([np.zeros_like(indices_N), indices_N], axis=1)
+  return StreamedImages([reader], rows_N2, reader.shape, config.num_workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+  """Reads images of one split, in any process: each opens the source for itself, once."""
+
+  dataset: str  # the section as JSON
+  split: str  # of the source
+  shape: tuple[int, int, int]
+  extra: str | None = None  # the name of another data set, and the field that has it
+  field: str = ''
+
+  def __call__(self, indices_B: np.ndarray) -> np.ndarray:
+    source, decode = _opened(self)
+    items, _ = source.fetch(self.split, indices_B)
+    places = [source.place(self.split, index) for index in indices_B]
+    return np.stack([decode(item, place) for item, place in zip(items, places, strict=True)])
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(reader: _Reader) -> tuple[_Source, Callable]:
+  config = ConfigDict(json.loads(reader.dataset))
+  if reader.extra is None:
+    source = _open(config, prepare=False)
+    resize, to_grey = config.image_size is not None, False
+  else:
+    source = _open_extra(reader.extra, config, reader.field, prepare=False)
+    resize = to_grey = True
+  return source, _decoder(source, config, reader.shape, resize, to_grey)
 
 
 def _read(

@@ -7,12 +7,14 @@ encoded images, or texts. `kdjax.data` makes arrays of them.
 import functools
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 from kdjax.data import images, texts
+from kdjax.data.order import balanced_order
 from kdjax.errors import UserError
 
 FOLDER = 'folder'  # the `dataset.name` of a user's own images
@@ -25,6 +27,7 @@ SPECIAL = {  # a function of an image before anything else
 TEST_SPLIT = {
   'imagenet2012': 'validation'  # its 'test' has no labels
 }
+TEST_SHARE = 0.1  # of the examples of a set that has no other split than 'train'
 # Splits without labels, which serve as unlabelled data in place of 'train'.
 UNLABELLED_SPLITS = ('unsupervised', 'unlabelled')
 
@@ -127,12 +130,15 @@ class Unlabelled:
 class Tfds:
   """A prepared set of TensorFlow Datasets, read without TensorFlow.
 
+  Its 'test' is the split of that name, or 'validation'. Of a set that has neither, a tenth of 'train' is
+  held out instead: the first in `balanced_order`, so the same ones always, and of each class as many.
+
   Args:
     name: as TFDS writes it: 'name', 'name/config' or 'name:version'.
     data_dir: of TFDS; None is its default.
     prepare: download and prepare it, should it not be there.
     field: of the config, for errors.
-    labelled: a class label and a test split are needed.
+    labelled: a class label is needed.
 
   Raises:
     UserError: it is not there, cannot be prepared here and now, or is not of the needed kind.
@@ -146,7 +152,7 @@ class Tfds:
     field: str = 'dataset.name',
     labelled: bool = True,
   ):
-    self._name, self._prefix = name, f'{field} = {name!r}'
+    self._name, self._data_dir, self._prefix = name, data_dir, f'{field} = {name!r}'
     self._builder = _open_builder(name, data_dir, self._prefix, prepare)
     self.special = SPECIAL.get(self._builder.name)
     self._input, self._label = self._find_features(labelled)
@@ -160,8 +166,8 @@ class Tfds:
       self._splits = {'train': 'train', 'test': self._test_split()}
       if not set(self._splits.values()) <= set(self._builder.info.splits):
         raise UserError(
-          f"{self._prefix}: has the splits {list(self._builder.info.splits)}. Needed: 'train', and "
-          "'test' or 'validation'"
+          f'{self._prefix}: has the splits {list(self._builder.info.splits)}. Needed: '
+          f'{" and ".join(map(repr, dict.fromkeys(self._splits.values())))}'
         )
 
   @property
@@ -185,12 +191,21 @@ class Tfds:
       raise UserError(f"{self._prefix}: has the splits {list(splits)}. Needed: 'train'")
     return found[0]
 
+  @property
+  def holds_out(self) -> bool:
+    """Whether 'test' is a share of the stored 'train'."""
+    return self._label is not None and self._splits['test'] == 'train'
+
   def size(self, split: str) -> int:
-    return self._builder.info.splits[self._stored(split)].num_examples
+    stored = self._builder.info.splits[self._stored(split)].num_examples
+    if not self.holds_out:
+      return stored
+    num_test = max(1, round(TEST_SHARE * stored))
+    return num_test if split == 'test' else stored - num_test
 
   def vocabulary(self, min_count: int) -> dict[str, int]:
     """Of all training texts. Read once in a process."""
-    found = _vocabulary(str(self._builder.data_dir), self._input, min_count)
+    found = _vocabulary(self._name, self._data_dir, min_count)
     if not found:
       raise UserError(f'dataset.min_count = {min_count}: no word of {self._name} is so frequent')
     return found
@@ -204,27 +219,39 @@ class Tfds:
     Raises:
       UserError: labels were asked for, and are missing.
     """
-    records = self._data_source(split).__getitems__([int(i) for i in indices])
+    records = self._records(self._stored(split), self._rows(split, indices))
     labels = [-1 if self._label is None else record[self._label] for record in records]
     if self._label is not None and min(labels) < 0:
       raise UserError(f'{self._prefix}: its split {self._stored(split)!r} has no labels')
     return [record[self._input] for record in records], np.array(labels, np.int32)
 
   def place(self, split: str, index: int) -> str:
-    return f'{self._prefix}, record {index} of {self._stored(split)!r}'
+    (row,) = self._rows(split, np.array([index]))
+    return f'{self._prefix}, record {row} of {self._stored(split)!r}'
 
   def _stored(self, split: str) -> str:
     return self._splits[split] if self._label is not None else split
 
-  def _data_source(self, split: str):
-    if split not in self._opened:
-      opened = self._builder.as_data_source(self._stored(split), decoders=self._decoders)
-      self._opened[split] = opened
-    return self._opened[split]
+  def _rows(self, split: str, indices: np.ndarray) -> np.ndarray:
+    """Where examples stand in the stored split."""
+    return self._shares[split][indices] if self.holds_out else indices
+
+  @functools.cached_property
+  def _shares(self) -> dict[str, np.ndarray]:
+    """The rows of the stored 'train' that are 'train' here, and those that are 'test'."""
+    num_stored, num_test = self._builder.info.splits['train'].num_examples, self.size('test')
+    rows = (self._records('train', block) for block in blocks(num_stored))
+    order_N = balanced_order(np.array([r[self._label] for records in rows for r in records]))
+    return {'test': np.sort(order_N[:num_test]), 'train': np.sort(order_N[num_test:])}
+
+  def _records(self, stored: str, rows: np.ndarray) -> list[dict[str, Any]]:
+    if stored not in self._opened:
+      self._opened[stored] = self._builder.as_data_source(stored, decoders=self._decoders)
+    return self._opened[stored].__getitems__(rows.tolist())
 
   def _test_split(self) -> str:
-    standard = 'test' if 'test' in self._builder.info.splits else 'validation'
-    return TEST_SPLIT.get(self._builder.name, standard)
+    found = [name for name in ('test', 'validation') if name in self._builder.info.splits]
+    return TEST_SPLIT.get(self._builder.name, (found or ['train'])[0])
 
   def _find_features(self, labelled: bool) -> tuple[str, str | None]:
     """The names of the one input and, if labelled, of the one label."""
@@ -251,10 +278,10 @@ def _is_usable(feature: tfds.features.FeatureConnector) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _vocabulary(place: str, feature: str, min_count: int) -> dict[str, int]:
-  source = tfds.builder_from_directory(place).as_data_source('train')
-  records = (r for block in blocks(len(source)) for r in source.__getitems__(block.tolist()))
-  return texts.vocabulary((record[feature].decode() for record in records), min_count)
+def _vocabulary(name: str, data_dir: str | None, min_count: int) -> dict[str, int]:
+  source = Tfds(name, data_dir)
+  fetched = (source.fetch('train', block)[0] for block in blocks(source.size('train')))
+  return texts.vocabulary((text.decode() for items in fetched for text in items), min_count)
 
 
 def _open_builder(
@@ -268,14 +295,16 @@ def _open_builder(
       f'{prefix}: TensorFlow Datasets cannot describe it without a package that is not installed '
       f'({error})'
     ) from error
-  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, TypeError) as error:
     raise UserError(
       f'{prefix}: no such data set. Allowed: digits (embedded), the name of an image or text '
       'classification set of TensorFlow Datasets, such as cifar10, emnist/byclass or imdb_reviews, or '
       f'images of your own ({_own_images(prefix)}). ({str(error).splitlines()[0]})'
     ) from error
-  if not any(epath.Path(builder.data_dir).glob('*.array_record*')):
-    _prepare(name, data_dir, epath.Path(builder.data_dir), prefix, prepare)
+  place = epath.Path(builder.data_dir)
+  # Not by a glob, which would take a * in the path for a pattern.
+  if not place.is_dir() or not any('.array_record' in file.name for file in place.iterdir()):
+    _prepare(name, data_dir, place, prefix, prepare)
     builder = tfds.builder(name, data_dir=data_dir)
   return builder
 

@@ -1,0 +1,57 @@
+"""In which order examples come: batches of indices, and class-balanced subsets.
+
+Axes: N example, B batch.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from kdjax import keys
+
+PERMUTATIONS_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger than the split
+
+
+def training_batch(
+  seed: int, num_examples: int, batch_size: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The indices_B and epochs_B of one step, int32.
+
+  The order is one stream: a fresh permutation of all examples for each epoch, one after the other, cut
+  into batches. So a batch may reach into the next epoch, every batch is full, and every example comes
+  exactly once an epoch.
+  """
+  epochs, offsets = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+  indices = np.empty(batch_size, np.int32)
+  for epoch in range(epochs[0], epochs[-1] + 1):
+    of_epoch = epochs == epoch
+    indices[of_epoch] = _permutation(seed, num_examples, epoch)[offsets[of_epoch]]
+  return indices, epochs.astype(np.int32)
+
+
+def training_batches(
+  seed: int, num_examples: int, batch_size: int, num_steps: int, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+  """The batches of steps start, start + 1, ..., num_steps − 1.
+
+  Yields: 'indices' and 'epochs' of `training_batch`.
+  """
+  for step in range(start, num_steps):
+    indices, epochs = training_batch(seed, num_examples, batch_size, step)
+    yield {'indices': indices, 'epochs': epochs}
+
+
+@functools.lru_cache(PERMUTATIONS_KEPT)
+def _permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
+  return keys.numpy_rng(seed, 'order', epoch).permutation(num_examples).astype(np.int32)
+
+
+def balanced_order(labels_N: np.ndarray) -> np.ndarray:
+  """A fixed random order in which the first n hold each class equally often, as far as they last."""
+  shuffled = keys.numpy_rng(0, 'subset').permutation(len(labels_N))
+  rank_N = np.empty(len(labels_N), int)  # how many of its own class come before
+  for label in np.unique(labels_N):
+    of_label = np.flatnonzero(labels_N[shuffled] == label)
+    rank_N[of_label] = np.arange(len(of_label))
+  return shuffled[np.argsort(rank_N, kind='stable')]

@@ -1,0 +1,175 @@
+"""Images that stay on disk: decoded when their rows are asked for, by Grain ahead of time.
+
+Which rows a batch has, and in which order, is decided elsewhere; here they are only fetched. So the
+numbers of threads and processes change nothing but the speed. Axes: N example, B batch, H W C image.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import grain
+import numpy as np
+from absl import flags
+
+from kdjax.errors import UserError
+
+PIECE = 32  # rows that a thread or process fetches at once; a few pieces of each are under way
+AHEAD = 2  # pieces that wait for the training, for each thread or process
+# What is smaller, such as labels, goes through a pipe. It never fills that: a process that ends while it
+# waits there would leave half a message.
+MIN_SHARED_BYTES = 2**12
+# Processes take seconds to start, so a short pass over the data does without them.
+MIN_ROWS_FOR_WORKERS = 8192
+
+Rows = dict[str, np.ndarray]
+Read = Callable[[np.ndarray], np.ndarray]  # indices_B → images_BHWC; can be pickled
+
+
+class StreamedImages:
+  """Images_NHWC uint8 that are read when they are indexed, and never held as a whole.
+
+  Indexed as an array is along its first axis: by a number, a slice or an array, of any shape, of
+  numbers or truth values.
+
+  Args:
+    readers: of which sources the images come.
+    rows_N2: the reader and the index in its source of each image.
+    image_shape: (H, W, C) of all.
+    num_workers: processes that `batches` shall read with.
+  """
+
+  dtype = np.dtype(np.uint8)
+
+  def __init__(
+    self,
+    readers: Sequence[Read],
+    rows_N2: np.ndarray,
+    image_shape: tuple[int, int, int],
+    num_workers: int = 0,
+  ):
+    self._readers = tuple(readers)
+    self._rows_N2 = rows_N2.astype(np.int32)
+    self._image_shape = tuple(image_shape)
+    self.num_workers = num_workers
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (len(self), *self._image_shape)
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def __len__(self) -> int:
+    return len(self._rows_N2)
+
+  def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
+    rows_X2 = self._rows_N2[key]
+    rows_B2 = rows_X2.reshape(-1, 2)
+    images_BHWC = np.empty((len(rows_B2), *self._image_shape), np.uint8)
+    for number, read in enumerate(self._readers):
+      chosen = np.flatnonzero(rows_B2[:, 0] == number)
+      if len(chosen):
+        images_BHWC[chosen] = read(rows_B2[chosen, 1])
+    return images_BHWC.reshape(*rows_X2.shape[:-1], *self._image_shape)
+
+  def take(self, indices_N: np.ndarray) -> 'StreamedImages':
+    """Those images, in that order. Reads none."""
+    rows_N2 = self._rows_N2[indices_N]
+    return StreamedImages(self._readers, rows_N2, self._image_shape, self.num_workers)
+
+  def joined(self, other: 'StreamedImages') -> 'StreamedImages':
+    """These images and then the others. Reads none."""
+    others_N2 = other._rows_N2 + np.array([len(self._readers), 0], np.int32)
+    return StreamedImages(
+      self._readers + other._readers,
+      np.concatenate([self._rows_N2, others_N2]),
+      self._image_shape,
+      self.num_workers,
+    )
+
+
+def batches(
+  gather: Callable[[int, slice], Rows], numbers: range, rows: range, num_workers: int
+) -> Iterator[Rows]:
+  """The batches of the given numbers, in order, fetched ahead of time.
+
+  Args:
+    gather: (number of a batch, some of its rows) → these rows of every array. Can be pickled.
+    rows: of each batch; no others are fetched.
+    num_workers: processes that gather; 0: threads of this one, as many as there are cores.
+
+  Raises:
+    UserError: a process was killed.
+  """
+  pieces = [slice(piece[0], piece[-1] + 1) for piece in _cut(rows)]
+  dataset = grain.MapDataset.range(len(numbers) * len(pieces))
+  dataset = dataset.map(partial(_piece, gather, numbers, pieces))
+  if len(numbers) * len(rows) < MIN_ROWS_FOR_WORKERS:
+    num_workers = 0
+  threads = 1 if num_workers else os.cpu_count()
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(threads, AHEAD * threads))
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own: in a notebook, their defaults
+      flags.FLAGS.mark_as_parsed()
+    through_pipes = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED_BYTES)
+    dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
+    options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=AHEAD)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=_tie_to_parent)
+  iterator, others = iter(dataset), set(multiprocessing.active_children())
+  try:
+    for _ in numbers:
+      yield _joined([_next(iterator, num_workers) for _ in pieces])
+  finally:
+    for process in set(multiprocessing.active_children()) - others:
+      process.terminate()  # all at once, where Grain would wait for one after the other
+    iterator.close()
+
+
+def _cut(rows: range) -> Iterator[range]:
+  return (rows[start : start + PIECE] for start in range(0, len(rows), PIECE))
+
+
+def _piece(
+  gather: Callable[[int, slice], Rows], numbers: range, pieces: Sequence[slice], index: int
+) -> Rows:
+  number, piece = divmod(index, len(pieces))
+  return gather(numbers[number], pieces[piece])
+
+
+def _joined(pieces: Sequence[Rows]) -> Rows:
+  """Copies what workers left in shared memory, and lets that go: Grain still knows the last piece."""
+  joined = {name: np.concatenate([np.asarray(p[name]) for p in pieces]) for name in pieces[0]}
+  for piece in pieces:
+    piece.clear()
+  return joined
+
+
+def _next(iterator: Iterator[Rows], num_workers: int) -> Rows:
+  try:
+    return next(iterator)
+  except RuntimeError as error:
+    if 'terminated unexpectedly' not in str(error):
+      raise
+    raise UserError(
+      f'dataset.num_workers = {num_workers}: a process that reads the images was killed ({error}). Often '
+      'the memory was full, or /dev/shm, through which they hand images over. Set a smaller number, or '
+      '0; the same command goes on where it was'
+    ) from error
+
+
+def _tie_to_parent(worker: int, num_workers: int) -> None:
+  """Ends a worker with the program, even if that is killed, and leaves Ctrl-C to the program."""
+  del worker, num_workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def wait() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
