@@ -18,13 +18,14 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
+from kdjax import files, views
 from kdjax import sweep as sweep_lib
-from kdjax import views
 from kdjax.errors import ConfigError
 from kdjax.sweep import Sweep
 
 ARTEFACT_VERSION = 2  # raise it when a change of the code makes old artefacts wrong
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
+LONGEST_VALUE = 1000  # in characters; Python does not print integers that are much longer
 
 
 def load(
@@ -77,6 +78,11 @@ def student_model(config: ConfigDict) -> ConfigDict:
   return merged
 
 
+def shares_weight_space(config: ConfigDict) -> bool:
+  """Whether teacher and student have the same architecture; what they compute in may differ."""
+  return _without(student_model(config), 'dtype') == _without(config.model, 'dtype')
+
+
 def student_seed(config: ConfigDict) -> int:
   """Decides the student's initial weights and data order."""
   return config.seed if config.student.seed is None else config.student.seed
@@ -111,16 +117,16 @@ def teacher_fingerprint(config: ConfigDict) -> str:
   """Of everything that can change what a member leaves, except which member it is."""
   return _hash(
     seed=config.seed,
-    dataset=_without(config.dataset, 'data_dir', 'num_test'),
-    model=config.model,
-    teacher=_without(config.teacher, 'num_members'),
+    dataset=_dataset(config),
+    model=_model(config.model),
+    teacher=_teacher(config.teacher),
     augmentation=views.fields(config.teacher.augmentation, config.augmentation),
   )
 
 
 def gan_fingerprint(config: ConfigDict) -> str:
   return _hash(
-    dataset=_without(config.dataset, 'data_dir', 'num_test'),
+    dataset=_dataset(config),
     gan=_without(config.gan, 'num_samples'),
   )
 
@@ -156,8 +162,26 @@ def student_fingerprint(config: ConfigDict) -> str:
     mode=config.predictions.mode,
     student=_without(config.student, 'model', 'seed'),
     seed=student_seed(config),
-    model=student_model(config),
+    model=_model(student_model(config)),
   )
+
+
+def _dataset(config: ConfigDict) -> dict[str, Any]:
+  """Without what says where the training data lie, and how they are read."""
+  return _without(config.dataset, 'data_dir', 'num_test', 'streaming', 'num_workers')
+
+
+def _teacher(section: ConfigDict) -> dict[str, Any]:
+  # Members in parallel are others than those that all devices train together: sums are rounded
+  # differently, and dropout draws other masks. What was trained before they could be keeps its name.
+  return _without(
+    section, 'num_members', *['members_in_parallel'] * (not section.members_in_parallel)
+  )
+
+
+def _model(section: ConfigDict) -> dict[str, Any]:
+  # Models without a dtype were float32: what they left keeps its name.
+  return _without(section, *['dtype'] * (section.dtype == 'float32'))
 
 
 def _without(section: ConfigDict, *fields: str) -> dict[str, Any]:
@@ -200,6 +224,8 @@ def _call_get_config(spec: str) -> ConfigDict:
 def _call(spec: str, function: str) -> Any:
   """What a function of the file returns for the argument."""
   path, _, argument = spec.partition('.py:')
+  if not files.is_reachable(path):
+    raise ConfigError([f'--config = {spec!r}: {files.NEEDS_CLOUD}'])
   path = epath.Path(path if path.endswith('.py') else f'{path}.py')
   if not path.exists():
     raise ConfigError([f'--config = {spec!r}: there is no file {path}'])
@@ -208,7 +234,8 @@ def _call(spec: str, function: str) -> Any:
   try:
     module_spec.loader.exec_module(module)
     if not hasattr(module, function):
-      hint = '; it is no sweep: run it without --sweep' if function == 'get_sweep' else ''
+      is_sweep = function == 'get_sweep'
+      hint = '; it is no sweep: run it without --sweep and --sweep_index' * is_sweep
       raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
     if argument and not inspect.signature(getattr(module, function)).parameters:
       raise ConfigError([f'--config = {spec!r}: {path} takes no argument; leave out :{argument}'])
@@ -216,7 +243,7 @@ def _call(spec: str, function: str) -> Any:
     return getattr(module, function)(*arguments)
   except ConfigError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     reason = str(error).partition(' Other fields present')[0]  # a dump of the whole config
     place = f'{frame.filename}:{frame.lineno}'
@@ -249,6 +276,11 @@ def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]
   if text is None:
     yield f'{field}: no value given; write --config.{field}=VALUE'
     return
+  if len(text) > LONGEST_VALUE:
+    yield (
+      f'{field} = {text[:20]}...: has {len(text)} characters; allowed: up to {LONGEST_VALUE} of them'
+    )
+    return
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
@@ -269,7 +301,7 @@ def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[s
   wanted = section.get_type(name)
   optional = is_optional(config, field)
   if wanted is float and type(value) is int:
-    value = float(value)
+    value = float(str(value))  # ∞ where float(value) would raise
   if wanted is tuple and type(value) is list:
     value = tuple(value)
   if type(value) is not wanted and not (value is None and optional):

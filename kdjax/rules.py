@@ -1,14 +1,15 @@
 """What the value of each field of a config may be: field → (test, what is allowed, in words)."""
 
-import math
-
 from kdjax import augmentations, files, losses, models, optimizers, store, views
 
 LARGEST = 10**9  # of any count: beyond it is a typing error
 
 
 def _is_whole(minimum: int, maximum: int = LARGEST):
-  return lambda x: minimum <= x <= maximum, f'an integer in [{minimum}, {maximum}]'
+  return (
+    lambda x: type(x) is int and minimum <= x <= maximum,
+    f'an integer in [{minimum}, {maximum}]',
+  )
 
 
 def _is_one_of(names):
@@ -26,10 +27,13 @@ def _within(low: float, high: float, brackets: str = '[]'):
   def test(x):
     above = x >= low if brackets[0] == '[' else x > low
     below = x <= high if brackets[1] == ']' else x < high
-    return above and below
+    return _is_number(x) and above and below
 
-  text = f'a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}'
-  return test, text.replace('inf', '∞')
+  return test, f'a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}'
+
+
+def _is_number(x) -> bool:
+  return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def _is_part(x) -> bool:
@@ -37,12 +41,19 @@ def _is_part(x) -> bool:
 
 
 _PART = (_is_part, '(start, stop), whole numbers with 0 ≤ start < stop, or () for all')
-_FRACTIONS = (lambda x: all(0 <= f < 1 for f in x), 'fractions of training in [0, 1), or ()')
-_SEED = (lambda x: 0 <= x < 2**31, 'an integer in [0, 2147483647]')
+_FRACTIONS = (
+  lambda x: all(_is_number(f) and 0 <= f < 1 for f in x),
+  'fractions of training in [0, 1), or ()',
+)
+_SEED = _is_whole(0, 2**31 - 1)
 _ANY_BOOL = (lambda x: isinstance(x, bool), 'True or False')
 _ANY_STRING = (lambda x: isinstance(x, str), 'a string')
-_POSITIVE = _within(0, math.inf, '()')
-_NOT_NEGATIVE = _within(0, math.inf, '[)')
+_PLACE = (lambda x: isinstance(x, str) and files.is_reachable(x), f'a string; {files.NEEDS_CLOUD}')
+# Wide enough for any training, and so narrow that float32 holds them, their ratios and complements.
+_RATE = _within(1e-12, 1e6)
+_RATE_OR_0 = _within(0, 1e6)
+_MOMENTUM = _within(0, 0.999999)
+_EVENTS = _is_whole(1, 10**6)
 
 
 def _training_rules(section: str) -> dict[str, tuple]:
@@ -52,13 +63,13 @@ def _training_rules(section: str) -> dict[str, tuple]:
     'num_examples': _is_whole(1),
     'batch_size': _is_whole(1, 2**20),
     'optimizer': _is_one_of(optimizers.OPTIMIZERS),
-    'warmup_epochs': _NOT_NEGATIVE,
+    'warmup_epochs': _within(0, LARGEST),
     'nesterov': _ANY_BOOL,
-    'learning_rate': _POSITIVE,
-    'final_learning_rate': _NOT_NEGATIVE,
-    'momentum': _within(0, 1, '[)'),
-    'beta2': _within(0, 1, '[)'),
-    'weight_decay': _NOT_NEGATIVE,
+    'learning_rate': _RATE,
+    'final_learning_rate': _RATE_OR_0,
+    'momentum': _MOMENTUM,
+    'beta2': _MOMENTUM,
+    'weight_decay': _RATE_OR_0,
     'keep_checkpoints': _FRACTIONS,
   }
   return {f'{section}.{name}': rule for name, rule in rules.items()}
@@ -68,9 +79,13 @@ def _model_rules(section: str) -> dict[str, tuple]:
   depths = '6n+2 (8, 14, 20, ...: basic blocks) or 9n+2 from 56 on (56, 65, ...: bottleneck blocks)'
   return {
     f'{section}.name': _is_one_of(models.MODELS),
-    f'{section}.depth': (lambda x: x < 10_000 and models.resnet_block(x) is not None, depths),
+    f'{section}.depth': (
+      lambda x: type(x) is int and x < 10_000 and models.resnet_block(x) is not None,
+      depths,
+    ),
     f'{section}.width': _is_whole(1, 10_000),
     f'{section}.norm': _is_one_of(models.NORMS),
+    f'{section}.dtype': _is_one_of(models.DTYPES),
   }
 
 
@@ -81,11 +96,14 @@ RULES = {
   'dataset.num_train': _is_whole(1),
   'dataset.num_val': _is_whole(0),
   'dataset.num_test': _is_whole(1),
-  'dataset.image_size': _is_whole(1, 10_000),
+  'dataset.image_size': _is_whole(1, augmentations.LARGEST_SIDE),
+  'dataset.streaming': _ANY_BOOL,
+  'dataset.num_workers': _is_whole(0, 1000),
   'dataset.max_tokens': _is_whole(1, 10**6),
   'dataset.min_count': _is_whole(1),
   **_model_rules('model'),
   'teacher.num_members': _is_whole(1, 10_000),
+  'teacher.members_in_parallel': _ANY_BOOL,
   'teacher.examples': _PART,
   **_training_rules('teacher'),
   'teacher.augmentation': _are_some_of(augmentations.AUGMENTATIONS),
@@ -94,9 +112,9 @@ RULES = {
   'predictions.dtype': _is_one_of(store.DTYPES),
   'predictions.examples': _PART,
   'predictions.augmentation': _are_some_of(views.NAMES),
-  'predictions.extra': _ANY_STRING,
+  'predictions.extra': _PLACE,
   'predictions.num_extra': _is_whole(1),
-  'predictions.replacement': _ANY_STRING,
+  'predictions.replacement': _PLACE,
   'predictions.replaced': _within(0, 1, '(]'),
   'student.seed': _SEED,
   **_training_rules('student'),
@@ -121,16 +139,20 @@ RULES = {
   'gan.latent_size': _is_whole(1, 10_000),
   'gan.generator_width': _is_whole(1, 10_000),
   'gan.discriminator_width': _is_whole(1, 10_000),
-  'gan.learning_rate': _POSITIVE,
-  'gan.final_learning_rate': _NOT_NEGATIVE,
+  'gan.learning_rate': _RATE,
+  'gan.final_learning_rate': _RATE_OR_0,
   'gan.flip': _ANY_BOOL,
   'gan.num_samples': _is_whole(2),  # a covariance wants two
-  'training.num_logs': _is_whole(1),
-  'training.num_evals': _is_whole(1),
-  'training.num_checkpoints': _is_whole(1),
+  'training.num_logs': _EVENTS,
+  'training.num_evals': _EVENTS,
+  'training.num_checkpoints': _EVENTS,
+  'training.steps_per_dispatch': _is_whole(1, 1000),
   'evaluation.batch_size': _is_whole(1, 2**20),
   'evaluation.num_views': _is_whole(1),
   'evaluation.independent_seed': _SEED,
   'evaluation.num_bootstrap': _is_whole(1, 10**6),
-  'evaluation.num_cka_examples': (lambda x: x == 0 or 4 <= x <= 20_000, '0, or 4 to 20000'),
+  'evaluation.num_cka_examples': (
+    lambda x: type(x) is int and (x == 0 or 4 <= x <= 20_000),
+    '0, or 4 to 20000',
+  ),
 }

@@ -9,10 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from kdjax import augmentations, data, files, gan_networks, hosts, losses, models, similarity
 from kdjax import config as config_lib
-from kdjax import data, files, gan_networks, losses, models, similarity
 from kdjax.errors import ConfigError, UserError
-from kdjax.rules import RULES
+from kdjax.rules import LARGEST, RULES
 
 NEEDS_COLOURS = ('contrast', 'saturation', 'hue', 'color_jitter')
 
@@ -95,10 +95,10 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
 
 def _student_problems(config: ConfigDict) -> Iterator[str]:
   student = config.student
-  if student.init_lambda > 0 and config_lib.student_model(config) != config.model:
+  if student.init_lambda > 0 and not config_lib.shares_weight_space(config):
     yield (
       f'student.init_lambda = {student.init_lambda}: mixes the weights of teacher and student; '
-      'allowed with student.model only if it equals model, or 0'
+      'allowed with student.model only if it equals model (but for the dtype), or 0'
     )
   if student.init_from == 'initial' and student.init_lambda == 0:
     yield (
@@ -156,6 +156,11 @@ def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     size = config[section].batch_size
     if size % num_devices:
       yield f'{section}.batch_size = {size}: allowed: a multiple of the {num_devices} devices'
+  if config.teacher.members_in_parallel and hosts.count() > 1:
+    yield (
+      f'teacher.members_in_parallel = True: allowed: False with {hosts.count()} hosts, which train each '
+      'member together'
+    )
 
 
 def _data_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
@@ -181,7 +186,7 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     if examples and _keeps_rules(config, f'{section}.examples') and examples[1] > num_train:
       yield f'{section}.examples = {examples}: allowed: up to the {num_train} training examples'
   if num_train > 0:
-    yield from _warmup_problems(config, num_train)
+    yield from _duration_problems(config, num_train)
   if description.vocabulary_size is None:
     yield from _image_problems(config, description)
   else:
@@ -190,22 +195,61 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     yield from _extra_problems(config, field)
 
 
-def _warmup_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
+def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
   for name, part in (('teacher', 'teacher.examples'), ('student', 'predictions.examples')):
     fields = [f'{name}.{field}' for field in (*config_lib.DURATIONS, 'batch_size', 'warmup_epochs')]
     section = config[name]
-    durations = sum(section[duration] is not None for duration in config_lib.DURATIONS)
-    if durations != 1 or not _keeps_rules(config, part, 'predictions.num_extra', *fields):
+    durations = [d for d in config_lib.DURATIONS if section[d] is not None]
+    if len(durations) != 1 or not _keeps_rules(config, part, 'predictions.num_extra', *fields):
       continue
     num_examples = data.part_size(num_train, config[part.partition('.')[0]].examples)
     if name == 'student':
       num_examples += config_lib.num_extra(config) or 0
     num_steps = config_lib.num_steps(section, num_examples)
-    if round(section.warmup_epochs * num_examples / section.batch_size) >= num_steps:
+    if not _are_countable(num_steps, section.batch_size, num_examples):
+      yield (
+        f'{name}.{durations[0]} = {section[durations[0]]}: are {num_steps} steps of '
+        f'{section.batch_size} of {num_examples} examples; allowed: up to {LARGEST} steps and epochs'
+      )
+    elif round(section.warmup_epochs * num_examples / section.batch_size) >= num_steps:
       yield (
         f'{name}.warmup_epochs = {section.warmup_epochs}: allowed: less than the '
         f'{num_steps * section.batch_size / num_examples:g} epochs of the whole training'
       )
+
+
+def _are_countable(num_steps: int, batch_size: int, num_examples: int) -> bool:
+  """Whether steps and epochs fit the int32 that devices count in, with room."""
+  return max(num_steps, num_steps * batch_size // num_examples) <= LARGEST
+
+
+def _gan_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
+  section, shape = config.gan, description.input_shape
+  sizes = data.split_sizes(config.dataset, description)
+  if config.dataset.streaming:
+    yield (
+      'dataset.streaming = True: the GAN learns from images in memory, and its own are there too; '
+      "allowed: False, or no 'gan' in predictions.extra and predictions.replacement"
+    )
+  if not gan_networks.num_halvings(*shape[:2]):
+    yield (
+      f'predictions.extra, predictions.replacement: the GAN cannot grow images of {min(shape[:2])} '
+      f'pixels, the size of {config.dataset.name}: it doubles a start of at least '
+      f"{gan_networks.MIN_SIDE}; allowed: no 'gan'"
+    )
+  for name, least in (('train', 4), ('test', 2)):  # a covariance wants two, of halves too
+    if sizes[name] < least:
+      yield (
+        f"dataset.num_{name} = {sizes[name]}: allowed with 'gan' in predictions.extra or "
+        f'predictions.replacement: at least {least}, to judge its images by'
+      )
+  num_steps, num_train = section.num_steps * section.num_discriminator_steps, sizes['train']
+  if num_train > 0 and not _are_countable(num_steps, section.batch_size, num_train):
+    yield (
+      f'gan.num_steps = {section.num_steps}: with gan.num_discriminator_steps = '
+      f'{section.num_discriminator_steps} are {num_steps} steps of {section.batch_size} of {num_train} '
+      f'examples; allowed: up to {LARGEST} steps and epochs'
+    )
 
 
 def _image_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
@@ -216,11 +260,15 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
       f'augmentation.crop_padding = {padding}: allowed: less than the {size} pixels of the images of '
       f'{name}, since a crop must show some of the image'
     )
-  if config_lib.needs_gan(config) and not gan_networks.num_halvings(*description.input_shape[:2]):
+  if max(description.input_shape[:2]) > augmentations.LARGEST_SIDE:
     yield (
-      f'predictions.extra, predictions.replacement: the GAN cannot grow images of {size} pixels, the '
-      f"size of {name}: it doubles a start of at least {gan_networks.MIN_SIDE}; allowed: no 'gan'"
+      f'dataset.image_size = None: the images of {name} have {max(description.input_shape[:2])} pixels a '
+      f'side; allowed: a size of up to {augmentations.LARGEST_SIDE}'
     )
+  if config_lib.needs_gan(config) and _keeps_rules(
+    config, 'gan.num_steps', 'gan.num_discriminator_steps', 'gan.batch_size'
+  ):
+    yield from _gan_problems(config, description)
   for field, model in _model_names(config).items():
     if model in models.TAKES_TOKENS:
       yield f'{field} = {model!r}: takes texts, and {name} has images. {_models_for(texts=False)}'
@@ -247,6 +295,8 @@ def _colour_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
 
 def _text_problems(config: ConfigDict) -> Iterator[str]:
   name = config.dataset.name
+  if config.dataset.streaming:
+    yield f'dataset.streaming = True: is for images, and {name} has texts; allowed: False'
   for field, model in _model_names(config).items():
     if model not in models.TAKES_TOKENS:
       yield f'{field} = {model!r}: takes images, and {name} has texts. {_models_for(texts=True)}'
@@ -273,7 +323,7 @@ def _models_for(texts: bool) -> str:
 def _extra_problems(config: ConfigDict, field: str) -> Iterator[str]:
   """Whether the source of unlabelled images is there, and large enough."""
   name, wanted = config.predictions[field], config.predictions.num_extra
-  if name in ('', 'gan'):
+  if name in ('', 'gan') or not _keeps_rules(config, f'predictions.{field}'):
     return
   try:
     available = data.extra_size(name, config.dataset, field=f'predictions.{field}')

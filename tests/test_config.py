@@ -178,12 +178,13 @@ def test_optional_fields_are_those_that_base_makes_references():
   config = load()
   optional = {name for name in config_lib.leaves(config) if config_lib.is_optional(config, name)}
   durations = {f'{s}.{d}' for s in ('teacher', 'student') for d in config_lib.DURATIONS}
-  model = {f'student.model.{name}' for name in ('name', 'depth', 'width', 'norm')}
+  model = {f'student.model.{name}' for name in ('name', 'depth', 'width', 'norm', 'dtype')}
   dataset = {f'dataset.{name}' for name in ('data_dir', 'num_train', 'num_test', 'image_size')}
   others = {
     'predictions.num_extra',
     'student.seed',
     'student.final_temperature',
+    'training.steps_per_dispatch',
     'evaluation.independent_seed',
   }
   assert optional == durations | model | dataset | others
@@ -216,7 +217,7 @@ def test_durations_in_steps_epochs_and_examples_agree(duration, steps):
 
 def test_the_student_model_is_the_teachers_but_for_what_is_set():
   config = load(('student.model.depth', '56'), ('student.model.norm', 'layer'))
-  expected = {'name': 'resnet', 'depth': 56, 'width': 16, 'norm': 'layer'}
+  expected = {'name': 'resnet', 'depth': 56, 'width': 16, 'norm': 'layer', 'dtype': 'float32'}
   assert config_lib.student_model(config).to_dict() == expected
   assert config.model.depth == 20
   assert config_lib.student_model(load()) == load().model

@@ -21,6 +21,7 @@ BROKEN = {
   'model.depth': 21,
   'model.width': 0,
   'model.norm': 'group',
+  'model.dtype': 'float16',
   'teacher.num_members': 0,
   'teacher.examples': (5,),
   'teacher.num_epochs': 0,
@@ -66,6 +67,7 @@ BROKEN = {
   'student.model.depth': 2,
   'student.model.width': 0,
   'student.model.norm': 'none',
+  'student.model.dtype': 'float64',
   'augmentation.crop_padding': -1,
   'augmentation.rotation_degrees': 181.0,
   'augmentation.brightness': 1.1,
@@ -86,6 +88,7 @@ BROKEN = {
   'training.num_logs': 0,
   'training.num_evals': 0,
   'training.num_checkpoints': 0,
+  'training.steps_per_dispatch': 0,
   'evaluation.batch_size': 0,
   'evaluation.num_views': 0,
   'evaluation.independent_seed': -1,
@@ -106,6 +109,7 @@ def prepare_arguments(monkeypatch):
 ANY_OF_THEIR_TYPE = {
   'dataset.name',
   'dataset.data_dir',  # but gs:// needs a package
+  'teacher.members_in_parallel',
   'teacher.nesterov',
   'student.nesterov',
   'predictions.extra',  # whether it is there is another rule

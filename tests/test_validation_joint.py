@@ -326,3 +326,41 @@ def test_a_sweep_that_is_wrong_prepares_no_data_set(prepare_arguments):
 def test_every_run_of_a_sweep_is_for_the_devices():
   (problem, *_) = problems_of_sweep([load()], num_devices=3)
   assert problem.startswith('run 0: teacher.batch_size = 256: allowed: a multiple of the 3 devices')
+
+
+# What would overflow, or leave nothing to judge by.
+
+
+@pytest.mark.parametrize(
+  ('fields', 'start'),
+  [
+    (
+      {'teacher.num_epochs': 10**9},
+      'teacher.num_epochs = 1000000000: are 195312500000 steps of 256',
+    ),
+    (
+      {'student.num_epochs': None, 'student.num_steps': 10**9, 'student.batch_size': 100_000},
+      'student.num_steps = 1000000000: are 1000000000 steps of 100000',  # two billion epochs
+    ),
+    (
+      {'predictions.replacement': 'gan', 'gan.num_steps': 10**9},
+      'gan.num_steps = 1000000000: with gan.num_discriminator_steps = 5 are 5000000000 steps',
+    ),
+    (
+      {'predictions.replacement': 'gan', 'dataset.num_train': 3},
+      'dataset.num_train = 3: allowed with',
+    ),
+    (
+      {'predictions.replacement': 'gan', 'dataset.num_test': 1},
+      'dataset.num_test = 1: allowed with',
+    ),
+    (
+      {'predictions.extra': 's3://bucket', 'predictions.num_extra': 1},
+      "predictions.extra = 's3://bucket'",
+    ),
+    ({'dataset.data_dir': '\0'}, "dataset.data_dir = '\\x00': allowed: a folder"),
+  ],
+)
+def test_numbers_and_places_that_cannot_be_are_told(fields, start):
+  (problem,) = problems_of(load(fields=fields))
+  assert problem.startswith(start)

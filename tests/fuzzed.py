@@ -1,0 +1,321 @@
+"""What test_fuzz.py draws, and how it builds a config that was accepted without computing anything."""
+
+import contextlib
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from tiny_data import TEXT, image_feature, label_feature, write_tfds
+
+from kdjax import config as config_lib
+from kdjax import (
+  data,
+  gan,
+  losses,
+  models,
+  optimizers,
+  predictions,
+  steps,
+  store,
+  student,
+  teachers,
+  training,
+  views,
+)
+from kdjax.data import sources
+from kdjax.models import resnet, resnet50
+from kdjax.run import Run
+
+# Of the sets of TFDS that the experiments name: shape (of texts: None), classes, and sizes.
+SETS = {
+  'mnist/3.0.1': ((28, 28, 1), 10, {'train': 60_000, 'test': 10_000}),
+  'emnist/byclass/3.1.0': ((28, 28, 1), 62, {'train': 697_932, 'test': 116_323}),
+  'cifar10/3.0.2': ((32, 32, 3), 10, {'train': 50_000, 'test': 10_000}),
+  'cifar100/3.0.2': ((32, 32, 3), 100, {'train': 50_000, 'test': 10_000}),
+  'svhn_cropped/3.1.0': ((32, 32, 3), 10, {'train': 73_257, 'test': 26_032, 'extra': 531_131}),
+  'imagenet2012/5.1.0': ((-1, -1, 3), 1000, {'train': 1_281_167, 'validation': 50_000}),
+  'imdb_reviews/plain_text/1.0.0': (
+    None,
+    2,
+    {'train': 25_000, 'test': 25_000, 'unsupervised': 50_000},
+  ),
+}
+NUM_WORDS, MOST_FREQUENT = 99, 1000  # of the vocabulary of the reviews
+
+
+def write_sets(place: pathlib.Path) -> None:
+  """The sets in the layout of TFDS. They have their sizes, but no examples."""
+  for name, (shape, num_classes, sizes) in SETS.items():
+    inputs = {'text': TEXT} if shape is None else {'image': image_feature(*shape)}
+    features = inputs | {'label': label_feature(num_classes)}
+    set_name, _, version = name.rpartition('/')
+    write_tfds(place, features, sizes, set_name, version, class_names=None)
+
+
+# Drawing.
+
+_NAMES = sorted(
+  {
+    *models.MODELS,
+    *models.NORMS,
+    *optimizers.OPTIMIZERS,
+    *losses.LOSSES,
+    *store.DTYPES,
+    *views.NAMES,
+    *(name.rpartition('/')[0] for name in SETS),
+    *('digits', 'folder', 'gan', 'stored', 'online', 'initial', 'final'),
+  }
+)
+_STRINGS = [
+  *(
+    '',
+    ' ',
+    'Resnet',
+    'τ',
+    'no such',
+    '..',
+    '/no/such',
+    './no',
+    '~nobody/x',
+    'a' * 300,
+    '\0',
+    '/\0',
+  ),
+  *('gs://no/such', 's3://no/such', 'http://no/such', 'file:///no', 'x://'),
+  *(
+    'mnist:9.9.9',
+    'mnist/config',
+    'mnist:1.*.*',
+    'mnist/a=1',
+    'kaggle:x',
+    'a/b/c',
+    '\udcff',
+    '/dev/null',
+  ),
+]
+_INTEGERS = [
+  *(-(10**9), -1, 0, 1, 2, 3, 5, 8, 14, 31, 56, 100, 1000, 49_999, 60_001, 10**6, 2**20, 10**8),
+  *(2**31 - 1, 2**31, 10**9, 10**9 + 1, 10**12, 2**63, 10**30, 10**400),
+]
+_FLOATS = [
+  *(-1.0, -0.0, 0.0, 1e-300, 1e-46, 1e-6, 0.01, 0.3, 0.5, 1 - 1e-9, 1.0, 1.5, 2.5, 90.0, 180.5),
+  *(300.0, 1001.0, 1e9, 1e38, 1e39, 1e300, 1.7e308, math.inf, -math.inf, math.nan),
+]
+_OTHERS = [None, True, False, 1j, b'x', ['crop'], {'a': 1}, {1}]
+_AUGMENTATIONS = st.lists(st.sampled_from([*views.NAMES, 'shear', 1]), max_size=4).map(tuple)
+_NUMBERS = st.lists(st.sampled_from([*_INTEGERS, *_FLOATS, True]), max_size=3).map(tuple)
+_TUPLES = [
+  *(('crop', 'crop'), ('',), (None,), ((),), ('a', 'b'), (0, 10), (0, 60_000), (1000, 2000)),
+  *((10, 0), (0, 1.5), (False, True), (0.0, 0.999), (0.5, '0.5'), ((0, 1), (2, 3))),
+]
+_OF_TYPE = {
+  bool: st.booleans(),
+  int: st.sampled_from(_INTEGERS),
+  float: st.sampled_from(_FLOATS),
+  str: st.sampled_from(_STRINGS) | st.sampled_from(_NAMES),
+  tuple: st.sampled_from(_TUPLES) | _AUGMENTATIONS | _NUMBERS,
+}
+_ANY = st.one_of(*_OF_TYPE.values(), st.sampled_from(_OTHERS))
+# What a shell may pass and `repr` never writes.
+_TEXTS = [
+  *(None, '', '(', "'", '{[1]: 2}', '0x' + 'f' * 5000, '1' * 5000, '2**3', 'nan', '1e999', '-0'),
+  *(
+    '1_000',
+    ' 1',
+    '1 2',
+    'lambda: 0',
+    "__import__('os')",
+    '[' * 300,
+    '\udcff',
+    'None',
+    '1,',
+    'τ=1',
+  ),
+]
+
+
+@st.composite
+def values(draw: st.DrawFn, configs: dict[str, ConfigDict], spec: str, field: str) -> Any:
+  """Right and wrong ones: what experiments have there, any of the field's type, and any at all."""
+  *parents, name = field.split('.')
+  section = configs[spec]
+  for parent in parents:
+    section = section[parent]
+  shipped = {repr(value): value for c in configs.values() if (value := config_lib.leaves(c)[field])}
+  of_type = _OF_TYPE[section.get_type(name)]
+  # Not `one_of`, which would choose most often from that which has most parts.
+  choices = [st.sampled_from([None, *shipped.values()]), of_type, of_type, of_type, _ANY]
+  return draw(choices[draw(st.integers(0, len(choices) - 1))])
+
+
+@st.composite
+def changes(draw: st.DrawFn, configs: dict[str, ConfigDict]) -> tuple[str, dict]:
+  """The name of a config, and new values for one to three of its fields."""
+  spec = draw(st.sampled_from(sorted(configs)))
+  names = st.sampled_from(sorted(config_lib.leaves(configs[spec])))
+  fields = draw(st.lists(names, min_size=1, max_size=3, unique=True))
+  return spec, {field: draw(values(configs, spec, field)) for field in fields}
+
+
+@st.composite
+def overrides(draw: st.DrawFn, configs: dict[str, ConfigDict]) -> tuple[str, dict]:
+  """As `changes`, but the values are what a shell passes, and some fields are misspelt."""
+  spec, changed = draw(changes(configs))
+  misspelt = draw(st.integers(0, 3)) == 0
+  found = {}
+  for field, value in changed.items():
+    if misspelt:
+      place = draw(st.integers(0, len(field) - 1))
+      field = field[:place] + draw(st.sampled_from(['', '.', 'x', '=', 'τ'])) + field[place + 1 :]
+    text = value if isinstance(value, str) else repr(value)
+    found[field] = draw(st.sampled_from(_TEXTS)) if draw(st.integers(0, 3)) == 0 else text
+  return spec, found
+
+
+# Building.
+
+
+class _Traced(Exception):
+  """In place of what a training would return."""
+
+
+def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Has the stages read no data, and only trace the steps that they would train with."""
+
+  def zeros(shape, dtype):
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+  def load(section):
+    description = data.describe(section)
+    dtype = np.uint8 if description.vocabulary_size is None else np.int32
+    sizes = data.split_sizes(section, description)
+    return {
+      name: data.Split(zeros((n, *description.input_shape), dtype), zeros((n,), np.int32))
+      for name, n in sizes.items()
+    }
+
+  def load_extra(name, section, input_shape, count=None):
+    size = data.extra_size(name, section) if count is None else count
+    return zeros((size, *input_shape), np.uint8 if len(input_shape) == 3 else np.int32)
+
+  def gan_samples(run, count=None):
+    return zeros((count or run.config.gan.num_samples, *run.description.input_shape), np.uint8)
+
+  def fit(folder, name, plan, like, step, inputs, several=None, **_):
+    batches = inputs(0)
+    first = next(batches)
+    after, _ = jax.eval_shape(step, like, *first)
+    of = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert of(after) == of(like)
+    if several and plan.steps_per_dispatch > 1:
+      *both, seeds = zip(first, next(batches), strict=True)
+      after, _ = jax.eval_shape(several, like, *both, seeds[0])
+      assert of(after) == of(like)
+    raise _Traced
+
+  class Teacher:
+    def __init__(self, run):
+      self.num_classes = run.description.num_classes
+
+    def members(self, name, view=0):
+      return np.zeros((1, 1, self.num_classes), np.float32)
+
+    def batch(self, name, batch):
+      return np.zeros((*batch['indices'].shape, self.num_classes), np.float32)
+
+  def vocabulary(place, feature, min_count):
+    return {str(i): i for i in range(1, NUM_WORDS + 1)} if min_count <= MOST_FREQUENT else {}
+
+  def one_block(depth):
+    fitting = resnet.resnet_block(depth)
+    return fitting and (fitting[0], 1)
+
+  monkeypatch.setattr(models, 'resnet_block', one_block)
+  monkeypatch.setattr(resnet50, 'BLOCKS_PER_STAGE', (1, 1))
+  monkeypatch.setattr(data, 'load', load)
+  monkeypatch.setattr(data, 'load_extra', load_extra)
+  monkeypatch.setattr(sources, '_vocabulary', vocabulary)
+  monkeypatch.setattr(training, 'fit', fit)
+  monkeypatch.setattr(training, 'advance', fit)
+  monkeypatch.setattr(predictions, 'open_teacher', Teacher)
+  monkeypatch.setattr(teachers, 'load', lambda run, member: None)
+  monkeypatch.setattr(Run, 'gan_samples', gan_samples)
+  monkeypatch.setattr(Run, 'begin', lambda *args: None)
+
+
+def build(config: ConfigDict, workdir: pathlib.Path, traced: set[str]) -> None:
+  """Plans, learning rates, folders, states and steps of a config: raises what a run would raise.
+
+  Args:
+    traced: what was traced before, and is not again.
+  """
+  run = Run(config, epath.Path(workdir))
+  json.dumps(config.to_dict())
+  for of in ('teacher', 'student'):
+    num_steps, rate = run.plan(of).num_steps, run.learning_rate(of)
+    assert all(np.isfinite(float(rate(i))) for i in (0, num_steps // 2, num_steps)), of
+  for folder, trace in _traces(run).items():
+    if folder not in traced:
+      with contextlib.suppress(_Traced):
+        trace()
+      traced.add(folder)
+
+
+def folders(config: ConfigDict, workdir: pathlib.Path) -> set[str]:
+  """What `build` would trace."""
+  return set(_traces(Run(config, epath.Path(workdir))))
+
+
+def _traces(run: Run) -> dict[str, Callable[[], Any]]:
+  """By the folder of what each traces, whose name tells all that it depends on."""
+  small = Run(_small(run), run.workdir)
+  found = {
+    small.member_folder(0): lambda: teachers.run(small),
+    small.student_folder: lambda: student.run(small),
+    small.predictions_folder: lambda: _predict(small),
+  }
+  if config_lib.needs_gan(run.config):
+    found[small.gan_folder] = lambda: gan.run(small)
+  return {str(folder): trace for folder, trace in found.items()}
+
+
+def _small(run: Run) -> ConfigDict:
+  """A config with the same steps, up to depth and numbers of examples, that take less to trace."""
+  config = run.config.copy_and_resolve_references()
+  batch_size = 2 * jax.local_device_count()
+  for of in ('teacher', 'student'):
+    section, num_steps = config[of], run.plan(of).num_steps
+    section.num_epochs, section.num_steps, section.num_examples = None, num_steps, None
+    section.batch_size, section.warmup_epochs = batch_size, 0.0
+  config.gan.batch_size = batch_size
+  config.gan.num_discriminator_steps = min(config.gan.num_discriminator_steps, 2)
+  config.gan.num_samples = min(config.gan.num_samples, 8)
+  for name, size in run.sizes.items():
+    config.dataset[f'num_{name}'] = min(size, 8)
+  config.teacher.examples = config.predictions.examples = ()
+  if config.predictions.num_extra is not None:
+    config.predictions.num_extra = min(config.predictions.num_extra, 8)
+  for section in (config.model, config.student.model):
+    if section.depth is not None:
+      section.depth = 56 if models.resnet_block(section.depth)[0] is models.BottleneckBlock else 8
+  config.teacher.num_members, config.predictions.num_views = 1, 1
+  config.seed, config.student.seed, config.evaluation.independent_seed = 0, None, None
+  return config
+
+
+def _predict(run: Run) -> None:
+  inputs = run.inputs['distillation']
+  batch, _ = next(inputs.evaluation(np.arange(1), 0, 2 * jax.local_device_count()))
+  step = steps.parallel(partial(steps.predict_step, model=run.teacher_model, view=inputs.view))
+  variables = run.abstract_state('teacher').variables
+  logits = jax.eval_shape(step, variables, batch, 0)
+  assert logits.shape[-1] == run.description.num_classes
