@@ -1,4 +1,4 @@
-"""Classifiers: (inputs, train) → (logits_BC, features), features by name in order of depth.
+"""Classifiers: (inputs, train) → (logits_BC, features), features by name in order of depth, in float32.
 
 (Through jit a dict comes back in the order of the alphabet.)
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from kdjax.models.bilstm import BiLSTM
-from kdjax.models.layers import AXIS_NAME, BATCH_NORM_MOMENTUM, NORMS, Features
+from kdjax.models.layers import AXIS_NAME, BATCH_NORM_MOMENTUM, DTYPES, NORMS, Features
 from kdjax.models.lenet import LeNet5
 from kdjax.models.resnet import BasicBlock, BottleneckBlock, PreActResNet, resnet_block
 from kdjax.models.resnet50 import ResNet50
@@ -25,6 +25,7 @@ from kdjax.models.vgg import VGG16
 __all__ = [
   'AXIS_NAME',
   'BATCH_NORM_MOMENTUM',
+  'DTYPES',
   'MODELS',
   'NORMS',
   'SMALLEST_SIDE',
@@ -44,25 +45,25 @@ __all__ = [
 
 
 def _bilstm(config: ConfigDict, num_classes: int, vocabulary_size: int) -> nn.Module:
-  return BiLSTM(num_classes, vocabulary_size, config.width)
+  return BiLSTM(num_classes, vocabulary_size, config.width, DTYPES[config.dtype])
 
 
 def _lenet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  del config
-  return LeNet5(num_classes)
+  return LeNet5(num_classes, DTYPES[config.dtype])
 
 
 def _resnet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
   block, blocks_per_stage = resnet_block(config.depth)
-  return PreActResNet(num_classes, block, blocks_per_stage, config.width, config.norm)
+  dtype = DTYPES[config.dtype]
+  return PreActResNet(num_classes, block, blocks_per_stage, config.width, config.norm, dtype)
 
 
 def _resnet50(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  return ResNet50(num_classes, config.width, config.norm)
+  return ResNet50(num_classes, config.width, config.norm, DTYPES[config.dtype])
 
 
 def _vgg(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  return VGG16(num_classes, config.width)
+  return VGG16(num_classes, config.width, DTYPES[config.dtype])
 
 
 MODELS: dict[str, Callable[[ConfigDict, int, int | None], nn.Module]] = {

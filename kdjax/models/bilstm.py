@@ -1,10 +1,12 @@
 """A bidirectional LSTM for texts (Hochreiter & Schmidhuber 1997; paper, Appendix A: IMDB)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.models.layers import Features
+from kdjax.models.layers import Features, classify
 
 NUM_LAYERS = 2
 EMBEDDING_SIZE = 128
@@ -20,13 +22,17 @@ class BiLSTM(nn.Module):
   num_classes: int
   vocabulary_size: int
   width: int  # units of a cell, for each direction; the paper's have 70
+  dtype: Any = jnp.float32  # of the gates; the states of the cells are float32
 
   @nn.compact
   def __call__(self, tokens_BT: jax.Array, train: bool) -> tuple[jax.Array, Features]:
     del train
     lengths_B = jnp.maximum(jnp.sum(tokens_BT != 0, axis=1), 1)
     embed = nn.Embed(
-      self.vocabulary_size, EMBEDDING_SIZE, embedding_init=nn.initializers.normal(1.0)
+      self.vocabulary_size,
+      EMBEDDING_SIZE,
+      embedding_init=nn.initializers.normal(1.0),
+      dtype=self.dtype,
     )
     x_BTC = embed(tokens_BT)
     is_text_BT1 = (jnp.arange(x_BTC.shape[1])[None] < lengths_B[:, None])[..., None]
@@ -34,7 +40,7 @@ class BiLSTM(nn.Module):
     for layer in range(NUM_LAYERS):
       name = f'layer{layer + 1}'
       forward, backward = (
-        nn.RNN(nn.OptimizedLSTMCell(self.width, name=f'{name}_{direction}'))
+        nn.RNN(nn.OptimizedLSTMCell(self.width, dtype=self.dtype, name=f'{name}_{direction}'))
         for direction in ('forward', 'backward')
       )
       carries, x_BTC = nn.Bidirectional(forward, backward)(
@@ -43,4 +49,4 @@ class BiLSTM(nn.Module):
       (_, forward_BC), (_, backward_BC) = carries
       final_BC = jnp.concatenate([forward_BC, backward_BC], axis=-1)
       features[name] = final_BC
-    return nn.Dense(self.num_classes)(final_BC), features
+    return classify(self.num_classes, final_BC, features)

@@ -1,12 +1,13 @@
 """Pre-activation ResNets for small images (He et al. 2016, "Identity mappings"; paper, Appendix A)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.models.layers import NORMS, Conv1x1, Conv3x3, Features, Norm
+from kdjax.models.layers import NORMS, Conv1x1, Conv3x3, Features, Norm, classify
 
 BOTTLENECK_FROM_DEPTH = (
   56  # 20 is basic and 56 bottleneck in the paper, though both fit 6n+2 and 9n+2
@@ -19,15 +20,16 @@ class BasicBlock(nn.Module):
   filters: int
   stride: int
   norm: Norm
+  dtype: Any = jnp.float32
   expansion = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = nn.relu(self.norm()(x))
     shortcut = _shortcut(self, x, y)
-    y = Conv3x3(self.filters, strides=self.stride)(y)
+    y = Conv3x3(self.filters, strides=self.stride, dtype=self.dtype)(y)
     y = nn.relu(self.norm()(y))
-    return shortcut + Conv3x3(self.filters)(y)
+    return shortcut + Conv3x3(self.filters, dtype=self.dtype)(y)
 
 
 class BottleneckBlock(nn.Module):
@@ -36,17 +38,18 @@ class BottleneckBlock(nn.Module):
   filters: int
   stride: int
   norm: Norm
+  dtype: Any = jnp.float32
   expansion = 4
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = nn.relu(self.norm()(x))
     shortcut = _shortcut(self, x, y)
-    y = Conv1x1(self.filters)(y)
+    y = Conv1x1(self.filters, dtype=self.dtype)(y)
     y = nn.relu(self.norm()(y))
-    y = Conv3x3(self.filters, strides=self.stride)(y)
+    y = Conv3x3(self.filters, strides=self.stride, dtype=self.dtype)(y)
     y = nn.relu(self.norm()(y))
-    return shortcut + Conv1x1(self.filters * self.expansion)(y)
+    return shortcut + Conv1x1(self.filters * self.expansion, dtype=self.dtype)(y)
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -54,7 +57,7 @@ def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, y: jax.Array) -
   filters = block.filters * block.expansion
   if x.shape[-1] == filters and block.stride == 1:
     return x
-  return Conv1x1(filters, strides=block.stride, name='shortcut')(y)
+  return Conv1x1(filters, strides=block.stride, dtype=block.dtype, name='shortcut')(y)
 
 
 class PreActResNet(nn.Module):
@@ -65,22 +68,22 @@ class PreActResNet(nn.Module):
   blocks_per_stage: int
   width: int
   norm: str
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
-    norm = NORMS[self.norm](train)
+    norm = NORMS[self.norm](train, self.dtype)
     features = {}
-    x = features['stem'] = Conv3x3(self.width)(x)
+    x = features['stem'] = Conv3x3(self.width, dtype=self.dtype)(x)
     for stage in range(3):
       for i in range(self.blocks_per_stage):
         stride = 2 if stage > 0 and i == 0 else 1
-        x = self.block(self.width * 2**stage, stride, norm, name=f'stage{stage + 1}_block{i + 1}')(
-          x
-        )
+        name = f'stage{stage + 1}_block{i + 1}'
+        x = self.block(self.width * 2**stage, stride, norm, self.dtype, name=name)(x)
       features[f'stage{stage + 1}'] = x
     x = nn.relu(norm()(x))
     x = features['pooled'] = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.num_classes)(x), features
+    return classify(self.num_classes, x, features)
 
 
 def resnet_block(depth: int) -> tuple[Callable[..., nn.Module], int] | None:

@@ -1,10 +1,12 @@
 """ResNet-50 for images of ImageNet's size."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.models.layers import NORMS, Conv1x1, Conv3x3, Features, Norm, he_normal
+from kdjax.models.layers import NORMS, Conv, Conv1x1, Conv3x3, Features, Norm, classify, he_normal
 
 BLOCKS_PER_STAGE = (3, 4, 6, 3)
 
@@ -18,15 +20,16 @@ class PostActBottleneckBlock(nn.Module):
   filters: int
   stride: int
   norm: Norm
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     filters = 4 * self.filters
-    y = nn.relu(self.norm()(Conv1x1(self.filters)(x)))
-    y = nn.relu(self.norm()(Conv3x3(self.filters, strides=self.stride)(y)))
-    y = self.norm(scale_init=nn.initializers.zeros)(Conv1x1(filters)(y))
+    y = nn.relu(self.norm()(Conv1x1(self.filters, dtype=self.dtype)(x)))
+    y = nn.relu(self.norm()(Conv3x3(self.filters, strides=self.stride, dtype=self.dtype)(y)))
+    y = self.norm(scale_init=nn.initializers.zeros)(Conv1x1(filters, dtype=self.dtype)(y))
     if x.shape != y.shape:
-      x = Conv1x1(filters, strides=self.stride, name='shortcut')(x)
+      x = Conv1x1(filters, strides=self.stride, dtype=self.dtype, name='shortcut')(x)
       x = self.norm(name='shortcut_norm')(x)
     return nn.relu(x + y)
 
@@ -37,13 +40,21 @@ class ResNet50(nn.Module):
   num_classes: int
   width: int  # filters of the stem; 64 is the ResNet-50 of ImageNet
   norm: str
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
-    norm = NORMS[self.norm](train)
+    norm = NORMS[self.norm](train, self.dtype)
     features = {}
-    x = nn.Conv(
-      self.width, (7, 7), strides=2, padding=3, use_bias=False, kernel_init=he_normal, name='stem'
+    x = Conv(
+      self.width,
+      (7, 7),
+      strides=2,
+      padding=3,
+      use_bias=False,
+      kernel_init=he_normal,
+      dtype=self.dtype,
+      name='stem',
     )(x)
     x = nn.relu(norm(name='stem_norm')(x))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -52,7 +63,7 @@ class ResNet50(nn.Module):
       for i in range(num_blocks):
         stride = 2 if stage > 0 and i == 0 else 1
         name = f'stage{stage + 1}_block{i + 1}'
-        x = PostActBottleneckBlock(self.width * 2**stage, stride, norm, name=name)(x)
+        x = PostActBottleneckBlock(self.width * 2**stage, stride, norm, self.dtype, name=name)(x)
       features[f'stage{stage + 1}'] = x
     x = features['pooled'] = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.num_classes)(x), features
+    return classify(self.num_classes, x, features)

@@ -1,11 +1,13 @@
 """VGG-16 without BatchNorm, for small images (Simonyan & Zisserman 2015; paper, Appendix A)."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from kdjax.models.layers import Features
+from kdjax.models.layers import Conv, Features, classify
 
 CONVS_PER_STAGE = (2, 2, 3, 3, 3)
 DROPOUT = 0.5
@@ -26,22 +28,24 @@ class VGG16(nn.Module):
   width: (
     int  # filters of the first stage; 64 is VGG-16. Hidden layers have eight times as many units
   )
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
-    hidden = partial(nn.Dense, 8 * self.width, kernel_init=he_normal)
+    convolve = partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=he_normal, dtype=self.dtype)
+    hidden = partial(nn.Dense, 8 * self.width, kernel_init=he_normal, dtype=self.dtype)
     features = {}
     for stage, num_convs in enumerate(CONVS_PER_STAGE):
       filters = self.width * min(2**stage, 8)
       for i in range(num_convs):
         name = f'stage{stage + 1}_conv{i + 1}'
-        x = nn.relu(nn.Conv(filters, (3, 3), padding=1, kernel_init=he_normal, name=name)(x))
+        x = nn.relu(convolve(filters, name=name)(x))
       x = features[f'stage{stage + 1}'] = _max_pool(x)
     x = x.reshape(len(x), -1)
     for layer in ('dense1', 'dense2'):
       x = nn.Dropout(DROPOUT, deterministic=not train)(x)
       x = features[layer] = nn.relu(hidden(name=layer)(x))
-    return nn.Dense(self.num_classes)(x), features
+    return classify(self.num_classes, x, features)
 
 
 def _max_pool(x_BHWC: jax.Array) -> jax.Array:

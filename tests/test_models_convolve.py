@@ -1,0 +1,105 @@
+"""The convolution of all models: lax's own in value and in every derivative, but its gradient in parts."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy_layers import QUICK
+
+from kdjax.models import layers
+
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+PLAIN = partial(jax.lax.conv_general_dilated, dimension_numbers=DIMENSIONS)
+IN_PARTS = partial(layers.convolve, dimension_numbers=DIMENSIONS)
+# Images, kernel, stride, padding, and the parts that their gradient is computed in.
+CASES = [
+  ((21, 16, 16, 4), (3, 3, 4, 4), 1, ((1, 1), (1, 1)), 5),  # parts of unequal size
+  ((21, 16, 16, 4), (3, 3, 4, 8), 2, ((1, 1), (1, 1)), 5),
+  ((16, 16, 16, 4), (1, 1, 4, 8), 2, ((0, 0), (0, 0)), 4),  # a shortcut
+  ((9, 32, 32, 3), (5, 5, 3, 6), 1, 'SAME', 8),
+  ((9, 28, 28, 3), (5, 5, 3, 4), 1, 'VALID', 6),
+  ((2, 32, 32, 3), (7, 7, 3, 4), 2, ((3, 3), (3, 3)), 2),
+  ((8, 8, 8, 4), (3, 3, 4, 4), 1, ((1, 1), (1, 1)), 1),  # too small for parts
+]
+
+
+def arrays(*shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def output(convolve, stride, padding, images, kernel):
+  return convolve(images, kernel, (stride, stride), padding)
+
+
+def loss(*arguments):
+  """With a second derivative for each argument."""
+  return jnp.mean(jnp.sin(output(*arguments)))
+
+
+def num_convolutions(function, *arguments):
+  return str(jax.make_jaxpr(function)(*arguments)).count(' conv_general_dilated[')
+
+
+def assert_close(found, expected):
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize(('images', 'kernel', 'stride', 'padding', 'num_parts'), CASES)
+def test_values_and_derivatives_are_those_of_lax(images, kernel, stride, padding, num_parts):
+  operands, tangents = arrays(images, kernel), arrays(images, kernel, seed=1)
+
+  def results(convolve):
+    function = partial(loss, convolve, stride, padding)
+    gradient = jax.grad(function, (0, 1))
+    value = output(convolve, stride, padding, *operands)
+    # The gradient, its derivative along the tangents, and the derivative of the value along them.
+    derivatives = jax.jvp(gradient, operands, tangents), jax.jvp(function, operands, tangents)
+    return value, derivatives
+
+  (value, derivatives), (expected_value, expected_derivatives) = (
+    jax.jit(partial(results, convolve), compiler_options=QUICK)() for convolve in (IN_PARTS, PLAIN)
+  )
+  np.testing.assert_array_equal(value, expected_value)
+  assert_close(derivatives, expected_derivatives)
+
+
+@pytest.mark.parametrize(('images', 'kernel', 'stride', 'padding', 'num_parts'), CASES)
+def test_only_the_gradient_of_the_kernel_is_computed_in_parts(
+  images, kernel, stride, padding, num_parts
+):
+  operands, function = arrays(images, kernel), partial(loss, IN_PARTS, stride, padding)
+  assert num_convolutions(function, *operands) == 1
+  assert num_convolutions(jax.grad(function, 0), *operands) == 2
+  assert num_convolutions(jax.grad(function, 1), *operands) == 1 + num_parts
+  assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 2 + num_parts
+
+
+def test_other_platforms_compute_the_gradient_at_once(monkeypatch):
+  operands, function = arrays(*CASES[0][:2]), partial(loss, IN_PARTS, *CASES[0][2:4])
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 3
+
+
+def test_members_can_be_mapped():
+  images, kernel, stride, padding, _ = CASES[1]
+  images, kernels_M = arrays(images, (3, *kernel))
+  gradient = jax.grad(partial(loss, IN_PARTS, stride, padding), 1)
+  mapped = jax.jit(jax.vmap(gradient, (None, 0)), compiler_options=QUICK)
+  alone = jax.jit(gradient, compiler_options=QUICK)
+  expected_M = np.stack([alone(images, kernel) for kernel in kernels_M])
+  assert_close(mapped(images, kernels_M), expected_M)
+
+
+def test_bfloat16_stays_bfloat16():
+  images, kernel, stride, padding, _ = CASES[0]
+  operands = [x.astype(jnp.bfloat16) for x in arrays(images, kernel)]
+  gradient = jax.grad(partial(loss, IN_PARTS, stride, padding), (0, 1))
+  gradient = jax.jit(gradient, compiler_options=QUICK)
+  expected, found = gradient(*arrays(images, kernel)), gradient(*operands)
+  for x, y in zip(found, expected, strict=True):
+    assert x.dtype == jnp.bfloat16
+    assert np.linalg.norm(x.astype(np.float32) - y) < 0.02 * np.linalg.norm(y)
