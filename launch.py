@@ -11,12 +11,23 @@ Flags:
                                 several processes may do so in one workdir
   --sweep_index=I               runs one point of it, as for a job array
   --verify                      checks the stored predictions against the teachers, and runs no stage
+
+On several hosts, the same command on each runs one experiment together, in a workdir that all see:
+  --coordinator=auto            of a TPU pod, SLURM, Open MPI or Kubernetes, as jax.distributed finds it
+  --coordinator=HOST:PORT       elsewhere: of process 0, with a free port, and
+  --num_processes=N             how many processes there are in all, and
+  --process_id=I                which one this is: 0 to N - 1, the only flag that differs
 """
 
+import faulthandler
 import os
 import pathlib
 import shlex
 import sys
+import threading
+import traceback
+from functools import partial
+from typing import NoReturn
 
 # Before JAX is imported: the same config gives the same bits on a GPU too.
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
@@ -26,7 +37,17 @@ from absl import app, flags
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import evaluation, files, predictions, progress, report, stages, sweep_figure, validation
+from kdjax import (
+  evaluation,
+  files,
+  hosts,
+  progress,
+  report,
+  stages,
+  sweep_figure,
+  validation,
+  verification,
+)
 from kdjax.errors import ConfigError, UserError
 from kdjax.run import Run
 from kdjax.sweep import SweepRun
@@ -39,6 +60,9 @@ _STAGES = flags.DEFINE_list('stages', list(stages.STAGES), 'Which stages to run.
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
 _SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'auto, or HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'That run together.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is.')
 
 _overrides: list[tuple[str, str | None]] = []
 
@@ -71,13 +95,36 @@ def _run() -> None:
   given = [flag for flag, on in (modes | {'--verify': _VERIFY.value}).items() if on]
   if len(given) > 1:
     raise ConfigError([f'{" and ".join(given)}: allowed: one of them'])
+  sweeps = [flag for flag, on in modes.items() if on]
+  if sweeps and _COORDINATOR.value is not None:
+    raise ConfigError(
+      [
+        f'{sweeps[0]} and --coordinator: allowed: one of them. Processes of a sweep that are started '
+        'without --coordinator, one on each host, share its runs'
+      ]
+    )
+  hosts.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if hosts.count() > 1:
+    faulthandler.disable()  # JAX aborts a process that lost another, and says so; no trace after that
+  if not hosts.is_main():
+    progress.setup_logging(errors_only=True)
   if _SWEEP.value or _SWEEP_INDEX.value is not None:
     _run_sweep(stages.problems(_STAGES.value))
     return
   config, problems = config_lib.load(_CONFIG.value, _overrides)
-  validation.check(config, jax.local_device_count(), problems + stages.problems(_STAGES.value))
+  if hosts.count() > 1:
+    hosts.require_same(
+      f'{config} {problems} {_workdir()} {_STAGES.value} {_VERIFY.value}',
+      '--config, --workdir, --stages or --verify',
+    )
+  check = partial(
+    validation.check, config, jax.device_count(), problems + stages.problems(_STAGES.value)
+  )
+  hosts.decide(lambda: check() is None)  # which prepares the data, once
+  if not hosts.is_main():
+    check(prepare=False)
   if _VERIFY.value:
-    progress.console.print(predictions.verify(Run(config, _workdir())))
+    progress.console.print(verification.verify(Run(config, _workdir())))
     return
   run = stages.run(config, _workdir(), _STAGES.value)
   if 'report' in _STAGES.value:
@@ -93,7 +140,7 @@ def _run_sweep(problems: list[str]) -> None:
     if index not in chosen:
       wrong.append(f'--sweep_index = {index}: allowed: 0 to {len(configs) - 1}')
     chosen = {index: chosen.get(index)}
-  validation.check_sweep(configs, jax.local_device_count(), problems + wrong)
+  validation.check_sweep(configs, jax.device_count(), problems + wrong)
   workdir = _workdir()
   try:
     stages.run_sweep(chosen, workdir, _STAGES.value)
@@ -115,12 +162,44 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
   progress.setup_logging()
+  _quiet_threads()
   try:
     _run()
-  except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
+  except UserError as error:
     sys.exit(f'error: {error}')
+  except OSError as error:  # a full disk, a folder that cannot be written
+    _stop(f'error: {error}. Mend that; the same command goes on where it was')
   except KeyboardInterrupt:
-    sys.exit('interrupted; the same command goes on where it was')
+    _stop('interrupted; the same command goes on where it was')
+  except Exception as error:
+    if hosts.count() == 1:
+      raise
+    if not hosts.is_loss(error):
+      _stop(traceback.format_exc())
+    _stop(
+      f'error: process {hosts.index()} of {hosts.count()} has lost another, which has ended: what that '
+      f'one said tells why. The same command on all hosts goes on where it was. ({error})'
+    )
+
+
+def _quiet_threads() -> None:
+  """What cannot be written stops the main thread, in one line; writers beside it say nothing more."""
+  sys.unraisablehook = lambda args: (
+    # As the writes of TensorStore that are under way when Orbax gives up after one of them.
+    None if str(args.exc_value) == 'Event loop is closed' else sys.__unraisablehook__(args)
+  )
+  threading.excepthook = lambda args: (
+    None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
+  )
+
+
+def _stop(message: str) -> NoReturn:
+  """Ends this process, and with it the others, for which it does not wait."""
+  if hosts.count() == 1:
+    sys.exit(message)
+  print(message, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(1)
 
 
 if __name__ == '__main__':

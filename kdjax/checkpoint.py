@@ -1,7 +1,8 @@
 """Checkpoints through Orbax: asynchronous, kept along the trajectory, and never trusted unchecked."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +11,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from kdjax.errors import DamageError
+from kdjax import files, hosts
+from kdjax.errors import DamageError, StorageError, UserError
 
 
 class Checkpoints:
   """The checkpoints of one training: `folder/<step>`. Use as a context manager.
 
   The newest stays, and those of `keep_steps`; with `read_only`, nothing is touched. Beside each state
-  lies the digest of its arrays, since not every flipped bit of a file breaks its format.
+  lies the digest of its arrays, since not every flipped bit of a file breaks its format, and the log
+  of the training up to there, so that whatever befalls the log, it can be made anew. Of several
+  hosts all call everything here; each writes a part of every array, and reads all.
   """
 
   def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), read_only: bool = False):
@@ -33,22 +37,34 @@ class Checkpoints:
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *_) -> None:
-    self._manager.close()  # waits for the writes that are under way
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    # A host that was lost is not waited for: what is under way then is not finished, and not counted.
+    if hosts.count() == 1 or kind is None or issubclass(kind, UserError):
+      with self._writing():
+        self._manager.close()  # waits for the writes that are under way
 
   @property
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, state: Any) -> None:
-    """Copies the state and returns; the files are written in the background."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave({'sha256': digest(state)})
-      ),
-      force=True,
-    )
+  def save(self, step: int, state: Any, log: Sequence[dict[str, Any]] = ()) -> None:
+    """Copies the state and returns; the files are written in the background.
+
+    Args:
+      log: the rows of the log so far.
+
+    Raises:
+      StorageError: the one before could not be written.
+    """
+    beside = {'sha256': digest(state), 'log': list(log), 'log_sha256': _log_digest(log)}
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(hosts.replicated(state)), digest=ocp.args.JsonSave(beside)
+        ),
+        force=True,
+      )
 
   def restore(self, like: Any, step: int | None = None) -> Any:
     """The state of a step (the newest by default) as arrays of NumPy, in the structure of `like`.
@@ -59,27 +75,67 @@ class Checkpoints:
     Raises:
       DamageError: it is missing, cannot be read, or is not what was saved.
     """
-    step = self._manager.latest_step() if step is None else step
-    place = self.folder / str(step)
-    mend = (
-      'Delete that folder and run again: training goes on from the checkpoint before it, or from the '
-      'start if there is none.'
-    )
-    if step not in self.steps:
-      raise DamageError(f'checkpoint {place} is missing or was never finished. {mend}')
     template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    try:
-      saved = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore()
-        ),
-      )
-    except Exception as error:
-      raise DamageError(f'checkpoint {place} cannot be read ({error}). {mend}') from error
-    if saved.digest != {'sha256': digest(saved.state)}:
-      raise DamageError(f'checkpoint {place} is damaged: its arrays are not those saved. {mend}')
+    saved = self._read(
+      step, state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore()
+    )
+    if saved.digest.get('sha256') != digest(saved.state):
+      raise self._damage(step, 'is damaged: its arrays are not those saved')
     return saved.state
+
+  def log(self, step: int | None = None) -> list[dict[str, Any]]:
+    """The rows of the log that were saved with a step (the newest by default).
+
+    Raises:
+      DamageError: they cannot be read, or are not what was saved.
+    """
+    beside = self._read(step, digest=ocp.args.JsonRestore()).digest
+    if 'log' not in beside and 'log_sha256' not in beside:
+      return []  # an older version saved it
+    rows = beside.get('log', [])
+    if beside.get('log_sha256') != _log_digest(rows):
+      raise self._damage(step, 'is damaged: the log in it is not the one saved')
+    return rows
+
+  def _read(self, step: int | None, **arguments: Any) -> Any:
+    step = self._manager.latest_step() if step is None else step
+    if step not in self.steps:
+      raise self._damage(step, 'is missing or was never finished')
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+    except Exception as error:
+      if hosts.is_loss(error):
+        raise
+      raise self._damage(step, f'cannot be read ({_one_line(error)})') from error
+
+  def _damage(self, step: int | None, what: str) -> DamageError:
+    place = self.folder / str(self._manager.latest_step() if step is None else step)
+    return DamageError(
+      f'checkpoint {place} {what}. Delete that folder and run again: training goes on from the '
+      'checkpoint before it, or from the start if there is none.'
+    )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, UserError):
+      raise
+    except Exception as error:  # what Orbax and TensorStore make of a full disk
+      if hosts.is_loss(error):
+        raise
+      raise StorageError(
+        f'{self.folder}: a checkpoint could not be written ({_one_line(error)}). Make room, or mend what '
+        'else is wrong there, and run the same command: it goes on from the last one that was.'
+      ) from error
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())
+
+
+def _log_digest(rows: Sequence[dict[str, Any]]) -> str:
+  return files.checksum(files.json_lines(rows))
 
 
 def digest(tree: Any) -> str:

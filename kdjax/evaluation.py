@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from kdjax import config as config_lib
 from kdjax import (
   files,
+  hosts,
   independent,
   keys,
   metrics,
@@ -100,9 +101,14 @@ def require_independent(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-  """Whether result.json is there, and has what the `evaluation` section asks for."""
-  path = run.student_folder / 'result.json'
-  return path.exists() and files.read_json(path).get('evaluation') == _settings(run)
+  """Whether both files are there, and result.json has what the `evaluation` section asks for."""
+  path, logits = (run.student_folder / name for name in ('result.json', 'logits.npz'))
+
+  def is_there() -> bool:
+    found = path.exists() and logits.exists()
+    return found and files.read_json(path).get('evaluation') == _settings(run)
+
+  return hosts.decide(is_there)
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import PIL.Image
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, files, gan_steps, keys, steps, teachers, training
+from kdjax import data, files, gan_steps, hosts, keys, steps, teachers, training
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import MissingInputError
 from kdjax.gan_steps import Gan
@@ -43,15 +43,21 @@ def run(run: Run) -> bool:
     if not training.is_complete(run.gan_folder):
       _train(run)
     _write_samples(run)
+    hosts.barrier()
     _write_quality(run, teacher)
     return True
 
 
 def is_complete(run: Run) -> bool:
   """Whether there are as many samples as are wanted. quality.json, written last, knows."""
-  folder = run.gan_folder
-  written = all((folder / name).exists() for name in ('samples.npz', 'quality.json'))
-  return written and quality(run)['num_images']['samples'] >= run.config.gan.num_samples
+
+  def is_written() -> bool:
+    files_there = [(run.gan_folder / name).exists() for name in ('samples.npz', 'quality.json')]
+    return all(files_there) and (
+      quality(run)['num_images']['samples'] >= run.config.gan.num_samples
+    )
+
+  return hosts.decide(is_written)
 
 
 def batches(
@@ -60,11 +66,11 @@ def batches(
   """What `gan_steps.gan_step` takes beside the state, for the generator's steps start, start + 1, ..."""
   size, per_step = section.batch_size, section.num_discriminator_steps
   order = data.training_batches(seed, len(split), size * per_step, section.num_steps, start)
-  positions_B = np.arange(size, dtype=np.int32)
+  positions_B, share = np.arange(size, dtype=np.int32), hosts.share(size)
   for flat in order:
     # The devices share out each discriminator step's images, however many devices there are.
-    batch = {name: x.reshape(per_step, size).T for name, x in flat.items()}
-    batch |= {'inputs': split.inputs_N[batch['indices']], 'positions': positions_B}
+    batch = {name: x.reshape(per_step, size).T[share] for name, x in flat.items()}
+    batch |= {'inputs': split.inputs_N[batch['indices']], 'positions': positions_B[share]}
     yield steps.shard(batch), seed
 
 
@@ -100,7 +106,7 @@ def _train(run: Run) -> None:
 
 def _load_generator(run: Run, gan: Gan) -> Variables:
   folder = run.gan_folder
-  run.check_data(files.read_json(folder / 'data.json')['checksum'], folder, 'teacher')
+  run.begin(folder, 'teacher')
   step = files.read_json(folder / 'complete.json')['step']
   with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
     state = checkpoints.restore(jax.eval_shape(lambda: gan_steps.init_state(gan, 0)), step)
@@ -111,13 +117,14 @@ def _in_batches(
   step: Callable, variables: Variables, array_N: np.ndarray, name: str, batch_size: int, seed: int
 ) -> np.ndarray:
   """What a step gives for each of the N, in order. The last batch is filled up with its first."""
-  step = steps.parallel(step, sharded_output=True)
+  step = steps.parallel(step, gathered_output=True)
   found = []
   for start in range(0, len(array_N), batch_size):
     array_B = array_N[start : start + batch_size]
     count = len(array_B)
     padded_B = np.concatenate([array_B, np.repeat(array_B[:1], batch_size - count, axis=0)])
-    found.append(steps.unshard(step(variables, steps.shard({name: padded_B}), seed))[:count])
+    batch = steps.shard({name: padded_B[hosts.share(batch_size)]})
+    found.append(steps.unshard(step(variables, batch, seed))[:count])
   return np.concatenate(found)
 
 

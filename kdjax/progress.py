@@ -24,8 +24,13 @@ console = Console()
 logger = logging.getLogger('kdjax')
 
 
-def setup_logging() -> None:
-  """Sends kdjax's log lines past the bars on a terminal, and to stderr with the time elsewhere."""
+def setup_logging(errors_only: bool = False) -> None:
+  """Sends kdjax's log lines past the bars on a terminal, and to stderr with the time elsewhere.
+
+  Args:
+    errors_only: no bars and tables either, as in all but one of several processes.
+  """
+  console.quiet = errors_only
   if console.is_terminal:
     handler = RichHandler(
       console=console,
@@ -38,9 +43,10 @@ def setup_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
   logger.handlers = [handler]
-  logger.setLevel(logging.INFO)
+  logger.setLevel(logging.ERROR if errors_only else logging.INFO)
   logger.propagate = False
-  absl_logging.set_verbosity(absl_logging.ERROR)  # libraries speak only when something is wrong
+  # What goes wrong in a library is raised too, and told in one line.
+  absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, files, keys, models, optimizers, steps, training, views
+from kdjax import data, files, keys, models, optimizers, progress, steps, training, views
 from kdjax.checkpoint import Checkpoints
+from kdjax.data.streaming import StreamedImages
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.inputs import Inputs, Replacement
 
@@ -78,7 +79,7 @@ class Run:
     return _load_splits(self.config.dataset.to_json())
 
   @cached_property
-  def extra_inputs(self) -> dict[str, np.ndarray]:
+  def extra_inputs(self) -> dict[str, np.ndarray | StreamedImages]:
     """Unlabelled inputs beside the data set's: 'extra' ones, and the 'replacement' of others."""
     predictions = self.config.predictions
     found = {}
@@ -89,7 +90,7 @@ class Run:
       found['replacement'] = self._unlabelled(predictions.replacement, None)
     return found
 
-  def _unlabelled(self, name: str, count: int | None) -> np.ndarray:
+  def _unlabelled(self, name: str, count: int | None) -> np.ndarray | StreamedImages:
     if name == 'gan':
       return self.gan_samples(count)
     return data.load_extra(name, self.config.dataset, self.description.input_shape, count)
@@ -109,19 +110,24 @@ class Run:
         f'the GAN is not trained: {path} should have {count} samples, and there are {len(images)}. '
         'Run the same command with --stages=gan first.'
       )
-    self.check_data(files.read_json(folder / 'data.json')['checksum'], folder, 'teacher')
+    self.begin(folder, 'teacher')
     return images[:count]
 
   def check_data(self, checksum: str, folder: epath.Path, of: str) -> None:
     """Raises DamageError if what is in `folder` was made from other inputs or labels than these.
 
+    Streamed or not, the data are the same: checksums of one kind are compared.
+
     Args:
       of: 'teacher' or 'student', for what their folders depend on.
     """
-    if checksum != self.checksum(of):
+    sampled, now = checksum.startswith(data.SAMPLED), self.checksum(of)
+    if sampled != now.startswith(data.SAMPLED):
+      now = data.checksum(self._checksummed(of), sampled)
+    if checksum != now:
       raise DamageError(
         f'{folder} was made from other data: its data set has the checksum {checksum}, the one that '
-        f'was read now {self.checksum(of)}. Use a new --workdir, or the data set that it was made from.'
+        f'was read now {now}. Use a new --workdir, or the data set that it was made from.'
       )
 
   def checksum(self, of: str) -> str:
@@ -130,13 +136,18 @@ class Run:
 
   @cached_property
   def _data_checksum(self) -> str:
-    # As the fingerprint, it leaves the test set out: another `num_test` is no other teacher.
-    return data.checksum({name: split for name, split in self.splits.items() if name != 'test'})
+    return data.checksum(self._checksummed('teacher'))
 
   @cached_property
   def _all_checksum(self) -> str:
+    return data.checksum(self._checksummed('student'))
+
+  def _checksummed(self, of: str) -> dict[str, data.Split]:
+    if of == 'teacher':
+      # As the fingerprint, it leaves the test set out: another `num_test` is no other teacher.
+      return {name: split for name, split in self.splits.items() if name != 'test'}
     extra = {name: _unlabelled_split(inputs) for name, inputs in self.extra_inputs.items()}
-    return data.checksum(self.splits | extra)
+    return self.splits | extra
 
   @cached_property
   def inputs(self) -> dict[str, Inputs]:
@@ -153,11 +164,7 @@ class Run:
     predictions, extra = self.config.predictions, self.extra_inputs
     split = data.part(self.splits['train'], predictions.examples)
     if 'extra' in extra:
-      added = _unlabelled_split(extra['extra'])
-      split = data.Split(
-        np.concatenate([split.inputs_N, added.inputs_N]),
-        np.concatenate([split.labels_N, added.labels_N]),
-      )
+      split = split.joined(_unlabelled_split(extra['extra']))
     replacement = None
     if 'replacement' in extra:
       replacement = Replacement(extra['replacement'], predictions.replaced)
@@ -219,7 +226,7 @@ class Run:
     """A step's outputs over examples, by default all. Arrays of the host, joined along examples."""
     key = (step.func, *sorted(step.keywords.items()))
     if key not in self._steps:
-      self._steps[key] = steps.parallel(step, sharded_output=True)
+      self._steps[key] = steps.parallel(step, gathered_output=True)
     indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
     batches = inputs.evaluation(indices_N, view, self.config.evaluation.batch_size)
     fetched, waiting = [], collections.deque()
@@ -248,7 +255,7 @@ class Run:
     Raises:
       DamageError: the checkpoint is damaged or missing, or other data was trained on.
     """
-    self.check_data(files.read_json(folder / 'data.json')['checksum'], folder, of)
+    self.begin(folder, of)
     step = files.read_json(folder / 'complete.json')['step'] if step is None else step
     with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
       state = checkpoints.restore(self.abstract_state(of), step)
@@ -257,7 +264,9 @@ class Run:
   # Training.
 
   def begin(self, folder: epath.Path, of: str) -> None:
-    """Writes config.json and data.json before a training. One under way must go on with its data.
+    """Writes config.json and data.json before a training, and checks them later.
+
+    One under way must go on with its data, and what is complete is used with them alone.
 
     Raises:
       DamageError: what is in the folder was trained on other data.
@@ -266,6 +275,10 @@ class Run:
     if record.exists():
       self.check_data(files.read_json(record)['checksum'], folder, of)
     else:
+      if (folder / 'complete.json').exists():
+        progress.logger.warning(
+          '%s is missing: the data set that is here now is taken for the one of then', record
+        )
       files.write_json(record, {'checksum': self.checksum(of)})
     self.write_config(folder)
 
@@ -306,9 +319,11 @@ def _load_splits(dataset: str) -> dict[str, data.Split]:
   """Of the `dataset` section as JSON. A run and its counterpart, and the runs of a sweep, share it."""
   splits = data.load(ConfigDict(json.loads(dataset)))
   for split in splits.values():
-    split.inputs_N.flags.writeable = split.labels_N.flags.writeable = False
+    for array in (split.inputs_N, split.labels_N):
+      if isinstance(array, np.ndarray):
+        array.flags.writeable = False
   return splits
 
 
-def _unlabelled_split(inputs_N: np.ndarray) -> data.Split:
+def _unlabelled_split(inputs_N: np.ndarray | StreamedImages) -> data.Split:
   return data.Split(inputs_N, np.full(len(inputs_N), views.NO_LABEL, np.int32))

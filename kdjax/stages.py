@@ -11,6 +11,7 @@ from kdjax import (
   evaluation,
   files,
   gan,
+  hosts,
   independent,
   predictions,
   progress,
@@ -24,6 +25,8 @@ from kdjax.run import Run
 
 def _report(run: Run) -> bool:
   evaluation.result(run)  # raises if there is none
+  if not hosts.is_main():
+    return False
   members = [run.member_folder(i) for i in range(run.config.teacher.num_members)]
   return report.write(
     run.workdir,
@@ -61,12 +64,14 @@ def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
   """Runs the named stages in their order; each has written its results when it returns."""
   this = Run(config, workdir)
   this.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
+  files.require_shared(this.workdir)
   if 'evaluation' in names and 'independent' not in names:
     evaluation.require_independent(this)
   for name, stage in STAGES.items():
     if name in names:
       start = time.monotonic()
       worked = stage(this)
+      hosts.barrier()  # the next one reads what this one wrote
       took = f'done in {time.monotonic() - start:.0f} s' if worked else 'up to date'
       progress.logger.info('%s: %s', name, took)
   return this

@@ -1,5 +1,6 @@
 """Small files: all or nothing, and damage is told. Locks: one process at a time."""
 
+import json
 import os
 import signal
 import subprocess
@@ -58,9 +59,22 @@ def test_damaged_json_is_told_with_its_path(path, content):
   assert str(path) in str(error.value)
 
 
+def test_a_flipped_digit_is_told(path):
+  files.write_json(path, {'step': 34, 'name': 'a'})
+  assert json.loads(path.read_text())['step'] == 34
+  path.write_text(path.read_text().replace('34', '36'))
+  with pytest.raises(DamageError, match=f'{path} is damaged.*Delete it'):
+    files.read_json(path)
+
+
+def test_json_by_hand_needs_no_checksum(path):
+  files.write_text(path, '{"step": 34}')
+  assert files.read_json(path) == {'step': 34}
+
+
 def test_json_lines_come_back_as_they_were(path):
   rows = [{'step': 1, 'loss': 0.5}, {'step': 2, 'text': 'two\nlines'}]
-  files.write_json_lines(path, iter(rows))
+  files.write_bytes(path, files.json_lines(iter(rows)))
   assert files.read_json_lines(path) == rows
   assert len(path.read_text().splitlines()) == 2
 
@@ -68,7 +82,7 @@ def test_json_lines_come_back_as_they_were(path):
 @pytest.mark.parametrize('rows', [None, []])
 def test_a_log_that_is_missing_or_empty_has_no_lines(path, rows):
   if rows is not None:
-    files.write_json_lines(path, rows)
+    files.write_bytes(path, files.json_lines(rows))
   assert files.read_json_lines(path) == []
 
 

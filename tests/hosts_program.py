@@ -1,0 +1,102 @@
+"""What several processes do together, each thing for itself; saves what each of them found.
+
+Run by test_hosts.py: python tests/hosts_program.py FOLDER COORDINATOR NUM_PROCESSES PROCESS_ID. Each has
+its own FOLDER/<process>/, and all share the rest.
+"""
+
+import json
+import pathlib
+import sys
+from functools import partial
+
+import jax
+import numpy as np
+from etils import epath
+
+from kdjax import data, files, hosts, steps, views
+from kdjax.checkpoint import Checkpoints, digest
+from kdjax.errors import DamageError, UserError
+from kdjax.inputs import Inputs
+
+BATCH_SIZE = 8
+STATE = {'w': np.arange(12000, dtype=np.float32).reshape(300, 40), 'step': np.array(7, np.int32)}
+
+
+def numbered() -> Inputs:
+  """Images whose labels are their indices."""
+  split = data.Split(np.zeros((40, 2, 2, 1), np.uint8), np.arange(40, dtype=np.int32))
+  return Inputs(split, views.make_view((), None), 0, 1)
+
+
+def told(function) -> str:
+  """The message of the error that a function raises."""
+  try:
+    function()
+  except UserError as error:
+    return str(error)
+  return 'no error'
+
+
+def fail() -> bool:
+  raise DamageError(f'seen by process {hosts.index()}: λ')
+
+
+def decisions() -> dict:
+  asked = []
+
+  def answer(value: bool) -> bool:
+    asked.append(hosts.index())
+    return value
+
+  answers = [hosts.decide(partial(answer, value)) for value in (True, False)]
+  return {
+    'answers': answers,
+    'asked': asked,
+    'failure': told(lambda: hosts.decide(fail)),
+    'same': told(lambda: hosts.require_same('text', 'the flags')),
+    'other': told(lambda: hosts.require_same(f'text {hosts.index()}', 'the flags')),
+  }
+
+
+def shared_files(folder: epath.Path) -> dict:
+  own = folder / str(hosts.index())
+  files.write_text(folder / 'shared.txt', f'process {hosts.index()}')
+  hosts.barrier()
+  with files.lock(folder / 'free') as free, files.lock(folder / 'taken', wait=False) as taken:
+    locks = [free, taken]
+  return {
+    'text': (folder / 'shared.txt').read_text(),
+    'locks': locks,
+    'shared': told(lambda: files.require_shared(folder)),
+    'not shared': told(lambda: files.require_shared(own)),
+    'left over': sorted(path.name for path in own.iterdir()),
+  }
+
+
+def loaded() -> dict[str, np.ndarray]:
+  """The rows of a batch that this process loads, and a step's outputs for all rows."""
+  inputs = numbered()
+  batch = next(inputs.training(0, BATCH_SIZE, 1, 0))
+  step = steps.parallel(partial(steps.labels_step, view=inputs.view), gathered_output=True)
+  outputs = steps.unshard(step({}, batch, inputs.seed))
+  return {'indices': steps.unshard(batch['indices']).tolist(), 'outputs': outputs.tolist()}
+
+
+def checkpointed(folder: epath.Path) -> str:
+  with Checkpoints(folder / 'checkpoints') as checkpoints:
+    checkpoints.save(7, steps.replicate(STATE))
+  with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+    return digest(checkpoints.restore(jax.eval_shape(lambda: STATE)))
+
+
+def main(folder: pathlib.Path, coordinator: str, num_processes: int, process_id: int) -> None:
+  hosts.initialise(coordinator, num_processes, process_id)
+  own = folder / str(process_id)
+  own.mkdir()
+  found = decisions() | shared_files(epath.Path(folder)) | loaded()
+  found['digest'] = checkpointed(epath.Path(folder))
+  (own / 'found.json').write_text(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,323 @@
+"""Several processes as one: over loopback, each with a CPU device, against one process with as many."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+from etils import epath
+from hosts_program import BATCH_SIZE, STATE, numbered
+from ml_collections import ConfigDict
+
+from kdjax import data, files, gan, hosts, views
+from kdjax.checkpoint import Checkpoints, digest
+from kdjax.data.streaming import StreamedImages
+from kdjax.errors import ConfigError
+from kdjax.inputs import Inputs
+
+# Every size so small that starting and compiling are all that takes time.
+FIELDS = {
+  'teacher.num_epochs': 2,
+  'predictions.num_views': 2,
+  'student.num_epochs': 4,
+  'training.num_logs': 4,
+  'training.num_evals': 1,
+  'training.num_checkpoints': 2,
+  'evaluation.num_views': 1,
+}
+HALF = 8  # of the student's steps, after which a checkpoint is kept
+LOST = ('has lost another', 'another task died')  # as kdjax says it, or JAX before it can
+
+
+def start(command: list, num_devices: int = 1) -> subprocess.Popen:
+  # Without XLA's optimisations most of the compiling is saved.
+  xla = f'--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0'
+  return subprocess.Popen(
+    [sys.executable, *map(str, command)],
+    cwd=ROOT,
+    env=os.environ
+    | {
+      'XLA_FLAGS': xla,
+      'PYTHONPATH': str(ROOT),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+  """What they told on stderr, once all have ended well."""
+  told = [process.communicate()[1] for process in processes]
+  assert [process.returncode for process in processes] == [0] * len(processes), '\n'.join(told)
+  return told
+
+
+def coordinator() -> str:
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return f'localhost:{free.getsockname()[1]}'
+
+
+def command(workdir: pathlib.Path, **fields) -> list:
+  overrides = [f'--config.{field}={value}' for field, value in (FIELDS | fields).items()]
+  return ['launch.py', f'--config={TINY}', f'--workdir={workdir}', *overrides]
+
+
+def together(command: list, num_processes: int) -> list[subprocess.Popen]:
+  command = [*command, f'--coordinator={coordinator()}', f'--num_processes={num_processes}']
+  return [start([*command, f'--process_id={i}']) for i in range(num_processes)]
+
+
+# The flags.
+
+
+@pytest.mark.parametrize(
+  'flags, told',
+  [
+    ((None, None, None), []),
+    (('auto', None, None), []),
+    (('host:1234', 2, 1), []),
+    (('[::1]:1234', 2, 0), []),
+    ((None, 2, None), ['--num_processes = 2: allowed: only with']),
+    (('auto', None, 0), ['--process_id = 0: allowed: only with']),
+    (('host:1234', None, None), ['--num_processes: missing', '--process_id: missing']),
+    (('host', 2, 0), ["--coordinator = 'host': allowed"]),
+    (('host:0', 2, 0), ["--coordinator = 'host:0': allowed"]),
+    (('host:99999', 2, 0), ["--coordinator = 'host:99999': allowed"]),
+    (('host:1234', 0, 0), ['--num_processes = 0: allowed: at least 1']),
+    (('host:1234', 2, 2), ['--process_id = 2: allowed: 0 to 1']),
+    (('host:1234', 2, -1), ['--process_id = -1: allowed: 0 to 1']),
+  ],
+)
+def test_wrong_flags_are_told(flags, told):
+  found = hosts.problems(*flags)
+  assert len(found) == len(told)
+  assert all(text.startswith(start) for text, start in zip(found, told, strict=True)), found
+
+
+def test_a_sweep_on_several_hosts_is_refused(tmp_path):
+  process = start([*command(tmp_path / 'run'), '--coordinator=auto', '--sweep'])
+  _, error = process.communicate()
+  assert process.returncode == 1
+  assert 'the configuration has 1 problem' in error
+  assert '--sweep and --coordinator: allowed: one of them' in error
+  assert 'Traceback' not in error
+  assert not list(tmp_path.iterdir())
+
+
+def test_one_process_is_the_main_one_and_has_all():
+  assert (hosts.count(), hosts.index(), hosts.is_main()) == (1, 0, True)
+  assert hosts.share(6) == slice(0, 6)
+  assert hosts.decide(lambda: True) and not hosts.decide(lambda: False)
+  hosts.require_same('text', 'the flags')
+  hosts.initialise(None, None, None)
+  with pytest.raises(ConfigError, match='only with --coordinator'):
+    hosts.initialise(None, None, 1)
+  with pytest.raises(ConfigError, match="--coordinator = 'auto': cannot join"):
+    hosts.initialise('auto', None, None)  # here is no cluster
+
+
+# Shares of a batch.
+
+
+def read_images(indices_B):
+  return np.broadcast_to(indices_B.astype(np.uint8)[:, None, None, None], (len(indices_B), 2, 2, 1))
+
+
+@pytest.fixture
+def as_host(monkeypatch):
+  """as_host(index, count) makes this process one of several."""
+
+  def become(index, count):
+    monkeypatch.setattr(hosts, 'count', lambda: count)
+    monkeypatch.setattr(hosts, 'index', lambda: index)
+
+  return become
+
+
+def check_shares(batches, as_host):
+  """The batches of three hosts, put together, are those of one."""
+  whole, shares = batches(), []
+  for host in range(3):
+    as_host(host, 3)
+    shares.append(batches())
+  for batch, *of_hosts in zip(whole, *shares, strict=True):
+    assert {x.shape[:2] for share in of_hosts for x in share.values()} == {(1, 8)}
+    for name, expected in batch.items():
+      np.testing.assert_array_equal(np.concatenate([s[name] for s in of_hosts], axis=1), expected)
+  return len(whole)
+
+
+@pytest.mark.parametrize('is_streamed', [False, True])
+def test_the_shares_of_all_hosts_are_the_batch(as_host, is_streamed):
+  indices_N = np.arange(50)
+  images_N = read_images(indices_N).copy()
+  if is_streamed:
+    rows_N2 = np.stack([0 * indices_N, indices_N], axis=1)
+    images_N = StreamedImages([read_images], rows_N2, (2, 2, 1))
+  split = data.Split(images_N, np.arange(50, dtype=np.int32) % 7)
+  inputs = Inputs(split, views.make_view((), None), 0, 3, has_partners=True)
+  evaluation = lambda: (batch for batch, _ in inputs.evaluation(indices_N, 1, 24))
+  assert check_shares(lambda: [*inputs.training(0, 24, 3, start=1), *evaluation()], as_host) == 5
+
+
+def test_the_shares_of_all_hosts_are_the_batch_of_a_gan(as_host):
+  section = ConfigDict({'batch_size': 24, 'num_discriminator_steps': 2, 'num_steps': 3})
+  split = data.Split(read_images(np.arange(50)).copy(), np.zeros(50, np.int32))
+  assert check_shares(lambda: [b for b, _ in gan.batches(split, section, 0, start=1)], as_host) == 2
+
+
+# What two processes do together, piece by piece.
+
+
+@pytest.fixture(scope='module')
+def pieces(tmp_path_factory):
+  """The folder of two processes, and what each of them found."""
+  folder, place = tmp_path_factory.mktemp('together'), coordinator()
+  with files.lock(epath.Path(folder) / 'taken'):
+    finish([start(['tests/hosts_program.py', folder, place, 2, i]) for i in range(2)])
+  return folder, [json.loads((folder / str(i) / 'found.json').read_text()) for i in range(2)]
+
+
+def test_the_main_process_decides_for_all(pieces):
+  _, (main, other) = pieces
+  assert main['answers'] == other['answers'] == [True, False]
+  assert (main['asked'], other['asked']) == ([0, 0], [])
+  assert main['failure'] == other['failure'] == 'seen by process 0: λ'
+
+
+def test_other_flags_and_an_unshared_workdir_are_told_by_all(pieces):
+  folder, found = pieces
+  for index, of in enumerate(found):
+    assert of['same'] == of['shared'] == 'no error'
+    assert 'the flags: those of process 1 are not those of process 0' in of['other']
+    assert f'--workdir = {folder / str(index)}: process 1 does not see' in of['not shared']
+    assert of['left over'] == []
+
+
+def test_the_main_process_writes_shared_files_and_takes_locks(pieces):
+  _, found = pieces
+  assert [of['text'] for of in found] == ['process 0'] * 2
+  assert [of['locks'] for of in found] == [[True, False]] * 2
+
+
+def test_a_checkpoint_of_two_processes_is_read_by_them_and_by_one(pieces):
+  folder, found = pieces
+  assert [of['digest'] for of in found] == [digest(STATE)] * 2
+  with Checkpoints(epath.Path(folder) / 'checkpoints', read_only=True) as checkpoints:
+    assert digest(checkpoints.restore(STATE)) == digest(STATE)
+  written = [p.name for p in (folder / 'checkpoints' / '7' / 'state').glob('ocdbt.process_*')]
+  assert sorted(written) == ['ocdbt.process_0', 'ocdbt.process_1']
+
+
+def test_each_loads_its_share_and_gets_the_outputs_for_all(pieces):
+  _, (main, other) = pieces
+  batch = next(numbered().training(0, BATCH_SIZE, 1, 0))
+  assert len(main['indices']) == len(other['indices']) == BATCH_SIZE // 2
+  assert main['indices'] + other['indices'] == batch['indices'].ravel().tolist()
+  assert main['outputs'] == other['outputs'] == batch['indices'].ravel().tolist()
+
+
+# The whole program.
+
+
+@pytest.fixture(scope='module')
+def launched(tmp_path_factory):
+  """Of one process with two devices, and of two that were killed and started again."""
+  alone, workdir = (tmp_path_factory.mktemp(name) for name in ('one', 'two'))
+  one = start(command(alone), num_devices=2)
+  processes = together(command(workdir), 2)
+  while not list(workdir.glob(f'students/*/checkpoints/{HALF}')):
+    assert processes[0].poll() is None, processes[0].communicate()
+    time.sleep(0.01)
+  processes[1].send_signal(signal.SIGKILL)
+  ended = [process.communicate()[1] for process in processes]
+  killed = [process.returncode for process in processes], ended
+  assert list(workdir.glob('students/*/result.json')) == []
+  again = together(command(workdir), 2)
+  outputs = [process.communicate() for process in again]
+  assert [process.returncode for process in again] == [0, 0], outputs
+  finish([one])
+  return alone, workdir, killed, outputs
+
+
+def test_when_one_is_killed_all_end_with_an_error(launched):
+  _, _, (codes, (survivor, _)), _ = launched
+  assert codes[0] != 0 and codes[1] == -signal.SIGKILL
+  assert any(text in survivor for text in LOST), survivor
+
+
+def test_started_again_they_go_on(launched):
+  _, _, _, ((out, main), (other_out, other)) = launched
+  for name in ('teachers', 'predictions'):
+    assert f'{name}: up to date' in main
+  for name in ('student', 'evaluation', 'report'):
+    assert f'{name}: done' in main
+  assert 'ensemble' in out and 'report.html' in out
+  for shown in ('ensemble', 'up to date', 'done'):  # by one alone
+    assert shown not in other_out + other
+
+
+def of_kind(workdir, pattern):
+  return {path.relative_to(workdir): path for path in workdir.glob(pattern) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+  'pattern, count',
+  [
+    ('students/*/result.json', 1),
+    ('students/*/logits.npz', 1),
+    ('predictions/*/meta.json', 1),
+    ('predictions/*/logits/*/c/*/*/*/*', 2 * (2 + 3)),  # members, views and splits
+    ('*/**/config.json', 4),
+    ('*/**/data.json', 4),
+  ],
+)
+def test_two_processes_write_the_bytes_that_one_writes(launched, pattern, count):
+  alone, workdir, _, _ = launched
+  expected, found = of_kind(alone, pattern), of_kind(workdir, pattern)
+  assert len(expected) == count
+  assert {p: path.read_bytes() for p, path in found.items()} == {
+    p: path.read_bytes() for p, path in expected.items()
+  }
+
+
+def test_two_processes_log_what_one_logs_and_once(launched):
+  alone, workdir, _, _ = launched
+  for place, path in of_kind(alone, '*/**/metrics.jsonl').items():
+    rows, expected = (files.read_json_lines(epath.Path(p)) for p in (workdir / place, path))
+    for row in (*rows, *expected):
+      assert row.pop('examples_per_second') > 0
+    assert rows == expected
+  for folder in workdir.glob('teachers/*/member_?'):
+    assert len(list((folder / 'tensorboard').iterdir())) == 1
+
+
+def test_four_processes_give_what_one_gives(tmp_path):
+  """Up to rounding: two numbers have one sum, but four are summed in another order.
+
+  From there a ReLU that is at its kink may go the other way, on one process with other devices too.
+  """
+  fields = {'teacher.num_members': 1, 'training.num_logs': 7}  # of 7 steps
+  stage = '--stages=teachers'
+  processes = together([*command(tmp_path / 'four', **fields), stage], 4)
+  finish([*processes, start([*command(tmp_path / 'one', **fields), stage], num_devices=4)])
+  four, one = (
+    files.read_json_lines(path)
+    for name in ('four', 'one')
+    for path in epath.Path(tmp_path / name).glob('teachers/*/member_0/metrics.jsonl')
+  )
+  assert len(one) == 7
+  for row, expected in zip(four, one, strict=True):
+    for name, tolerance in (('train/loss', 1e-3), ('train/gradient_norm', 2e-2)):
+      tolerance = 1e-5 if row['step'] <= 2 else tolerance
+      assert row[name] == pytest.approx(expected[name], rel=tolerance)
