@@ -23,6 +23,9 @@ def get_config() -> ConfigDict:
   config.dataset.num_val = 0  # held out of the training set; choices are made there
   config.dataset.num_test = placeholder(int)  # None: all
   config.dataset.image_size = placeholder(int)  # images are resized and cropped to it; None: as is
+  # Whether images stay on disk, and are decoded while training goes on: for sets larger than memory.
+  config.dataset.streaming = False
+  config.dataset.num_workers = 0  # of streaming: processes that decode; 0: a thread for each core
   config.dataset.max_tokens = 100  # of a text; what comes later is cut off
   config.dataset.min_count = 10  # of a token in the training texts; rarer ones are dropped
 
@@ -34,9 +37,14 @@ def get_config() -> ConfigDict:
     16  # filters of the first stage, doubled in each later one; bilstm: cell size
   )
   config.model.norm = 'batch'  # resnet and resnet50: 'batch' or 'layer'
+  # 'float32' or 'bfloat16', of what layers compute; weights, logits and losses are always float32.
+  config.model.dtype = 'float32'
 
   config.teacher = ConfigDict()
   config.teacher.num_members = 5  # m, the size of the ensemble
+  # Whether each member is trained on one device, as many at a time as there are devices; otherwise all
+  # devices train one member after the other. The faster way for small models.
+  config.teacher.members_in_parallel = False
   config.teacher.examples = ()  # (start, stop) in class-balanced order: what it learns; (): all
   _duration(config.teacher, num_epochs=200)
   config.teacher.batch_size = 256  # over all devices
@@ -73,6 +81,7 @@ def get_config() -> ConfigDict:
   config.student.model.depth = placeholder(int)
   config.student.model.width = placeholder(int)
   config.student.model.norm = placeholder(str)
+  config.student.model.dtype = placeholder(str)
 
   config.augmentation = ConfigDict()
   config.augmentation.crop_padding = 4  # pixels of black on each side before a random crop
@@ -100,6 +109,9 @@ def get_config() -> ConfigDict:
   config.training.num_logs = 100
   config.training.num_evals = 20
   config.training.num_checkpoints = 20  # a killed run goes on from the newest
+  # How many steps of a teacher or student are one call to the device. None: 1 on a CPU, else 10. More
+  # than 1 rounds differently, as another number of devices does.
+  config.training.steps_per_dispatch = placeholder(int)
 
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 512

@@ -46,24 +46,22 @@ def distiller(
   section, model = run.config.student, run.student_model
   optimizer, plan = run.optimizer('student'), plan or run.plan('student')
   inputs = run.inputs['distillation']
-  step = steps.parallel(
-    partial(
-      steps.student_step,
-      model=model,
-      optimizer=optimizer,
-      view=inputs.view,
-      loss=losses.LOSSES[section.loss],
-      temperature=partial(
-        losses.temperature_at,
-        num_steps=plan.num_steps,
-        start=section.temperature,
-        final=section.final_temperature,
-      ),
-      alpha=section.alpha,
+  step = partial(
+    steps.student_step,
+    model=model,
+    optimizer=optimizer,
+    view=inputs.view,
+    loss=losses.LOSSES[section.loss],
+    temperature=partial(
+      losses.temperature_at,
+      num_steps=plan.num_steps,
+      start=section.temperature,
+      final=section.final_temperature,
     ),
-    num_sharded=2,
-    donate=True,
+    alpha=section.alpha,
   )
+  mapped = partial(steps.parallel, num_sharded=2, donate=True)
+  one, several = mapped(step), mapped(partial(steps.several, step=step))
   held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
 
   def distil(
@@ -80,7 +78,8 @@ def distiller(
       plan,
       like=run.abstract_state('student'),
       init=init,
-      step=step,
+      step=one,
+      several=several,
       inputs=batches,
       evaluate=lambda state: _evaluate(run, state.variables, held_out),
       learning_rate=run.learning_rate('student'),

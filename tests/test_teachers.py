@@ -1,13 +1,17 @@
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from conftest import copied, tiny_run
 
-from kdjax import teachers
-from kdjax.checkpoint import digest
+from kdjax import files, teachers
+from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import MissingInputError
 
 
@@ -26,7 +30,7 @@ def test_a_member_does_not_depend_on_the_others(finished, tmp_path):
   expected = digest(teachers.load(run, 1))
   shutil.rmtree(run.member_folder(0))
   shutil.rmtree(run.member_folder(1))
-  teachers._trainer(run)(1)
+  teachers.trainer(run)(1)
   assert digest(teachers.load(run, 1)) == expected
   with pytest.raises(MissingInputError, match='member 0 is not trained'):
     teachers.load(run, 0)
@@ -45,5 +49,58 @@ def test_only_missing_members_are_trained(finished, tmp_path):
 def test_another_seed_is_another_ensemble(finished, tmp_path):
   run = tiny_run(tmp_path, seed=1)
   assert run.member_folder(0).parent.name != finished.member_folder(0).parent.name
-  teachers._trainer(run)(0)
+  teachers.trainer(run)(0)
   assert digest(teachers.load(run, 0)) != digest(teachers.load(finished, 0))
+
+
+# Members in parallel.
+
+
+def digests(run):
+  return [digest(teachers.load(run, i)) for i in range(run.config.teacher.num_members)]
+
+
+def test_members_on_a_device_each_are_those_of_a_single_device(finished, tmp_path):
+  """Whose folder is another all the same: on several devices they differ from what all train."""
+  script = pathlib.Path(__file__).parent / 'members_on_devices.py'
+  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  path = os.pathsep.join([str(script.parents[1]), str(script.parent)])
+  printed = subprocess.run(
+    [sys.executable, script, tmp_path],
+    env=os.environ | flags | {'PYTHONPATH': path},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  found = json.loads(printed.splitlines()[-1])
+  assert (found['devices'], sorted(found['used'])) == (2, [0, 1])
+  assert found['digests'] == digests(finished)
+  run = tiny_run(tmp_path, teacher__members_in_parallel=True)
+  assert run.member_folder(0).parent.name != finished.member_folder(0).parent.name
+  assert not teachers.run(run)
+
+
+def test_interrupted_members_go_on_and_an_ensemble_can_grow(finished, tmp_path, monkeypatch):
+  """The first is killed when it is evaluated for the third time of four."""
+  run = tiny_run(tmp_path, teacher__members_in_parallel=True, teacher__num_members=1)
+  evaluate, calls = teachers.evaluate, []
+
+  def failing(*arguments):
+    calls.append(arguments)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return evaluate(*arguments)
+
+  monkeypatch.setattr(teachers, 'evaluate', failing)
+  with pytest.raises(KeyboardInterrupt):
+    teachers.run(run)
+  assert not teachers.is_trained(run, 0)
+  with Checkpoints(run.member_folder(0) / 'checkpoints', read_only=True) as checkpoints:
+    assert 0 < checkpoints.steps[-1] < run.plan('teacher').num_steps
+  grown = tiny_run(tmp_path, teacher__members_in_parallel=True)
+  assert teachers.run(grown)
+  assert digests(grown) == digests(finished)
+  steps_logged = [
+    row['step'] for row in files.read_json_lines(run.member_folder(0) / 'metrics.jsonl')
+  ]
+  assert steps_logged == sorted(grown.plan('teacher').stops)

@@ -1,5 +1,7 @@
+import hashlib
 import itertools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from kdjax import training
+from kdjax import files, steps, training
 from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DivergedError
 from kdjax.steps import State
@@ -48,7 +50,7 @@ def batches(start: int):
     yield (np.random.RandomState(i).randn(3).astype(np.float32),)
 
 
-def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}, the_step=step):
+def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}, the_step=step, **how):
   training.fit(
     epath.Path(folder),
     'toy',
@@ -59,6 +61,7 @@ def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}, the_st
     inputs=inputs,
     evaluate=evaluate,
     learning_rate=lambda i: 0.1 * i,
+    **how,
   )
 
 
@@ -93,7 +96,9 @@ def test_metrics_are_means_over_all_steps_since_the_last_row(tmp_path):
   assert found[10]['learning_rate'] == 1.0
   assert [s for s in sorted(found) if 'test/w' in found[s]] == [10, 20]
   np.testing.assert_allclose(found[20]['test/w'], final_state(tmp_path).params['w'][0])
-  assert json.loads((tmp_path / 'complete.json').read_text()) == {'step': 20}
+  complete = files.read_json(epath.Path(tmp_path) / 'complete.json')
+  log = (tmp_path / 'metrics.jsonl').read_bytes()
+  assert complete == {'step': 20, 'log_sha256': hashlib.sha256(log).hexdigest()}
   assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
 
 
@@ -115,7 +120,7 @@ def test_a_metric_of_labels_counts_only_what_has_them(tmp_path):
   assert found == {2: None, 4: None} | dict.fromkeys(range(6, 21, 2), 0.5)
 
 
-@pytest.mark.parametrize('stop', [0, 1, 4, 7, 15, 19, 20])
+@pytest.mark.parametrize('stop', [0, 1, 4, 7, 15, 19])
 def test_an_interrupted_training_ends_bit_for_bit_where_the_undisturbed_one_does(tmp_path, stop):
   fit(tmp_path / 'undisturbed')
 
@@ -162,3 +167,95 @@ def test_a_divergence_before_any_checkpoint_says_so(tmp_path):
       lambda start: iter([(np.full(3, np.nan, np.float32),)] * NUM_STEPS),
       plan(keep_checkpoints=()),
     )
+
+
+@pytest.mark.parametrize('content', [None, '', '{"step": 4, "train/loss": 9}\n'])
+def test_the_last_checkpoint_gives_a_damaged_log_back(tmp_path, content):
+  fit(tmp_path)
+  expected = rows(tmp_path)
+  log = tmp_path / 'metrics.jsonl'
+  log.unlink() if content is None else log.write_text(content)
+  assert not training.is_complete(epath.Path(tmp_path))
+  fit(tmp_path, lambda start: batches(start) if start < NUM_STEPS else iter(()))
+  assert training.is_complete(epath.Path(tmp_path))
+  assert rows(tmp_path) == expected
+
+
+# Several steps a call.
+
+
+STOPS = (4, 5, 6, 8, 10, 12, 15, 16, 20)
+SIZES = [3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 3, 1]
+
+
+@pytest.mark.parametrize(
+  ('done', 'sizes'), [(0, SIZES), (8, SIZES[6:]), (16, SIZES[-2:]), (20, [])]
+)
+def test_no_call_crosses_a_stop(done, sizes):
+  inputs = iter(range(done, NUM_STEPS))
+  blocks = list(training._blocks(inputs, done, STOPS, 3))
+  assert [len(block) for block in blocks] == sizes
+  assert list(itertools.chain(*blocks)) == list(range(done, NUM_STEPS))
+
+
+def test_steps_per_dispatch_follow_the_platform(monkeypatch):
+  assert plan().steps_per_dispatch == 1
+  assert plan(steps_per_dispatch=None).steps_per_dispatch == 1
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert plan(steps_per_dispatch=None).steps_per_dispatch == 10
+  assert plan(steps_per_dispatch=3).steps_per_dispatch == 3
+
+
+def seeded_batches(start: int):
+  for (x,) in batches(start):
+    yield x, 5
+
+
+def seeded_step(state, x, seed):
+  return step(state, x * seed)
+
+
+def fit_by_threes(folder, inputs=seeded_batches) -> list[int]:
+  """Trains with three steps a call; returns the steps that each call of several began after."""
+  several, calls = jax.jit(partial(steps.several, step=seeded_step)), []
+
+  def counted(state, *arguments):
+    calls.append(int(state.step))
+    return several(state, *arguments)
+
+  fit(folder, inputs, plan(steps_per_dispatch=3), the_step=seeded_step, several=counted)
+  return calls
+
+
+def test_several_steps_a_call_give_what_single_ones_give(tmp_path):
+  fit(tmp_path / 'single', seeded_batches, the_step=seeded_step)
+  assert fit_by_threes(tmp_path / 'several') == [0, 12, 16]
+  found, expected = (final_state(tmp_path / name) for name in ('several', 'single'))
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+  for of_several, of_single in zip(
+    *(rows(tmp_path / n) for n in ('several', 'single')), strict=True
+  ):
+    assert of_several == pytest.approx(of_single, rel=1e-5)
+
+
+def test_a_divergence_within_a_call_is_told_with_its_step(tmp_path):
+  def diverging(start):
+    for i, (x, seed) in enumerate(seeded_batches(start), start + 1):
+      yield x * np.float32(np.nan if i == 14 else 1), seed
+
+  with pytest.raises(DivergedError, match='at step 14'):
+    fit_by_threes(tmp_path, diverging)
+
+
+def test_an_interrupted_training_by_several_steps_goes_on_bit_for_bit(tmp_path):
+  fit_by_threes(tmp_path / 'undisturbed')
+
+  def interrupted(start):
+    yield from itertools.islice(seeded_batches(start), 14)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    fit_by_threes(tmp_path / 'resumed', interrupted)
+  assert fit_by_threes(tmp_path / 'resumed') == [12, 16]
+  assert digest(final_state(tmp_path / 'resumed')) == digest(final_state(tmp_path / 'undisturbed'))
+  assert rows(tmp_path / 'resumed') == rows(tmp_path / 'undisturbed')
