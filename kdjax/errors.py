@@ -22,5 +22,9 @@ class DamageError(UserError):
   """A file on disk is not what was written."""
 
 
+class StorageError(UserError):
+  """Something could not be written, as on a full disk. What was finished before is still there."""
+
+
 class DivergedError(UserError):
   """The loss became NaN or infinite."""

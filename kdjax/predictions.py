@@ -5,23 +5,21 @@ no teacher; `OnlineTeacher` runs the members instead and needs no store. Both gi
 to the dtype of the store. Axes: M member, N example, B batch, C class.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
 from kdjax import config as config_lib
-from kdjax import files, keys, losses, metrics, progress, steps, teachers
-from kdjax.errors import DamageError, MissingInputError
+from kdjax import files, hosts, losses, metrics, progress, steps, teachers
+from kdjax.errors import MissingInputError
 from kdjax.run import Run
 from kdjax.store import DTYPES, PredictionStore
 
-NUM_VERIFIED = 256  # examples, for each split and member, that `verify` recomputes
 COMBINED = 10_000  # examples at once
-DRIFT = 0.01  # absolute (nats) and relative, by which machines and batch sizes may differ
 
 
 class Teacher(Protocol):
@@ -46,28 +44,41 @@ def combine(log_probs_MNC: np.ndarray) -> np.ndarray:
 
 
 class StoredTeacher:
-  def __init__(self, store: PredictionStore, num_members: int):
+  """Reads a whole view of the ensemble at a time, and the next one while this one is trained on.
+
+  At most three are in memory: two that a batch reaches into, and the next.
+  """
+
+  def __init__(self, store: PredictionStore, num_members: int, num_views: int):
     self._store = store
     self._num_members = num_members
-    self._views: dict[tuple[str, int], np.ndarray] = {}
+    self._num_views = num_views  # after the last comes the first again
+    self._views: dict[tuple[str, int], Future[np.ndarray]] = {}
 
   def members(self, name: str, view: int = 0) -> np.ndarray:
     return self._store.read(name, range(self._num_members), view)
 
   def batch(self, name: str, batch: steps.Batch) -> np.ndarray:
     indices, views = batch['indices'], batch['views']
-    needed = np.unique(views)
-    ensembles = {view: self._ensemble(name, view) for view in needed}
-    self._views = {(name, view): ensembles[view] for view in needed}  # older ones are done with
+    needed = np.unique(views).tolist()
+    ensembles = {view: self._reading(name, view).result() for view in needed}
+    following = (int(views.flat[-1]) + 1) % self._num_views
+    self._views = {  # older ones are done with
+      (name, view): self._reading(name, view) for view in dict.fromkeys([*needed, following])
+    }
     log_probs = np.empty((*indices.shape, ensembles[needed[0]].shape[-1]), np.float32)
     for view in needed:
       log_probs[views == view] = ensembles[view][indices[views == view]]
     return log_probs
 
-  def _ensemble(self, name: str, view: int) -> np.ndarray:
-    if (name, view) in self._views:
-      return self._views[name, view]
-    return self._store.read_ensemble(name, self._num_members, view)
+  def _reading(self, name: str, view: int) -> Future[np.ndarray]:
+    """The ensemble's log_probs_NC when they are read. What goes wrong is raised by its `result`."""
+    if (name, view) not in self._views:
+      executor = ThreadPoolExecutor(1)
+      reading = executor.submit(self._store.read_ensemble, name, self._num_members, view)
+      executor.shutdown(wait=False)  # its thread ends with the reading
+      self._views[name, view] = reading
+    return self._views[name, view]
 
 
 class OnlineTeacher:
@@ -108,14 +119,20 @@ def open_teacher(run: Run) -> Teacher:
       f'{store.folder}. Run the same command with --stages=predictions first.'
     )
   run.check_data(store.meta['data_checksum'], store.folder, 'student')
-  return StoredTeacher(store, num_members)
+  for name, inputs in run.inputs.items():
+    store.check(name, len(inputs.split), run.description.num_classes)
+  return StoredTeacher(store, num_members, predictions.num_views)
 
 
 def is_stored(run: Run) -> bool:
   """Whether meta.json says that every prediction that this config wants is there."""
   wanted = run.config.teacher.num_members, run.config.predictions.num_views
-  complete = PredictionStore(run.predictions_folder).meta.get('complete', [])
-  return any(members >= wanted[0] and views >= wanted[1] for members, views in complete)
+
+  def is_there() -> bool:
+    complete = PredictionStore(run.predictions_folder).meta.get('complete', [])
+    return any(members >= wanted[0] and views >= wanted[1] for members, views in complete)
+
+  return hosts.decide(is_there)
 
 
 def run(run: Run) -> bool:
@@ -132,29 +149,57 @@ def run(run: Run) -> bool:
 
 
 def _store(run: Run, members: list[steps.Variables]) -> None:
+  """All hosts predict every missing view together, which gives the bits that one host would get.
+
+  They take turns to write: a chunk is written by one, while all go on to predict the next view.
+  """
   config, store = run.config, PredictionStore(run.predictions_folder)
-  num_views = _num_views(run)
+  num_views = views_of(run)
   for name, of_inputs in num_views.items():
     shape = (len(members), of_inputs, len(run.inputs[name].split), run.description.num_classes)
-    store.reserve(name, shape, config.predictions.dtype)
+    if hosts.is_main():
+      store.reserve(name, shape, config.predictions.dtype)
+  hosts.barrier()
   num_values = sum(n * len(run.inputs[name].split) for name, n in num_views.items())
   num_bytes = num_values * len(members) * run.description.num_classes
   num_bytes *= DTYPES[config.predictions.dtype].itemsize
   progress.logger.info('predictions: up to %.0f MB, before compression', num_bytes / 1e6)
-  with progress.bar('predictions', len(members) * sum(num_views.values()), 'views') as show:
-    done = 0
-    for name in num_views:
-      for member, variables in enumerate(members):
-        for view in range(num_views[name]):
-          if not store.has(name, member, view):
-            logits_NC = run.predict(run.teacher_model, variables, run.inputs[name], view)
-            store.write(name, member, view, logits_NC)
-          done += 1
-          show(done)
+  wanted = [
+    (name, member, view)
+    for name in num_views
+    for member in range(len(members))
+    for view in range(num_views[name])
+  ]
+  missing = _missing(store, wanted)
+  with (
+    progress.bar('predictions', len(wanted), 'views') as show,
+    ThreadPoolExecutor(1) as writer,
+  ):
+    writing = None
+    for done, (name, member, view) in enumerate(missing, len(wanted) - len(missing) + 1):
+      logits_NC = run.predict(run.teacher_model, members[member], run.inputs[name], view)
+      if done % hosts.count() == hosts.index():
+        if writing is not None:
+          writing.result()  # raises what went wrong; and no more than two views are held
+        writing = writer.submit(store.write, name, member, view, logits_NC)
+      show(done)
+    if writing is not None:
+      writing.result()
+  hosts.barrier()
   store.write_meta(_meta(run, store, members))
 
 
-def _num_views(run: Run) -> dict[str, int]:
+def _missing(
+  store: PredictionStore, wanted: list[tuple[str, int, int]]
+) -> list[tuple[str, int, int]]:
+  """Those (name, member, view) that the store lacks. Each host reads its share of what is there."""
+  mine = range(hosts.index(), len(wanted), hosts.count())
+  found = np.array([i in mine and store.has(*wanted[i]) for i in range(len(wanted))])
+  found = hosts.gather(found).any(axis=0) if hosts.count() > 1 else found
+  return [key for key, is_there in zip(wanted, found, strict=True) if not is_there]
+
+
+def views_of(run: Run) -> dict[str, int]:
   """Views to store, by the name of the inputs. Splits as they are have one."""
   num_views = run.config.predictions.num_views
   return {name: num_views if name == 'distillation' else 1 for name in run.inputs}
@@ -170,8 +215,20 @@ def _meta(run: Run, store: PredictionStore, members: list[steps.Variables]) -> d
     'predictions_fingerprint': config_lib.predictions_fingerprint(config),
     'data_checksum': run.checksum('student'),
     'complete': complete,  # (members, views) up to which nothing is missing
+    'digests': _digests(run, store),
     'dtype_error': _dtype_error(run, store, members),
   }
+
+
+def _digests(run: Run, store: PredictionStore) -> dict[str, dict[str, str]]:
+  """Of what is stored, by the name of the inputs and 'member/view'. What has one keeps it."""
+  digests = store.meta.get('digests', {})
+  for name, of_inputs in views_of(run).items():
+    known = digests.setdefault(name, {})
+    for member, view in np.ndindex(run.config.teacher.num_members, of_inputs):
+      if (key := f'{member}/{view}') not in known:
+        known[key] = store.digest(name, member, view)
+  return digests
 
 
 def _dtype_error(
@@ -189,67 +246,3 @@ def _dtype_error(
     'ensemble_top1_disagreement': 1 - fidelity['top1_agreement'],
     'ensemble_predictive_kl': fidelity['predictive_kl'],
   }
-
-
-def verify(run: Run) -> str:
-  """Reads every chunk of the store, and recomputes a sample of it with the teachers.
-
-  Returns: a line that says what was compared and how far apart it was.
-
-  Raises:
-    DamageError: a chunk is missing or damaged, or the teachers give other predictions.
-    MissingInputError: there is no store, or there are no teachers, to verify.
-  """
-  if run.config.predictions.mode == 'online':
-    raise MissingInputError("predictions.mode = 'online' stores no predictions to verify")
-  open_teacher(run)
-  store = PredictionStore(run.predictions_folder)
-  members = [teachers.load(run, i) for i in range(run.config.teacher.num_members)]
-  num_read = sum(_read_all(store, name, len(members), n) for name, n in _num_views(run).items())
-  worst = max(
-    _recompute(run, store, name, member, variables)
-    for name in run.inputs
-    for member, variables in enumerate(members)
-  )
-  return (
-    f'{store.folder}: read {num_read} views; recomputed up to {NUM_VERIFIED} examples of each split and '
-    f'member; largest difference of a log-probability {worst:.2g} nats'
-  )
-
-
-def _read_all(store: PredictionStore, name: str, num_members: int, num_views: int) -> int:
-  """Reads each member's views, those of larger ensembles too. Returns how many there are."""
-  all_members, all_views = store.room(name)
-  num_read = 0
-  with progress.bar(f'reading {name}', all_members * all_views, 'views') as show:
-    for member, view in np.ndindex(all_members, all_views):
-      if member < num_members and view < num_views:
-        store.read(name, [member], view)  # raises where something is missing
-        num_read += 1
-      else:
-        num_read += store.has(name, member, view)
-      show(member * all_views + view + 1)
-  return num_read
-
-
-def _recompute(
-  run: Run, store: PredictionStore, name: str, member: int, variables: steps.Variables
-) -> float:
-  """The largest difference between stored and fresh log-probabilities on a sample, in nats."""
-  inputs = run.inputs[name]
-  rng = keys.numpy_rng(run.config.seed, f'verify/{name}', member)
-  view = int(rng.integers(_num_views(run)[name]))
-  indices = np.sort(rng.permutation(len(inputs.split))[:NUM_VERIFIED])
-  logits = run.predict(run.teacher_model, variables, inputs, view, indices)
-  fresh = np.asarray(jax.nn.log_softmax(logits))
-  stored = store.read(name, [member], view)[0][indices]
-  difference = np.abs(stored - fresh)
-  rounding = float(jnp.finfo(DTYPES[run.config.predictions.dtype]).eps)
-  if (difference > DRIFT + (DRIFT + rounding) * np.abs(fresh)).any():
-    raise DamageError(
-      f'{store.folder}: the stored predictions of member {member} for view {view} of {name} are not '
-      f'those of the teacher in {run.member_folder(member)}: log-probabilities differ by up to '
-      f'{difference.max():.3g} nats. One of the two was replaced; delete {store.folder} and run with '
-      '--stages=predictions to make them anew.'
-    )
-  return float(difference.max())

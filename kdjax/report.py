@@ -96,7 +96,7 @@ def write(
   analyses = [path for path in analyses if _picture(path).exists()]  # one may be drawn right now
   digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan, *analyses, *map(_picture, analyses)])
   page, table = workdir / 'report.html', workdir / 'results.csv'
-  if table.exists() and page.exists() and digest in page.read_text():
+  if table.exists() and page.exists() and _is_sealed(page, table, digest):
     return False
   students = [_read_student(folder) for folder in folders]
   this = next(student for student in students if student.fingerprint == student_folder.name)
@@ -116,8 +116,10 @@ def write(
     **_on_test(student_folder, test(), class_names),
     **_comparison(students),
   )
-  files.write_text(table, _csv(students))
-  files.write_text(page, html)  # last: its digest says that both are written
+  rows = _csv(students)
+  files.write_text(table, rows)
+  # Last: its seal says that both are written, from the files that are there.
+  files.write_text(page, html + _seal(html.encode(), rows.encode(), digest))
   return True
 
 
@@ -150,6 +152,16 @@ def _digest(paths: Iterable[epath.Path]) -> str:
     digest.update(f'{path.parent.name}/{path.name} {len(content)}\n'.encode())
     digest.update(content)
   return f'sha256-{digest.hexdigest()}'
+
+
+def _seal(html: bytes, rows: bytes, digest: str) -> str:
+  return f'\n<!-- {files.checksum(html + rows + digest.encode())} -->\n'
+
+
+def _is_sealed(page: epath.Path, table: epath.Path, digest: str) -> bool:
+  """Whether both are what was written, and what would be written now."""
+  content, size = page.read_bytes(), len(_seal(b'', b'', ''))
+  return content[-size:] == _seal(content[:-size], table.read_bytes(), digest).encode()
 
 
 def _read_student(folder: epath.Path) -> Student:

@@ -8,17 +8,19 @@ and views can be added at any time, in any order, and a killed run goes on where
 Axes of arrays: M member, N example, C class.
 """
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 
 from kdjax import files
-from kdjax.errors import DamageError
+from kdjax.errors import DamageError, StorageError
 
 DTYPES = {
   'float16': np.dtype(np.float16),
@@ -46,7 +48,12 @@ class PredictionStore:
     files.write_json(self.folder / 'meta.json', meta)
 
   def reserve(self, split: str, shape: tuple[int, int, int, int], dtype: str) -> None:
-    """Makes room for at least (members, views, examples, classes). What is there stays."""
+    """Makes room for at least (members, views, examples, classes). What is there stays.
+
+    Raises:
+      DamageError: what is there has other examples or classes.
+      StorageError: it cannot be written.
+    """
     _, _, num_examples, num_classes = shape
     block = max(1, min(num_examples, CHUNK_BYTES // (num_classes * DTYPES[dtype].itemsize)))
     codecs = [
@@ -66,27 +73,52 @@ class PredictionStore:
     }
     spec = self._spec(split)
     if not (self.folder / 'logits' / split / 'zarr.json').exists():
-      array = ts.open(spec | {'metadata': metadata | {'shape': shape}}, create=True).result()
+      with self._writing(split):
+        array = ts.open(spec | {'metadata': metadata | {'shape': shape}}, create=True).result()
     else:
+      self.check(split, *shape[2:])
       array = self._open(split)
       room = [max(size, wanted) for size, wanted in zip(array.shape, shape, strict=True)]
-      array = array.resize(exclusive_max=room, expand_only=True).result()
+      with self._writing(split):
+        array = array.resize(exclusive_max=room, expand_only=True).result()
     self._arrays[split] = array
 
-  def room(self, split: str) -> tuple[int, int]:
-    """For how many members and views there is room; not all need be there."""
-    num_members, num_views, _, _ = self._open(split).shape
-    return num_members, num_views
+  def check(self, split: str, num_examples: int, num_classes: int) -> None:
+    """Raises DamageError unless the array of a split is of that size."""
+    size = tuple(self._open(split).shape[2:])
+    if size != (num_examples, num_classes):
+      raise DamageError(
+        f'{self._where(split)} has {size[0]} examples and {size[1]} classes instead of {num_examples} '
+        f'and {num_classes}. {self._mend_metadata(split)}'
+      )
 
   def write(self, split: str, member: int, view: int, logits_NC: np.ndarray) -> None:
-    """Stores one member's log-probabilities of one view of every example."""
+    """Stores one member's log-probabilities of one view of every example.
+
+    Raises:
+      StorageError: they cannot be written.
+    """
     array = self._open(split)
     log_probs_NC = log_softmax(logits_NC.astype(np.float64), axis=-1)
-    array[member, view].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
+    with self._writing(split):
+      array[member, view].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
 
   def has(self, split: str, member: int, view: int) -> bool:
     """Whether every example is there."""
     return not np.isnan(self._read(split, member, view)).any()
+
+  def digest(self, split: str, member: int, view: int) -> str:
+    """SHA-256 of one member's stored values of one view, a block of examples at a time.
+
+    Raises:
+      DamageError: a chunk is not what was written.
+    """
+    array, sha = self._open(split), hashlib.sha256()
+    block = array.chunk_layout.read_chunk.shape[2]
+    for start in range(0, array.shape[2], block):
+      values = self._stored(split, member, view, slice(start, min(start + block, array.shape[2])))
+      sha.update(np.ascontiguousarray(values).view(np.uint8))
+    return sha.hexdigest()
 
   def read(self, split: str, members: Sequence[int], view: int) -> np.ndarray:
     """log_probs_MNC in float32 of one view of every example, for the given members.
@@ -95,11 +127,12 @@ class PredictionStore:
       DamageError: a chunk is missing, or is not what was written.
     """
     log_probs_MNC = np.stack([self._read(split, member, view) for member in members])
-    if np.isnan(log_probs_MNC).any():
-      raise DamageError(
-        f'{self._where(split)} lacks predictions of view {view} by a member of {list(members)}. '
-        f'{self._mend}'
-      )
+    for member, log_probs_NC in zip(members, log_probs_MNC, strict=True):
+      if np.isnan(log_probs_NC).any():
+        raise DamageError(
+          f'{self._where(split)} lacks predictions of view {view} by member {member}. '
+          f'{self.mend(split, member, view)}'
+        )
     return log_probs_MNC
 
   def read_ensemble(self, split: str, num_members: int, view: int) -> np.ndarray:
@@ -107,22 +140,56 @@ class PredictionStore:
 
     On the host, so that reading the next view does not wait for the steps that the devices still have.
     """
-    log_probs_MNC = log_softmax(self.read(split, range(num_members), view), axis=-1)
-    return logsumexp(log_probs_MNC, axis=0) - np.float32(np.log(num_members))
+    log_probs_MNC = self.read(split, range(num_members), view)
+    # Nothing here is above 0 by more than rounding, so no exponential overflows.
+    log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
+    largest_NC = log_probs_MNC.max(axis=0)
+    mean_NC = np.exp(log_probs_MNC - largest_NC).mean(axis=0)
+    return largest_NC + np.log(mean_NC)
 
-  @property
-  def _mend(self) -> str:
-    return f'Delete {self.folder} and run with --stages=predictions: only the teachers are needed.'
+  def mend(self, split: str, member: int, view: int) -> str:
+    """What to do when one member's predictions of one view are damaged."""
+    chunks = self.folder / 'logits' / split / 'c' / str(member) / str(view)
+    return (
+      f'Delete {chunks} and {self.folder / "meta.json"}, and run with --stages=predictions: the teacher '
+      'predicts what is missing again.'
+    )
+
+  def _mend_metadata(self, split: str) -> str:
+    metadata = self.folder / 'logits' / split / 'zarr.json'
+    return (
+      f'Delete {metadata} and {self.folder / "meta.json"}, and run with --stages=predictions: they are '
+      'written again, and the predictions stay.'
+    )
+
+  @contextlib.contextmanager
+  def _writing(self, split: str) -> Iterator[None]:
+    try:
+      yield
+    except ValueError as error:  # as TensorStore calls a full disk too
+      raise StorageError(
+        f'{self._where(split)} could not be written ({error}). Make room, or mend what else is wrong '
+        'there, and run the same command: it goes on where it was.'
+      ) from error
 
   def _where(self, split: str) -> str:
     return f'the prediction store {self.folder / "logits" / split}'
 
   def _read(self, split: str, member: int, view: int) -> np.ndarray:
+    return self._stored(split, member, view, slice(None)).astype(np.float32)
+
+  def _stored(self, split: str, member: int, view: int, examples: slice) -> np.ndarray:
     array = self._open(split)
     try:
-      return array[member, view].read().result().astype(np.float32)
-    except (ValueError, IndexError) as error:  # a checksum that does not fit; a view out of range
-      raise DamageError(f'{self._where(split)} is damaged: {error}. {self._mend}') from error
+      values = array[member, view, examples]
+    except IndexError as error:
+      mend = self._mend_metadata(split)
+      raise DamageError(f'{self._where(split)} lacks a view: {error}. {mend}') from error
+    try:
+      return values.read().result()
+    except ValueError as error:  # a checksum that does not fit
+      mend = self.mend(split, member, view)
+      raise DamageError(f'{self._where(split)} is damaged: {error}. {mend}') from error
 
   def _open(self, split: str) -> ts.TensorStore:
     if split not in self._arrays:
@@ -130,7 +197,7 @@ class PredictionStore:
         self._arrays[split] = ts.open(self._spec(split), open=True).result()
       except ValueError as error:
         raise DamageError(
-          f'{self._where(split)} cannot be opened: {error}. {self._mend}'
+          f'{self._where(split)} cannot be opened: {error}. {self._mend_metadata(split)}'
         ) from error
     return self._arrays[split]
 

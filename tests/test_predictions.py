@@ -1,10 +1,13 @@
 import json
 import shutil
+import threading
+import weakref
 
 import jax
 import numpy as np
 import pytest
 from conftest import copied, tiny_run
+from etils import epath
 
 from kdjax import data, evaluation, losses, predictions, stages, student, teachers
 from kdjax.errors import DamageError, MissingInputError
@@ -207,33 +210,6 @@ def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypat
     assert path.read_bytes() == content
 
 
-def test_verify_reads_and_recomputes(finished):
-  said = predictions.verify(finished)
-  assert str(finished.predictions_folder) in said
-
-
-@pytest.mark.parametrize('num_views', [3, 1])
-def test_verify_finds_damage_to_any_chunk(finished, tmp_path, num_views):
-  """Also in those that this config does not ask for."""
-  run = copied(finished, tmp_path, predictions__num_views=num_views)
-  chunk = max(tmp_path.rglob('c/1/2/*/*'))
-  data = bytearray(chunk.read_bytes())
-  data[len(data) // 2] ^= 1
-  chunk.write_bytes(data)
-  with pytest.raises(DamageError, match=str(chunk)):
-    predictions.verify(run)
-
-
-def test_verify_finds_predictions_of_other_teachers(finished, tmp_path):
-  run = copied(finished, tmp_path)
-  store = PredictionStore(run.predictions_folder)
-  log_probs = store.read('val', [0], 0)[0].copy()
-  log_probs[:, [3, 4]] = log_probs[:, [4, 3]]
-  store.write('val', 0, 0, log_probs)
-  with pytest.raises(DamageError, match='member 0 for view 0 of val are not those of the teacher'):
-    predictions.verify(run)
-
-
 def test_other_data_under_the_same_name_is_noticed(finished, tmp_path):
   run = copied(finished, tmp_path)
   inputs_N = run.splits['test'].inputs_N.copy()
@@ -261,3 +237,81 @@ def test_another_test_set_needs_no_other_teachers(finished, tmp_path):
   assert not teachers.run(run)
   teachers.load(run, 0)
   assert run.predictions_folder.name != finished.predictions_folder.name
+
+
+# Reading ahead.
+
+
+NUM_EXAMPLES, BATCH, VIEWS = 40, 16, 4
+
+
+def store_of_views(folder) -> PredictionStore:
+  store, rng = PredictionStore(epath.Path(folder)), np.random.default_rng(0)
+  store.reserve('distillation', (2, VIEWS, NUM_EXAMPLES, 3), 'float32')
+  for member, view in np.ndindex(2, VIEWS):
+    store.write('distillation', member, view, rng.normal(size=(NUM_EXAMPLES, 3)))
+  return store
+
+
+def batches_of_epochs(num_epochs):
+  """Batches of 16 of 40 examples in order: the third reaches into the next epoch."""
+  positions = np.arange(num_epochs * NUM_EXAMPLES).reshape(-1, 1, BATCH)
+  for of_batch in positions:
+    yield {'indices': of_batch % NUM_EXAMPLES, 'views': of_batch // NUM_EXAMPLES % VIEWS}
+
+
+def test_the_next_view_is_read_while_this_one_is_used(tmp_path, monkeypatch):
+  """Each once an epoch, in a thread that ends; three are in memory at most."""
+  store = store_of_views(tmp_path)
+  expected_VNC = [store.read_ensemble('distillation', 2, view) for view in range(VIEWS)]
+  read, threads, alive = store.read_ensemble, [], weakref.WeakSet()
+  started = []
+
+  def watched(name, num_members, view):
+    started.append(view)
+    threads.append(threading.current_thread())
+    # An object of its own, since an array may be a view of another.
+    result = read(name, num_members, view).view(Watched)
+    alive.add(result)
+    return result
+
+  monkeypatch.setattr(store, 'read_ensemble', watched)
+  teacher, most = StoredTeacher(store, 2, VIEWS), 0
+  begun = []
+  for batch in batches_of_epochs(6):
+    found = teacher.batch('distillation', batch)
+    for position in np.ndindex(found.shape[:2]):
+      of_view = expected_VNC[batch['views'][position]]
+      np.testing.assert_array_equal(found[position], of_view[batch['indices'][position]])
+    for thread in threads:
+      thread.join(timeout=60)
+      assert not thread.is_alive()
+    most = max(most, len(alive))
+    begun.append(len(started))
+  assert started == [0, 1, 2, 3, 0, 1, 2]
+  # 2.5 batches are an epoch: what it needs is there, or being read, from the first batch that sees it.
+  assert begun == [2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7, 7, 7]
+  assert threading.main_thread() not in threads
+  assert most == 3
+
+
+class Watched(np.ndarray):
+  """Can be referred to weakly, and is equal only to itself."""
+
+  __hash__ = object.__hash__
+
+
+def test_damage_to_the_next_view_is_told_when_that_is_needed(tmp_path):
+  store = store_of_views(tmp_path)
+  chunk = tmp_path / 'logits' / 'distillation' / 'c' / '1' / '1' / '0' / '0'
+  content = bytearray(chunk.read_bytes())
+  content[len(content) // 2] ^= 1
+  chunk.write_bytes(content)
+  with pytest.raises(DamageError) as expected:
+    store.read_ensemble('distillation', 2, 1)
+  teacher, batches = StoredTeacher(store, 2, VIEWS), batches_of_epochs(2)
+  for _ in range(2):
+    assert np.isfinite(teacher.batch('distillation', next(batches))).all()
+  with pytest.raises(DamageError) as found:
+    teacher.batch('distillation', next(batches))
+  assert str(found.value) == str(expected.value)

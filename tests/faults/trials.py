@@ -1,0 +1,139 @@
+"""One function for each kind of fault. Each does the harm once, and judges what comes of it."""
+
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tests.faults import processes, workdirs
+from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, Outcome
+
+MOMENTS = (  # after which a process is killed: files that appear in the course of a run
+  'teachers/*/member_0/config.json',
+  'teachers/*/member_0/checkpoints/*',
+  'teachers/*/member_0/checkpoints/*/state',
+  'teachers/*/member_0/complete.json',
+  'teachers/*/member_1/metrics.jsonl*',
+  'teachers/*/member_1/checkpoints/*/digest',
+  'teachers/*/member_1/checkpoints/*',
+  'predictions/*/data.json',
+  'predictions/*/logits/*/zarr.json',
+  'predictions/*/logits/distillation/c/1/*',
+  'predictions/*/logits/test/c/0',
+  'predictions/*/meta.json',
+  'students/*/config.json',
+  'students/*/checkpoints/*',
+  'students/*/checkpoints/*/state/d',
+  'students/*/metrics.jsonl*',
+  'students/*/complete.json*',
+  'students/*/logits.npz',
+  'students/*/result.json*',
+  'report.html*',
+)
+
+
+def _ended(launched: processes.Launch, workdir: pathlib.Path, expected: dict) -> Outcome:
+  """The outcome of a process that should have come to its end."""
+  if launched.wait():
+    return Outcome(BAD, f'exit status {launched.process.exitcode}: {launched.told[-2000:]}')
+  found = workdirs.results(workdir)
+  wrong = [name for name in expected if found[name] != expected[name]]
+  return Outcome(BAD, f'differs: {", ".join(wrong)}') if wrong else Outcome(IDENTICAL)
+
+
+def killed(
+  place: pathlib.Path, expected: dict[str, Any], moments: Sequence[str], delays: Sequence[float]
+) -> tuple[int, Outcome]:
+  """Kills a run at each moment in turn, starts it again, and lets it end.
+
+  Returns: how many were killed before their end, and what the last made of it.
+  """
+  workdir, log = place / 'run', place / 'log'
+  num_killed = 0
+  for moment, delay in zip(moments, delays, strict=True):
+    launched = processes.launch(workdir, log)
+    if processes.kill_after(launched, workdir, moment, delay):
+      num_killed += 1
+    elif launched.process.exitcode:
+      return num_killed, Outcome(BAD, f'before {moment}: {launched.told[-2000:]}')
+  return num_killed, _ended(processes.launch(workdir, log), workdir, expected)
+
+
+def full_disk(place: pathlib.Path, expected: dict[str, Any], kilobytes: int) -> Outcome:
+  """Runs out of space, is given some, and goes on."""
+  with processes.small_disk(place / 'disk', kilobytes) as disk:
+    first = processes.launch(disk / 'run', place / 'log')
+    if first.wait() == 0:
+      return Outcome(BAD, f'{kilobytes} kB are enough')
+    error = first.error
+    if error is None or 'No space' not in error:
+      return Outcome(BAD, first.told[-2000:])
+    processes.remount(disk, 'size=64m')
+    second = _ended(processes.launch(disk / 'run', place / 'log'), disk / 'run', expected)
+    return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
+
+
+def file_too_large(place: pathlib.Path, expected: dict[str, Any], size: int) -> Outcome:
+  """Writes fail as under a quota, and later do not. Needs no rights."""
+  first = processes.launch(place / 'run', place / 'log', file_size=size)
+  if first.wait() == 0 or (error := first.error) is None:
+    return Outcome(BAD, first.told[-2000:])
+  second = _ended(processes.launch(place / 'run', place / 'log'), place / 'run', expected)
+  return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
+
+
+def read_only(
+  place: pathlib.Path, expected: dict[str, Any], finished: pathlib.Path, stage: str
+) -> Outcome:
+  """The folder cannot be written after a stage, and later can. A finished run needs no writing."""
+  with processes.small_disk(place / 'disk', 65536) as disk:
+    workdir = disk / 'run'
+    shutil.copytree(finished, workdir)
+    workdirs.prepare(workdir, stage)
+    processes.remount(disk, 'ro')
+    first = processes.launch(workdir, place / 'log')
+    if first.wait() == 0:
+      return _ended(first, workdir, expected)
+    error = first.error
+    if error is None or 'Read-only' not in error:
+      return Outcome(BAD, first.told[-2000:])
+    processes.remount(disk, 'rw')
+    second = _ended(processes.launch(workdir, place / 'log'), workdir, expected)
+    return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
+
+
+def at_once(place: pathlib.Path, expected: dict[str, Any], count: int) -> Outcome:
+  """Several launches in one workdir share the work, and nothing is done twice.
+
+  Every beginning of a training leaves an event file of TensorBoard.
+  """
+  workdir = place / 'run'
+  all_launched = [processes.launch(workdir, place / f'log_{i}') for i in range(count)]
+  outcomes = [_ended(launched, workdir, expected) for launched in all_launched]
+  told = [launched.told for launched in all_launched]
+  bad = [outcome for outcome in outcomes if outcome.kind == BAD]
+  for name in ('predictions', 'student', 'evaluation'):  # whoever had to wait finds it done
+    if sum(f'{name}: done' in text for text in told) != 1:
+      bad.append(Outcome(BAD, f'{name} was not done once'))
+  trained = [*workdir.glob('teachers/*/member_?'), *workdir.glob('students/*/')]
+  for folder in filter(pathlib.Path.is_dir, trained):
+    if len(list((folder / 'tensorboard').iterdir())) != 1:
+      bad.append(Outcome(BAD, f'{folder} was trained more than once'))
+  return bad[0] if bad else Outcome(IDENTICAL)
+
+
+def damaged(
+  place: pathlib.Path,
+  expected: dict[str, Any],
+  finished: pathlib.Path,
+  damage: tuple[str, str, str, pathlib.Path],
+  rng: np.random.Generator,
+) -> Outcome | None:
+  """A file of a finished stage is harmed or gone. None if the stage has no such file."""
+  stage, how, _, path = damage
+  workdir = place / 'run'
+  if not workdirs.damaged(finished, workdir, stage, how, path, rng):
+    return None
+  return workdirs.judge(workdir, expected)

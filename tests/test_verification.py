@@ -1,0 +1,118 @@
+import shutil
+
+import numpy as np
+import pytest
+import tensorstore as ts
+from conftest import copied
+
+from kdjax import verification
+from kdjax.errors import DamageError, MissingInputError
+from kdjax.store import PredictionStore, kvstore
+from kdjax.verification import DRIFT, NOISE, Sample
+
+
+def test_verify_reads_all_and_predicts_a_sample_again(finished):
+  said = verification.verify(finished)
+  assert str(finished.predictions_folder) in said
+  assert '12 views are as they were written' in said  # 2 members: 3 views, and 3 splits as they are
+  values = 2 * (200 + 200 + 50 + 256) * 10
+  assert f'{values:,} log-probabilities' in said
+  assert 'the rounding of float16 explains 100.0 %: equal up to that rounding.' in said
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_one_flipped_bit_is_found_wherever_it_is(finished, tmp_path, seed):
+  """Also in a view that this config does not ask for."""
+  run = copied(finished, tmp_path, predictions__num_views=1)
+  rng = np.random.default_rng(seed)
+  chunks = sorted(path for path in tmp_path.rglob('logits/*/c/*/*/*/*') if path.is_file())
+  chunk = chunks[-1] if seed == 0 else chunks[rng.integers(len(chunks))]
+  content = bytearray(chunk.read_bytes())
+  content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  chunk.write_bytes(content)
+  with pytest.raises(DamageError, match=str(chunk)):
+    verification.verify(run)
+
+
+def change_one_value(run, name: str) -> None:
+  """By one place of float16, with a valid checksum, as another program might."""
+  spec = {'driver': 'zarr3', 'kvstore': kvstore(run.predictions_folder / 'logits' / name)}
+  array = ts.open(spec, open=True).result()
+  value = array[1, 0, 7, 3].read().result()
+  array[1, 0, 7, 3].write(np.nextafter(value, np.float16(0))).result()
+
+
+def test_one_value_that_was_changed_with_a_valid_checksum_is_found(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  change_one_value(run, 'distillation')
+  with pytest.raises(
+    DamageError, match='member 1 for view 0 of distillation are not those that were'
+  ):
+    verification.verify(run)
+
+
+def test_predictions_that_were_wrong_from_the_start_are_found(finished, tmp_path):
+  """Of one example, with a digest that fits."""
+  run = copied(finished, tmp_path)
+  store = PredictionStore(run.predictions_folder)
+  log_probs_NC = store.read('val', [0], 0)[0].copy()
+  log_probs_NC[5, 3] += 0.1
+  store.write('val', 0, 0, log_probs_NC)
+  meta = store.meta
+  meta['digests']['val']['0/0'] = store.digest('val', 0, 0)
+  store.write_meta(meta)
+  with pytest.raises(DamageError, match=r'view 0 of val are not.*1 of 50 examples, as of 5,'):
+    verification.verify(run)
+
+
+def test_the_checkpoint_of_another_teacher_is_found(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  shutil.rmtree(run.member_folder(0) / 'checkpoints')
+  shutil.copytree(run.member_folder(1) / 'checkpoints', run.member_folder(0) / 'checkpoints')
+  with pytest.raises(DamageError, match=f'not those of the teacher in {run.member_folder(0)}'):
+    verification.verify(run)
+
+
+def test_drift_between_machines_is_told_with_its_size(finished, monkeypatch):
+  predict, rng = type(finished).predict, np.random.default_rng(0)
+
+  def drifting(self, *arguments):
+    logits_NC = predict(self, *arguments)
+    return logits_NC + rng.uniform(-1e-4, 1e-4, logits_NC.shape).astype(np.float32)
+
+  monkeypatch.setattr(type(finished), 'predict', drifting)
+  said = verification.verify(finished)
+  drift = float(said.split('drift of up to ')[1].split(' nats')[0])
+  assert 2e-5 < drift < 2e-4  # a log-probability takes up that of all classes
+
+
+def sample(difference_NC, dtype=np.float32) -> Sample:
+  fresh_NC = np.full(difference_NC.shape, -1.0)
+  return Sample(fresh_NC + difference_NC, fresh_NC, np.dtype(dtype))
+
+
+def test_rounding_explains_half_a_place_and_no_more():
+  half = np.finfo(np.float16).eps / 2  # of a value of 1
+  found = sample(np.array([[half, 2 * half, -half]]), np.float16).excess_NC
+  np.testing.assert_allclose(found, [[0, half / 2, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize('size', [3 * NOISE, 0.1 * DRIFT, DRIFT])
+def test_differences_of_one_size_are_drift_and_a_single_one_is_damage(size):
+  noise_NC = np.random.default_rng(0).uniform(-size, size, (256, 10))
+  assert len(sample(noise_NC).outliers) == 0
+  assert 'drift' in verification.summary(sample(noise_NC))
+  noise_NC[17, 2] += 300 * size
+  assert list(sample(noise_NC).outliers) == [17]
+
+
+def test_a_teacher_that_is_replaced_is_no_drift():
+  assert len(sample(np.full((256, 10), 3 * DRIFT)).outliers) == 256
+
+
+def test_a_store_without_digests_says_how_to_get_them(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  store = PredictionStore(run.predictions_folder)
+  store.write_meta({key: value for key, value in store.meta.items() if key != 'digests'})
+  with pytest.raises(MissingInputError, match='--stages=predictions'):
+    verification.verify(run)
