@@ -14,13 +14,17 @@ Everything is written to WORKDIR/analysis/<student>/, and shown in WORKDIR/repor
 which is of one student: of the one that was last reported.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 
 # Before JAX is imported: the same numbers on a GPU too.
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
 
+import jax
 from absl import app, flags
 
 from analysis import runner, runs
@@ -42,20 +46,49 @@ class _NumbersParser(flags.ArgumentParser):
     return tuple(float(x) for x in (argument.split(',') if isinstance(argument, str) else argument))
 
 
-_PARSERS = {int: flags.IntegerParser, float: flags.FloatParser, tuple: _NumbersParser}
+class _NamesParser(flags.ArgumentParser):
+  """'teacher 0,student' → ('teacher 0', 'student')."""
+
+  syntactic_help = 'names with commas between them'
+
+  def parse(self, argument: str | tuple[str, ...]) -> tuple[str, ...]:
+    names = argument.split(',') if isinstance(argument, str) else argument
+    return tuple(name.strip() for name in names if name.strip())
+
+
+_PARSERS = {
+  int: flags.IntegerParser,
+  float: flags.FloatParser,
+  tuple[float, ...]: _NumbersParser,
+  tuple[str, ...]: _NamesParser,
+}
 _SETTINGS = {
   field.name: flags.DEFINE(
-    _PARSERS[type(field.default)](), field.name, field.default, field.metadata['help']
+    _PARSERS[field.type](), field.name, field.default, field.metadata['help']
   )
   for field in dataclasses.fields(Settings)
 }
+
+
+@contextlib.contextmanager
+def _compiled_once() -> Iterator[None]:
+  """Keeps programs on disk for as long as it runs: parts, and the students they train, share many."""
+  if jax.config.jax_compilation_cache_dir is not None:
+    yield
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    yield
 
 
 def _run(path: str) -> None:
   settings = Settings(**{name: flag.value for name, flag in _SETTINGS.items()})
   runner.check(settings, _PARTS.value)
   study = runs.load(path)
-  if _SIBLING.value and runner.compares_others(_PARTS.value):
+  trains_sibling = _SIBLING.value and runner.compares_others(_PARTS.value)
+  runner.check_names(study, settings, _PARTS.value, ['sibling'] if trains_sibling else [])
+  if trains_sibling:
     runs.train_sibling(study)
   try:
     done = runner.run(study, settings, _PARTS.value)
@@ -79,7 +112,8 @@ def main(argv: list[str]) -> None:
     raise app.UsageError('one folder: a workdir, or a student in it')
   progress.setup_logging()
   try:
-    _run(argv[1])
+    with _compiled_once():
+      _run(argv[1])
   except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
     sys.exit(f'error: {error}')
   except KeyboardInterrupt:

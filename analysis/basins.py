@@ -15,12 +15,12 @@ import numpy as np
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from analysis import curvature, geometry, measure, paths
+from analysis import curvature, geometry, intervals, measure, paths
 from analysis.curvature import MeanLoss
 from analysis.geometry import Tree
 from analysis.part import Settings
 from kdjax import config as config_lib
-from kdjax import keys, predictions, student, training
+from kdjax import keys, predictions, progress, student, training
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DivergedError
 from kdjax.run import Run
@@ -53,8 +53,10 @@ def order_seed(run: Run, index: int) -> int:
 
 def continued(
   run: Run, distil: Distil, folder: epath.Path, step: int, seed: int, name: str
-) -> Variables:
+) -> Variables | None:
   """The end of the student's training if from `step` on another seed orders the examples.
+
+  None if it diverges, which is a finding, too.
 
   It begins with the whole state after that step, optimizer and learning rate included, and takes what is
   left of the schedule. Views of an example, which follow from the epoch, stay the same.
@@ -73,7 +75,19 @@ def continued(
     with Checkpoints(folder / 'checkpoints') as checkpoints:
       if not checkpoints.steps:
         checkpoints.save(step, state)  # the newest one is where training begins
-    distil(folder, name, seed, lambda: state)
+    return _trained(run, distil, folder, name, seed, lambda: state)
+  return run.load_variables(folder, 'student')
+
+
+def _trained(
+  run: Run, distil: Distil, folder: epath.Path, name: str, seed: int, init: Callable[[], State]
+) -> Variables | None:
+  """What a training ends with, or None if it diverges."""
+  try:
+    distil(folder, name, seed, init)
+  except DivergedError as error:
+    progress.logger.warning('%s', error)
+    return None
   return run.load_variables(folder, 'student')
 
 
@@ -81,25 +95,24 @@ def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[s
   """Barriers of several paths, and the interval of their mean.
 
   Intervals are 95 % percentile bootstraps; the examples are resampled, and are the same on every path.
-  Those that are NaN, which have no label, are left out.
 
-  Returns: 'pairs' of shape (P,), and '' (their mean), 'low' and 'high'. NaN where no example is left.
+  Returns: 'pairs' of shape (P,), NaN for a path of which all is NaN: there is none; and of the others
+    '' (their mean), 'low' and 'high', NaN where there is no path or no example.
   """
   values_PTN = np.asarray(values_PTN, np.float64)
-  values_PTN = values_PTN[..., ~np.isnan(values_PTN).all(axis=(0, 1))]
+  there_P = ~np.isnan(values_PTN).all(axis=(1, 2))
   num_examples = values_PTN.shape[-1]
-  if num_examples == 0:
+  if num_examples == 0 or not there_P.any():
     nan = np.array(np.nan)
     return {'pairs': np.full(len(values_PTN), nan), '': nan, 'low': nan, 'high': nan}
   rng = keys.numpy_rng(seed, 'analysis/barrier')
-  uniform = np.full(num_examples, 1 / num_examples)
-  counts_RN = rng.multinomial(num_examples, uniform, size=paths.NUM_RESAMPLES)
-  means_RPT = np.einsum('rn,ptn->rpt', counts_RN / num_examples, values_PTN, optimize=True)
+  counts_RN = intervals.resamples(num_examples, rng)
+  some_PTN = values_PTN[there_P]
+  means_RPT = np.einsum('rn,ptn->rpt', counts_RN / num_examples, some_PTN, optimize=True)
   means_R = paths.barrier(means_RPT, ts_T).mean(axis=1)
   pairs_P = paths.barrier(values_PTN.mean(axis=2), ts_T)
-  tail = (1 - paths.LEVEL) / 2
-  low, high = np.quantile(means_R, [tail, 1 - tail])
-  return {'pairs': pairs_P, '': pairs_P.mean(), 'low': low, 'high': high}
+  low, high = np.quantile(means_R, [intervals.TAIL, 1 - intervals.TAIL])
+  return {'pairs': pairs_P, '': pairs_P[there_P].mean(), 'low': low, 'high': high}
 
 
 def barriers_of(values: list[measure.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -176,10 +189,7 @@ def returned(run: Run, distil: Distil, folder: epath.Path, start: Variables) -> 
   if not training.is_complete(folder):
     init = lambda: init_state(start, run.optimizer('student'))
     name = f'from {folder.name.replace("_", " ")}'
-    try:
-      distil(folder, name, config_lib.student_seed(run.config), init)
-    except DivergedError:
-      return None
+    return _trained(run, distil, folder, name, config_lib.student_seed(run.config), init)
   return run.load_variables(folder, 'student')
 
 

@@ -16,17 +16,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 from analysis.lanczos import lanczos
+from kdjax.errors import UserError
 from kdjax.steps import Variables
 
 Batch = dict[str, Any]  # 'inputs', 'weights' and what the loss reads
 Forward = Callable[[Variables, jax.Array], jax.Array]  # (variables, inputs) → logits_BC
 Loss = Callable[[jax.Array, Batch], jax.Array]  # (logits_BC, batch) → losses_B
 
-LEVEL = 0.95  # of confidence
+
+class NoSharpDirectionError(UserError):
+  """A Hessian without a positive eigenvalue has no sharpest direction."""
 
 
 class MeanLoss:
@@ -192,16 +194,6 @@ def layer_sums(tree: Any) -> dict[str, float]:
   return sums
 
 
-def mean_interval(values_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Means over the first axis, probes, and their 95 % intervals by Student's t distribution.
-
-  Returns: mean, low and high, each of the shape of what follows the first axis.
-  """
-  mean = values_K.mean(axis=0)
-  half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(values_K) - 1) * scipy.stats.sem(values_K, axis=0)
-  return mean, mean - half, mean + half
-
-
 # Directions.
 
 
@@ -211,7 +203,7 @@ def top_eigenvector(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: in
   Its sign is arbitrary.
 
   Raises:
-    ValueError: no direction curves upwards.
+    NoSharpDirectionError: no direction curves upwards.
   """
   return mean_loss.tree(_top_eigenvectors(mean_loss, rng, 1, num_steps)[0])
 
@@ -224,7 +216,7 @@ def flat_direction(
   Before the projection it is uniform on the sphere.
 
   Raises:
-    ValueError: no direction curves upwards.
+    NoSharpDirectionError: no direction curves upwards.
   """
   vectors_KP = _top_eigenvectors(mean_loss, rng, num_eigenvectors, num_steps)
   random_P = rng.normal(size=mean_loss.num_parameters)
@@ -239,7 +231,11 @@ def _top_eigenvectors(
   start_P = rng.normal(size=mean_loss.num_parameters)
   _, _, vectors_KP = lanczos(mean_loss.hvp, start_P, num_steps).largest(num)
   if not len(vectors_KP):
-    raise ValueError('the Hessian has no positive eigenvalue, so no direction is the sharpest')
+    raise NoSharpDirectionError(
+      f'the Hessian of the loss of {mean_loss.num_examples} examples has no positive eigenvalue, so that '
+      'no direction is the sharpest: the loss does not change here, or falls on all sides. Take more '
+      'examples (--curvature_examples), or leave out what perturbs along sharp directions (returns).'
+    )
   return vectors_KP
 
 

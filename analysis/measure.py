@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
+from analysis import intervals
 from analysis.runs import Study
 from kdjax import keys, losses, models, predictions, steps
 from kdjax.steps import Variables
@@ -26,10 +27,8 @@ UNITS = {'brier': 'no unit', 'logit_mse': 'logits²'}  # of losses.LOSSES; all o
 Batch = dict[str, jax.Array]
 Build = Callable[[Any, jax.Array], Variables]  # (shared, coordinates_K) → variables, traced
 Values = dict[str, np.ndarray]  # '<set>/<measure>' → values_PN
-Objective = Callable[[jax.Array, Batch], jax.Array]  # (logits_BC, batch) → losses_B
-
-NUM_RESAMPLES = 1000
-TAIL = 0.025  # on either side of a 95 % interval
+Objective = Callable[..., jax.Array]  # (logits_BC, batch), and perhaps temperature= → losses_B
+OF_LABELS = ('accuracy', 'nll')
 
 
 def example_losses(
@@ -40,7 +39,9 @@ def example_losses(
   temperature: float,
   alpha: float,
 ) -> dict[str, jax.Array]:
-  """All measures of each example. Those that need a label are NaN where there is none.
+  """All measures of each example, all of them NaN where a logit is.
+
+  Those of OF_LABELS mean nothing where there is no label.
 
   Returns: 'loss' (what the student minimises), 'predictive_kl' (nats, at τ = 1), 'top1_agreement',
     'accuracy' and 'nll' (nats), each of shape (B,).
@@ -49,32 +50,35 @@ def example_losses(
   loss_B = loss(logits_BC, teacher_BC, temperature)
   if alpha:
     loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha)
-  nll_B = losses.cross_entropy(logits_BC, jnp.maximum(labels_B, 0))
   correct_B = (logits_BC.argmax(-1) == labels_B).astype(jnp.float32)
-  return {
+  measures = {
     'loss': loss_B,
     'predictive_kl': losses.kl_divergence(teacher_BC, logits_BC),
     'top1_agreement': (logits_BC.argmax(-1) == teacher_BC.argmax(-1)).astype(jnp.float32),
-    'accuracy': jnp.where(labels_B >= 0, correct_B, jnp.nan),
-    'nll': jnp.where(labels_B >= 0, nll_B, jnp.nan),
+    'accuracy': correct_B,
+    'nll': losses.cross_entropy(logits_BC, jnp.maximum(labels_B, 0)),
   }
+  broken_B = jnp.isnan(logits_BC).any(axis=-1)  # else the first NaN would be taken for a class
+  return {name: jnp.where(broken_B, jnp.nan, of_B) for name, of_B in measures.items()}
 
 
 class Measure:
-  """The fixed examples of a student, and what weights of its architecture do on them."""
+  """The fixed examples of a student, and what weights of its architecture do on them.
+
+  `model` computes in float32 whatever the student was trained in: a small change of the loss between
+  two points, a gradient and a curvature must not drown in rounding.
+  """
 
   def __init__(self, study: Study, num_examples: int):
     """Chooses up to `num_examples` of each set, the same for every point and every call."""
     self._run, self._steps, self._placed = study.run, {}, {}
-    self.model = study.run.student_model
+    self.model = in_float32(study.run.student_model)
     self.sets = SETS
     self._has_statistics = bool(study.run.abstract_state('student').batch_stats)
-    section, num_steps = study.run.config.student, study.run.plan('student').num_steps
+    section = study.run.config.student
     self._loss = {
       'loss': losses.LOSSES[section.loss],
-      'temperature': float(
-        losses.temperature_at(num_steps, num_steps, section.temperature, section.final_temperature)
-      ),
+      'temperature': self.temperature(study.run.plan('student').num_steps),
       'alpha': section.alpha,
     }
     members = _members(study)
@@ -89,6 +93,13 @@ class Measure:
       'num_examples': np.array([self.num_examples(name) for name in SETS]),
       'reestimated': np.array(self._has_statistics),
     }
+
+  def temperature(self, step: int) -> float:
+    """The student's τ at a step of its training."""
+    section, num_steps = self._run.config.student, self._run.plan('student').num_steps
+    return float(
+      losses.temperature_at(step, num_steps, section.temperature, section.final_temperature)
+    )
 
   def num_examples(self, name: str) -> int:
     return len(self._examples[name]['labels'])
@@ -112,8 +123,9 @@ class Measure:
   def objective(self, name: str) -> Objective:
     """A loss of each example by name.
 
-    'distillation' is what the student minimises, 'cross_entropy' the same with the labels (0 where
-    there is none), and 'predictive_kl' is KL(teacher ‖ student) at τ = 1.
+    'distillation' is what the student minimises, at the last τ of its schedule unless it is called
+    with another `temperature`; 'cross_entropy' the same with the labels (0 where there is none), and
+    'predictive_kl' is KL(teacher ‖ student) at τ = 1.
     """
     return partial(_objective, name=name, **self._loss)
 
@@ -135,7 +147,8 @@ class Measure:
         point, and not those that `build` returns. Those of other weights fit none in between.
       show: is called as show(points done, '').
 
-    Returns: values_PN, '<set>/<measure>' for the measures of `example_losses`.
+    Returns: values_PN, '<set>/<measure>' for the measures of `example_losses`; those of OF_LABELS of
+      the N examples that have one. What is NaN is a network whose output is.
     """
     shared = steps.replicate(shared)
     collected: dict[str, list[np.ndarray]] = {}
@@ -149,6 +162,8 @@ class Measure:
         for key in outputs[0]:
           values_DN = np.concatenate([np.asarray(of[key]) for of in outputs], axis=1)
           kept = values_DN[:count, : self.num_examples(name)]
+          if key in OF_LABELS:
+            kept = kept[:, self._examples[name]['labels'] >= 0]
           collected.setdefault(f'{name}/{key}', []).append(kept)
       if show is not None:
         show(sum(len(x) for x in collected['test/loss']), '')
@@ -189,6 +204,10 @@ class Measure:
     return self._placed['unpadded']
 
 
+def in_float32(model: nn.Module) -> nn.Module:
+  return model.clone(dtype=jnp.float32)
+
+
 def as_given(variables: Variables, coordinates_K: jax.Array) -> Variables:
   """The `build` of a single point."""
   del coordinates_K
@@ -211,38 +230,30 @@ def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) ->
 def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
   """Means over examples and their 95 % percentile bootstrap intervals.
 
-  All points share the resamples, so that their errors move together. NaN examples are left out; a
-  mean over none is NaN.
+  All points share the resamples, so that their errors move together. Where an example is NaN, and
+  where there is none, so are the mean and its interval.
 
   Returns: for each key, `key`, `key/low` and `key/high`, of shape (P,).
   """
   found = {}
   for key, values_PN in values.items():
     values_PN = values_PN.astype(np.float64)
-    found[key] = _mean(values_PN, np.ones((1, values_PN.shape[1])))[0]
-    means_RP = _mean(values_PN, _resamples(values_PN.shape[1], seed))
-    ends = np.full((2, len(values_PN)), np.nan)
-    some_P = ~np.isnan(found[key])
-    quantile = np.nanquantile if np.isnan(means_RP[:, some_P]).any() else np.quantile  # faster
-    ends[:, some_P] = quantile(means_RP[:, some_P], [TAIL, 1 - TAIL], axis=0)
-    found[f'{key}/low'], found[f'{key}/high'] = ends
+    mean_P, low_P, high_P = np.full((3, len(values_PN)), np.nan)
+    if num_examples := values_PN.shape[1]:
+      with np.errstate(invalid='ignore'):  # 0 · ∞, of an infinite loss that was not drawn
+        means_RP = _resamples(num_examples, seed) @ values_PN.T / num_examples
+      mean_P = values_PN.mean(axis=1)
+      low_P, high_P = np.quantile(means_RP, [intervals.TAIL, 1 - intervals.TAIL], axis=0)
+    found |= dict(
+      zip((f'{key}{end}' for end in intervals.ENDS), (mean_P, low_P, high_P), strict=True)
+    )
   return found
-
-
-def _mean(values_PN: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-  """means_RP of the values that are there, each counted as often as it was drawn."""
-  there_PN = ~np.isnan(values_PN)
-  sums_RP = counts_RN @ np.where(there_PN, values_PN, 0).T
-  with np.errstate(invalid='ignore'):
-    return sums_RP / (counts_RN @ there_PN.T.astype(np.float64))
 
 
 @functools.lru_cache(4)
 def _resamples(num_examples: int, seed: int) -> np.ndarray:
   """How often each example is drawn in each resample."""
-  rng = keys.numpy_rng(seed, 'analysis/bootstrap')
-  uniform = np.full(num_examples, 1 / num_examples)
-  return rng.multinomial(num_examples, uniform, size=NUM_RESAMPLES).astype(np.float64)
+  return intervals.resamples(num_examples, keys.numpy_rng(seed, 'analysis/bootstrap'))
 
 
 # Inside jit.
@@ -287,11 +298,9 @@ def _jitted_moments(variables: Variables, batch: Batch, *, model: nn.Module) -> 
 
 
 def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) -> jax.Array:
-  if name == 'cross_entropy':
-    nll_B = example_losses(logits_BC, batch, **loss)['nll']
-    return jnp.where(batch['labels'] >= 0, nll_B, 0.0)
-  measure = {'distillation': 'loss', 'predictive_kl': 'predictive_kl'}[name]
-  return example_losses(logits_BC, batch, **loss)[measure]
+  measure = {'distillation': 'loss', 'cross_entropy': 'nll', 'predictive_kl': 'predictive_kl'}[name]
+  losses_B = example_losses(logits_BC, batch, **loss)[measure]
+  return jnp.where(batch['labels'] >= 0, losses_B, 0.0) if measure in OF_LABELS else losses_B
 
 
 # On the host.
@@ -345,7 +354,8 @@ def _examples(
   if members is None:
     log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
   else:
-    logits = [run.predict(run.teacher_model, m, inputs, 0, indices_N) for m in members]
+    model = in_float32(run.teacher_model)
+    logits = [run.predict(model, m, inputs, 0, indices_N) for m in members]
     log_probs_MNC = log_softmax(np.stack(logits), axis=-1)
   batches = inputs.evaluation(indices_N, 0, run.config.evaluation.batch_size)
   seen = [_seen(inputs.view, inputs.seed, batch, count) for batch, count in batches]

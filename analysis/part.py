@@ -22,6 +22,11 @@ Arrays = dict[str, np.ndarray]
 CHECKS = 'checks'  # in an .npz, as JSON
 
 
+def _names(text: str) -> Any:
+  """A setting that names networks; whether there are such depends on the student."""
+  return dataclasses.field(default=(), metadata={'help': text})
+
+
 def _field(default: Any, smallest: float, text: str, largest: float = math.inf) -> Any:
   metadata = {'smallest': smallest, 'largest': largest, 'help': text}
   return dataclasses.field(default=default, metadata=metadata)
@@ -33,16 +38,24 @@ class Settings:
 
   num_examples: int = _field(512, 2, 'Examples of the distillation data, and of the test set.')
   resolution: int = _field(25, 3, 'Points along the longer side of a plane.')
-  random_resolution: int = _field(15, 3, 'Points along a side of the random plane.')
-  max_members: int = _field(3, 1, "Teacher's members in the matrices of barriers.")
-  path_points: int = _field(11, 3, 'Points along a path.')
+  random_resolution: int = _field(11, 3, 'Points along a side of the random plane.')
+  corners: tuple[str, ...] = _names(
+    "Three networks that ensemble_plane goes through, such as 'teacher 2,student,sibling'. Default: "
+    'two teachers, or a teacher and the sibling, and the student.'
+  )
+  max_members: int = _field(2, 1, "Teacher's members in the matrices of barriers.")
+  path_points: int = _field(9, 3, 'Points along a path.')
   bezier_steps: int = _field(200, 1, 'Training steps of a Bezier curve.')
+  pairs: tuple[str, ...] = _names(
+    "Pairs of networks whose paths are shown, such as 'teacher 0:student,initial:sibling'; or 'all'. "
+    'Default: what a study of fidelity asks for.'
+  )
   curvature_examples: int = _field(256, 2, 'Examples of the distillation data behind curvature.')
   num_eigenpairs: int = _field(10, 1, 'Largest eigenvalues that are computed.')
-  lanczos_steps: int = _field(30, 2, 'Products with the Hessian for each probe.')
-  num_probes: int = _field(3, 2, 'Random vectors behind densities and traces.')
+  lanczos_steps: int = _field(25, 2, 'Products with the Hessian for each probe.')
+  num_probes: int = _field(2, 2, 'Random vectors behind densities and traces.')
 
-  num_forks: int = _field(4, 1, 'Kept checkpoints at which training is forked.')
+  num_forks: int = _field(3, 1, 'Kept checkpoints at which training is forked.')
   fork_seeds: int = _field(2, 1, 'Continuations of each fork, beside the student itself.')
   lambdas: tuple[float, ...] = _field((0.0, 0.25, 0.5, 1.0), 0.0, 'Starts λ of students.', 1.0)
   lambda_resolution: int = _field(11, 3, 'Points along the longer side of the plane of each λ.')
@@ -52,8 +65,15 @@ class Settings:
   return_epochs: float = _field(10.0, 0.01, 'Epochs of distillation from around the teacher.')
 
   def problems(self) -> list[str]:
-    """What is wrong with the values, for a ConfigError."""
-    return [problem for field in dataclasses.fields(self) for problem in self._problems(field)]
+    """What is wrong with the numbers, for a ConfigError."""
+    numbers = [field for field in dataclasses.fields(self) if 'smallest' in field.metadata]
+    wrong = [problem for field in numbers for problem in self._problems(field)]
+    if self.lanczos_steps < self.num_eigenpairs:
+      wrong.append(
+        f'--lanczos_steps = {self.lanczos_steps}: allowed: --num_eigenpairs = {self.num_eigenpairs} or '
+        'more; a product with the Hessian finds one eigenvalue at most'
+      )
+    return wrong
 
   def _problems(self, field: dataclasses.Field) -> Iterator[str]:
     value, smallest, largest = (
@@ -98,6 +118,11 @@ class Checks:
     largest = max(value, self.values.get(name, [-math.inf])[0])
     self.values[name] = [largest, float(limit)]
 
+  def same_mean(self, name: str, found_N: np.ndarray, expected_N: np.ndarray, limit: float) -> None:
+    """`at_most` of how far two means are apart, relative to the expected one where that is above 1."""
+    found, expected = float(np.mean(found_N)), float(np.mean(expected_N))
+    self.at_most(name, abs(found - expected) / max(1, abs(expected)), limit)
+
   @contextlib.contextmanager
   def recorded(self) -> Iterator[dict[str, list[float]]]:
     """Yields what will have been recorded inside."""
@@ -112,7 +137,7 @@ class Checks:
 class Blocks:
   """Finished pieces of a part that is under way, on disk, so that a killed run goes on.
 
-  Pieces that were made under other settings or for another student are in another folder.
+  Pieces that were made under other settings are in another folder beside it.
   """
 
   def __init__(self, folder: epath.Path, checks: Checks | None = None):
@@ -132,8 +157,9 @@ class Blocks:
     return arrays
 
   def delete(self) -> None:
-    if self._folder.exists():
-      self._folder.rmtree()
+    """Those of other settings, too: the part is finished, and nobody comes back for them."""
+    if self._folder.parent.exists():
+      self._folder.parent.rmtree()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +173,10 @@ class Part:
   draw: Callable[[Arrays], 'Figure']
   caption: Callable[[Arrays], str]
   unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
+  # What is wrong with settings that name networks, given the names that there are.
+  misnamed: Callable[[list[str], Settings], list[str]] = lambda names, settings: []
+  # What its numbers depend on beside the study and the settings, as JSON.
+  depends: Callable[[Study, Settings], Any] = lambda study, settings: None
   compares_others: bool = False  # whether siblings and the independent student enter
   version: int = 1  # raise it when a change of the code makes old numbers wrong
 
@@ -161,6 +191,8 @@ class Part:
     }
     if self.compares_others:
       record['others'] = study.others
+    if found := self.depends(study, settings):
+      record['depends'] = found
     return json.loads(json.dumps(record))
 
 

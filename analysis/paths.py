@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from analysis import intervals
 from kdjax import keys, models
 from kdjax.steps import Variables
 
 Batch = dict[str, Any]  # 'inputs', 'weights' (0 for padding), and what the objective reads
-
-NUM_RESAMPLES = 1000
-LEVEL = 0.95  # of intervals
 
 Loss = Callable[[Variables, Any, jax.Array], jax.Array]  # (variables, batch, key) → scalar
 
@@ -95,20 +93,18 @@ def barrier_interval(
 
   Examples are resampled, the same at every position (Efron & Tibshirani 1993, ch. 13). The maximum over
   noisy positions is biased upwards, and so are its resamples: an interval of a barrier that is 0 need not
-  end there. Examples that are NaN everywhere, such as those without a label, are left out.
+  end there.
 
-  Returns: (barrier, low, high); all NaN where no example is left, or one is NaN at some positions.
+  Returns: (barrier, low, high); all NaN where there is no example, or one is NaN.
   """
   values_TN = np.asarray(values_TN, np.float64)
-  values_TN = values_TN[:, ~np.isnan(values_TN).all(axis=0)]
   num_examples = values_TN.shape[1]
   if num_examples == 0:
     return (np.nan,) * 3
   rng = keys.numpy_rng(seed, 'analysis/barrier')
-  uniform = np.full(num_examples, 1 / num_examples)
-  counts_RN = rng.multinomial(num_examples, uniform, size=NUM_RESAMPLES)
+  counts_RN = intervals.resamples(num_examples, rng)
   barriers_R = barrier(counts_RN @ values_TN.T / num_examples, ts_T)
-  low, high = np.quantile(barriers_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+  low, high = np.quantile(barriers_R, [intervals.TAIL, 1 - intervals.TAIL])
   return float(barrier(values_TN.mean(axis=1), ts_T)), float(low), float(high)
 
 

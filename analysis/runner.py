@@ -28,6 +28,24 @@ def check(settings: Settings, names: Sequence[str] = ()) -> None:
   for name in names:
     if name not in PARTS:
       wrong.append(f'--parts: {name!r}: no such part; allowed: any of {",".join(PARTS)}')
+  for setting in ('corners', 'pairs'):
+    readers = [name for name, part in PARTS.items() if setting in part.reads]
+    if getattr(settings, setting) and not set(readers) & set(names or PARTS):
+      wrong.append(f'--{setting}: it is of {",".join(readers)}, which --parts leaves out')
+  if wrong:
+    raise ConfigError(wrong)
+
+
+def check_names(
+  study: Study, settings: Settings, names: Sequence[str] = (), coming: Sequence[str] = ()
+) -> None:
+  """Raises ConfigError where the chosen parts' settings name networks that are not there.
+
+  Args:
+    coming: names of networks that will have been trained when the parts run.
+  """
+  there = list(dict.fromkeys([*study.names, *coming]))
+  wrong = [text for name in names or PARTS for text in PARTS[name].misnamed(there, settings)]
   if wrong:
     raise ConfigError(wrong)
 
@@ -51,6 +69,7 @@ def run(study: Study, settings: Settings, names: Sequence[str] = ()) -> list[str
     UserError: some parts failed, for the reasons that it gives. All others are done.
   """
   check(settings, names)
+  check_names(study, settings, names)
   chosen = {name: PARTS[name] for name in names or PARTS}
   reasons = {name: part.unavailable(study) for name, part in chosen.items()}
   lacking = [f'--parts: {name!r}: {reason}' for name, reason in reasons.items() if reason]
@@ -110,7 +129,7 @@ def _is_computed(path: epath.Path, record: dict) -> bool:
 
 def _compute(study: Study, settings: Settings, part: Part, path: epath.Path) -> None:
   record, checks = part.record(study, settings), Checks()
-  blocks = Blocks(study.folder / 'blocks' / f'{part.name}_{part_lib.digest(record)}', checks)
+  blocks = Blocks(study.folder / 'blocks' / part.name / part_lib.digest(record), checks)
   arrays = part.compute(study, settings, blocks, checks)
   beside = {
     'record': record,

@@ -7,15 +7,15 @@
 """
 
 import dataclasses
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property, partial
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from configs import base
 from kdjax import config as config_lib
-from kdjax import files, independent, student, teachers, training
+from kdjax import files, independent, progress, student, teachers, training
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.run import Run
@@ -117,7 +117,7 @@ class Study:
   @property
   def same_architecture(self) -> bool:
     """Whether teacher and student live in the same weight space."""
-    return config_lib.student_model(self.run.config) == self.run.config.model
+    return config_lib.shares_weight_space(self.run.config)
 
   @property
   def has_teachers(self) -> bool:
@@ -150,23 +150,43 @@ class Study:
   @cached_property
   def siblings(self) -> list[Run]:
     """Finished students of the workdir that differ from this one in their seed alone."""
+    return self.reseeded(self.run)
+
+  def reseeded(self, run: Run) -> list[Run]:
+    """Finished students of the workdir that differ from that of `run` in their seed alone.
+
+    One that is damaged is left out, with a warning.
+    """
+    found = []
+    for other in self._neighbours:
+      alike = _with_seed(other.config, config_lib.student_seed(run.config))
+      is_itself = other.student_folder.name == run.student_folder.name
+      if config_lib.student_fingerprint(alike) == run.student_folder.name and not is_itself:
+        found.append(other)
+    return [other for other in found if _is_sound(other)]
+
+  @cached_property
+  def _neighbours(self) -> list[Run]:
+    """All finished students of the workdir whose config can be read."""
     found = []
     for path in sorted(self.run.student_folder.parent.glob('*/complete.json')):
-      if path.parent.name == self.run.student_folder.name or not training.is_complete(path.parent):
-        continue
-      other = Run(read_config(path.parent), self.run.workdir)
-      reseeded = _with_seed(other.config, config_lib.student_seed(self.run.config))
-      if config_lib.student_fingerprint(reseeded) == self.run.student_folder.name:
-        found.append(other)
+      try:
+        if training.is_complete(path.parent):
+          found.append(Run(read_config(path.parent), self.run.workdir))
+      except DamageError as error:
+        _leave_out(path.parent, error)
     return found
 
   @cached_property
   def independent(self) -> Run | None:
-    """The independent student's run (another teacher, the same recipe), if it was trained."""
+    """The independent student's run (another teacher, the same recipe), if it was trained.
+
+    One that is damaged is left out, with a warning.
+    """
     if self.run.config.evaluation.independent_seed is None:
       return None
     other = independent.counterpart(self.run)
-    return other if training.is_complete(other.student_folder) else None
+    return other if _is_sound(other) else None
 
   @property
   def others(self) -> dict[str, list[str]]:
@@ -181,19 +201,30 @@ class Study:
   def initial_is_kept(self) -> bool:
     return 0 in self.steps
 
-  def points(self) -> dict[str, Variables]:
-    """All weights of the student's architecture by name, in the order in which they are drawn.
+  @property
+  def names(self) -> list[str]:
+    """What there is of 'initial' (where it was kept), 'student', 'teacher 0', ..., 'sibling' and
+    'independent', all weights of the student's architecture, in the order in which they are drawn."""
+    return list(self._loaders)
 
-    'initial' (where it was kept), 'student', 'teacher 0', ..., 'sibling', 'independent'.
-    """
-    found: dict[str, Any] = {'initial': self.student(0)} if self.initial_is_kept else {}
-    found['student'] = self.student()
+  def point(self, name: str) -> Variables:
+    """The weights of one of `names`."""
+    return self._loaders[name]()
+
+  def points(self) -> dict[str, Variables]:
+    """All of `names` with their weights."""
+    return {name: load() for name, load in self._loaders.items()}
+
+  @property
+  def _loaders(self) -> dict[str, Callable[[], Variables]]:
+    found = {'initial': partial(self.student, 0)} if self.initial_is_kept else {}
+    found['student'] = self.student
     if self.lacks_teacher is None:
-      found |= {f'teacher {i}': self.member(i) for i in range(self.num_members)}
+      found |= {f'teacher {i}': partial(self.member, i) for i in range(self.num_members)}
     if self.siblings:
-      found['sibling'] = student.load(self.siblings[0])
+      found['sibling'] = partial(student.load, self.siblings[0])
     if self.independent is not None:
-      found['independent'] = student.load(self.independent)
+      found['independent'] = partial(student.load, self.independent)
     return found
 
 
@@ -210,10 +241,27 @@ def train_sibling(study: Study) -> None:
       raise MissingInputError(
         f'no sibling can be trained ({error}); go without: --sibling=False'
       ) from error
-    del study.__dict__['siblings']
+    for found in ('siblings', '_neighbours'):
+      study.__dict__.pop(found, None)
 
 
 def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
   other = config.copy_and_resolve_references()
   other.student.seed = seed
   return other
+
+
+def _is_sound(run: Run) -> bool:
+  """Whether a student is trained, and its weights can be read."""
+  try:
+    if not training.is_complete(run.student_folder):
+      return False
+    student.load(run)
+  except DamageError as error:
+    _leave_out(run.student_folder, error)
+    return False
+  return True
+
+
+def _leave_out(folder: epath.Path, error: DamageError) -> None:
+  progress.logger.warning('%s: this other student is left out: %s', folder, error)

@@ -15,11 +15,11 @@ import scipy.linalg
 import scipy.stats
 from scipy.special import log_softmax, rel_entr
 
+from analysis import intervals
 from kdjax import metrics
 
 Tree = dict[str, Any]  # nested dicts of arrays
 Values = dict[str, np.ndarray]  # 'x' with its interval 'x/low' and 'x/high'
-LEVEL = 0.95  # of confidence, of every interval
 MIN_BATCHES = 3  # of a jackknife that leaves one out and needs a variance of the rest
 
 
@@ -190,7 +190,7 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> np.n
   value = statistic(everything)
   without = np.stack([statistic(np.delete(everything, i)) for i in everything])
   error = np.sqrt((count - 1) * without.var(axis=0))
-  half = scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1) * error
+  half = scipy.stats.t.ppf(1 - intervals.TAIL, count - 1) * error
   return np.stack([value, value - half, value + half])
 
 
@@ -228,7 +228,7 @@ def prediction_distances(
     each of shape (K, K) and in [0, 1].
   """
   count = len(log_probs_KNC)
-  keys = [f'{name}{end}' for name in ('disagreement', 'jensen_shannon') for end in ('', *_ENDS)]
+  keys = [f'{name}{end}' for name in ('disagreement', 'jensen_shannon') for end in intervals.ENDS]
   found = {key: np.zeros((count, count)) for key in keys}
   for i in range(count):
     for j in range(i):
@@ -237,8 +237,8 @@ def prediction_distances(
         'jensen_shannon': jensen_shannon(log_probs_KNC[i], log_probs_KNC[j]),
       }
       for name, values_N in of_pair.items():
-        interval = metrics.bootstrap_interval(values_N, num_resamples, make_rng(), LEVEL)
-        for end, value in zip(('', *_ENDS), (values_N.mean(), *interval), strict=True):
+        interval = metrics.bootstrap_interval(values_N, num_resamples, make_rng())
+        for end, value in zip(intervals.ENDS, (values_N.mean(), *interval), strict=True):
           # The root of a percentile interval is the interval of the root.
           value = np.sqrt(value) if name == 'jensen_shannon' else value
           found[name + end][i, j] = found[name + end][j, i] = value
@@ -262,8 +262,6 @@ def mds(distances_KK: np.ndarray) -> tuple[np.ndarray, float]:
 
 # Shared.
 
-_ENDS = ('/low', '/high')
-
 
 def _float64(x: Any) -> np.ndarray:
   return np.asarray(x, np.float64)
@@ -281,7 +279,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _with_interval(name: str, values: np.ndarray) -> Values:
-  return {name + end: value for end, value in zip(('', *_ENDS), values, strict=True)}
+  return {name + end: value for end, value in zip(intervals.ENDS, values, strict=True)}
 
 
 def _centred(matrix_TT: np.ndarray) -> np.ndarray:

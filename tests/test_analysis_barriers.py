@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from analysis import alignment, measure, permutations, runs
+from analysis.figures import barriers as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import barriers
 from kdjax import figures, losses, models
@@ -88,7 +89,14 @@ def study():
     evaluation=types.SimpleNamespace(batch_size=32),
   )
   run = types.SimpleNamespace(config=config)
-  return types.SimpleNamespace(run=run, seed=0, num_members=2, points=lambda: points)
+  return types.SimpleNamespace(
+    run=run,
+    seed=0,
+    num_members=2,
+    names=list(points),
+    point=points.__getitem__,
+    points=lambda: points,
+  )
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -229,14 +237,44 @@ def test_layers_of_a_permuted_copy_change_nothing_if_they_are_matched(moved):
 
 
 def test_pairs_that_there_are():
-  names = ['student', 'teacher 0', 'independent']
+  def chosen(*names, **settings):
+    study = types.SimpleNamespace(names=names, num_members=3)
+    return barriers._chosen_pairs(study, Settings(**settings))
+
   expected = [('student', 'teacher 0'), ('student', 'independent')]
-  assert list(barriers._chosen_pairs(names)) == expected
-  names += ['sibling', 'teacher 1', 'initial']
+  assert chosen('student', 'teacher 0', 'independent') == expected
+  everyone = ('initial', 'student', 'teacher 0', 'teacher 1', 'teacher 2', 'sibling', 'independent')
   expected[1] = ('student', 'sibling')
   expected += [('initial', 'student'), ('teacher 0', 'teacher 1')]
-  assert list(barriers._chosen_pairs(names)) == expected
-  assert list(barriers._chosen_pairs(['initial', 'student'])) == [('initial', 'student')]
+  assert chosen(*everyone) == expected
+  assert chosen('initial', 'student') == [('initial', 'student')]
+  # One that is asked for is there, whatever max_members says; of 'all', one of three members.
+  asked = chosen(*everyone, pairs=('teacher 2:student', 'initial : sibling'), max_members=1)
+  assert asked == [('teacher 2', 'student'), ('initial', 'sibling')]
+  assert len(chosen(*everyone, pairs=('all',), max_members=1)) == 5 * 4 / 2
+
+
+@pytest.mark.parametrize('pair', ['student', 'student:student', 'student:teacher 7', ':student'])
+def test_pairs_that_there_are_not(pair):
+  names = ['initial', 'student', 'teacher 0']
+  misnamed = PARTS['paths'].misnamed
+  (told,) = misnamed(names, Settings(pairs=(pair, 'student:initial')))
+  assert told.startswith(f"--pairs: '{pair}': allowed: 'all', or two different ones of initial, ")
+  assert misnamed(names, Settings(pairs=('all',))) == misnamed(names, Settings()) == []
+
+
+def test_many_pairs_are_drawn_in_bands(curves):
+  arrays, _ = curves
+  num_pairs = drawing.PAIRS_IN_A_BAND + 1
+  wide = {
+    k: np.repeat(x[:1], num_pairs, axis=0) for k, x in arrays.items() if len(np.shape(x)) == 3
+  }
+  wide = arrays | wide | {'pair_names': np.array([['student', str(q)] for q in range(num_pairs)])}
+  with figures.style('paths'):
+    figure = PARTS['paths'].draw(wide)
+  drawn = [axes for axes in figure.axes if axes.lines]
+  ends = [axes.get_xticklabels()[-1].get_text() for axes in drawn]
+  assert [text for text in ends if text] == [str(q) for q in range(num_pairs)]
 
 
 def test_without_batch_norm_nothing_is_re_estimated():

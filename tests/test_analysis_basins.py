@@ -6,18 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import copied, tiny_run
+from etils import epath
 
 from analysis import basins, geometry, measure, runs
 from analysis.curvature import MeanLoss
 from analysis.figures import basins as drawing
 from analysis.part import Blocks, Checks
+from analysis.parts import lambdas
 from analysis.parts.basins import PARTS
 from kdjax import config as config_lib
-from kdjax import figures
+from kdjax import figures, student
 from kdjax.checkpoint import digest
-from kdjax.errors import DivergedError
+from kdjax.errors import DivergedError, UserError
 
-FORKS, LAMBDAS, RETURNS = PARTS
+FORKS, RETURNS = PARTS
+(LAMBDAS,) = lambdas.PARTS
 SMALL = {
   'num_examples': 60,
   'path_points': 3,
@@ -98,8 +101,7 @@ def test_order_seeds_differ_from_each_other_and_from_the_students(study):
 def test_barriers_of_several_paths():
   ts_T = np.array([0, 0.5, 1])
   straight, bump = [1.0, 2.0, 3.0], [1.0, 4.0, 3.0]
-  values_PTN = np.repeat(np.array([straight, bump])[..., None], 5, axis=-1)
-  values_PTN[..., 4] = np.nan  # has no label
+  values_PTN = np.repeat(np.array([straight, bump])[..., None], 4, axis=-1)
   found = basins.mean_barriers(values_PTN, ts_T, seed=0)
   np.testing.assert_allclose(found['pairs'], [0, 2])
   np.testing.assert_allclose([found[''], found['low'], found['high']], 1)  # examples do not differ
@@ -108,8 +110,17 @@ def test_barriers_of_several_paths():
   np.testing.assert_allclose(found['test/accuracy'], 0.5)  # falls by a half
   assert found['test/accuracy/low'] == 0
   assert found['test/accuracy/high'] == 1
-  nothing = basins.mean_barriers(np.full((2, 3, 4), np.nan), ts_T, seed=0)
-  assert np.isnan(nothing['']) and np.isnan(nothing['pairs']).all()
+  for no_path in (np.full((2, 3, 4), np.nan), np.zeros((2, 3, 0))):
+    nothing = basins.mean_barriers(no_path, ts_T, seed=0)
+    assert np.isnan(nothing['']) and np.isnan(nothing['pairs']).all()
+  # A path that is not there does not enter the mean; one with a NaN on it makes it NaN.
+  values_PTN[0] = np.nan
+  found = basins.mean_barriers(values_PTN, ts_T, seed=0)
+  np.testing.assert_allclose([found[''], found['pairs'][1]], 2)
+  assert np.isnan(found['pairs'][0])
+  values_PTN[0] = 0
+  values_PTN[0, 1, 0] = np.nan
+  assert np.isnan(basins.mean_barriers(values_PTN, ts_T, seed=0)[''])
 
 
 def test_when_it_is_stable():
@@ -219,14 +230,43 @@ def test_returns(study, tmp_path):
   assert sharp > abs(flat)
 
 
+def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
+  """One of two continuations from step 0; the other, and the student, are still compared."""
+  monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
+  monkeypatch.setattr(basins, 'order_seed', lambda run, index: index)
+
+  def continued(run, distil, folder, step, seed, name):
+    if (step, seed) == (0, 1):
+      return right(run, diverging, folder, step, seed, name)
+    return study.student(study.steps[1])
+
+  right = basins.continued
+  monkeypatch.setattr(basins, 'continued', continued)
+  settings = SimpleNamespace(**{name: SMALL[name] for name in FORKS.reads} | {'fork_seeds': 2})
+  found = FORKS.compute(study, settings, Blocks(tmp_path), Checks())
+  np.testing.assert_array_equal(found['diverged'], [[False, True], [False, False]])
+  pairs_KP = found['barrier/test/loss/pairs']  # the student and 1, the student and 2, 1 and 2
+  np.testing.assert_array_equal(np.isnan(pairs_KP), [[False, True, True], [False] * 3])
+  assert found['barrier/test/loss'][0] == pairs_KP[0, 0]
+  assert found['agreement'][0] == found['agreement/pairs'][0, 0]
+  for key in ('agreement/pairs', 'distances'):
+    np.testing.assert_array_equal(np.isnan(found[key]), np.isnan(pairs_KP))
+  np.testing.assert_array_equal(
+    np.isnan(found['ends/test/loss']), [[False, False, True], [False] * 3]
+  )
+  with figures.style('forks'):
+    figure = FORKS.draw(found)
+  marks = [line for line in figure.axes[0].lines if line.get_label() == 'diverged']
+  assert [list(line.get_xdata()) for line in marks] == [[0]]
+  assert 'which are left out (crosses): 1 of 2 from step 0. ' in FORKS.caption(found)
+
+
+def diverging(*_):
+  raise DivergedError('student: the loss is nan')
+
+
 def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
-  def diverging(run):
-    def distil(*_):
-      raise DivergedError('student: the loss is nan')
-
-    return distil
-
-  monkeypatch.setattr(basins, 'distiller', diverging)
+  monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
   settings = SimpleNamespace(
     **{name: SMALL[name] for name in RETURNS.reads} | {'return_epochs': 1.0}
   )
@@ -237,6 +277,52 @@ def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
   with figures.style('returns'):
     RETURNS.draw(found)
   assert re.search(r'sharp \(curvature \S+\) diverged', RETURNS.caption(found))
+  assert 'Diverged (crosses): random 0, random 0.3, sharp 0.3, flat 0.3. ' in RETURNS.caption(found)
+
+
+def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monkeypatch):
+  monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
+  few = {'lanczos_steps': 2, 'num_eigenpairs': 1}
+  settings = SimpleNamespace(**{name: SMALL[name] for name in RETURNS.reads} | few)
+  with pytest.raises(UserError, match=r'--lanczos_steps = 2: too few .* such as 4; nothing was'):
+    RETURNS.compute(study, settings, Blocks(tmp_path), Checks())
+
+
+def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_path, monkeypatch):
+  """At λ = 0 two more in the workdir: copies under other seeds of the first and the last checkpoint."""
+  own, middle = study.student(), study.student(study.steps[1])
+  others = {name: SimpleNamespace(student_folder=epath.Path(name)) for name in 'ab'}
+  monkeypatch.setattr(
+    runs.Study,
+    'reseeded',
+    lambda self, run: (
+      list(others.values()) if run.config.student.init_lambda == 0 else [others['a']]
+    ),
+  )
+  load = student.load
+  monkeypatch.setattr(
+    student, 'load', lambda run, step=None: middle if run in others.values() else load(run, step)
+  )
+  settings = SimpleNamespace(**{name: SMALL[name] for name in LAMBDAS.reads})
+  assert LAMBDAS.depends(study, settings) == {'0.0': ['a', 'b']}
+  found = LAMBDAS.compute(study, settings, Blocks(tmp_path), Checks())
+  assert found['num_students'].tolist() == [3, 1]  # of two, the other does not count
+  measured = measure.Measure(study, SMALL['num_examples'])
+  key = 'test/predictive_kl'
+  a, b = (measured.variables(x)[key].mean() for x in (own, middle))
+  np.testing.assert_allclose(found[f'students/{key}'][0], [a, b, b], rtol=1e-5)
+  assert np.isnan(found[f'students/{key}'][1, 1:]).all()
+  np.testing.assert_allclose(found[f'final/{key}'][0], (a + 2 * b) / 3, rtol=1e-5)
+  half = 4.30265 * np.std([a, b, b], ddof=1) / np.sqrt(3)  # Student's t with two degrees of freedom
+  np.testing.assert_allclose(
+    found[f'final/{key}/high'][0] - found[f'final/{key}'][0], half, rtol=1e-4
+  )
+  with figures.style('lambdas'):
+    LAMBDAS.draw(found)
+  caption = LAMBDAS.caption(found)
+  assert (
+    'means of 3 students of λ = 0, which differ' in caption and 'Of the other λ there' in caption
+  )
 
 
 def test_what_needs_the_teachers_weights_says_so(tmp_path):

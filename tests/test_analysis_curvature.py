@@ -8,7 +8,7 @@ import pytest
 from conftest import compilations
 from jax.flatten_util import ravel_pytree
 
-from analysis import curvature
+from analysis import curvature, intervals
 from analysis.lanczos import rademacher
 from kdjax import losses
 from kdjax.models import layers
@@ -249,7 +249,7 @@ def test_shared_probes_make_the_difference_more_precise(variables, examples):
 
 
 def test_mean_interval_is_that_of_students_t():
-  mean, low, high = curvature.mean_interval(np.array([[1.0, 5], [2, 5], [3, 5]]))
+  mean, low, high = intervals.of_mean(np.array([[1.0, 5], [2, 5], [3, 5]]))
   np.testing.assert_allclose(mean, [2, 5])
   np.testing.assert_allclose([low[0], high[0]], [2 - 2.4841, 2 + 2.4841], atol=1e-4)  # 4.3027 / √3
   np.testing.assert_allclose([low[1], high[1]], 5)
@@ -285,7 +285,7 @@ def test_a_flat_direction_is_orthogonal_to_the_sharp_ones(mean_loss, hessian):
 
 def test_where_nothing_curves_upwards_no_direction_is_the_sharpest():
   of = of_params(lambda params: -squared_length(params))([1, 2], [3, 4, 5, 6])
-  with pytest.raises(ValueError, match='no positive eigenvalue'):
+  with pytest.raises(curvature.NoSharpDirectionError, match='no positive eigenvalue'):
     curvature.top_eigenvector(of, np.random.default_rng(0))
 
 

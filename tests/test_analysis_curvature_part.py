@@ -134,7 +134,7 @@ def test_traces_hold_the_true_ones_and_their_difference_is_zero(study, tmp_path)
     place = f'{point}/distillation'
     for key, expected in (('trace', np.trace(hessian)), ('frobenius', np.linalg.norm(hessian))):
       low, high = arrays[f'{place}/hessian/{key}/low'], arrays[f'{place}/hessian/{key}/high']
-      half = (high - low) / 2  # sixteen probes; twice the interval is missed once in ten thousand
+      half = (high - low) / 2  # 24 probes; twice the interval is missed once in ten thousand
       assert low - half < expected < high + half
       assert half < expected / 2
     assert arrays[f'{place}/difference'] == pytest.approx(0, abs=1e-5)

@@ -28,10 +28,13 @@ SMALL = {
   'lanczos_steps': 5,
   'num_probes': 2,
 }
+NAMES = {'corners': 'teacher 1,student,sibling', 'pairs': 'student:sibling'}
 # They have tests of their own on a trained student, and take a minute of compiling.
 TRAINED = ('trajectory', 'gradients', 'forks', 'lambdas', 'returns')
 CHOSEN = [name for name in PARTS if name not in TRAINED]
-FLAGS = [f'--parts={",".join(CHOSEN)}'] + [f'--{name}={value}' for name, value in SMALL.items()]
+FLAGS = [f'--parts={",".join(CHOSEN)}'] + [
+  f'--{name}={value}' for name, value in (SMALL | NAMES).items()
+]
 
 
 def analyse(*arguments: str) -> subprocess.CompletedProcess:
@@ -68,7 +71,7 @@ def test_a_part_has_numbers_with_intervals_and_checks(analysed, name):
   arrays = files.read_arrays(study.folder / f'{name}.npz')
   record = json.loads(str(arrays['record']))
   assert record['fingerprints'] == study.fingerprints
-  assert set(record['settings']) <= set(SMALL)
+  assert set(record['settings']) <= set(SMALL | NAMES)
   for check, (value, limit) in json.loads(str(arrays['checks'])).items():
     assert value <= limit, check
   lows = [key for key in arrays if key.endswith('/low')]
@@ -77,6 +80,14 @@ def test_a_part_has_numbers_with_intervals_and_checks(analysed, name):
     key = low.removesuffix('/low')
     inside = (arrays[low] <= arrays[key] + 1e-6) & (arrays[key] <= arrays[f'{key}/high'] + 1e-6)
     assert np.all(inside | np.isnan(arrays[key])), key
+
+
+def test_networks_are_those_that_were_named(analysed):
+  study, _ = analysed
+  arrays = files.read_arrays(study.folder / 'ensemble_plane.npz')
+  assert arrays['corners/names'].tolist() == NAMES['corners'].split(',')
+  arrays = files.read_arrays(study.folder / 'paths.npz')
+  assert arrays['pair_names'].tolist() == [NAMES['pairs'].split(':')]
 
 
 @pytest.mark.parametrize('name', CHOSEN)
@@ -106,18 +117,33 @@ def test_a_second_time_nothing_is_done(analysed):
 
 
 @pytest.mark.parametrize(
-  'arguments, told',
+  'arguments, all_told',
   [
-    (['--parts=plan'], "--parts: 'plan': no such part; allowed: any of plane,"),
-    (['--resolution=2', '--lambdas=0,2'], '--lambdas = (0.0, 2.0): allowed: 0.0 to 1.0'),
-    (['--resolution=2', '--lambdas=0,2'], '--resolution = 2: allowed: 3 or more'),
+    (
+      ['--parts=plan', '--resolution=2', '--lambdas=0,2'],
+      [
+        "--parts: 'plan': no such part; allowed: any of plane,",
+        '--lambdas = (0.0, 2.0): allowed: 0.0 to 1.0',
+        '--resolution = 2: allowed: 3 or more',
+      ],
+    ),
+    (
+      ['--corners=teacher 2,student,sibling', '--pairs=teacher 0: student,student:nobody'],
+      [
+        '--corners = teacher 2,student,sibling: allowed: three different ones of initial, student, '
+        'teacher 0, teacher 1, sibling',
+        "--pairs: 'student:nobody': allowed: 'all', or two different ones of initial, student, ",
+      ],
+    ),
   ],
 )
-def test_wrong_flags_get_one_clear_error(analysed, arguments, told):
+def test_wrong_flags_get_one_clear_error(analysed, arguments, all_told):
   study, _ = analysed
   done = analyse(str(study.run.workdir), *arguments)
   assert done.returncode == 1
-  assert told in done.stderr
+  assert f'{len(all_told)} problems' in done.stderr
+  for told in all_told:
+    assert told in done.stderr
   assert 'Traceback' not in done.stderr
 
 

@@ -1,15 +1,21 @@
 """Measures at points of weight space, against the pipeline's own metrics and by hand."""
 
+import copy
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import compilations
+from conftest import ROOT, compilations
 
-from analysis import measure, runs
+from analysis import intervals, measure, runs
 from kdjax import losses, metrics, models, predictions
 from kdjax.models import layers
+from kdjax.run import Run
 
 NUM_EXAMPLES = 100  # of 200; two batches of 64, the last of 36
 
@@ -159,15 +165,78 @@ def test_summary_of_known_values():
   np.testing.assert_allclose(0.5 - found['a/low'][1], error, rtol=0.1)
 
 
-def test_summary_leaves_out_what_has_no_label():
-  values_PN = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
-  found = measure.summary({'a': values_PN}, seed=0)
-  assert found['a'][0] == 2
-  assert 1 <= found['a/low'][0] < 2 < found['a/high'][0] <= 3
-  assert np.isnan(found['a'][1])
+def test_a_nan_is_seen_and_so_is_that_there_is_no_example():
+  values_PN = np.array([[1.0, np.nan, 3.0], [1.0, 2.0, 3.0]])
+  found = measure.summary({'a': values_PN, 'none': np.zeros((2, 0))}, seed=0)
+  for end in intervals.ENDS:
+    assert np.isnan(found[f'a{end}']).tolist() == [True, False]
+    assert np.isnan(found[f'none{end}']).tolist() == [True, True]
+  assert 1 <= found['a/low'][1] < 2 < found['a/high'][1] <= 3
 
 
-def test_measures_that_need_a_label_are_nan_without_one():
+def test_a_network_whose_outputs_are_nan_agrees_with_nobody():
+  """argmax takes the first NaN for a class."""
+  batch = {'teacher_log_probs': jnp.log(jnp.array([[0.9, 0.1]] * 2)), 'labels': jnp.array([0, 0])}
+  logits_BC = jnp.array([[jnp.nan, 1.0], [2.0, 1.0]])
+  loss = {'loss': losses.distillation, 'temperature': 1.0, 'alpha': 0.0}
+  for name, values_B in measure.example_losses(logits_BC, batch, **loss).items():
+    assert np.isnan(values_B).tolist() == [True, False], name
+
+
+def test_examples_without_a_label_count_where_none_is_needed(study):
+  measured = measure.Measure(study, 20)
+  whole = measured.variables(study.student())
+  kept_N = np.arange(20) % 3 > 0
+  examples = measured._examples['distillation']
+  examples['labels'] = np.where(kept_N, examples['labels'], -1)
+  measured._placed.clear()
+  found = measured.variables(study.student())
+  for name in measure.OF_LABELS:
+    key = f'distillation/{name}'
+    np.testing.assert_array_equal(found[key], whole[key][:, kept_N])
+    assert found[f'test/{name}'].shape == (1, 20)
+  np.testing.assert_array_equal(found['distillation/loss'], whole['distillation/loss'])
+
+
+def test_the_temperature_is_that_of_the_schedule(finished, measured):
+  run = Run(finished.config.copy_and_resolve_references(), finished.workdir)
+  run.config.student.temperature, run.config.student.final_temperature = 8.0, 2.0
+  scheduled = copy.copy(measured)
+  scheduled._run = run
+  num_steps = run.plan('student').num_steps
+  found = [scheduled.temperature(step) for step in (0, num_steps // 2, num_steps)]
+  np.testing.assert_allclose(found, [8, 4, 2], rtol=1e-6)
+  logits_BC, log_probs_BC = (jax.random.normal(jax.random.key(i), (3, 5)) for i in range(2))
+  batch = {'teacher_log_probs': log_probs_BC, 'labels': jnp.zeros(3, int)}
+  objective = measured.objective('distillation')
+  np.testing.assert_allclose(
+    objective(logits_BC, batch, temperature=4.0),
+    losses.distillation(logits_BC, log_probs_BC, 4.0),
+    rtol=1e-6,
+  )
+
+
+def test_three_devices_measure_what_one_does(tmp_path):
+  """Eight points: the last group of three is filled up."""
+  found = {}
+  for count in (1, 3):
+    flags = f'--xla_force_host_platform_device_count={count}'
+    out = tmp_path / f'{count}.npz'
+    subprocess.run(
+      [sys.executable, ROOT / 'tests' / 'measure_on_devices.py', out],
+      env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+      check=True,
+    )
+    found[count] = dict(np.load(out))
+    assert found[count].pop('num_devices') == count
+  assert len(found[1]) == 2 * 5
+  for key, values_PN in found[1].items():
+    assert values_PN.shape[0] == 8
+    assert values_PN.std(axis=0).max() > 0, key  # or it could be any point's
+    np.testing.assert_allclose(found[3][key], values_PN, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_measures_without_a_label():
   batch = {
     'teacher_log_probs': jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
     'labels': jnp.array([0, -1]),
@@ -175,8 +244,10 @@ def test_measures_that_need_a_label_are_nan_without_one():
   logits_BC = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8]]))
   loss = {'loss': losses.distillation, 'temperature': 1.0, 'alpha': 0.5}
   found = measure.example_losses(logits_BC, batch, **loss)
-  np.testing.assert_allclose(found['accuracy'], [1, np.nan])
-  np.testing.assert_allclose(found['nll'], [np.log(2), np.nan], rtol=1e-5)
+  assert found['accuracy'][0] == 1
+  np.testing.assert_allclose(found['nll'][0], np.log(2), rtol=1e-5)
+  nll_B = measure._objective(logits_BC, batch, name='cross_entropy', **loss)
+  np.testing.assert_allclose(nll_B, [np.log(2), 0], rtol=1e-5)
   np.testing.assert_allclose(found['predictive_kl'][1], 0, atol=1e-6)
   kl = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
   np.testing.assert_allclose(found['predictive_kl'][0], kl, rtol=1e-5)

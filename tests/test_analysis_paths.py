@@ -132,13 +132,13 @@ def test_a_network_has_no_barrier_to_itself():
   np.testing.assert_allclose(paths.barrier_interval(values_TN, TS, 0), 0, atol=1e-5)
 
 
-def test_examples_without_a_value_are_left_out():
-  values_TN = np.stack([4 * TS * (1 - TS), np.full(11, np.nan), 8 * TS * (1 - TS)], axis=1)
+def test_an_interval_is_that_of_the_resampled_mean():
+  values_TN = np.stack([4 * TS * (1 - TS), 8 * TS * (1 - TS)], axis=1)
   value, low, high = paths.barrier_interval(values_TN, TS, seed=0)
   assert value == pytest.approx(1.5)
   assert (low, high) == pytest.approx((1, 2))
-  assert np.isnan(paths.barrier_interval(values_TN[:, 1:2], TS, seed=0)).all()
-  values_TN[3, 0] = np.nan  # a loss that overflowed somewhere is no missing label
+  assert np.isnan(paths.barrier_interval(values_TN[:, :0], TS, seed=0)).all()
+  values_TN[3, 0] = np.nan
   assert np.isnan(paths.barrier_interval(values_TN, TS, seed=0)).all()
 
 

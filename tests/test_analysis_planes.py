@@ -1,6 +1,8 @@
 """Planes of a network that is a known function of its weights."""
 
+import dataclasses
 import types
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,7 +13,6 @@ from analysis import geometry, measure, runs
 from analysis.figures import planes as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import planes
-from kdjax import student
 
 SETTINGS = Settings(resolution=13, random_resolution=5)
 PARTS = {part.name: part for part in planes.PARTS}
@@ -48,7 +49,15 @@ def make_study(**fields):
     'member': lambda i: members[i],
     'student': lambda step=9: students[step],
   }
-  return FakeStudy(**study | fields)
+  study |= fields
+  points = {'student': study['student']}
+  if study['initial_is_kept']:
+    points['initial'] = lambda: study['student'](0)
+  if study['same_architecture'] and study['has_teachers']:
+    points |= {f'teacher {i}': partial(study['member'], i) for i in range(study['num_members'])}
+  if study['siblings']:
+    points['sibling'] = lambda: weights(1, 5, 0, 0)
+  return FakeStudy(**study, names=list(points), point=lambda name: points[name]())
 
 
 class FakeMeasure:
@@ -97,10 +106,11 @@ def fake_measure(monkeypatch):
   return fake
 
 
-def compute(name, tmp_path, study=None, checks=None):
+def compute(name, tmp_path, study=None, checks=None, **settings):
   study = study or make_study()
   blocks = Blocks(epath.Path(tmp_path) / name)
-  return PARTS[name].compute(study, SETTINGS, blocks, Checks() if checks is None else checks)
+  settings = dataclasses.replace(SETTINGS, **settings)
+  return PARTS[name].compute(study, settings, blocks, Checks() if checks is None else checks)
 
 
 # The plane through teacher, student and initial student.
@@ -125,7 +135,7 @@ def test_the_grid_has_the_value_of_x_and_y_at_row_y_and_column_x(tmp_path):
 def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(tmp_path):
   checks = Checks()
   arrays = compute('plane', tmp_path, checks=checks)
-  assert arrays['corners/names'].tolist() == ['teacher', 'student', 'initial']
+  assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'initial']
   np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [3, 4]], atol=1e-6)
   np.testing.assert_allclose(arrays['corners/distillation/loss'], [100, 108, 143], atol=1e-6)
   np.testing.assert_allclose(arrays['corners/test/predictive_kl'], [0, 64, 25], atol=1e-6)
@@ -190,17 +200,51 @@ def test_a_killed_plane_goes_on_and_a_kl_of_zero_is_not_missing(tmp_path, fake_m
 
 def test_the_ensemble_plane_goes_through_two_teachers(tmp_path):
   arrays = compute('ensemble_plane', tmp_path)
-  assert arrays['corners/names'].tolist() == ['teacher', 'student', 'second teacher']
+  assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'teacher 1']
   np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [2, 6]], atol=1e-6)
   assert not any(key.startswith('path/') for key in arrays)
 
 
-def test_a_sibling_stands_in_for_the_second_teacher(tmp_path, monkeypatch):
-  monkeypatch.setattr(student, 'load', lambda run: weights(1, 5, 0, 0) if run == 'sister' else None)
+def test_a_sibling_stands_in_for_the_second_teacher(tmp_path):
   study = make_study(num_members=1, siblings=['sister'])
   arrays = compute('ensemble_plane', tmp_path, study)
-  assert arrays['corners/names'].tolist() == ['teacher', 'student', 'sibling']
+  assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'sibling']
   np.testing.assert_allclose(arrays['corners/xy'][2], [1, 5], atol=1e-6)
+
+
+def test_any_three_networks_may_be_corners(tmp_path):
+  study = make_study(siblings=['sister'])
+  arrays = compute('ensemble_plane', tmp_path, study, corners=('teacher 1', 'sibling', 'student'))
+  assert arrays['corners/names'].tolist() == ['teacher 1', 'sibling', 'student']
+  np.testing.assert_allclose(arrays['corners/test/predictive_kl'], [40, 26, 64], atol=1e-4)
+  first, second, third = arrays['corners/xy']
+  np.testing.assert_allclose(np.linalg.norm(second - first), np.hypot(2 - 1, 6 - 5), atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(third - first), np.hypot(8 - 2, 0 - 6), atol=1e-5)
+  assert 'path/xy' not in arrays
+  caption = PARTS['ensemble_plane'].caption(arrays)
+  assert 'through teacher 1, sibling student, student.' in caption
+  looks = drawing.looks(['teacher 3', 'teacher 0', 'student'])
+  assert [look.label for look in looks] == ['teacher 3', 'teacher 0', 'student']
+  assert looks[0].marker != looks[1].marker
+
+
+def test_a_plane_through_both_ends_of_the_training_shows_its_path(tmp_path):
+  arrays = compute('ensemble_plane', tmp_path, corners=('initial', 'teacher 1', 'student'))
+  np.testing.assert_allclose(arrays['path/height'], [0, 3, 0], atol=1e-5)
+  assert '1 of 3 lie off it' in PARTS['ensemble_plane'].caption(arrays)
+
+
+@pytest.mark.parametrize(
+  'corners',
+  [('student', 'initial'), ('student', 'student', 'initial'), ('student', 'initial', 'x')],
+)
+def test_corners_that_there_are_not(corners):
+  misnamed, names = PARTS['ensemble_plane'].misnamed, ['initial', 'student', 'teacher 0']
+  (told,) = misnamed(names, Settings(corners=corners))
+  assert told == (
+    f'--corners = {",".join(corners)}: allowed: three different ones of initial, student, teacher 0'
+  )
+  assert misnamed(names, Settings(corners=tuple(names))) == misnamed(names, Settings()) == []
 
 
 def test_the_random_plane_is_round_around_the_student_in_filter_norms(tmp_path):

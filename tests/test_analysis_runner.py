@@ -1,6 +1,7 @@
 """The runner, with made-up parts: what is kept, what is computed again, and what is refused."""
 
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -161,6 +162,53 @@ def test_pieces_of_other_settings_are_not_used(study, made):
   made.die_after = None
   runner.run(study, Settings(num_probes=7))
   np.testing.assert_array_equal(files.read_arrays(study.folder / 'made.npz')['x'], [0, 7, 14])
+
+
+def test_abandoned_pieces_go_when_the_part_is_finished(study, made, monkeypatch):
+  """Those of a part whose name begins alike stay: it is not finished."""
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'made_too': made.part('made_too')})
+  for name, die_after, num_probes in (('made', 2, 5), ('made_too', 4, 5)):
+    made.die_after = die_after
+    with pytest.raises(KeyboardInterrupt):
+      runner.run(study, Settings(num_probes=num_probes), [name])
+  made.die_after = None
+  blocks = study.folder / 'blocks'
+  assert sorted(path.name for path in blocks.iterdir()) == ['made', 'made_too']
+  runner.run(study, Settings(num_probes=7), ['made'])
+  assert [path.name for path in blocks.iterdir()] == ['made_too']
+  assert len(list((blocks / 'made_too').glob('*/piece_*'))) == 2
+
+
+def test_what_a_part_depends_on_beside_settings_is_in_its_record(study, made, monkeypatch):
+  for others, count in ((None, 1), (None, 1), (['a'], 2), (['a'], 2), (['a', 'b'], 3)):
+    depends = lambda study, settings, others=others: others
+    monkeypatch.setattr(runner, 'PARTS', {'made': made.part(depends=depends)})
+    runner.run(study, Settings())
+    assert len(made.computed) == count * NUM_PIECES
+
+
+def test_names_that_are_not_there_are_told_before_anything_runs(study, made, monkeypatch):
+  def misnamed(names, settings):
+    assert names == ['initial', 'student', 'teacher 0', 'teacher 1']
+    return [f'--corners = {name}' for name in settings.corners if name not in names]
+
+  fields = {'misnamed': misnamed}
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': made.part('of', **fields)})
+  with pytest.raises(ConfigError) as error:
+    runner.run(study, Settings(corners=('teacher 5',)), ['made'])
+  assert error.value.problems == ['--corners: it is of , which --parts leaves out']
+  part = dataclasses.replace(made.part('of', **fields), reads=('corners',))
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': part})
+  with pytest.raises(ConfigError) as error:
+    runner.run(study, Settings(corners=('teacher 5', 'student')))
+  assert error.value.problems == ['--corners = teacher 5']
+  assert made.computed == []
+
+
+def test_settings_that_do_not_go_together():
+  (told,) = Settings(lanczos_steps=2).problems()
+  assert told.startswith('--lanczos_steps = 2: allowed: --num_eigenpairs = 10 or more')
+  assert Settings(lanczos_steps=2, num_eigenpairs=2).problems() == []
 
 
 def test_a_failed_check_writes_nothing_and_loses_nothing(study, made, monkeypatch):

@@ -1,7 +1,7 @@
 """A study is found from a folder alone."""
 
-import json
 import os
+import pathlib
 import shutil
 
 import jax
@@ -13,7 +13,7 @@ from etils import epath
 from analysis import runs
 from configs import base
 from kdjax import config as config_lib
-from kdjax import student, teachers
+from kdjax import files, independent, progress, student, teachers
 from kdjax.errors import DamageError, MissingInputError
 
 
@@ -54,7 +54,8 @@ def test_variables_are_those_of_the_run(finished):
   assert not equal(study.student(0), study.student())
   assert equal(study.member(1), teachers.load(finished, 1))
   points = study.points()
-  assert list(points) == ['initial', 'student', 'teacher 0', 'teacher 1']
+  assert list(points) == study.names == ['initial', 'student', 'teacher 0', 'teacher 1']
+  assert equal(study.point('initial'), study.student(0))
   assert equal(points['teacher 1'], study.member(1))
 
 
@@ -69,6 +70,58 @@ def test_siblings_differ_in_the_seed_alone(finished, tmp_path):
   study = runs.load(run.student_folder)
   assert [config_lib.student_seed(other.config) for other in study.siblings] == [5]
   assert equal(study.points()['sibling'], study.student())  # the copy
+
+
+@pytest.fixture
+def told(monkeypatch):
+  """What is logged as a warning."""
+  warnings = []
+  monkeypatch.setattr(progress.logger, 'warning', lambda text, *args: warnings.append(text % args))
+  return warnings
+
+
+def damage(run):
+  """Empties the files of the last checkpoint."""
+  step = str(run.plan('student').num_steps)
+  for path in pathlib.Path(run.student_folder / 'checkpoints' / step).rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+
+
+def test_a_damaged_neighbour_is_left_out_with_a_warning(finished, tmp_path, told):
+  run = copied(finished, tmp_path)
+  others = [tiny_run(tmp_path, student__seed=seed) for seed in (5, 6, 7)]
+  for other in others:
+    shutil.copytree(run.student_folder, other.student_folder)
+    (other.student_folder / 'config.json').unlink()
+    other.write_config(other.student_folder)
+  (others[0].student_folder / 'config.json').write_text('{')
+  damage(others[1])
+  study = runs.load(run.student_folder)
+  assert [other.student_folder for other in study.siblings] == [others[2].student_folder]
+  assert [text.split(': ')[:2] for text in told] == [
+    [str(other.student_folder), 'this other student is left out'] for other in others[:2]
+  ]
+  assert equal(study.point('sibling'), study.student())  # the copy
+  # Its own damage is an error.
+  study = runs.load(others[1].student_folder)
+  with pytest.raises(DamageError):
+    study.student()
+  with pytest.raises(DamageError):
+    runs.load(others[0].student_folder)
+
+
+def test_a_damaged_independent_student_is_left_out_with_a_warning(finished, tmp_path, told):
+  run = copied(finished, tmp_path, evaluation__independent_seed=7)
+  study = runs.Study(run)
+  folder = independent.counterpart(run).student_folder
+  shutil.copytree(run.student_folder, folder)
+  assert study.independent.student_folder == folder
+  assert study.names == ['initial', 'student', 'teacher 0', 'teacher 1', 'independent']
+  damage(independent.counterpart(run))
+  study = runs.Study(run)
+  assert study.names == ['initial', 'student', 'teacher 0', 'teacher 1']
+  assert len(told) == 1 and told[0].startswith(f'{folder}: this other student is left out')
 
 
 def test_a_sibling_is_trained_once(finished, tmp_path):
@@ -118,13 +171,13 @@ def test_what_is_not_there_is_said(finished, tmp_path):
 
 def test_a_changed_config_is_no_students(finished, tmp_path):
   path = copied(finished, tmp_path).student_folder / 'config.json'
-  config = json.loads(path.read_text())
+  config = files.read_json(path)
   config['student']['temperature'] = 3.0
-  path.write_text(json.dumps(config))
+  files.write_json(path, config)
   with pytest.raises(DamageError, match='it was changed, or was written by another version'):
     runs.load(tmp_path)
   config['student']['colour'] = 'red'
-  path.write_text(json.dumps(config))
+  files.write_json(path, config)
   with pytest.raises(DamageError, match=r'does not know: student\.colour'):
     runs.load(tmp_path)
   path.unlink()

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,9 @@ import pytest
 from conftest import tiny_run
 from etils import epath
 
-from analysis import alignment, measure, permutations, runs, trajectory
+from analysis import alignment, intervals, measure, permutations, runs, trajectory
+from analysis.figures import maps as map_drawing
+from analysis.figures import trajectory as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
@@ -26,6 +29,8 @@ PARTS = {p.name: p for p in (*part.PARTS, *maps.PARTS)}
 
 
 class Linear(nn.Module):
+  dtype: Any = None  # every model has one
+
   @nn.compact
   def __call__(self, x, train):
     return nn.Dense(10)(x.reshape(len(x), -1)), {}
@@ -164,7 +169,7 @@ def test_the_gradient_is_that_of_the_training_step(study):
   state = steps.init_state(study.student(), optax.sgd(0.1))
   after, logged = step(state, shared, shared['teacher_log_probs'], study.seed)
   gradient = step_of(run.student_model, measured.objective('distillation'))(
-    study.student(), shared, study.seed
+    (study.student(), run.config.student.temperature), shared, study.seed
   )
   norm, count = logged['gradient_norm']
   assert float(optax.tree.norm(gradient)) == pytest.approx(float(norm / count), rel=1e-5)
@@ -181,11 +186,11 @@ def test_at_student_is_teacher_the_gradient_is_zero():
     log_probs = jax.nn.log_softmax(model.apply(teacher, inputs, train=False)[0])
     batch = {'inputs': inputs, 'labels': jnp.zeros(12, int), 'teacher_log_probs': log_probs}
 
-    def objective(logits_BC, batch):
-      return losses.distillation(logits_BC, batch['teacher_log_probs'], 4.0)
+    def objective(logits_BC, batch, temperature):
+      return losses.distillation(logits_BC, batch['teacher_log_probs'], temperature)
 
     shared = steps.shard(jax.tree.map(np.asarray, batch))
-    norms.append(float(optax.tree.norm(step_of(model, objective)(variables, shared, 0))))
+    norms.append(float(optax.tree.norm(step_of(model, objective)((variables, 4.0), shared, 0))))
   assert norms[0] < 1e-5 and norms[1] > 0.1
 
 
@@ -195,7 +200,7 @@ def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path):
   fn = step_of(study.run.student_model, measured.objective('distillation'))
   final = jax.device_get(study.student())
   batches = part.gradient_batches(measured, study.seed)
-  gradients = [jax.device_get(fn(final, steps.shard(b), study.seed)) for b in batches]
+  gradients = [jax.device_get(fn((final, 4.0), steps.shard(b), study.seed)) for b in batches]
   down = jax.tree.map(lambda x, *g: x - 0.5 * sum(g), final['params'], *gradients)
   # The ensemble would follow the planted member; the gradient was taken against the true one.
   planted = last_only(study, final | {'params': down})
@@ -211,20 +216,43 @@ def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path):
 def test_at_the_teacher_there_is_no_direction_to_it(study, tmp_path):
   arrays = compute('gradients', last_only(study, study.student()), tmp_path)
   assert np.isnan(arrays['cosine/raw']).all() and not np.isnan(arrays['norm']).any()
-  assert 'undefined' in part.caption_gradients(arrays)
-  part.draw_gradients(arrays).canvas.draw()
+  assert 'undefined' in drawing.caption_gradients(arrays)
+  drawing.draw_gradients(arrays).canvas.draw()
 
 
 def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(study, results, tmp_path):
   arrays = results['gradients']
   assert (arrays['num_batches'], arrays['batch_size']) == (16, 6)
   for key in ('norm', 'snr', 'cosine/raw', 'cosine/aligned'):
-    value, low, high = (arrays[key + end] for end in part.ENDS)
+    value, low, high = (arrays[key + end] for end in intervals.ENDS)
     assert value.shape == (3, 7)
     assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all() and (low < high).any()
   alone = compute('gradients', Planted(study.run, kept=(study.steps[1],)), tmp_path)
   np.testing.assert_allclose(alone['norm'][0], arrays['norm'][1], rtol=1e-5)
   assert arrays['sizes'][0] == arrays['sizes'][1:].sum() == len(vector(study.student()['params']))
+
+
+def test_gradients_have_the_temperature_of_their_step(finished, study, tmp_path):
+  """Of a student that is told to have been trained on a schedule from 8 to 2."""
+  config = finished.config.copy_and_resolve_references()
+  middle = study.steps[1]
+  alone = {}
+  for name, start, final in (('scheduled', 8.0, 2.0), ('hot', 8.0, None), ('middle', 4.0, None)):
+    config.student.temperature, config.student.final_temperature = start, final
+    other = Planted(Run(config.copy_and_resolve_references(), finished.workdir), kept=(0, middle))
+    measured = measure.Measure(study, SETTINGS.num_examples)
+    measured._run = other.run
+    with pytest.MonkeyPatch().context() as patch:
+      patch.setattr(part, 'Measure', lambda *_, measured=measured: measured)
+      patch.setattr(runs.Study, 'student', lambda self, step=None: student.load(finished, step))
+      alone[name] = compute('gradients', other, tmp_path / name)
+  np.testing.assert_allclose(alone['scheduled']['temperature'], [8, 4], rtol=1e-6)
+  for place, name in ((0, 'hot'), (1, 'middle')):
+    expected = alone[name]['norm'][place]
+    np.testing.assert_allclose(alone['scheduled']['norm'][place], expected, rtol=1e-4)
+  assert not np.allclose(alone['hot']['norm'][1], alone['middle']['norm'][1], rtol=0.01)
+  assert '; with the τ of each step, from 8 to 4)' in drawing.caption_gradients(alone['scheduled'])
+  assert 'the τ of each step' not in drawing.caption_gradients(alone['hot'])
 
 
 def test_batches_have_one_size_and_each_example_once(study):
@@ -256,7 +284,7 @@ def test_pca_is_of_the_checkpoints_with_the_null_of_their_steps(study, results):
   np.testing.assert_allclose(arrays['explained'], squared / squared.sum(), rtol=1e-6)
   expected = trajectory.random_walk_explained(np.array(study.steps))
   np.testing.assert_array_equal(arrays['null'], expected)
-  assert f'{100 * expected[0]:.1f} and' in maps.caption_pca(arrays)
+  assert f'{100 * expected[0]:.1f} and' in map_drawing.caption_pca(arrays)
 
 
 # predictions
@@ -280,11 +308,11 @@ def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, finis
 
 def test_the_random_start_is_measured_but_not_mapped(results):
   arrays = results['predictions']
-  for name in maps.MAPS:
+  for name in map_drawing.MAPS:
     assert np.isnan(arrays[f'{name}/coords'][:, 0]).tolist() == [True] + [False] * 5
     assert (arrays[name][0, 1:] > 0).all()
     assert 0 < arrays[f'{name}/kept'] <= 1
-  assert 'without the random start' in maps.caption_predictions(arrays)
+  assert 'without the random start' in map_drawing.caption_predictions(arrays)
 
 
 def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path, monkeypatch):
@@ -308,9 +336,9 @@ def test_every_part_draws_and_describes_itself(name, results):
 
 def test_the_figure_of_gradients_marks_intervals_without_zero(results):
   arrays = dict(results['gradients'])
-  for end, value in zip(part.ENDS, (0.5, 0.4, 0.6), strict=True):
+  for end, value in zip(intervals.ENDS, (0.5, 0.4, 0.6), strict=True):
     arrays[f'cosine/raw{end}'] = np.where(np.eye(3, 7), value, 0.0)
-  figure = part.draw_gradients(arrays)
+  figure = drawing.draw_gradients(arrays)
   (panel,) = [axes for axes in figure.axes if axes.get_title() == 'to teacher 0']
   xy = sorted(zip(*panel.lines[-1].get_data(), strict=True))
   assert xy == [(0, 0), (1, 1), (2, 2)]  # checkpoint, layer

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis import intervals
+from analysis.intervals import ENDS
 from kdjax import figures
 
 if TYPE_CHECKING:
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
-ENDS = ('', '/low', '/high')  # of the names of a value and its interval
 # By how much accuracy may fall on a line within one basin (Frankle et al. 2020: an error of 2 %).
 SAME_BASIN = 0.02
+PAIRS_IN_A_BAND = 6
 # Of Okabe & Ito's palette those that stand for neither teacher nor student, with lines that differ too.
 LOOKS = (('#888888', ':'), ('#56b4e9', '--'), ('#009e73', '-.'), ('#cc79a7', '-'))
 # What of the arrays is shown along a path, and of a layer: key, label, factor.
@@ -133,8 +135,8 @@ def _said(arrays: Arrays, q: int, v: int, named: bool = True) -> str:
   """'student and teacher 0: 3.1 [2.9, 3.3] (as they are; accuracy falls by 4 % [2, 6])'."""
   a, b = (str(arrays['names'][k]) for k in arrays['pairs'][q])
   who = f'{a} and {b}: ' if named else ''
-  error = _interval(arrays, 'error', (q, v), 100)
-  loss = _interval(arrays, 'loss', (q, v))
+  error = intervals.text(arrays, 'error', (q, v), 100)
+  loss = intervals.text(arrays, 'loss', (q, v))
   return f'{who}{loss} ({arrays["variants"][v]}; accuracy falls by {error} %)'
 
 
@@ -147,11 +149,6 @@ def _verdict(arrays: Arrays, q: int, v: int) -> str:
   if low > SAME_BASIN:
     return f'no permutation that was found puts them into one basin, {bound}.'
   return f'whether they lie in one basin, {bound}, cannot be told from so few examples.'
-
-
-def _interval(arrays: Arrays, key: str, index: tuple, factor: float = 1) -> str:
-  value, low, high = (factor * arrays[f'{key}{end}'][index] for end in ENDS)
-  return f'{value:.3g} [{low:.3g}, {high:.3g}]'
 
 
 def _how(arrays: Arrays) -> str:
@@ -170,26 +167,38 @@ def _how(arrays: Arrays) -> str:
 
 
 def draw_paths(arrays: Arrays) -> 'Figure':
-  """A column for each pair, a row for each measure, a line for each variant."""
-  pairs = arrays['pair_names']
-  figure = figures.blank((2.5 * len(pairs) + 1.2, 7.2))
-  all_axes = figure.subplots(len(CURVES), len(pairs), sharey='row', squeeze=False)
+  """A column for each pair, a row for each measure, a line for each variant; many pairs in bands."""
+  num_pairs = len(arrays['pair_names'])
+  num_bands = -(-num_pairs // PAIRS_IN_A_BAND)
+  num_columns = -(-num_pairs // num_bands)
+  figure = figures.blank((2.5 * num_columns + 1.2, 6.7 * num_bands + 0.5))
+  bands = figure.subfigures(num_bands, squeeze=False)[:, 0]
+  for band, start in zip(bands, range(0, num_pairs, num_columns), strict=True):
+    _draw_band(band, arrays, range(start, min(start + num_columns, num_pairs)), num_columns)
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside upper center', ncols=min(4, len(labels)))
+  return figure
+
+
+def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> None:
+  """The pairs at some places of Q, side by side."""
+  all_axes = figure.subplots(len(CURVES), num_columns, sharey='row', squeeze=False)
+  for axes in all_axes[:, len(places) :].ravel():
+    axes.set_axis_off()
+  all_axes = all_axes[:, : len(places)]
   for row, (key, label, factor) in enumerate(CURVES):
     unit = f' ({arrays["loss_unit"]})' if key.endswith('/loss') else ''
     all_axes[row, 0].set_ylabel(f'{label}{unit}')
-    for q, axes in enumerate(all_axes[row]):
+    for q, axes in zip(places, all_axes[row], strict=True):
       _draw_curves(axes, arrays, key, q, factor)
-    if key.endswith('kl') and np.min(arrays[f'{key}/low']) > 0:
+    if key.endswith('kl') and np.min(arrays[f'{key}/low'][places]) > 0:
       all_axes[row, 0].set_yscale('log')
   for axes in all_axes[:-1].ravel():
     axes.set_xticks([0, 0.5, 1], [])
-  for axes, (a, b) in zip(all_axes[-1], pairs, strict=True):
+  for axes, (a, b) in zip(all_axes[-1], arrays['pair_names'][places], strict=True):
     axes.set_xticks([0, 0.5, 1], [str(a), '', str(b)])
     for text, side in zip(axes.get_xticklabels()[::2], ('left', 'right'), strict=True):
       text.set_horizontalalignment(side)
-  handles, labels = all_axes[0, 0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside upper center', ncols=min(4, len(labels)))
-  return figure
 
 
 def _draw_curves(axes: 'Axes', arrays: Arrays, key: str, q: int, factor: float) -> None:
@@ -203,11 +212,13 @@ def caption_paths(arrays: Arrays) -> str:
   pairs = [
     f'{a} to {b}: '
     + ', '.join(
-      f'{variant} {_interval(arrays, "loss", (q, v))}'
+      f'{variant} {intervals.text(arrays, "loss", (q, v))}'
       for v, variant in enumerate(arrays['variants'])
     )
-    for q, (a, b) in enumerate(arrays['pair_names'])
+    for q, (a, b) in enumerate(arrays['pair_names'][:PAIRS_IN_A_BAND])
   ]
+  if more := len(arrays['pair_names']) - len(pairs):
+    pairs.append(f'and {more} more pairs, whose numbers are in the .npz')
   return (
     'Along paths between networks; shades are intervals. Barriers of the distillation loss: '
     f'{"; ".join(pairs)}. The curve is a quadratic Bezier (Garipov et al. 2018) whose middle was trained '
@@ -247,9 +258,9 @@ def caption_layers(arrays: Arrays) -> str:
   key = 'test/predictive_kl'
   replaced = [str(x) for x in arrays['changes']].index('replaced, matched')
   worst, best = (pick(arrays[key][replaced]) for pick in (np.argmax, np.argmin))
-  said = lambda layer: f'{arrays["layers"][layer]} {_interval(arrays, key, (replaced, layer))}'
+  said = lambda layer: f'{arrays["layers"][layer]} {intervals.text(arrays, key, (replaced, layer))}'
   student = ', '.join(
-    f'{_interval(arrays, f"student/{key}", (), factor)}{unit}'
+    f'{intervals.text(arrays, f"student/{key}", (), factor)}{unit}'
     for key, factor, unit in (
       ('test/predictive_kl', 1, ' nats'),
       ('test/top1_agreement', 100, ' %'),

@@ -46,12 +46,20 @@ class Corner:
 
 
 CORNERS = {
-  'teacher': Corner('teacher 0', 's', figures.COLORS['teacher']),
-  'second teacher': Corner('teacher 1', 'D', figures.COLORS['teacher']),
   'student': Corner('student', 'o', figures.COLORS['student']),
   'initial': Corner('initial student', '^', 'white', figures.COLORS['ink']),
   'sibling': Corner('sibling student', 'v', figures.COLORS['student']),
+  'independent': Corner('independent student', 'P', '0.6'),
 }
+
+
+def looks(names: Sequence[str]) -> list[Corner]:
+  """Of up to three networks, by their names in `Study.names`."""
+  markers = iter('sDp')
+  return [
+    CORNERS[name] if name in CORNERS else Corner(name, next(markers), figures.COLORS['teacher'])
+    for name in map(str, names)
+  ]
 
 
 def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'Figure':
@@ -132,8 +140,7 @@ def _levels(values_YX: np.ma.MaskedArray, log: bool) -> tuple[np.ndarray, Any, b
 
 
 def _add_corners(axes: 'Axes', arrays: Arrays) -> None:
-  for name, xy in zip(arrays['corners/names'], arrays['corners/xy'], strict=True):
-    look = CORNERS[str(name)]
+  for look, xy in zip(looks(arrays['corners/names']), arrays['corners/xy'], strict=True):
     axes.plot(
       *xy,
       look.marker,

@@ -1,6 +1,6 @@
 """Are student and teacher in one basin? Barriers along paths between networks, and layer by layer.
 
-Three parts: `barriers` between all pairs of networks, `paths` shows the curves of a few pairs, and
+Three parts: `barriers` between all pairs of networks, `paths` shows the curves of chosen pairs, and
 `layers` gives the student one layer of the teacher at a time. Networks are compared as they are and
 with their units permuted to match (Ainsworth et al. 2023), with interpolated BatchNorm statistics and
 with re-estimated ones (Jordan et al. 2023, "REPAIR"). Axes: K network, Q pair, V variant of a path,
@@ -9,7 +9,7 @@ T position on it, L layer, C change of a layer, N example, P point.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis import alignment, measure, paths, permutations
 from analysis.figures import barriers as drawing
-from analysis.figures.barriers import ENDS
+from analysis.intervals import ENDS
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
@@ -35,6 +35,7 @@ SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')  # al
 # The curve is trained on more than it is measured on: with few examples it fits them alone.
 BEZIER_EXAMPLES = 4  # times those that are measured
 BEZIER_LEARNING_RATE = 0.01
+ALL = ('all',)  # of --pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +81,9 @@ def _of_model(variants: tuple[Variant, ...], has_statistics: bool) -> list[Varia
 class _Networks:
   """Networks of one architecture, what they do on their own, and how they are matched."""
 
-  def __init__(self, study: Study, settings: Settings, checks: Checks):
+  def __init__(self, study: Study, names: Sequence[str], settings: Settings, checks: Checks):
     self.study, self.checks = study, checks
-    left_out = {f'teacher {i}' for i in range(settings.max_members, study.num_members)}
-    self.points = {
-      name: jax.device_get(of) for name, of in study.points().items() if name not in left_out
-    }
+    self.points = {name: jax.device_get(study.point(name)) for name in names}
     self.measured = Measure(study, settings.num_examples)
     student = self.points['student']
     self.has_statistics = bool(student['batch_stats'])
@@ -149,15 +147,20 @@ class _Networks:
   def check_end(self, values: measure.Values, place: int, name: str, reestimate: bool) -> None:
     """That the point at `place` is as a network is, measured on its own and not permuted."""
     for key in CONTINUOUS:
-      expected = self._at_end(name, reestimate)[key].mean()
-      deviation = abs(values[key][place].mean() - expected) / max(1, abs(expected))
-      self.checks.at_most(f'ends reproduced: {key}', deviation, TOLERANCE)
+      expected_1N = self._at_end(name, reestimate)[key]
+      self.checks.same_mean(f'ends reproduced: {key}', values[key][place], expected_1N, TOLERANCE)
 
   def _at_end(self, name: str, reestimate: bool) -> measure.Values:
     key = name, reestimate
     if key not in self._ends:
       self._ends[key] = self.measured.variables(self.points[name], reestimate)
     return self._ends[key]
+
+
+def _names(study: Study, settings: Settings) -> list[str]:
+  """All networks, but for the members that are too many."""
+  left_out = {f'teacher {i}' for i in range(settings.max_members, study.num_members)}
+  return [name for name in study.names if name not in left_out]
 
 
 @partial(jax.jit, static_argnums=2)
@@ -180,9 +183,9 @@ def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
 
 def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """Barriers of all pairs of networks, of shape (Q, V); pairs_Q2 are indices of names_K."""
-  networks = _Networks(study, settings, checks)
+  names = _names(study, settings)
+  networks = _Networks(study, names, settings, checks)
   variants = _of_model(_MATRIX_VARIANTS, networks.has_statistics)
-  names = list(networks.points)
   ts_T = np.linspace(0, 1, settings.path_points)
   pairs_Q2 = list(itertools.combinations(range(len(names)), 2))
 
@@ -204,14 +207,15 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
   )
 
 
-# Curves of a few pairs.
+# Curves of chosen pairs.
 
 
 def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Means and intervals along the paths of a few pairs, of shape (Q, V, T), and their barriers."""
-  networks = _Networks(study, settings, checks)
+  """Means and intervals along the paths of chosen pairs, of shape (Q, V, T), and their barriers."""
+  pairs = _chosen_pairs(study, settings)
+  ends = {name for pair in pairs for name in pair} | {'student'}
+  networks = _Networks(study, [name for name in study.names if name in ends], settings, checks)
   variants = _of_model(_PATH_VARIANTS, networks.has_statistics)
-  pairs = list(_chosen_pairs(list(networks.points)))
   train_curve = _curve_trainer(study, settings)
   ts_T = np.linspace(0, 1, settings.path_points)
 
@@ -238,17 +242,38 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
   )
 
 
-def _chosen_pairs(names: list[str]) -> Iterator[tuple[str, str]]:
-  """The pairs that there are of those that a study of fidelity asks for."""
+def _chosen_pairs(study: Study, settings: Settings) -> list[tuple[str, str]]:
+  """Those of settings.pairs; by default those that a study of fidelity asks for, if they are there."""
+  names = _names(study, settings)
+  if settings.pairs == ALL:
+    return list(itertools.combinations(names, 2))
+  if settings.pairs:
+    return [_split(pair) for pair in settings.pairs]
   other_student = 'sibling' if 'sibling' in names else 'independent'
-  for pair in (
+  asked_for = [
     ('student', 'teacher 0'),
     ('student', other_student),
     ('initial', 'student'),
     ('teacher 0', 'teacher 1'),
-  ):
-    if set(pair) <= set(names):
-      yield pair
+  ]
+  return [pair for pair in asked_for if set(pair) <= set(names)]
+
+
+def _split(pair: str) -> tuple[str, str]:
+  first, _, last = (name.strip() for name in pair.partition(':'))
+  return first, last
+
+
+def misnamed_pairs(names: list[str], settings: Settings) -> list[str]:
+  """What is wrong with settings.pairs, given the networks that there are."""
+  if settings.pairs == ALL:
+    return []
+  return [
+    f"--pairs: '{pair}': allowed: 'all', or two different ones of {', '.join(names)} with a colon "
+    'between them'
+    for pair in settings.pairs
+    if len(set(_split(pair))) < 2 or not set(_split(pair)) <= set(names)
+  ]
 
 
 def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]:
@@ -278,7 +303,7 @@ _CHANGES = (  # a layer's position on the way to the teacher's, and whether that
 
 def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """What one layer of teacher 0 in place of the student's changes, of shape (C, L)."""
-  networks = _Networks(study, settings, checks)
+  networks = _Networks(study, ['student', 'teacher 0'], settings, checks)
   names = paths.layer_names(networks.points['student'])
   by_depth = depth_order(networks.measured.model, networks.inputs_BX)
   order_L = [names.index(name) for name in by_depth]
@@ -352,11 +377,12 @@ PARTS = (
     name='paths',
     compares_others=True,
     title='Along paths between networks',
-    reads=('num_examples', 'max_members', 'path_points', 'bezier_steps'),
+    reads=('num_examples', 'max_members', 'path_points', 'bezier_steps', 'pairs'),
     compute=compute_paths,
     draw=drawing.draw_paths,
     caption=drawing.caption_paths,
     unavailable=pairs_unavailable,
+    misnamed=misnamed_pairs,
   ),
   Part(
     name='layers',

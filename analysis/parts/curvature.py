@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from analysis import curvature, lanczos, measure
+from analysis import curvature, intervals, lanczos, measure
 from analysis.curvature import MeanLoss
 from analysis.figures import curvature as drawing
 from analysis.figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POINTS
@@ -23,8 +23,7 @@ from analysis.runs import Study
 from kdjax import keys, metrics, progress
 
 RADIUS = 0.002  # of the ball of sharpness, as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
-TRACE_PROBES = 4  # for each probe of the densities: one costs a product, and not lanczos_steps
-NUM_RESAMPLES = 1000
+TRACE_PROBES = 6  # for each probe of the densities: one costs a product, and not lanczos_steps
 
 # Limits of the self-checks; a ResNet-8 in float32 stays far below each.
 LIMITS = {
@@ -199,7 +198,7 @@ def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arr
   }
   for name, values_N in (('loss', losses_N), ('sharpness', mean_loss.losses(shift_P) - losses_N)):
     rng = keys.numpy_rng(study.seed, 'analysis/curvature/bootstrap')
-    low, high = metrics.bootstrap_interval(values_N, NUM_RESAMPLES, rng)
+    low, high = metrics.bootstrap_interval(values_N, intervals.NUM_RESAMPLES, rng)
     arrays |= {
       name: values_N.mean(),
       f'{name}/low': np.array(low),
@@ -226,7 +225,7 @@ def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> A
 
 
 def _with_interval(name: str, values_K: np.ndarray) -> Arrays:
-  mean, low, high = curvature.mean_interval(values_K)
+  mean, low, high = intervals.of_mean(values_K)
   return {name: mean, f'{name}/low': low, f'{name}/high': high}
 
 

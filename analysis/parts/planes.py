@@ -1,29 +1,32 @@
 """Surfaces over planes in weight space (paper, Figure 6c; Li et al. 2018; Garipov et al. 2018).
 
 Three parts: `plane` goes through a teacher and through the student before and after its training,
-`random_plane` along two filter-normalised directions from the student, and `ensemble_plane` through two
-teachers and the student. Values lie as values_YX[row of y, column of x]. Axes: Y X grid, K corner,
-P point, T checkpoint.
+`random_plane` along two filter-normalised directions from the student, and `ensemble_plane` through any
+three networks, by default two teachers and the student. Values lie as values_YX[row of y, column of x].
+Axes: Y X grid, K corner, P point, T checkpoint.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from analysis import geometry, measure
+from analysis import geometry, intervals, measure
 from analysis.figures import planes as drawing
-from analysis.figures.planes import CORNERS, Panel
+from analysis.figures.planes import Panel
 from analysis.geometry import Plane
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
-from kdjax import keys, progress, student
+from kdjax import keys, progress
 from kdjax.steps import Variables
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
+PAPER_CORNERS = ('teacher 0', 'student', 'initial')
+ENSEMBLE_CORNERS = ('teacher 0', 'student', 'teacher 1', 'sibling', 'independent', 'initial')
 MARGIN = 0.25  # around the corners, as a fraction of the longer side of their box
 CONTINUOUS = ('distillation/loss', 'distillation/predictive_kl', 'test/predictive_kl')
 TOLERANCE = 1e-3  # of a corner's values, relative where they are above 1; float32 gives under 1e-6
@@ -41,34 +44,24 @@ def build_point(shared: dict[str, Any], xy_2: jax.Array) -> Variables:
 
 def compute_plane(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """The plane through teacher 0, the initial and the final student, with the kept checkpoints."""
-  corners = {
-    'teacher': study.member(0),
-    'student': study.student(),
-    'initial': study.student(0),
-  }
-  plane = _through(corners, checks)
-  path_T3 = np.array(
-    [geometry.project(plane, study.student(step)['params']) for step in study.steps]
-  )
-  path = {
-    'path/steps': np.array(study.steps),
-    'path/xy': path_T3[:, :2],
-    'path/height': path_T3[:, 2],
-  }
-  return path | _compute_corners(study, settings, blocks, checks, plane, corners, path_T3[:, :2])
+  return _compute_corners(study, settings, blocks, checks, PAPER_CORNERS)
 
 
 def compute_ensemble_plane(
   study: Study, settings: Settings, blocks: Blocks, checks: Checks
 ) -> Arrays:
-  """The plane through two teachers and the student, or a teacher, the student and its sibling."""
-  corners = {'teacher': study.member(0), 'student': study.student()}
-  if study.num_members > 1:
-    corners['second teacher'] = study.member(1)
-  else:
-    corners['sibling'] = student.load(study.siblings[0])
-  plane = _through(corners, checks)
-  return _compute_corners(study, settings, blocks, checks, plane, corners, np.zeros((0, 2)))
+  """The plane through settings.corners, by default the first three that there are of an order."""
+  there = set(study.names)
+  names = settings.corners or [name for name in ENSEMBLE_CORNERS if name in there][:3]
+  return _compute_corners(study, settings, blocks, checks, names)
+
+
+def misnamed_corners(names: list[str], settings: Settings) -> list[str]:
+  """What is wrong with settings.corners, given the networks that there are."""
+  corners = settings.corners
+  if corners and (len(set(corners)) != 3 or len(corners) != 3 or not set(corners) <= set(names)):
+    return [f'--corners = {",".join(corners)}: allowed: three different ones of {", ".join(names)}']
+  return []
 
 
 def compute_random_plane(
@@ -88,34 +81,39 @@ def compute_random_plane(
   )
 
 
-def _through(corners: dict[str, Variables], checks: Checks) -> Plane:
+def _compute_corners(
+  study: Study, settings: Settings, blocks: Blocks, checks: Checks, names: Sequence[str]
+) -> Arrays:
+  """The plane through three of `study.names`; where two are ends of the student's path, with that."""
+  corners = {name: study.point(name) for name in names}
   plane = geometry.plane_through(*(corner['params'] for corner in corners.values()))
   checks.at_most('orthonormality', geometry.orthonormality_error(plane), ORTHONORMAL)
-  return plane
-
-
-def _compute_corners(
-  study: Study,
-  settings: Settings,
-  blocks: Blocks,
-  checks: Checks,
-  plane: Plane,
-  corners: dict[str, Variables],
-  path_T2: np.ndarray,
-) -> Arrays:
-  """What planes through three corners have in common; the grid covers the path too."""
+  path = _path(study, plane) if {'initial', 'student'} <= corners.keys() else {}
   places_K3 = np.array([geometry.project(plane, c['params']) for c in corners.values()])
   size = np.abs(places_K3[:, :2]).max()
   checks.at_most('height of the corners', places_K3[:, 2].max() / size, TOLERANCE)
-  covered = np.concatenate([places_K3[:, :2], path_T2])
+  covered = np.concatenate([places_K3[:, :2], path.get('path/xy', np.zeros((0, 2)))])
   xs, ys = geometry.grid(covered, settings.resolution, MARGIN)
   measured = measure.Measure(study, settings.num_examples)
-  shared = {'plane': plane, 'batch_stats': corners['student']['batch_stats']}
+  shared = {'plane': plane, 'batch_stats': corners[names[0]]['batch_stats']}
   return (
-    measured.context
+    path
+    | measured.context
     | _check_corners(study, measured, shared, corners, places_K3[:, :2], checks)
     | _surface(study, measured, shared, xs, ys, blocks)
   )
+
+
+def _path(study: Study, plane: Plane) -> Arrays:
+  """The kept checkpoints on the plane, and their distances from it."""
+  places_T3 = np.array(
+    [geometry.project(plane, study.student(step)['params']) for step in study.steps]
+  )
+  return {
+    'path/steps': np.array(study.steps),
+    'path/xy': places_T3[:, :2],
+    'path/height': places_T3[:, 2],
+  }
 
 
 def _check_corners(
@@ -175,11 +173,10 @@ def plane_unavailable(study: Study) -> str | None:
 
 
 def ensemble_plane_unavailable(study: Study) -> str | None:
-  """Why there is no plane through two teachers, or a teacher and a sibling, and the student."""
-  if reason := study.lacks_teacher:
-    return reason
-  if study.num_members < 2 and not study.siblings:
-    return 'the teacher has one member, and the student no sibling: a third point is missing'
+  """Why no plane but that of `plane` goes through three networks of the student's architecture."""
+  if len(study.names) < 3 or set(study.names) == set(PAPER_CORNERS):
+    missing = study.lacks_teacher or 'the teacher has one member, and the student no sibling'
+    return f'{missing}: a third point is missing'
   return None
 
 
@@ -215,21 +212,27 @@ def draw_random_plane(arrays: Arrays) -> 'Figure':
 
 
 def caption_plane(arrays: Arrays) -> str:
+  return (
+    'The plane of weights through a teacher, the initial and the final student (paper, Figure 6c). '
+    f'{_distances(arrays)} {_at_corners(arrays)} {_path_caption(arrays)} {_how(arrays)}'
+  )
+
+
+def _path_caption(arrays: Arrays) -> str:
   height_T = arrays['path/height']
   off = int(drawing.is_off_plane(arrays).sum())
   return (
-    'The plane of weights through a teacher, the initial and the final student (paper, Figure 6c). '
-    f'{_distances(arrays)} {_at_corners(arrays)} The line joins the kept checkpoints; the number beside '
-    f'each is its distance from the plane. {off} of {len(height_T)} lie off it (white: by more than half '
-    f'a step of the grid, at most {height_T.max():.3g}), so that the colours beneath are not theirs. '
-    f'{_how(arrays)}'
+    'The line joins the kept checkpoints; the number beside each is its distance from the plane. '
+    f'{off} of {len(height_T)} lie off it (white: by more than half a step of the grid, at most '
+    f'{height_T.max():.3g}), so that the colours beneath are not theirs.'
   )
 
 
 def caption_ensemble_plane(arrays: Arrays) -> str:
+  path = f'{_path_caption(arrays)} ' if 'path/xy' in arrays else ''
   return (
     f'The plane of weights through {", ".join(_labels(arrays))}. {_distances(arrays)} '
-    f'{_at_corners(arrays)} {_how(arrays)}'
+    f'{_at_corners(arrays)} {path}{_how(arrays)}'
   )
 
 
@@ -243,7 +246,7 @@ def caption_random_plane(arrays: Arrays) -> str:
 
 
 def _labels(arrays: Arrays) -> list[str]:
-  return [CORNERS[str(name)].label for name in arrays['corners/names']]
+  return [look.label for look in drawing.looks(arrays['corners/names'])]
 
 
 def _distances(arrays: Arrays) -> str:
@@ -257,10 +260,9 @@ def _distances(arrays: Arrays) -> str:
 
 def _at_corners(arrays: Arrays) -> str:
   """KL on the test set, measured at the corners themselves."""
-  ends = [arrays[f'corners/test/predictive_kl{end}'] for end in ('', '/low', '/high')]
   texts = [
-    f'{value:.3g} [{low:.3g}, {high:.3g}] at {label}'
-    for label, value, low, high in zip(_labels(arrays), *ends, strict=True)
+    f'{intervals.text(arrays, "corners/test/predictive_kl", place)} at {label}'
+    for place, label in enumerate(_labels(arrays))
   ]
   return f'KL from {_teacher(arrays)} on the test set, in nats: {", ".join(texts)}.'
 
@@ -295,6 +297,7 @@ PARTS = (
     draw=draw_plane,
     caption=caption_plane,
     unavailable=plane_unavailable,
+    version=2,
   ),
   Part(
     name='random_plane',
@@ -308,10 +311,12 @@ PARTS = (
     name='ensemble_plane',
     compares_others=True,
     title='Plane through an ensemble, or siblings, and the student',
-    reads=('num_examples', 'resolution'),
+    reads=('num_examples', 'resolution', 'corners'),
     compute=compute_ensemble_plane,
     draw=draw_plane,
     caption=caption_ensemble_plane,
     unavailable=ensemble_plane_unavailable,
+    misnamed=misnamed_corners,
+    version=2,
   ),
 )

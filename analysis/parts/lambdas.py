@@ -1,0 +1,196 @@
+"""Students that start between random weights and the teacher (paper, Figure 6b and c).
+
+Those of λ that the workdir lacks are trained by the student's recipe and on its distillation data.
+Axes: L λ, S student of one λ, Y X grid.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from analysis import basins, geometry, intervals, measure
+from analysis.figures import lambdas as drawing
+from analysis.measure import Measure
+from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
+from analysis.parts import planes
+from analysis.runs import Study
+from kdjax import config as config_lib
+from kdjax import progress, student
+from kdjax.run import Run
+from kdjax.steps import Variables
+
+MARGIN = 0.15  # around a plane's corners, as a fraction of the longer side of their box
+MIN_STUDENTS = 3  # of one λ, for an interval over seeds: that of two is twelve standard errors wide
+
+
+def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
+  """Students that start at λ teacher + (1 − λ) random, and the plane of each.
+
+  Of a λ with MIN_STUDENTS or more in the workdir, which differ in their seeds, 'final/...' is their
+  mean with Student's t interval over them; else it is of one student, with a bootstrap over examples.
+  'students/...' of shape (L, S) has them all, and NaN where there are fewer.
+
+  A plane goes through the teacher, the random weights and the final student. For λ < 1 that is the plane
+  through teacher, initial and final student, since the initial one lies between the first two; and so it
+  is defined for λ = 1 too, where the initial student is the teacher. All have the same first axis, and
+  the same grid.
+  """
+  lambdas = sorted(set(settings.lambdas))
+  runs = [basins.with_lambda(study.run, value) for value in lambdas]
+  for run in runs:
+    student.run(run)
+  measured = Measure(study, settings.num_examples)
+  trained = [_fidelity(measured, [run, *_more_students(study, run)], study.seed) for run in runs]
+  num_students_L = np.array([len(of['students/test/loss']) for of in trained])
+  for of in trained:
+    missing = (0, num_students_L.max() - len(of['students/test/loss']))
+    of |= {k: np.pad(x, missing, constant_values=np.nan) for k, x in of.items() if x.ndim}
+  found = _planes(study, settings, measured, dict(zip(lambdas, runs, strict=True)), blocks, checks)
+  return (
+    {'lambdas': np.array(lambdas), 'num_students': num_students_L}
+    | measured.context
+    | stacked(trained)
+    | found
+  )
+
+
+def _more_students(study: Study, run: Run) -> list[Run]:
+  """Those of the workdir that differ from one in their seed alone; none if they are too few."""
+  found = study.reseeded(run)
+  return found if 1 + len(found) >= MIN_STUDENTS else []
+
+
+def _students_of_lambdas(study: Study, settings: Settings) -> dict[str, list[str]]:
+  """Fingerprints of the students beside the first of each λ, where there are any."""
+  found = {}
+  for value in sorted(set(settings.lambdas)):
+    others = _more_students(study, basins.with_lambda(study.run, value))
+    if others:
+      found[repr(value)] = [run.student_folder.name for run in others]
+  return found
+
+
+def _fidelity(measured: Measure, runs: list[Run], seed: int) -> Arrays:
+  """'final/<key>' with its interval, and 'students/<key>' of shape (S,)."""
+  values = [measured.variables(student.load(run)) for run in runs]
+  found = {}
+  for key, own_1N in values[0].items():
+    means_S = np.array([of[key].mean() if of[key].size else np.nan for of in values], np.float64)
+    found[f'students/{key}'] = means_S
+    if len(runs) > 1:
+      of_mean = intervals.of_mean(means_S)
+    else:
+      summary = measure.summary({key: own_1N}, seed)
+      of_mean = [summary[f'{key}{end}'][0] for end in intervals.ENDS]
+    for end, value in zip(intervals.ENDS, of_mean, strict=True):
+      found[f'final/{key}{end}'] = np.array(value)
+  return found
+
+
+def _planes(
+  study: Study,
+  settings: Settings,
+  measured: Measure,
+  runs: dict[float, Run],
+  blocks: Blocks,
+  checks: Checks,
+) -> Arrays:
+  """The surfaces of all λ on one grid; values_LYX."""
+  seed = config_lib.student_seed(study.run.config)
+  random = study.run.init_variables(study.run.student_model, seed)
+  teacher, finals = study.member(0), [student.load(run) for run in runs.values()]
+  others = [*finals, study.student()]
+  planes_L = [_plane(teacher, random, final, others, checks) for final in finals]
+  places_L = [
+    _places(plane, [teacher, random, student.load(run, 0), final], checks)
+    for plane, run, final in zip(planes_L, runs.values(), finals, strict=True)
+  ]
+  xs, ys = geometry.grid(np.concatenate(places_L), settings.lambda_resolution, MARGIN)
+  surfaces = [
+    blocks.get(
+      f'plane {value!r}',
+      partial(_surface, study, measured, checks, plane, final, places[-1], xs, ys),
+    )
+    for value, plane, final, places in zip(runs, planes_L, finals, places_L, strict=True)
+  ]
+  return {
+    'xs': xs,
+    'ys': ys,
+    'places/names': np.array(['teacher', 'random', 'initial', 'student']),
+    'places/xy': np.array(places_L),
+  } | {f'plane/{key}': x for key, x in stacked(surfaces).items()}
+
+
+def _surface(
+  study: Study,
+  measured: Measure,
+  checks: Checks,
+  plane: geometry.Plane,
+  final: Variables,
+  place_2: np.ndarray,
+  xs: np.ndarray,
+  ys: np.ndarray,
+) -> Arrays:
+  """All measures on a plane, which must give at `place_2` what the final student gives itself."""
+  shared = {'plane': plane, 'batch_stats': final['batch_stats']}
+  coords_P2 = geometry.grid_coords(xs, ys)
+  with progress.bar('plane', len(coords_P2), 'points') as show:
+    values = measured.at(planes.build_point, shared, coords_P2, reestimate=True, show=show)
+  there = measured.at(planes.build_point, shared, place_2[None], reestimate=True)
+  direct = measured.variables(final, reestimate=True)
+  for key in planes.CONTINUOUS:
+    name = f'students on planes: {key}'
+    checks.same_mean(name, there[key][0], direct[key][0], planes.TOLERANCE)
+  summary = measure.summary(values, study.seed)
+  return {key: x_P.reshape(len(ys), len(xs)) for key, x_P in summary.items()}
+
+
+def _plane(
+  teacher: Variables,
+  random: Variables,
+  final: Variables,
+  others: list[Variables],
+  checks: Checks,
+) -> geometry.Plane:
+  """Through teacher, random weights and final student.
+
+  A student that never left the teacher, as one of λ = 1 with one member may, spans no plane. In its
+  place comes that of the others which is farthest from the teacher.
+  """
+  far = lambda variables: basins.distance(variables['params'], teacher['params'])
+  if far(final) <= geometry.RESOLVED * geometry.norm(teacher['params']):
+    final = max(others, key=far)
+  plane = geometry.plane_through(*(point['params'] for point in (teacher, random, final)))
+  checks.at_most('orthonormality', geometry.orthonormality_error(plane), planes.ORTHONORMAL)
+  return plane
+
+
+def _places(plane: geometry.Plane, points: list[Variables], checks: Checks) -> np.ndarray:
+  """Where points that lie on a plane lie on it."""
+  places_3 = np.array([geometry.project(plane, point['params']) for point in points])
+  size = np.abs(places_3[:, :2]).max()
+  checks.at_most('height of the corners', places_3[:, 2].max() / size, planes.TOLERANCE)
+  return places_3[:, :2]
+
+
+def _lambdas_unavailable(study: Study) -> str | None:
+  if reason := study.lacks_teacher:
+    return reason
+  if not study.initial_is_kept:
+    return 'the initial student was not kept: config.student.keep_checkpoints lacks 0.0'
+  return None
+
+
+PARTS = (
+  Part(
+    name='lambdas',
+    title='Students that start between random weights and the teacher',
+    reads=('num_examples', 'lambdas', 'lambda_resolution'),
+    compute=compute_lambdas,
+    draw=drawing.draw_lambdas,
+    caption=drawing.caption_lambdas,
+    unavailable=_lambdas_unavailable,
+    depends=_students_of_lambdas,
+    version=2,
+  ),
+)
