@@ -1,28 +1,79 @@
 """That the benchmarks still run. What they measure is not for a test: machines are noisy."""
 
-import importlib
+import dataclasses
+
+import numpy as np
+import pytest
 
 from analysis import runs
+from kdjax import losses
+from tests.benchmarks import growth, loop, members, planes, store, timing
 
 
-def test_the_benchmarks_run(monkeypatch):
-  benchmarks = importlib.import_module('tests.benchmarks.__main__')
-  monkeypatch.setattr(benchmarks, 'NUM_STEPS', {'lenet': 4})
-  monkeypatch.setattr(benchmarks, 'NUM_EXAMPLES', 256)
-  monkeypatch.setattr(benchmarks, 'REPEATS', 1)
-  name, speed, ratio = benchmarks.loop_overhead('lenet', 20)
-  assert name == 'lenet'
-  assert float(speed.replace(',', '')) > 0
-  assert float(ratio) > 0
-  written, read, size = benchmarks.store_throughput()
-  assert written > 0
-  assert read > 0
-  assert 100 < size <= 200  # 100 classes in float16, compressed
+def test_medians_are_of_pairs_that_were_timed_together():
+  times = {'a': np.array([1.0, 4.0, 9.0]), 'b': np.array([1.0, 2.0, 3.0])}
+  assert timing.ratio(times, 'a', 'b') == 2
+
+
+def test_the_benchmark_of_the_loop_runs(monkeypatch):
+  monkeypatch.setattr(loop, 'NUM_EXAMPLES', 256)
+  monkeypatch.setattr(loop, 'PREDICTED', 64)
+  size = dataclasses.replace(loop.SIZES['LeNet-5'], num_steps=4)
+  rows = list(loop.measured('LeNet-5', size, repeats=1))
+  assert [row.work for row in rows] == ['distillation', 'prediction', 'teacher training']
+  for row in rows:
+    assert row.examples_per_second > 0
+    assert row.ratio == pytest.approx(row.bare_examples_per_second / row.examples_per_second)
+
+
+def test_the_cost_of_a_way_of_storing():
+  log_probs_MNC, labels_N = store.simulated(num_members=2, num_examples=300, num_classes=20)
+  costs = {cost.stored_as: cost for cost in store.costs(log_probs_MNC, labels_N)}
+  assert costs['float32'].top1_agreement == 1
+  assert costs['float32'].predictive_kl == 0
+  assert [costs[name].num_bytes for name in costs] == [80, 40, 40, 20, 40]
+  kls = [costs[name].predictive_kl for name in ('float16', 'bfloat16')]
+  kls += [costs[name].predictive_kl for name in ('top-10 with tail', 'top-5 with tail')]
+  assert kls == sorted(kls)
+  assert kls[-1] > 1e-3
+
+
+def test_top_k_keeps_the_mass_and_spreads_the_tail():
+  log_probs_MNC = np.log(np.array([[[0.5, 0.25, 0.15, 0.07, 0.03]]], np.float32))
+  stored = np.exp(store.top_k_with_tail(log_probs_MNC, k=2))
+  np.testing.assert_allclose(stored, [[[0.5, 0.25, 1 / 12, 1 / 12, 1 / 12]]], rtol=1e-3)
+  np.testing.assert_allclose(np.exp(losses.ensemble_log_probs(np.log(stored))).sum(), 1, rtol=1e-3)
+
+
+def test_the_throughput_of_the_store():
+  rate = store.throughput(num_classes=100, dtype='float16', repeats=1)
+  assert rate.write > 0
+  assert rate.read > 0
+  assert 100 < rate.num_bytes <= 200  # 100 classes in float16, compressed
+
+
+def test_the_benchmark_of_growth(monkeypatch, tmp_path):
+  monkeypatch.setattr(growth, 'NUM_STEPS', 2)
+  point = growth.measure(num_examples=256, num_members=1, num_views=2, width=4)
+  assert point.num_parameters == 5166
+  assert 2 * 256 * 10 < point.store_bytes < 2 * 256 * 10 * 2 + 20_000
+  assert point.peak_bytes > 1e8
+  swept = {name: [point, dataclasses.replace(point, num_views=4)] for name in growth.SWEPT}
+  growth.draw(swept, tmp_path / 'growth.png')
+  assert (tmp_path / 'growth.png').stat().st_size > 1000
+  assert growth.table(swept).row_count == 8
 
 
 def test_the_benchmark_of_planes_runs(finished, monkeypatch):
-  planes = importlib.import_module('tests.benchmarks.planes')
   monkeypatch.setattr(planes, 'REPEATS', 1)
   monkeypatch.setattr(planes, 'RESOLUTION', 2)
   monkeypatch.setattr(planes, 'NUM_EXAMPLES', 16)
   assert planes.plane_overhead(runs.load(finished.workdir)) > 0
+
+
+def test_the_benchmark_of_members_runs(monkeypatch):
+  monkeypatch.setattr(members, 'REPEATS', 1)
+  label, *speeds, ratio = members.measure('lenet', 20, num_steps=1)
+  assert label == 'lenet'
+  assert min(speeds) > 0
+  assert ratio > 0

@@ -3,10 +3,8 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import DATA, ROOT, TINY
@@ -150,56 +148,6 @@ def test_wrong_flags_get_one_clear_error(tmp_path, arguments, told):
   assert 'Traceback' not in done.stderr
   assert told in done.stderr
   assert not list(tmp_path.rglob('*'))
-
-
-def kill_when(pattern: str, workdir) -> bool:
-  """Starts the program and kills it as soon as a path appears. Returns False if it ended first."""
-  process = subprocess.Popen(command(workdir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-  before = set(workdir.glob(pattern))
-  while not set(workdir.glob(pattern)) - before:
-    if process.poll() is not None:
-      return False
-    time.sleep(0.001)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  return True
-
-
-def test_killed_at_any_moment_it_ends_with_the_very_same_numbers(workdir, tmp_path):
-  moments = [
-    'teachers/*/member_0/config.json',
-    'teachers/*/member_0/checkpoints/*/state',
-    'teachers/*/member_1/checkpoints/*',
-    'teachers/*/member_1/checkpoints/*',
-    'predictions/*/logits/distillation/c/1/*',
-    'students/*/checkpoints/*',
-    'students/*/checkpoints/*/state/d',
-    'students/*/complete.json',
-    'students/*/logits.npz',
-  ]
-  assert [moment for moment in moments if not kill_when(moment, tmp_path)] == []
-  done = launch(tmp_path)
-  assert done.returncode == 0, done.stderr
-  (student,) = [p.parent for p in tmp_path.glob('students/*/result.json')]
-  assert (student / 'result.json').read_text() == (
-    workdir / 'students' / student.name / 'result.json'
-  ).read_text()
-
-
-def test_two_processes_at_once_share_the_work(finished, tmp_path):
-  """And do nothing twice. Every beginning of a training leaves an event file of TensorBoard."""
-  quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'cwd': ROOT, 'text': True}
-  processes = [subprocess.Popen(command(tmp_path), **quiet) for _ in range(2)]
-  told = [process.communicate()[1] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], told
-  assert result(tmp_path) == (finished.student_folder / 'result.json').read_text()
-  for name in ('predictions', 'student', 'evaluation'):  # whoever had to wait finds it done
-    assert sum(f'{name}: done' in text for text in told) == 1, name
-  folders = [*tmp_path.glob('teachers/*/member_*'), *tmp_path.glob('students/*/')]
-  trained = [folder for folder in folders if folder.is_dir()]
-  assert len(trained) == 3
-  for folder in trained:
-    assert len(list((folder / 'tensorboard').iterdir())) == 1, folder
 
 
 def test_a_loss_that_diverges_stops_with_one_clear_error(tmp_path):

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import from the layers above its own, and from nothing else of this repository.
 LAYERS = [
   ['errors', 'keys', 'progress', 'sweep', 'figures'],
+  ['hosts'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
   ['files', 'data', 'views', 'gan_networks'],
   ['steps', 'checkpoint', 'store', 'config', 'report', 'sweep_figure'],
@@ -21,7 +22,7 @@ LAYERS = [
   ['run'],
   ['teachers'],
   ['gan', 'predictions'],
-  ['student'],
+  ['student', 'verification'],
   ['independent'],
   ['evaluation'],
   ['stages'],
@@ -31,20 +32,20 @@ LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in mod
 # Stricter than the layers.
 ONLY = {
   # Mathematics that knows nothing of a run, nor of each other.
-  **{module: set() for module in LAYERS[1]},
+  **{module: set() for module in LAYERS[2]},
   'views': {'augmentations', 'keys'},
   'data': {'errors', 'keys'},
   'gan_networks': {'models'},
   'gan_steps': {'augmentations', 'gan_networks', 'keys', 'models', 'steps'},
   # One step knows no file.
-  'steps': {'keys', 'losses', 'models', 'views'},
-  'inputs': {'data', 'keys', 'steps', 'views'},
+  'steps': {'hosts', 'keys', 'losses', 'models', 'views'},
+  'inputs': {'data', 'hosts', 'keys', 'steps', 'views'},
   # They know files, but not what is in them.
-  'files': {'errors'},
-  'checkpoint': {'errors'},
+  'files': {'errors', 'hosts'},
+  'checkpoint': {'errors', 'files', 'hosts'},
   'store': {'errors', 'files'},
-  'training': {'checkpoint', 'errors', 'files', 'progress', 'steps'},
-  'config': {'errors', 'sweep', 'views'},
+  'training': {'checkpoint', 'errors', 'files', 'hosts', 'progress', 'steps'},
+  'config': {'errors', 'files', 'sweep', 'views'},
   # The report reads what the stages wrote, and runs without them.
   'report': {'errors', 'files', 'data', 'metrics', 'figures'},
   'sweep_figure': {'figures', 'files', 'sweep'},
@@ -52,23 +53,25 @@ ONLY = {
 # The same for analysis/; packages count as one. The mathematics knows no run and no file.
 ANALYSIS = {
   'geometry': set(),
-  'paths': set(),
+  'intervals': set(),
+  'paths': {'intervals'},
   'permutations': set(),
   'alignment': {'permutations'},
   'lanczos': set(),
   'curvature': {'lanczos'},
-  'trajectory': set(),
-  'figures': {'lanczos'},
+  'trajectory': {'intervals'},
+  'figures': {'intervals', 'lanczos'},
   'runs': set(),
   'part': {'runs'},
-  'measure': {'runs'},
-  'basins': {'curvature', 'geometry', 'measure', 'part', 'paths'},
+  'measure': {'intervals', 'runs'},
+  'basins': {'curvature', 'geometry', 'intervals', 'measure', 'part', 'paths'},
 }
 ANALYSIS['parts'] = set(ANALYSIS)
 ANALYSIS['runner'] = {'part', 'parts', 'runs'}
 ANALYSIS['__main__'] = {'part', 'parts', 'runner', 'runs'}
 MATHEMATICS = (
   'geometry',
+  'intervals',
   'paths',
   'permutations',
   'alignment',

@@ -1,50 +1,74 @@
-"""What a plane of the landscape costs over the bare forward passes that it needs."""
+"""What a plane of the landscape costs over the bare forward passes that it needs.
+
+python -m tests.benchmarks.planes --points=25 --norms=layer,batch
+"""
 
 import tempfile
-import time
 from functools import partial
 
 import jax
 import numpy as np
+from absl import app, flags
 from etils import epath
 
 from analysis import geometry, measure, runs
 from analysis.parts import planes
 from configs import digits_resnet
-from kdjax import keys, stages, steps
+from kdjax import keys, progress, stages, steps
+from tests.benchmarks import timing
 
-REPEATS, RESOLUTION, NUM_EXAMPLES = 3, 25, 512
+REPEATS, RESOLUTION, NUM_EXAMPLES = 3, 25, 128
+
+_POINTS = flags.DEFINE_integer('points', RESOLUTION, 'Points along a side of the plane.', 2)
+_REPEATS = flags.DEFINE_integer('repeats', REPEATS, 'Planes, of which the median is taken.', 1)
+_EXAMPLES = flags.DEFINE_integer('examples', NUM_EXAMPLES, 'Of either set, at each point.', 2)
+_NORMS = flags.DEFINE_list('norms', ['layer', 'batch'], 'Of the ResNet-20: layer, batch.')
 
 
-def overhead_of_resnet20(norm: str) -> float:
+def overhead_of_resnet20(norm: str, **sizes: int) -> float:
   """The overhead for a ResNet-20 after one step: its weights cost what any others do."""
   with tempfile.TemporaryDirectory() as temporary:
-    return plane_overhead(_barely_trained(norm, epath.Path(temporary)))
+    return plane_overhead(_barely_trained(norm, epath.Path(temporary)), **sizes)
 
 
-def plane_overhead(study: runs.Study) -> float:
-  """Time of a RESOLUTION² plane over that of as many forward passes over the same examples.
+def plane_overhead(
+  study: runs.Study,
+  resolution: int | None = None,
+  repeats: int | None = None,
+  num_examples: int | None = None,
+) -> float:
+  """Time of a plane of resolution² points over that of as many forward passes over the same examples.
 
   With BatchNorm a pass includes the one over the distillation examples that its statistics take. Both
-  sides run on one device.
+  sides run on one device, and take turns row by row, so that a busy machine slows both.
   """
-  measured, variables = measure.Measure(study, NUM_EXAMPLES), study.student()
+  resolution, repeats = resolution or RESOLUTION, repeats or REPEATS
+  measured, variables = measure.Measure(study, num_examples or NUM_EXAMPLES), study.student()
   directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
   plane = geometry.Plane(variables['params'], *directions)
   shared = {'plane': plane, 'batch_stats': variables['batch_stats']}
-  axis = np.linspace(-1, 1, RESOLUTION)
+  axis = np.linspace(-1, 1, resolution)
 
-  def whole_plane() -> None:
-    for y in axis:  # a row is a block, as in the part
-      coordinates_P2 = geometry.grid_coords(axis, np.array([y]))
-      values = measured.at(planes.build_point, shared, coordinates_P2, reestimate=True)
-      measure.summary(values, seed=0)
+  def row(y: float) -> None:  # a block, as in the part
+    coordinates_P2 = geometry.grid_coords(axis, np.array([y]))
+    values = measured.at(planes.build_point, shared, coordinates_P2, reestimate=True)
+    measure.summary(values, seed=0)
 
-  bare = partial(_bare_passes, measured, steps.replicate(variables))
+  bare = _bare_passes(measured, steps.replicate(variables))
   bare(1)  # compiles
-  whole_plane()
-  times = [(_seconds(whole_plane), _seconds(partial(bare, RESOLUTION**2))) for _ in range(REPEATS)]
-  return float(np.median([of_plane / of_passes for of_plane, of_passes in times]))
+  row(axis[0])
+  ratios = []
+  with progress.bar('plane', repeats * resolution, 'rows') as show:
+    for repeat in range(repeats):
+      times_Y2 = []
+      for y in axis:
+        times_Y2.append(
+          [timing.seconds(partial(row, y)), timing.seconds(partial(bare, resolution))]
+        )
+        show(repeat * resolution + len(times_Y2), '')
+      of_plane, of_passes = np.sum(times_Y2, axis=0)
+      ratios.append(of_plane / of_passes)
+  return float(np.median(ratios))
 
 
 def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
@@ -58,13 +82,18 @@ def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
   return runs.load(workdir)
 
 
-def _bare_passes(measured: measure.Measure, variables: steps.Variables, count: int) -> None:
+def _bare_passes(measured: measure.Measure, variables: steps.Variables):
+  """count → that many passes over all examples, which lie on the device."""
   batches = [steps.replicate(b) for name in measured.sets for b in measured.batches(name)]
   for_statistics = [steps.replicate(b) for b in measured.batches('distillation')]
-  for _ in range(count):
-    moments = [_moments(variables, batch, model=measured.model) for batch in for_statistics]
-    outputs = [_forward(variables, batch['inputs'], model=measured.model) for batch in batches]
-    jax.block_until_ready((moments, outputs))
+
+  def bare(count: int) -> None:
+    for _ in range(count):
+      moments = [_moments(variables, batch, model=measured.model) for batch in for_statistics]
+      outputs = [_forward(variables, batch['inputs'], model=measured.model) for batch in batches]
+      jax.block_until_ready((moments, outputs))
+
+  return bare
 
 
 @partial(jax.jit, static_argnames='model')
@@ -79,7 +108,21 @@ def _moments(variables, batch, *, model):
   return measure.reestimated(variables, [batch], model)['batch_stats']
 
 
-def _seconds(work) -> float:
-  start = time.perf_counter()
-  work()
-  return time.perf_counter() - start
+def main(argv: list[str]) -> None:
+  del argv
+  progress.setup_logging()
+  sizes = {
+    'resolution': _POINTS.value,
+    'repeats': _REPEATS.value,
+    'num_examples': _EXAMPLES.value,
+  }
+  for norm in _NORMS.value:
+    ratio = overhead_of_resnet20(norm, **sizes)
+    progress.console.print(
+      f'plane of {_POINTS.value} x {_POINTS.value} points, 2 x {_EXAMPLES.value} examples, ResNet-20 '
+      f'with {norm} norm: {ratio:.3f} times its bare forward passes'
+    )
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,251 @@
+"""Distillation against the same job in eager PyTorch: python -m tests.benchmarks.against_torch
+
+    pip install -r tests/benchmarks/requirements.txt
+
+A ResNet-20 student from a teacher ensemble, CIFAR-shaped random images, a fresh augmentation of every
+example in every epoch, SGD with Nesterov momentum, τ² KL at a temperature. PyTorch runs the teachers for
+every batch (`torch_online`). kdjax runs them once, for as many views as there are epochs, and stores what
+they say; then it trains each student against the store with all that its loop does: views, store, metrics,
+logs, checkpoints. So with E epochs of N examples and S students,
+
+    kdjax   = (predict and store E x N, with m members) + S x (distil over E x N)
+    PyTorch =  S x (distil over E x N with m members beside it)
+
+All parts are timed in turn, several times over; a ratio is the median over the rounds. Both sides have the
+same cores. On a GPU both use it; two runtimes share its memory.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+os.environ.setdefault(
+  'XLA_PYTHON_CLIENT_PREALLOCATE', 'false'
+)  # PyTorch needs memory of the GPU too
+
+import jax
+import numpy as np
+import torch
+from etils import epath
+from rich.table import Table
+
+from kdjax import losses, predictions, progress, steps, student, teachers
+from kdjax.run import Run
+from tests.benchmarks import synthetic, timing, torch_online
+
+DEPTH, WIDTH, BATCH, CLASSES, TEMPERATURE = 20, 16, 128, 10, 4.0
+STUDENTS = (1, 5)  # of one ensemble, as in a sweep over τ
+RECIPE = 300 * 50_000  # examples that the paper's CIFAR student sees
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is measured. The number of examples is a multiple of the batch size."""
+
+  num_members: int = 5
+  num_examples: int = 1024
+  num_epochs: int = 2  # and views
+  num_workers: int = 2  # of PyTorch's data loader
+  num_cores: int = len(os.sched_getaffinity(0))  # that either side may use
+  repeats: int = timing.REPEATS
+  channels_last: bool = False  # PyTorch's layout; its default is channels first
+
+  @property
+  def seen(self) -> int:
+    """Examples that one student sees."""
+    return self.num_epochs * self.num_examples
+
+  @property
+  def num_steps(self) -> int:
+    return self.seen // BATCH
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One piece of work on both sides, in examples that a student sees (for predictions: by all members)."""
+
+  work: str
+  kdjax_per_second: float
+  torch_per_second: float
+  ratio: (
+    float  # of PyTorch's time to kdjax's, the median over the rounds; NaN if it has no such part
+  )
+
+
+def measure(settings: Settings) -> list[Row]:
+  """The bare steps, and one and five students with everything."""
+  if torch_online.device().type != {'gpu': 'cuda'}.get(jax.default_backend(), 'cpu'):
+    raise RuntimeError(f'JAX has {jax.default_backend()}, PyTorch {torch_online.device().type}')
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.num_cores])
+  torch.set_num_threads(settings.num_cores)
+  torch.backends.cudnn.benchmark = True
+  with tempfile.TemporaryDirectory() as temporary:
+    works = _works(settings, epath.Path(temporary))
+    times = timing.in_turn(works, settings.repeats)
+  rows = [_row('bare step', times['bare step'], times['torch bare step'], settings.seen)]
+  for count in STUDENTS:
+    kdjax_times, torch_times = totals(times, count)
+    name = 'one student' if count == 1 else f'{count} students'
+    rows.append(_row(name, kdjax_times, torch_times, count * settings.seen))
+  for work in ('predictions', 'distillation'):
+    rows.append(_row(work, times[work], np.full(settings.repeats, np.nan), settings.seen))
+  return rows
+
+
+def totals(times: Mapping[str, np.ndarray], num_students: int) -> tuple[np.ndarray, np.ndarray]:
+  """Seconds of kdjax and of PyTorch for so many students, for each round."""
+  once, each = times['predictions'], times['distillation']
+  return once + num_students * each, num_students * times['torch']
+
+
+def _row(work: str, kdjax_times: np.ndarray, torch_times: np.ndarray, num_examples: int) -> Row:
+  speeds = (num_examples / float(np.median(times)) for times in (kdjax_times, torch_times))
+  return Row(work, *speeds, float(np.median(torch_times / kdjax_times)))
+
+
+def _works(settings: Settings, folder: epath.Path) -> dict[str, Callable[[], object]]:
+  run = _prepared(settings, folder / 'run')
+  job = torch_online.Distillation(
+    run.splits['train'].inputs_N,
+    CLASSES,
+    settings.num_members,
+    width=WIDTH,
+    batch_size=BATCH,
+    num_workers=settings.num_workers,
+    memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+  )
+  parameters = jax.tree.leaves(run.abstract_state('student').params)
+  assert sum(x.size for x in parameters) == job.num_parameters
+  return {
+    'predictions': _predictions(settings, run, folder / 'predicted'),
+    'distillation': _distillation(run),
+    'torch': partial(job.train, settings.num_epochs, TEMPERATURE),
+    'bare step': _bare(run, settings.num_steps),
+    'torch bare step': partial(job.steps, settings.num_steps, TEMPERATURE),
+  }
+
+
+def _new_run(settings: Settings, workdir: epath.Path) -> Run:
+  config = synthetic.config_of(
+    'resnet',
+    depth=DEPTH,
+    model__width=WIDTH,
+    teacher__num_members=settings.num_members,
+    teacher__batch_size=BATCH,
+    predictions__num_views=settings.num_epochs,
+    student__num_steps=settings.num_steps,
+    student__batch_size=BATCH,
+    student__temperature=TEMPERATURE,
+    student__keep_checkpoints=(),
+    training__num_logs=2,
+    training__num_evals=1,
+    training__num_checkpoints=1,
+  )
+  config.teacher.num_epochs = config.student.num_epochs = None
+  config.teacher.num_steps = 1
+  # Evaluation is no part of the comparison, so that the test set is as small as can be.
+  return synthetic.run_of(config, workdir, settings.num_examples, num_test=16)
+
+
+def _prepared(settings: Settings, workdir: epath.Path) -> Run:
+  """A run with teachers, trained for one step, and their predictions."""
+  run = _new_run(settings, workdir)
+  run.config.evaluation.batch_size = 16  # of the test set
+  teachers.run(run)
+  predictions.run(run)
+  return run
+
+
+def _predictions(settings: Settings, run: Run, workdir: epath.Path) -> Callable[[], None]:
+  """The whole stage, of the same teachers."""
+  predicted = _new_run(settings, workdir)
+  shutil.copytree(run.workdir / 'teachers', workdir / 'teachers')
+
+  def predict() -> None:
+    if predicted.predictions_folder.exists():
+      predicted.predictions_folder.rmtree()
+    assert predictions.run(predicted)
+
+  return predict
+
+
+def _distillation(run: Run) -> Callable[[], None]:
+  """One student, with all that its loop does."""
+  distil = student.distiller(run, predictions.open_teacher(run))
+  folders = (run.workdir / 'timed' / str(number) for number in itertools.count())
+  return lambda: distil(next(folders), 'student', 0, partial(_initial, run))
+
+
+def _bare(run: Run, num_steps: int) -> Callable[[], None]:
+  """As many jitted steps on one resident batch and its predictions."""
+  section, inputs = run.config.student, run.inputs['distillation']
+  batch = next(inputs.training(0, BATCH, num_steps, 0))
+  log_probs = predictions.open_teacher(run).batch('distillation', batch)
+  step = steps.parallel(
+    partial(
+      steps.student_step,
+      model=run.student_model,
+      optimizer=run.optimizer('student'),
+      view=inputs.view,
+      loss=losses.LOSSES[section.loss],
+      temperature=lambda step: section.temperature,
+      alpha=section.alpha,
+    ),
+    num_sharded=2,
+    donate=True,
+  )
+
+  def bare() -> None:
+    state, resident = steps.replicate(_initial(run)), jax.device_put((batch, log_probs))
+    for _ in range(num_steps):
+      state, metrics = step(state, *resident, inputs.seed)
+    jax.block_until_ready(metrics)
+
+  return bare
+
+
+def _initial(run: Run) -> steps.State:
+  return steps.init_state(run.init_variables(run.student_model, 0), run.optimizer('student'))
+
+
+def _settings(arguments: Sequence[str] | None = None) -> Settings:
+  parser = argparse.ArgumentParser(prog='python -m tests.benchmarks.against_torch')
+  for field in dataclasses.fields(Settings):
+    if field.type is bool:
+      parser.add_argument(f'--{field.name}', action='store_true')
+    else:
+      parser.add_argument(f'--{field.name}', type=field.type, default=field.default)
+  return Settings(**vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+  settings = _settings()
+  progress.setup_logging()
+  device = f'{jax.local_device_count()} x {jax.devices()[0].device_kind}'
+  table = Table(
+    title=f'{settings.num_members} ResNet-20, on {device} ({settings.num_cores} cores)',
+    caption=(
+      f'{settings.num_epochs} epochs and views of {settings.num_examples} examples, batch {BATCH}; '
+      f'median of {settings.repeats}; hours of 300 epochs of 50,000 examples, for each student, computed'
+    ),
+  )
+  headings = ('kdjax, examples/s', 'PyTorch', 'kdjax, hours', 'PyTorch', 'PyTorch / kdjax, time')
+  table.add_column('')
+  for heading in headings:
+    table.add_column(heading, justify='right')
+  for row in measure(settings):
+    speeds = (row.kdjax_per_second, row.torch_per_second)
+    cells = [f'{speed:,.0f}' for speed in speeds]
+    cells += [f'{RECIPE / speed / 3600:.1f}' for speed in speeds]
+    cells.append(f'{row.ratio:.2f}')
+    table.add_row(row.work, *('' if cell == 'nan' else cell for cell in cells))
+  progress.console.print(table)
+
+
+if __name__ == '__main__':
+  main()

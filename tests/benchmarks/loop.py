@@ -1,0 +1,164 @@
+"""What the stages cost over the bare step, or forward pass, of the same model on resident data."""
+
+import dataclasses
+import functools
+import itertools
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import numpy as np
+from etils import epath
+
+from kdjax import losses, predictions, steps, student, teachers, views
+from kdjax.inputs import Inputs
+from kdjax.run import Run
+from tests.benchmarks import synthetic, timing
+
+BATCH, NUM_EXAMPLES, NUM_MEMBERS = 128, 2048, 5
+PREDICTED = 512  # examples in a batch of the prediction stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  model: str
+  depth: int
+  num_steps: int  # of a training; long enough for what it pays once
+
+
+SIZES = {
+  'LeNet-5': Size('lenet', 20, 400),
+  'ResNet-20': Size('resnet', 20, 32),
+  'ResNet-56': Size('resnet', 56, 12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  model: str
+  work: str
+  examples_per_second: float
+  bare_examples_per_second: float
+  ratio: float  # of times, the median over the repeats
+
+
+def prepared(size: Size, workdir: epath.Path) -> Run:
+  """A run with its teachers, trained for one step, and their predictions of two views."""
+  config = synthetic.config_of(
+    size.model,
+    size.depth,
+    teacher__num_members=NUM_MEMBERS,
+    teacher__batch_size=BATCH,
+    predictions__num_views=2,
+    student__num_steps=size.num_steps,
+    student__batch_size=BATCH,
+    student__keep_checkpoints=(),
+    training__num_logs=4,
+    training__num_evals=1,
+    training__num_checkpoints=1,
+    evaluation__batch_size=16,
+  )
+  config.teacher.num_epochs = config.student.num_epochs = None
+  config.teacher.num_steps = 1
+  # A small test set: evaluation is no part of the loop's cost.
+  run = synthetic.run_of(config, workdir, NUM_EXAMPLES, num_test=16)
+  teachers.run(run)
+  predictions.run(run)
+  return run
+
+
+def measured(name: str, size: Size, repeats: int) -> Iterator[Row]:
+  """Rows for teacher training, prediction and distillation of one model."""
+  with tempfile.TemporaryDirectory() as temporary:
+    run = prepared(size, epath.Path(temporary) / 'prepared')
+    yield _row(name, 'distillation', size.num_steps * BATCH, _distillation(run), repeats)
+    run.config.evaluation.batch_size = PREDICTED
+    yield _row(name, 'prediction', NUM_EXAMPLES, _prediction(run), repeats)
+    run.config.evaluation.batch_size = 16
+    run.config.teacher.num_steps = size.num_steps  # a longer training, in a folder of its own
+    yield _row(name, 'teacher training', size.num_steps * BATCH, _teacher(run), repeats)
+
+
+def _row(name: str, work: str, num_examples: int, works: dict, repeats: int) -> Row:
+  times = timing.in_turn(works, repeats)
+  speeds = {side: num_examples / float(sorted(t)[len(t) // 2]) for side, t in times.items()}
+  return Row(name, work, speeds['whole'], speeds['bare'], timing.ratio(times, 'whole', 'bare'))
+
+
+def _distillation(run: Run) -> dict:
+  """One student, with all that its loop does, against as many steps on one resident batch."""
+  section, inputs = run.config.student, run.inputs['distillation']
+  teacher = predictions.open_teacher(run)
+  batch = next(inputs.training(0, BATCH, section.num_steps, 0))
+  step = partial(
+    steps.student_step,
+    model=run.student_model,
+    optimizer=run.optimizer('student'),
+    view=inputs.view,
+    loss=losses.LOSSES[section.loss],
+    temperature=lambda step: section.temperature,
+    alpha=section.alpha,
+  )
+  arguments = batch, teacher.batch('distillation', batch)
+  distil, folders = student.distiller(run, teacher), _folders(run)
+  init = partial(_initial, run, 'student')
+  return {
+    'bare': partial(_bare, step, init, arguments, inputs.seed, section.num_steps),
+    'whole': lambda: distil(next(folders), 'student', 0, init),
+  }
+
+
+def _teacher(run: Run) -> dict:
+  """One member, as above."""
+  section, members = run.config.teacher, itertools.count(NUM_MEMBERS)
+  view = views.make_view(section.augmentation, run.config.augmentation)
+  inputs = Inputs(run.splits['train'], view, seed=0)
+  arguments = (next(inputs.training(0, BATCH, section.num_steps, 0)),)
+  step = partial(
+    steps.teacher_step, model=run.teacher_model, optimizer=run.optimizer('teacher'), view=view
+  )
+  init, train = partial(_initial, run, 'teacher'), teachers.trainer(run)
+  return {
+    'bare': partial(_bare, step, init, arguments, inputs.seed, section.num_steps),
+    'whole': lambda: train(next(members)),
+  }
+
+
+def _prediction(run: Run) -> dict:
+  """A view of all examples through the pipeline, and as many batches of one resident batch."""
+  inputs, model = run.inputs['distillation'], run.teacher_model
+  batch_size = run.config.evaluation.batch_size
+  batch, _ = next(inputs.evaluation(np.arange(batch_size), 0, batch_size))
+  step = steps.parallel(
+    partial(steps.predict_step, model=model, view=inputs.view), sharded_output=True
+  )
+  variables, resident = teachers.load(run, 0), jax.device_put(batch)
+
+  def bare() -> None:
+    for _ in range(NUM_EXAMPLES // batch_size):
+      logits = step(variables, resident, inputs.seed)
+    jax.block_until_ready(logits)
+
+  return {'bare': bare, 'whole': lambda: run.predict(model, variables, inputs)}
+
+
+def _bare(step, init, arguments: tuple, seed: int, num_steps: int) -> None:
+  mapped = _mapped(step, len(arguments))
+  state, resident = steps.replicate(init()), jax.device_put(arguments)
+  for _ in range(num_steps):
+    state, metrics = mapped(state, *resident, seed)
+  jax.block_until_ready(metrics)
+
+
+@functools.cache
+def _mapped(step: partial, num_sharded: int):
+  return steps.parallel(step, num_sharded=num_sharded, donate=True)
+
+
+def _initial(run: Run, of: str) -> steps.State:
+  return steps.init_state(run.init_variables(run.model(of), 0), run.optimizer(of))
+
+
+def _folders(run: Run) -> Iterator[epath.Path]:
+  return (run.workdir / 'timed' / str(number) for number in itertools.count())

@@ -1,0 +1,152 @@
+"""The prediction store: bytes, throughput, and what each way of storing costs in accuracy of the teacher.
+
+    python -m tests.benchmarks.store              # simulated predictions of 1000 classes
+    python -m tests.benchmarks.store WORKDIR      # of the teachers of a finished run, on its test set
+
+Axes: M member, N example, C class, K stored class.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from rich.table import Table
+from scipy.special import log_softmax
+
+from analysis import runs
+from kdjax import losses, metrics, progress
+from kdjax.store import PredictionStore
+from tests.benchmarks import timing
+
+NUM_EXAMPLES, NUM_CLASSES, NUM_MEMBERS = 10_000, 1000, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Of storing the members' predictions in one way: the ensemble of what is stored to the exact one."""
+
+  stored_as: str
+  num_bytes: int  # of one member's prediction for one example, before compression
+  top1_agreement: float
+  predictive_kl: float  # KL(exact ‖ stored), nats
+  ece: float  # of the stored ensemble
+
+  @property
+  def row(self) -> tuple[str, ...]:
+    agreement, kl = f'{100 * self.top1_agreement:.3f}', f'{self.predictive_kl:.1e}'
+    return self.stored_as, str(self.num_bytes), agreement, kl, f'{100 * self.ece:.3f}'
+
+
+def costs(log_probs_MNC: np.ndarray, labels_N: np.ndarray) -> list[Cost]:
+  """The cost of every way. The labels decide the calibration error."""
+  num_classes = log_probs_MNC.shape[-1]
+  ways: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+    name: (jnp.dtype(name).itemsize * num_classes, partial(_rounded, dtype=name))
+    for name in ('float32', 'float16', 'bfloat16')
+  }
+  for k in (5, 10):
+    if k < num_classes:  # a float16 value and a uint16 class for each
+      ways[f'top-{k} with tail'] = 4 * k, partial(top_k_with_tail, k=k)
+  exact_NC = losses.ensemble_log_probs(log_probs_MNC)
+  found = []
+  for name, (num_bytes, way) in ways.items():
+    stored_NC = losses.ensemble_log_probs(way(log_probs_MNC))
+    fidelity = metrics.fidelity(stored_NC, exact_NC)
+    ece = metrics.generalization(stored_NC, labels_N)['ece']
+    found.append(Cost(name, num_bytes, fidelity['top1_agreement'], fidelity['predictive_kl'], ece))
+  return found
+
+
+def _rounded(log_probs: np.ndarray, dtype: str) -> np.ndarray:
+  return log_probs.astype(jnp.dtype(dtype)).astype(np.float32)
+
+
+def top_k_with_tail(log_probs_MNC: np.ndarray, k: int) -> np.ndarray:
+  """The k most probable classes in float16; what is left of the probability, equally to all others."""
+  top_MNK = np.argpartition(log_probs_MNC, -k, axis=-1)[..., -k:]
+  kept_MNK = _rounded(np.take_along_axis(log_probs_MNC, top_MNK, axis=-1), 'float16')
+  left_MN1 = np.maximum(1 - np.exp(kept_MNK).sum(-1, keepdims=True), np.finfo(np.float32).tiny)
+  tail_MN1 = np.log(left_MN1 / (log_probs_MNC.shape[-1] - k))
+  stored_MNC = np.broadcast_to(tail_MN1, log_probs_MNC.shape).astype(np.float32)
+  np.put_along_axis(stored_MNC, top_MNK, kept_MNK, axis=-1)
+  return stored_MNC
+
+
+def simulated(
+  num_members: int = NUM_MEMBERS, num_examples: int = NUM_EXAMPLES, num_classes: int = NUM_CLASSES
+) -> tuple[np.ndarray, np.ndarray]:
+  """log_probs_MNC of members that share much of their logits, and labels_N drawn from the ensemble."""
+  rng = np.random.RandomState(0)
+  shared_NC = rng.gumbel(size=(num_examples, num_classes))
+  own_MNC = rng.gumbel(size=(num_members, num_examples, num_classes))
+  sharpness_N1 = rng.uniform(0.5, 3, (num_examples, 1))  # some examples are easy
+  logits_MNC = sharpness_N1 * (2 * shared_NC + own_MNC)
+  log_probs_MNC = log_softmax(logits_MNC, axis=-1).astype(np.float32)
+  cumulated_NC = np.exp(losses.ensemble_log_probs(log_probs_MNC)).cumsum(-1)
+  labels_N = (cumulated_NC < rng.uniform(size=(num_examples, 1))).sum(-1)
+  return log_probs_MNC, np.minimum(labels_N, num_classes - 1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+  write: float  # float32 values in, MB/s
+  read: float  # float32 values out, MB/s
+  num_bytes: float  # on disk for one prediction of one member
+
+
+def throughput(num_classes: int, dtype: str, repeats: int) -> Throughput:
+  """Of views of 20,000 examples, each written and read once."""
+  log_probs_MNC, _ = simulated(1, 20_000, num_classes)
+  logits_NC = log_probs_MNC[0]
+  with tempfile.TemporaryDirectory() as temporary:
+    store = PredictionStore(epath.Path(temporary))
+    store.reserve('distillation', (1, repeats, *logits_NC.shape), dtype)
+    views = range(repeats)
+    writes = [
+      timing.seconds(partial(store.write, 'distillation', 0, view, logits_NC)) for view in views
+    ]
+    reads = [timing.seconds(partial(store.read, 'distillation', [0], view)) for view in views]
+    size = sum(p.stat().st_size for p in pathlib.Path(temporary).rglob('*') if p.is_file())
+  megabytes = logits_NC.nbytes / 1e6
+  return Throughput(
+    megabytes / float(np.median(writes)),
+    megabytes / float(np.median(reads)),
+    size / (repeats * len(logits_NC)),
+  )
+
+
+def of_workdir(workdir: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+  """log_probs_MNC of the teachers of the newest student, computed anew in float32, and labels_N."""
+  study = runs.load(workdir)
+  run, members = study.run, range(study.num_members)
+  logits = [run.predict(run.teacher_model, study.member(i), run.inputs['test']) for i in members]
+  return log_softmax(np.stack(logits), axis=-1), run.splits['test'].labels_N
+
+
+def main() -> None:
+  predictions = of_workdir(epath.Path(sys.argv[1])) if len(sys.argv) > 1 else simulated()
+  table = Table(title='What the way of storing costs')
+  for heading in ('stored as', 'bytes', 'agreement (%)', 'KL (nats)', 'ECE (%)'):
+    table.add_column(heading, justify='right')
+  for cost in costs(*predictions):
+    table.add_row(*cost.row)
+  progress.console.print(table)
+  table = Table(title='Throughput of the store')
+  for heading in ('classes', 'dtype', 'writes, MB/s', 'reads, MB/s', 'bytes on disk'):
+    table.add_column(heading, justify='right')
+  for num_classes in (10, 100, 1000):
+    for dtype in ('float16', 'float32'):
+      rate = throughput(num_classes, dtype, timing.REPEATS)
+      numbers = (f'{x:,.0f}' for x in (rate.write, rate.read, rate.num_bytes))
+      table.add_row(str(num_classes), dtype, *numbers)
+  progress.console.print(table)
+
+
+if __name__ == '__main__':
+  main()
