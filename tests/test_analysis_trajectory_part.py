@@ -233,11 +233,11 @@ def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(study, r
 
 
 def test_gradients_have_the_temperature_of_their_step(finished, study, tmp_path):
-  """Of a student that is told to have been trained on a schedule from 8 to 2."""
+  """Of a student that is told to have been trained on a schedule from 4 to 1/4."""
   config = finished.config.copy_and_resolve_references()
   middle = study.steps[1]
   alone = {}
-  for name, start, final in (('scheduled', 8.0, 2.0), ('hot', 8.0, None), ('middle', 4.0, None)):
+  for name, start, final in (('scheduled', 4.0, 0.25), ('hot', 4.0, None), ('middle', 1.0, None)):
     config.student.temperature, config.student.final_temperature = start, final
     other = Planted(Run(config.copy_and_resolve_references(), finished.workdir), kept=(0, middle))
     measured = measure.Measure(study, SETTINGS.num_examples)
@@ -246,12 +246,12 @@ def test_gradients_have_the_temperature_of_their_step(finished, study, tmp_path)
       patch.setattr(part, 'Measure', lambda *_, measured=measured: measured)
       patch.setattr(runs.Study, 'student', lambda self, step=None: student.load(finished, step))
       alone[name] = compute('gradients', other, tmp_path / name)
-  np.testing.assert_allclose(alone['scheduled']['temperature'], [8, 4], rtol=1e-6)
+  np.testing.assert_allclose(alone['scheduled']['temperature'], [4, 1], rtol=1e-6)
   for place, name in ((0, 'hot'), (1, 'middle')):
     expected = alone[name]['norm'][place]
     np.testing.assert_allclose(alone['scheduled']['norm'][place], expected, rtol=1e-4)
   assert not np.allclose(alone['hot']['norm'][1], alone['middle']['norm'][1], rtol=0.01)
-  assert '; with the τ of each step, from 8 to 4)' in drawing.caption_gradients(alone['scheduled'])
+  assert '; with the τ of each step, from 4 to 1)' in drawing.caption_gradients(alone['scheduled'])
   assert 'the τ of each step' not in drawing.caption_gradients(alone['hot'])
 
 

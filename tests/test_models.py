@@ -31,7 +31,15 @@ from kdjax import keys, models
 CIFAR, MNIST, IMAGENET, IMDB = (32, 32, 3), (28, 28, 1), (224, 224, 3), (100,)
 
 
-def build(name='resnet', depth=8, width=4, norm='batch', dtype='float32', num_classes=10, vocabulary_size=None):
+def build(
+  name='resnet',
+  depth=8,
+  width=4,
+  norm='batch',
+  dtype='float32',
+  num_classes=10,
+  vocabulary_size=None,
+):
   section = {'name': name, 'depth': depth, 'width': width, 'norm': norm, 'dtype': dtype}
   return models.build(ConfigDict(section), num_classes, vocabulary_size)
 

@@ -16,6 +16,7 @@ BROKEN = {
   'dataset.num_test': 0,
   'dataset.image_size': 0,
   'dataset.max_tokens': 0,
+  'dataset.num_workers': -1,
   'dataset.min_count': 0,
   'model.name': 'transformer',
   'model.depth': 21,
@@ -107,6 +108,7 @@ def prepare_arguments(monkeypatch):
 
 
 ANY_OF_THEIR_TYPE = {
+  'dataset.streaming',
   'dataset.name',
   'dataset.data_dir',  # but gs:// needs a package
   'teacher.members_in_parallel',
