@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 
 from tests.faults import processes, trials, workdirs
@@ -82,9 +81,7 @@ def test_a_read_only_folder_gets_one_clear_error_if_there_is_work_to_do(
 )
 def test_damage_is_told_or_mended(workdir, expected, tmp_path, stage, damage, kind, outcome):
   path = workdirs.kinds(workdir, stage)[kind][0]
-  found = trials.damaged(
-    tmp_path, expected, workdir, (stage, damage, kind, path), np.random.default_rng(0)
-  )
+  found = trials.damaged(tmp_path, expected, workdir, (stage, damage, kind, path), (0,))
   assert found.kind == outcome, found
 
 

@@ -52,7 +52,7 @@ def get_sweep():
 """
 DIVERGING = SWEEP.replace('trials=2', 'trials=1').replace(
   "{'student.temperature': tau}, tau) for tau in (1.0, 4.0)",
-  "{'student.learning_rate': rate}, rate) for rate in (0.1, 1e30, 0.2)",
+  "{'student.learning_rate': rate, 'student.loss': 'logit_mse'}, rate)\n    for rate in (1e-4, 1e6, 2e-4)",
 )
 WRONG = SWEEP.replace("'student.temperature'", "'student.tau'")
 

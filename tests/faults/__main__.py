@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='kdjax_compiled_'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
-import jax
 import numpy as np
 from rich.table import Table
 
@@ -25,7 +24,6 @@ from tests.faults import processes, trials, workdirs
 from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, Outcome
 
 SEED = 0
-RUNS_COMPILED = 10  # in one process, before it forgets them
 KILLS_IN_A_ROW = 4  # of one workdir, before it may end
 LONGEST_DELAY = 1.5  # seconds
 KILOBYTES = (64, 300, 600, 900)  # a whole run takes about 1.5 MB
@@ -66,15 +64,17 @@ def _at_once(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials
 
 
 def _damaged(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials:
-  rng = np.random.default_rng(SEED)
-  for number, damage in enumerate(workdirs.damages(finished, rng)):
-    if number % RUNS_COMPILED == 0:
-      jax.clear_caches()  # each run compiles anew, and a process may map only so much of it
-    stage, how, kind, _ = damage
-    outcome = trials.damaged(next(places), expected, finished, damage, rng)
-    if outcome and outcome.kind == BAD:
-      progress.console.print(f'{stage}: {kind} {how}', style='red', highlight=False)
-    yield f'{stage}: {how}', outcome
+  damages = list(workdirs.damages(finished, np.random.default_rng(SEED)))
+  with processes.pool() as pool:
+    waiting = [
+      pool.submit(trials.damaged, next(places), expected, finished, damage, (SEED, number))
+      for number, damage in enumerate(damages)
+    ]
+    for (stage, how, kind, _), trial in zip(damages, waiting, strict=True):
+      outcome = trial.result()
+      if outcome and outcome.kind == BAD:
+        progress.console.print(f'{stage}: {kind} {how}', style='red', highlight=False)
+      yield f'{stage}: {how}', outcome
 
 
 FAULTS: dict[str, Callable] = {

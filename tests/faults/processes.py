@@ -10,15 +10,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
+from absl import app
 
+import launch as program
+from kdjax import progress
 from tests.faults.workdirs import TINY
 
 # A server that has imported JAX, and used it for nothing, forks: its children start in milliseconds. Its
 # only threads are those of OpenBLAS, which can be forked.
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['launch'])
+
+
+RUNS_COMPILED = (
+  20  # in one process of the pool; each compiles anew, and may map only so much memory
+)
+
+
+def pool() -> ProcessPoolExecutor:
+  """A process for each core, replaced by a fresh one now and then. They say nothing."""
+  return ProcessPoolExecutor(os.cpu_count(), _CONTEXT, _silence, max_tasks_per_child=RUNS_COMPILED)
+
+
+def _silence() -> None:
+  progress.setup_logging(errors_only=True)
+  progress.logger.setLevel('CRITICAL')
+  program._quiet_threads()
 
 
 @dataclasses.dataclass
@@ -72,10 +92,6 @@ def _main(workdir: str, log: str, file_size: int | None) -> None:
   if file_size is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     jax.config.update('jax_compilation_cache_dir', None)  # others would read what is cut off
-  from absl import app
-
-  import launch as program
-
   arguments = ['launch.py', f'--config={TINY}', f'--workdir={workdir}']
   app.run(program.main, argv=arguments, flags_parser=program._parse_flags)
 

@@ -133,11 +133,13 @@ def damaged(
   expected: dict[str, Any],
   finished: pathlib.Path,
   damage: tuple[str, str, str, pathlib.Path],
-  rng: np.random.Generator,
+  seed: Sequence[int] = (),
 ) -> Outcome | None:
   """A file of a finished stage is harmed or gone. None if the stage has no such file."""
   stage, how, _, path = damage
-  workdir = place / 'run'
+  workdir, rng = place / 'run', np.random.default_rng(seed)
   if not workdirs.damaged(finished, workdir, stage, how, path, rng):
     return None
-  return workdirs.judge(workdir, expected)
+  outcome = workdirs.judge(workdir, expected)
+  shutil.rmtree(workdir)
+  return outcome
