@@ -67,11 +67,11 @@ def _damaged(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials
   damages = list(workdirs.damages(finished, np.random.default_rng(SEED)))
   with processes.pool() as pool:
     waiting = [
-      pool.submit(trials.damaged, next(places), expected, finished, damage, (SEED, number))
+      pool.apply_async(trials.damaged, (next(places), expected, finished, damage, (SEED, number)))
       for number, damage in enumerate(damages)
     ]
     for (stage, how, kind, _), trial in zip(damages, waiting, strict=True):
-      outcome = trial.result()
+      outcome = trial.get()
       if outcome and outcome.kind == BAD:
         progress.console.print(f'{stage}: {kind} {how}', style='red', highlight=False)
       yield f'{stage}: {how}', outcome

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import multiprocessing
+import multiprocessing.pool
 import os
 import pathlib
 import resource
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import jax
 from absl import app
@@ -25,14 +24,12 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['launch'])
 
 
-RUNS_COMPILED = (
-  20  # in one process of the pool; each compiles anew, and may map only so much memory
-)
+RUNS_COMPILED = 20  # in a process of the pool: each compiles anew, and only so much can be mapped
 
 
-def pool() -> ProcessPoolExecutor:
+def pool() -> multiprocessing.pool.Pool:
   """A process for each core, replaced by a fresh one now and then. They say nothing."""
-  return ProcessPoolExecutor(os.cpu_count(), _CONTEXT, _silence, max_tasks_per_child=RUNS_COMPILED)
+  return _CONTEXT.Pool(os.cpu_count(), _silence, maxtasksperchild=RUNS_COMPILED)
 
 
 def _silence() -> None:
