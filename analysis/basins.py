@@ -206,9 +206,7 @@ def moved(params: Tree, direction: Tree, distance: float) -> Tree:
 
 def distance(a: Tree, b: Tree) -> float:
   """‖a − b‖₂, in float64."""
-  return geometry.norm(
-    jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), a, b)
-  )
+  return geometry.norm(geometry.difference(a, b))
 
 
 def _with_sign(tree: Tree) -> Tree:

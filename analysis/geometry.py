@@ -52,7 +52,7 @@ def plane_through(a: Tree, b: Tree, c: Tree) -> Plane:
   Raises:
     CollinearError: the points lie on one line, or closer to one than float32 resolves.
   """
-  along, across = _difference(b, a), _difference(c, a)
+  along, across = difference(b, a), difference(c, a)
   least = RESOLVED * max(norm(a), norm(b), norm(c))
   length = norm(along)
   if length > least:
@@ -81,7 +81,7 @@ def plane_point(plane: Plane, xy_2: jax.Array) -> Tree:
 
 def project(plane: Plane, point: Tree) -> tuple[float, float, float]:
   """(x, y, height): the nearest point of a plane with orthonormal directions, and the distance to it."""
-  offset = _difference(point, plane.origin)
+  offset = difference(point, plane.origin)
   x, y = inner(offset, plane.first), inner(offset, plane.second)
   # The norm of what is left: √(‖offset‖² − x² − y²) would lose a small height to cancellation.
   height = norm(_without(_without(offset, plane.first), plane.second))
@@ -177,7 +177,8 @@ def _orthogonal_filters(draw: np.ndarray, other: np.ndarray) -> np.ndarray:
   return draw - along * other
 
 
-def _difference(a: Tree, b: Tree) -> Tree:
+def difference(a: Tree, b: Tree) -> Tree:
+  """a − b, in float64."""
   return jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), a, b)
 
 

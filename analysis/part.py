@@ -41,7 +41,7 @@ class Settings:
   random_resolution: int = _field(11, 3, 'Points along a side of the random plane.')
   corners: tuple[str, ...] = _names(
     "Three networks that ensemble_plane goes through, such as 'teacher 2,student,sibling'. Default: "
-    'two teachers, or a teacher and the sibling, and the student.'
+    'the first three there are of teacher 0, student, teacher 1, sibling, independent, initial.'
   )
   max_members: int = _field(2, 1, "Teacher's members in the matrices of barriers.")
   path_points: int = _field(9, 3, 'Points along a path.')

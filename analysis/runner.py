@@ -99,14 +99,15 @@ def run(study: Study, settings: Settings, names: Sequence[str] = ()) -> list[str
 
 def _run_part(study: Study, settings: Settings, part: Part, wait: bool) -> bool:
   """Computes and draws what is missing. Returns False if another process is at it."""
-  path, record = study.folder / f'{part.name}.npz', part.record(study, settings)
+  path = study.folder / f'{part.name}.npz'
   with files.lock(study.folder / part.name, wait) as locked:
     if not locked:
       return False
+    record = part.record(study, settings)  # of what there is now, after the waiting
     start = time.monotonic()
     worked = not _is_computed(path, record)
     if worked:
-      _compute(study, settings, part, path)
+      _compute(study, settings, part, path, record)
     if worked or not _is_shown(path, record):
       _show(part, path, record)
       worked = True
@@ -127,8 +128,8 @@ def _is_computed(path: epath.Path, record: dict) -> bool:
   return path.exists() and part_lib.read_record(files.read_arrays(path)) == record
 
 
-def _compute(study: Study, settings: Settings, part: Part, path: epath.Path) -> None:
-  record, checks = part.record(study, settings), Checks()
+def _compute(study: Study, settings: Settings, part: Part, path: epath.Path, record: dict) -> None:
+  checks = Checks()
   blocks = Blocks(study.folder / 'blocks' / part.name / part_lib.digest(record), checks)
   arrays = part.compute(study, settings, blocks, checks)
   beside = {

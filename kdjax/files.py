@@ -49,9 +49,8 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     temporary.write_bytes(content)
     temporary.replace(path)
   except OSError as error:
-    with contextlib.suppress(
-      OSError
-    ):  # on a full disk it takes room; on a read-only one it is not there
+    # On a full disk it takes room; on a read-only one it is not there.
+    with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise StorageError(
       f'{path} could not be written ({error}). Make room, or mend what else is wrong there, and run the '

@@ -143,33 +143,45 @@ _TEXTS = [
 ]
 
 
+def values_of(configs: dict[str, ConfigDict]) -> dict[str, list]:
+  """What the configs have in each field, each value once, without those that count as false."""
+  all_leaves = [config_lib.leaves(config) for config in configs.values()]
+  return {
+    field: list({repr(v): v for leaves in all_leaves if (v := leaves[field])}.values())
+    for field in all_leaves[0]
+  }
+
+
 @st.composite
-def values(draw: st.DrawFn, configs: dict[str, ConfigDict], spec: str, field: str) -> Any:
+def values(draw: st.DrawFn, config: ConfigDict, field: str, shipped: list) -> Any:
   """Right and wrong ones: what experiments have there, any of the field's type, and any at all."""
   *parents, name = field.split('.')
-  section = configs[spec]
+  section = config
   for parent in parents:
     section = section[parent]
-  shipped = {repr(value): value for c in configs.values() if (value := config_lib.leaves(c)[field])}
   of_type = _OF_TYPE[section.get_type(name)]
   # Not `one_of`, which would choose most often from that which has most parts.
-  choices = [st.sampled_from([None, *shipped.values()]), of_type, of_type, of_type, _ANY]
+  choices = [st.sampled_from([None, *shipped]), of_type, of_type, of_type, _ANY]
   return draw(choices[draw(st.integers(0, len(choices) - 1))])
 
 
 @st.composite
-def changes(draw: st.DrawFn, configs: dict[str, ConfigDict]) -> tuple[str, dict]:
+def changes(
+  draw: st.DrawFn, configs: dict[str, ConfigDict], shipped: dict[str, list]
+) -> tuple[str, dict]:
   """The name of a config, and new values for one to three of its fields."""
   spec = draw(st.sampled_from(sorted(configs)))
-  names = st.sampled_from(sorted(config_lib.leaves(configs[spec])))
+  names = st.sampled_from(sorted(shipped))
   fields = draw(st.lists(names, min_size=1, max_size=3, unique=True))
-  return spec, {field: draw(values(configs, spec, field)) for field in fields}
+  return spec, {field: draw(values(configs[spec], field, shipped[field])) for field in fields}
 
 
 @st.composite
-def overrides(draw: st.DrawFn, configs: dict[str, ConfigDict]) -> tuple[str, dict]:
+def overrides(
+  draw: st.DrawFn, configs: dict[str, ConfigDict], shipped: dict[str, list]
+) -> tuple[str, dict]:
   """As `changes`, but the values are what a shell passes, and some fields are misspelt."""
-  spec, changed = draw(changes(configs))
+  spec, changed = draw(changes(configs, shipped))
   misspelt = draw(st.integers(0, 3)) == 0
   found = {}
   for field, value in changed.items():

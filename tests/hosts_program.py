@@ -73,7 +73,7 @@ def shared_files(folder: epath.Path) -> dict:
   }
 
 
-def loaded() -> dict[str, np.ndarray]:
+def loaded() -> dict[str, list]:
   """The rows of a batch that this process loads, and a step's outputs for all rows."""
   inputs = numbered()
   batch = next(inputs.training(0, BATCH_SIZE, 1, 0))

@@ -18,6 +18,7 @@ def test_medians_are_of_pairs_that_were_timed_together():
 def test_the_benchmark_of_the_loop_runs(monkeypatch):
   monkeypatch.setattr(loop, 'NUM_EXAMPLES', 256)
   monkeypatch.setattr(loop, 'PREDICTED', 64)
+  monkeypatch.setattr(loop, 'NUM_MEMBERS', 2)
   size = dataclasses.replace(loop.SIZES['LeNet-5'], num_steps=4)
   rows = list(loop.measured('LeNet-5', size, repeats=1))
   assert [row.work for row in rows] == ['distillation', 'prediction', 'teacher training']
@@ -64,11 +65,9 @@ def test_the_benchmark_of_growth(monkeypatch, tmp_path):
   assert growth.table(swept).row_count == 8
 
 
-def test_the_benchmark_of_planes_runs(finished, monkeypatch):
-  monkeypatch.setattr(planes, 'REPEATS', 1)
-  monkeypatch.setattr(planes, 'RESOLUTION', 2)
-  monkeypatch.setattr(planes, 'NUM_EXAMPLES', 16)
-  assert planes.plane_overhead(runs.load(finished.workdir)) > 0
+def test_the_benchmark_of_planes_runs(finished):
+  study = runs.load(finished.workdir)
+  assert planes.plane_overhead(study, resolution=2, repeats=1, num_examples=16) > 0
 
 
 def test_the_benchmark_of_members_runs(monkeypatch):

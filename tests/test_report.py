@@ -1,7 +1,6 @@
 """The report of a made-up run, whose numbers are known."""
 
 import base64
-import csv
 import json
 import os
 import pathlib
@@ -14,114 +13,21 @@ import pytest
 import rich.console
 from etils import epath
 from pages import Page
+from reported_run import (
+  CONFIG,
+  LABELS,
+  NAMES,
+  OTHER,
+  QUALITY,
+  RESULT,
+  SPLIT,
+  STUDENT,
+  TEACHER_PROBS,
+  Run,
+  log_text,
+)
 
 from kdjax import data, errors, figures, report
-
-STUDENT, OTHER = 'aaa111', 'bbb222'
-NAMES = ('cat', '<b>dog</b>', 'fox')
-MEMBERS = [
-  {'accuracy': 0.71, 'nll': 0.81, 'ece': 0.01, 'top1_agreement': 0.92, 'predictive_kl': 0.31},
-  {'accuracy': 0.72, 'nll': 0.82, 'ece': 0.02, 'top1_agreement': 0.93, 'predictive_kl': 0.32},
-]
-SPLIT = {
-  'num_examples': 6,
-  'student': {'accuracy': 0.9712, 'nll': 0.125, 'ece': 0.0345},
-  'teacher': {'accuracy': 0.9834, 'nll': 0.0625, 'ece': 0.0123},
-  'fidelity': {'top1_agreement': 0.8767, 'predictive_kl': 0.0432},
-  'intervals': {
-    'fidelity': {'top1_agreement': [0.8501, 0.9002], 'predictive_kl': [0.0402, 0.0455]},
-    'independent': {'top1_agreement': [0.7, 0.8], 'predictive_kl': [0.3, 0.4]},
-  },
-  'independent': {'top1_agreement': 0.7654, 'predictive_kl': 0.3456},
-}
-WRONG = {  # on the examples that the teacher gets wrong
-  'num_examples': 2,
-  'fidelity': {'top1_agreement': 0.5, 'predictive_kl': 0.7},
-  'intervals': {'fidelity': {'top1_agreement': [0.1, 0.9], 'predictive_kl': [0.6, 0.8]}},
-}
-DISTILLATION = SPLIT | {'fidelity': {'top1_agreement': 0.9911, 'predictive_kl': 0.0021}}
-RESULT = {
-  'splits': {
-    'train': SPLIT | {'members': MEMBERS},
-    'test': SPLIT | {'members': MEMBERS, 'teacher_wrong': WRONG},
-    'distillation': DISTILLATION,
-  },
-  'cka': {'stage1': {'member_0': 0.9876, 'member_1': None}},
-}
-QUALITY = {
-  'num_features': 84,
-  'teacher': {'fingerprint': 'ccc333', 'member': 0},
-  'frechet_distance_teacher_features': {'samples_test': 12.34, 'train_test': 0.567},
-}
-CONFIG = {
-  'seed': 0,
-  'dataset': {'name': 'shapes', 'data_dir': None},
-  'predictions': {'augmentation': ['crop', 'flip']},
-  'student': {'loss': 'kl', 'temperature': 4.0, 'alpha': 0.0, 'init_lambda': 0.0},
-}
-# By test image: the teacher's and the student's probabilities. They differ on images 4, 1 and 3, in
-# the order of falling KL. On image 5 they agree with a KL that is larger than those of 1 and 3.
-TEACHER_PROBS = [[90, 5, 5], [20, 70, 10], [10, 10, 80], [51, 48, 1], [98, 1, 1], [98, 1, 1]]
-STUDENT_PROBS = [[90, 5, 5], [65, 25, 10], [10, 10, 80], [48, 51, 1], [1, 1, 98], [50, 49, 1]]
-LABELS = [0, 1, 2, 0, 2, 0]
-
-
-class Run:
-  """A run's folder, and `write` on it."""
-
-  def __init__(self, workdir: epath.Path):
-    self.workdir = workdir
-    self.students = workdir / 'students'
-    self.members = [workdir / 'teachers' / 'ccc333' / f'member_{i}' for i in range(2)]
-    self.page, self.table = workdir / 'report.html', workdir / 'results.csv'
-    for temperature, name in ((4.0, STUDENT), (1.0, OTHER)):
-      config = CONFIG | {'student': CONFIG['student'] | {'temperature': temperature}}
-      self.put(name, 'config.json', json.dumps(config))
-      self.put(name, 'result.json', json.dumps(RESULT))
-      self.put(name, 'metrics.jsonl', _log(fidelity=True))
-    self.put('unfinished', 'config.json', json.dumps(CONFIG))
-    self.put_logits(STUDENT_PROBS)
-    for folder in self.members:
-      folder.mkdir(parents=True)
-      (folder / 'metrics.jsonl').write_text(_log(fidelity=False))
-    self.num_loads = 0
-
-  def put(self, student: str, name: str, text: str) -> None:
-    (self.students / student).mkdir(parents=True, exist_ok=True)
-    (self.students / student / name).write_text(text)
-
-  def put_logits(self, student_probs) -> None:
-    with (self.students / STUDENT / 'logits.npz').open('wb') as file:
-      np.savez(
-        file,
-        **{
-          'test/student_logits_NC': np.log(np.array(student_probs, np.float32)) + 3,
-          'test/teacher_log_probs_NC': np.log(np.array(TEACHER_PROBS, np.float32) / 100),
-        },
-      )
-
-  def test_split(self) -> data.Split:
-    self.num_loads += 1
-    inputs_N = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
-    return data.Split(inputs_N, np.array(LABELS, np.int32))
-
-  def write(self, student: str = STUDENT) -> bool:
-    return report.write(self.workdir, self.students / student, self.members, self.test_split, NAMES)
-
-  def rows(self) -> list[dict[str, str]]:
-    return list(csv.DictReader(self.table.read_text().splitlines()))
-
-
-def _log(fidelity: bool) -> str:
-  rows = []
-  for step in range(1, 5):
-    row = {'step': step, 'epoch': step / 2, 'train/loss': 2 / step, 'train/accuracy': step / 5}
-    if step % 2 == 0:
-      row |= {'test/accuracy': step / 6}
-    if fidelity:
-      row |= {'train/top1_agreement': step / 5, 'train/predictive_kl': 0.1**step}
-    rows.append(json.dumps(row) + '\n')
-  return ''.join(rows)
 
 
 @pytest.fixture
@@ -353,9 +259,9 @@ def test_other_inputs_are_written_again(run, change):
   elif change == 'config':
     run.put(OTHER, 'config.json', json.dumps(CONFIG))
   elif change == 'student log':
-    run.put(STUDENT, 'metrics.jsonl', _log(fidelity=False))
+    run.put(STUDENT, 'metrics.jsonl', log_text(fidelity=False))
   elif change == 'member log':
-    (run.members[1] / 'metrics.jsonl').write_text(_log(fidelity=True))
+    (run.members[1] / 'metrics.jsonl').write_text(log_text(fidelity=True))
   else:
     (run.page if change == 'page' else run.table).unlink()
   assert run.write() is True

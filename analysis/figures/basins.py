@@ -246,12 +246,12 @@ def draw_interval(
   )
 
 
-def how(arrays: Arrays) -> str:
-  """On what, with which statistics and which errors it was measured."""
+def how(arrays: Arrays, of: str = '') -> str:
+  """On what, with which statistics and which errors it was measured; `of` says whose errors."""
   distillation, test = arrays['num_examples']
   text = (
-    f'Measured on {distillation} distillation and {test} test examples, the same everywhere; intervals '
-    'are 95 % bootstraps over examples.'
+    f'Measured on {distillation} distillation and {test} test examples, the same everywhere; '
+    f'intervals{of} are 95 % bootstraps over examples.'
   )
   if arrays['reestimated']:
     text += " BatchNorm's statistics are re-estimated between trained networks."

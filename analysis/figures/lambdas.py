@@ -127,11 +127,12 @@ def caption_lambdas(arrays: Arrays) -> str:
       what = 'KL' if unit == 'nats' else 'agreement'
       parts.append(f'{what} ({of}) from {values[0]} to {values[1]} {unit}')
   low, high = (arrays['lambdas'][i] for i in ends)
+  of = ' of a single student' if (arrays['num_students'] > 1).any() else ''
   return (
     'Students that start at λ teacher + (1 − λ) random, with the first member for the teacher (paper, '
     f'Figure 6b, c). From λ = {low:g} to {high:g}: {"; ".join(parts)}. Below, the distillation loss on the '
     'planes through the teacher, the random weights and each final student, on which the initial one '
-    f'lies, too. {_students(arrays)} {how(arrays)}'
+    f'lies, too. {_students(arrays)} {how(arrays, of)}'
   )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis import intervals
 from analysis.intervals import ENDS
 from kdjax import figures
 
@@ -143,8 +144,7 @@ def caption_trajectory(arrays: Arrays) -> str:
   to = {name: arrays[f'distance/{name}'][:, 0] for name in TEACHERS}
   cosine = {name: arrays[f'cosine/{name}'][-1, 0] for name in TEACHERS}
   fidelity = [
-    f'{name} {arrays[f"{name}/{key}"][-1] * scale:.3g} '
-    f'[{arrays[f"{name}/{key}/low"][-1] * scale:.3g}, {arrays[f"{name}/{key}/high"][-1] * scale:.3g}]{unit}'
+    f'{name} {intervals.text(arrays, f"{name}/{key}", -1, scale)}{unit}'
     for key, scale, unit in (('predictive_kl', 1, ' nats'), ('top1_agreement', 100, ' %'))
     for name in SETS
   ]

@@ -102,7 +102,7 @@ def _planes(
   others = [*finals, study.student()]
   planes_L = [_plane(teacher, random, final, others, checks) for final in finals]
   places_L = [
-    _places(plane, [teacher, random, student.load(run, 0), final], checks)
+    planes.places(plane, [teacher, random, student.load(run, 0), final], checks)
     for plane, run, final in zip(planes_L, runs.values(), finals, strict=True)
   ]
   xs, ys = geometry.grid(np.concatenate(places_L), settings.lambda_resolution, MARGIN)
@@ -165,22 +165,6 @@ def _plane(
   return plane
 
 
-def _places(plane: geometry.Plane, points: list[Variables], checks: Checks) -> np.ndarray:
-  """Where points that lie on a plane lie on it."""
-  places_3 = np.array([geometry.project(plane, point['params']) for point in points])
-  size = np.abs(places_3[:, :2]).max()
-  checks.at_most('height of the corners', places_3[:, 2].max() / size, planes.TOLERANCE)
-  return places_3[:, :2]
-
-
-def _lambdas_unavailable(study: Study) -> str | None:
-  if reason := study.lacks_teacher:
-    return reason
-  if not study.initial_is_kept:
-    return 'the initial student was not kept: config.student.keep_checkpoints lacks 0.0'
-  return None
-
-
 PARTS = (
   Part(
     name='lambdas',
@@ -189,7 +173,7 @@ PARTS = (
     compute=compute_lambdas,
     draw=drawing.draw_lambdas,
     caption=drawing.caption_lambdas,
-    unavailable=_lambdas_unavailable,
+    unavailable=planes.start_unavailable,
     depends=_students_of_lambdas,
     version=2,
   ),

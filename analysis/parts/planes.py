@@ -17,7 +17,7 @@ from analysis import geometry, intervals, measure
 from analysis.figures import planes as drawing
 from analysis.figures.planes import Panel
 from analysis.geometry import Plane
-from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
 from kdjax import keys, progress
 from kdjax.steps import Variables
@@ -89,19 +89,25 @@ def _compute_corners(
   plane = geometry.plane_through(*(corner['params'] for corner in corners.values()))
   checks.at_most('orthonormality', geometry.orthonormality_error(plane), ORTHONORMAL)
   path = _path(study, plane) if {'initial', 'student'} <= corners.keys() else {}
-  places_K3 = np.array([geometry.project(plane, c['params']) for c in corners.values()])
-  size = np.abs(places_K3[:, :2]).max()
-  checks.at_most('height of the corners', places_K3[:, 2].max() / size, TOLERANCE)
-  covered = np.concatenate([places_K3[:, :2], path.get('path/xy', np.zeros((0, 2)))])
+  places_K2 = places(plane, list(corners.values()), checks)
+  covered = np.concatenate([places_K2, path.get('path/xy', np.zeros((0, 2)))])
   xs, ys = geometry.grid(covered, settings.resolution, MARGIN)
   measured = measure.Measure(study, settings.num_examples)
   shared = {'plane': plane, 'batch_stats': corners[names[0]]['batch_stats']}
   return (
     path
     | measured.context
-    | _check_corners(study, measured, shared, corners, places_K3[:, :2], checks)
+    | _check_corners(study, measured, shared, corners, places_K2, checks)
     | _surface(study, measured, shared, xs, ys, blocks)
   )
+
+
+def places(plane: Plane, points: Sequence[Variables], checks: Checks) -> np.ndarray:
+  """places_K2 of points that lie on a plane, which is checked."""
+  places_K3 = np.array([geometry.project(plane, point['params']) for point in points])
+  size = np.abs(places_K3[:, :2]).max()
+  checks.at_most('height of the corners', places_K3[:, 2].max() / size, TOLERANCE)
+  return places_K3[:, :2]
 
 
 def _path(study: Study, plane: Plane) -> Arrays:
@@ -157,15 +163,22 @@ def _surface(
 
   with progress.bar('plane', len(xs) * len(ys), 'points') as show:
     rows = [blocks.get(f'row {row}', partial(measure_row, row)) for row in range(len(ys))]
-  return {'xs': xs, 'ys': ys} | {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+  return {'xs': xs, 'ys': ys} | stacked(rows)
 
 
-def plane_unavailable(study: Study) -> str | None:
-  """Why there is no plane through teacher, initial and final student."""
+def start_unavailable(study: Study) -> str | None:
+  """Why there is no teacher or no initial student to draw."""
   if reason := study.lacks_teacher:
     return reason
   if not study.initial_is_kept:
     return 'the initial student was not kept: config.student.keep_checkpoints lacks 0.0'
+  return None
+
+
+def plane_unavailable(study: Study) -> str | None:
+  """Why there is no plane through teacher, initial and final student."""
+  if reason := start_unavailable(study):
+    return reason
   section = study.run.config.student
   if section.init_lambda == 1 and section.init_from == 'final':
     return 'the student began at the teacher (init_lambda = 1): there are two points, and no third'
@@ -175,7 +188,10 @@ def plane_unavailable(study: Study) -> str | None:
 def ensemble_plane_unavailable(study: Study) -> str | None:
   """Why no plane but that of `plane` goes through three networks of the student's architecture."""
   if len(study.names) < 3 or set(study.names) == set(PAPER_CORNERS):
-    missing = study.lacks_teacher or 'the teacher has one member, and the student no sibling'
+    missing = (
+      study.lacks_teacher
+      or 'the teacher has one member, and there is no sibling and no independent student'
+    )
     return f'{missing}: a third point is missing'
   return None
 

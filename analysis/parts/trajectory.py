@@ -120,8 +120,9 @@ def gradient_step(
 ) -> Any:
   """The gradient of the mean objective over a batch, as `steps.student_step` has it in training.
 
-  `at` are the variables and the loss's τ. BatchNorm takes the statistics of the batch, over all devices, and dropout is on, with the masks of
-  `seed`. Weight decay is not in it. For `steps.parallel`; `batch` is one device's share.
+  `at` are the variables and the loss's τ. BatchNorm takes the statistics of the batch, over all devices,
+  and dropout is on, with the masks of `seed`. Weight decay is not in it. For `steps.parallel`; `batch` is
+  one device's share.
   """
   variables, temperature = at
   dropout = keys.stream(seed, 'analysis/dropout', jax.lax.axis_index(models.AXIS_NAME))

@@ -3,8 +3,7 @@
     python launch.py --config=configs/paper/table2_imagenet.py --sweep    # a host with 8 GPUs; not run
     python launch.py --config=configs/paper/table2_imagenet.py:small --sweep    # two minutes on two cores
 
-Images are held in memory, so the whole of ImageNet-2012 wants a host with 250 GB. `:small` shows with 300
-images of CIFAR-10 that everything runs, and nothing else.
+`:small` shows with 300 images of CIFAR-10 that everything runs, and nothing else.
 """
 
 from ml_collections import ConfigDict

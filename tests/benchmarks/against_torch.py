@@ -17,7 +17,6 @@ same cores. On a GPU both use it; two runtimes share its memory.
 
 import argparse
 import dataclasses
-import itertools
 import os
 import shutil
 import tempfile
@@ -34,9 +33,9 @@ import torch
 from etils import epath
 from rich.table import Table
 
-from kdjax import losses, predictions, progress, steps, student, teachers
+from kdjax import predictions, progress, teachers
 from kdjax.run import Run
-from tests.benchmarks import synthetic, timing, torch_online
+from tests.benchmarks import loop, synthetic, timing, torch_online
 
 DEPTH, WIDTH, BATCH, CLASSES, TEMPERATURE = 20, 16, 128, 10, 4.0
 STUDENTS = (1, 5)  # of one ensemble, as in a sweep over τ
@@ -81,7 +80,6 @@ def measure(settings: Settings) -> list[Row]:
   """The bare steps, and one and five students with everything."""
   if torch_online.device().type != {'gpu': 'cuda'}.get(jax.default_backend(), 'cpu'):
     raise RuntimeError(f'JAX has {jax.default_backend()}, PyTorch {torch_online.device().type}')
-  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.num_cores])
   torch.set_num_threads(settings.num_cores)
   torch.backends.cudnn.benchmark = True
   with tempfile.TemporaryDirectory() as temporary:
@@ -121,11 +119,12 @@ def _works(settings: Settings, folder: epath.Path) -> dict[str, Callable[[], obj
   )
   parameters = jax.tree.leaves(run.abstract_state('student').params)
   assert sum(x.size for x in parameters) == job.num_parameters
+  ours = loop.distillation(run)
   return {
     'predictions': _predictions(settings, run, folder / 'predicted'),
-    'distillation': _distillation(run),
+    'distillation': ours['whole'],
     'torch': partial(job.train, settings.num_epochs, TEMPERATURE),
-    'bare step': _bare(run, settings.num_steps),
+    'bare step': ours['bare'],
     'torch bare step': partial(job.steps, settings.num_steps, TEMPERATURE),
   }
 
@@ -174,45 +173,6 @@ def _predictions(settings: Settings, run: Run, workdir: epath.Path) -> Callable[
   return predict
 
 
-def _distillation(run: Run) -> Callable[[], None]:
-  """One student, with all that its loop does."""
-  distil = student.distiller(run, predictions.open_teacher(run))
-  folders = (run.workdir / 'timed' / str(number) for number in itertools.count())
-  return lambda: distil(next(folders), 'student', 0, partial(_initial, run))
-
-
-def _bare(run: Run, num_steps: int) -> Callable[[], None]:
-  """As many jitted steps on one resident batch and its predictions."""
-  section, inputs = run.config.student, run.inputs['distillation']
-  batch = next(inputs.training(0, BATCH, num_steps, 0))
-  log_probs = predictions.open_teacher(run).batch('distillation', batch)
-  step = steps.parallel(
-    partial(
-      steps.student_step,
-      model=run.student_model,
-      optimizer=run.optimizer('student'),
-      view=inputs.view,
-      loss=losses.LOSSES[section.loss],
-      temperature=lambda step: section.temperature,
-      alpha=section.alpha,
-    ),
-    num_sharded=2,
-    donate=True,
-  )
-
-  def bare() -> None:
-    state, resident = steps.replicate(_initial(run)), jax.device_put((batch, log_probs))
-    for _ in range(num_steps):
-      state, metrics = step(state, *resident, inputs.seed)
-    jax.block_until_ready(metrics)
-
-  return bare
-
-
-def _initial(run: Run) -> steps.State:
-  return steps.init_state(run.init_variables(run.student_model, 0), run.optimizer('student'))
-
-
 def _settings(arguments: Sequence[str] | None = None) -> Settings:
   parser = argparse.ArgumentParser(prog='python -m tests.benchmarks.against_torch')
   for field in dataclasses.fields(Settings):
@@ -225,6 +185,8 @@ def _settings(arguments: Sequence[str] | None = None) -> Settings:
 
 def main() -> None:
   settings = _settings()
+  # Before XLA makes its threads, which is when JAX is first asked for its devices.
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.num_cores])
   progress.setup_logging()
   device = f'{jax.local_device_count()} x {jax.devices()[0].device_kind}'
   table = Table(

@@ -8,18 +8,16 @@ Each point is a run of its own in a process of its own, so that its peak memory 
 import dataclasses
 import json
 import pathlib
-import resource
-import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 
 import jax
 from etils import epath
 from rich.table import Table
 
 from kdjax import figures, predictions, progress, student, teachers
-from tests.benchmarks import synthetic
+from tests.benchmarks import synthetic, timing
 
 BASE = {'num_examples': 4096, 'num_members': 2, 'num_views': 2, 'width': 8}
 SWEPT = {
@@ -73,9 +71,7 @@ def measure(num_examples: int, num_members: int, num_views: int, width: int) -> 
     variables = teachers.load(run, 0)
     run.predict(run.teacher_model, variables, run.inputs['distillation'])  # compiles
     run.predict(run.teacher_model, variables, run.inputs['test'])
-    start = time.perf_counter()
-    predictions.run(run)
-    took = time.perf_counter() - start
+    took = timing.seconds(partial(predictions.run, run))
     student.run(run)
     rows = (run.student_folder / 'metrics.jsonl').read_text().splitlines()
     store = pathlib.Path(run.predictions_folder)
@@ -88,19 +84,8 @@ def measure(num_examples: int, num_members: int, num_views: int, width: int) -> 
       predictions_seconds=took,
       student_seconds=num_examples / json.loads(rows[-1])['examples_per_second'],
       store_bytes=sum(p.stat().st_size for p in store.rglob('*') if p.is_file()),
-      peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+      peak_bytes=timing.peak_bytes(),
     )
-
-
-def measure_apart(**sizes: int) -> Point:
-  """`measure` in a process of its own."""
-  code = f'from tests.benchmarks import growth; growth.print_point(**{sizes})'
-  done = subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.PIPE, text=True)
-  return Point(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def print_point(**sizes: int) -> None:
-  print(json.dumps(dataclasses.asdict(measure(**sizes))))
 
 
 def measure_all() -> dict[str, list[Point]]:
@@ -113,7 +98,7 @@ def measure_all() -> dict[str, list[Point]]:
       for value in values:
         sizes = BASE | {name: value}
         if (key := json.dumps(sizes)) not in known:
-          known[key] = measure_apart(**sizes)
+          known[key] = timing.alone(partial(measure, **sizes))
         swept[name].append(known[key])
         show(sum(map(len, swept.values())), f'{name} = {value}')
   return swept

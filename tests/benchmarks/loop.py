@@ -72,7 +72,7 @@ def measured(name: str, size: Size, repeats: int) -> Iterator[Row]:
   """Rows for teacher training, prediction and distillation of one model."""
   with tempfile.TemporaryDirectory() as temporary:
     run = prepared(size, epath.Path(temporary) / 'prepared')
-    yield _row(name, 'distillation', size.num_steps * BATCH, _distillation(run), repeats)
+    yield _row(name, 'distillation', size.num_steps * BATCH, distillation(run), repeats)
     run.config.evaluation.batch_size = PREDICTED
     yield _row(name, 'prediction', NUM_EXAMPLES, _prediction(run), repeats)
     run.config.evaluation.batch_size = 16
@@ -82,15 +82,15 @@ def measured(name: str, size: Size, repeats: int) -> Iterator[Row]:
 
 def _row(name: str, work: str, num_examples: int, works: dict, repeats: int) -> Row:
   times = timing.in_turn(works, repeats)
-  speeds = {side: num_examples / float(sorted(t)[len(t) // 2]) for side, t in times.items()}
+  speeds = {side: num_examples / float(np.median(t)) for side, t in times.items()}
   return Row(name, work, speeds['whole'], speeds['bare'], timing.ratio(times, 'whole', 'bare'))
 
 
-def _distillation(run: Run) -> dict:
+def distillation(run: Run) -> dict:
   """One student, with all that its loop does, against as many steps on one resident batch."""
   section, inputs = run.config.student, run.inputs['distillation']
   teacher = predictions.open_teacher(run)
-  batch = next(inputs.training(0, BATCH, section.num_steps, 0))
+  batch = next(inputs.training(0, section.batch_size, section.num_steps, 0))
   step = partial(
     steps.student_step,
     model=run.student_model,

@@ -33,17 +33,16 @@ def overhead_of_resnet20(norm: str, **sizes: int) -> float:
 
 def plane_overhead(
   study: runs.Study,
-  resolution: int | None = None,
-  repeats: int | None = None,
-  num_examples: int | None = None,
+  resolution: int = RESOLUTION,
+  repeats: int = REPEATS,
+  num_examples: int = NUM_EXAMPLES,
 ) -> float:
   """Time of a plane of resolution² points over that of as many forward passes over the same examples.
 
   With BatchNorm a pass includes the one over the distillation examples that its statistics take. Both
   sides run on one device, and take turns row by row, so that a busy machine slows both.
   """
-  resolution, repeats = resolution or RESOLUTION, repeats or REPEATS
-  measured, variables = measure.Measure(study, num_examples or NUM_EXAMPLES), study.student()
+  measured, variables = measure.Measure(study, num_examples), study.student()
   directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
   plane = geometry.Plane(variables['params'], *directions)
   shared = {'plane': plane, 'batch_stats': variables['batch_stats']}

@@ -8,14 +8,11 @@ reading from memory, so that a disk may be slower.
 
 import dataclasses
 import io
-import multiprocessing
 import os
 import pathlib
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 import PIL.Image
@@ -78,20 +75,14 @@ def inputs_of(data_dir: pathlib.Path, kind: Kind, **fields) -> Inputs:
   return Inputs(data.load(config)['train'], make_view((), None), seed=0)
 
 
-def peak_bytes() -> int:
-  """The most memory that this process had at once (resident)."""
-  status = pathlib.Path('/proc/self/status').read_text()
-  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
-
-
 def memory(data_dir: pathlib.Path, is_streamed: bool) -> int:
   """Bytes that loading a set and going through batches takes, on top of the program itself."""
   inputs_of(data_dir, SMALL, num_train=3, num_test=1)  # the libraries
-  before = peak_bytes()
+  before = timing.peak_bytes()
   inputs = inputs_of(data_dir, SMALL, streaming=is_streamed)
   for _ in inputs.training(0, BATCH, NUM_BATCHES, 0):
     pass
-  return peak_bytes() - before
+  return timing.peak_bytes() - before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +110,10 @@ def label_seconds(data_dir: pathlib.Path, num: int) -> float:
   return timing.seconds(lambda: source.labels('train')) / num
 
 
-def alone(work: Callable, *arguments):
-  """What a function returns in a process of its own."""
-  with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-    return pool.submit(work, *arguments).result()
-
-
 def memory_rows(folder: pathlib.Path) -> Iterator[tuple[str, ...]]:
   for num in SIZES:
     write(folder / str(num), SMALL, num)
-    taken = [alone(memory, folder / str(num), is_streamed) for is_streamed in (False, True)]
+    taken = [timing.alone(memory, folder / str(num), is_streamed) for is_streamed in (False, True)]
     yield (f'{num:,}', *(f'{size / 1e6:,.0f}' for size in taken))
 
 
@@ -164,7 +149,7 @@ def main() -> None:
       place = folder / str(kind.height)
       num_bytes = write(place, kind, kind.num_timed)
       of_label = label_seconds(place, kind.num_timed)
-      speeds = {workers: alone(speed, place, kind, workers) for workers in WORKERS}
+      speeds = {workers: timing.alone(speed, place, kind, workers) for workers in WORKERS}
       for workers, of in speeds.items():
         processes = str(workers) if workers else '0 (threads)'
         values = f'{of.images_per_second:,.0f}', f'{of.first_seconds:.1f}'

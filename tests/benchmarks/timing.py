@@ -1,7 +1,14 @@
-"""Ratios that a noisy machine leaves standing: what is compared takes turns, and medians are taken."""
+"""Ratios that a noisy machine leaves standing: what is compared takes turns, and medians are taken.
 
+And the memory of one piece of work, in a process of its own.
+"""
+
+import multiprocessing
+import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
@@ -25,3 +32,15 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
 def ratio(times: Mapping[str, np.ndarray], over: str, under: str) -> float:
   """The median over the repeats of one work's time over another's, each taken in the same round."""
   return float(np.median(times[over] / times[under]))
+
+
+def alone(work: Callable, *arguments):
+  """What a function returns in a process of its own."""
+  with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+    return pool.submit(work, *arguments).result()
+
+
+def peak_bytes() -> int:
+  """The most memory that this process had at once (resident)."""
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024

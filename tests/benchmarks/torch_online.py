@@ -1,7 +1,6 @@
 """The same job in eager PyTorch, as it is usually written: the teachers run beside the student, step by step.
 
-Nothing of kdjax is in here, so that worker processes load nothing but PyTorch. Axes as in kdjax, but
-images are NCHW.
+Nothing of kdjax is in here. Axes as in kdjax, but images are NCHW.
 """
 
 import math

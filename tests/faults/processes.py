@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing.pool
 import os
 import pathlib
@@ -104,6 +105,7 @@ def kill_after(launched: Launch, workdir: pathlib.Path, pattern: str, seconds: f
   return launched.kill()
 
 
+@functools.cache
 def can_mount() -> bool:
   """Whether this process may mount a file system of its own, as root may outside of most containers."""
   if os.geteuid() or sys.platform != 'linux':
