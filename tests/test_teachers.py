@@ -1,6 +1,4 @@
 import json
-import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -8,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import copied, tiny_run
+from conftest import ROOT, copied, tiny_run, with_devices
 
 from kdjax import files, teachers
 from kdjax.checkpoint import Checkpoints, digest
@@ -62,12 +60,10 @@ def digests(run):
 
 def test_members_on_a_device_each_are_those_of_a_single_device(finished, tmp_path):
   """Whose folder is another all the same: on several devices they differ from what all train."""
-  script = pathlib.Path(__file__).parent / 'members_on_devices.py'
-  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-  path = os.pathsep.join([str(script.parents[1]), str(script.parent)])
   printed = subprocess.run(
-    [sys.executable, script, tmp_path],
-    env=os.environ | flags | {'PYTHONPATH': path},
+    [sys.executable, 'tests/members_on_devices.py', tmp_path],
+    cwd=ROOT,
+    env=with_devices(2),
     capture_output=True,
     text=True,
     check=True,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='kdjax_compiled_')
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'])
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import numpy as np
 from rich.table import Table
