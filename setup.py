@@ -10,7 +10,7 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['kdjax*', 'configs*', 'analysis*']),
   py_modules=['launch'],
-  package_data={'kdjax': ['*.html.j2', '*.css']},
+  package_data={'kdjax': ['*.html.j2', '*.css', 'data/digits.npz']},
   install_requires=[
     'absl-py>=2.1',  # flags and logging
     'array_record>=0.6',  # random access to prepared TFDS files, without TensorFlow
@@ -28,7 +28,6 @@ setup(
     'orbax-checkpoint>=0.11.20',  # asynchronous checkpoints
     'pillow>=10',  # decodes the images of TFDS, writes those of the report
     'rich>=13',  # progress bars and tables on the terminal
-    'scikit-learn>=1.4',  # the embedded digits
     'scipy>=1.13',  # log_softmax and friends, in float64 on the host
     'tensorboardX>=2.6',  # TensorBoard event files, without TensorFlow
     'tensorflow-datasets>=4.9.8',  # reads prepared data sets; needs no TensorFlow for that
@@ -42,6 +41,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.6',
       'ruff>=0.9',
+      'scikit-learn>=1.4',  # its digits and metrics are the reference of ours
     ],
     'cuda12': ['jax[cuda12]'],
     'tpu': [

@@ -1,4 +1,4 @@
-"""Self-distillation of three small ResNets on scikit-learn's digits: everything in minutes, offline.
+"""Self-distillation of three small ResNets on embedded digits: everything in minutes, offline.
 
     python launch.py                                    # two CPU cores: two minutes
     python launch.py --config.student.temperature=1     # reuses teachers and predictions

@@ -187,9 +187,13 @@ class Run:
 
   def init_variables(self, model: nn.Module, seed: int) -> steps.Variables:
     """Fresh weights; the seed alone decides them."""
-    description = self.description
-    dtype = np.float32 if description.vocabulary_size is None else np.int32
-    return models.init(model, keys.stream(seed, 'init'), description.input_shape, dtype)
+    return models.init(model, keys.stream(seed, 'init'), *self._example)
+
+  @property
+  def _example(self) -> tuple[tuple[int, ...], type]:
+    """Shape and dtype of a model's input."""
+    is_text = self.description.vocabulary_size is not None
+    return self.description.input_shape, np.int32 if is_text else np.float32
 
   def predict(
     self,
@@ -310,8 +314,15 @@ class Run:
 
   def abstract_state(self, of: str) -> steps.State:
     """Shapes and dtypes of the state that is trained."""
-    variables = partial(self.init_variables, self.model(of), 0)
-    return jax.eval_shape(lambda: steps.init_state(variables(), self.optimizer(of)))
+    variables = _abstract_variables(self.model(of), *self._example)
+    return jax.eval_shape(partial(steps.init_state, optimizer=self.optimizer(of)), variables)
+
+
+@functools.lru_cache(4)
+def _abstract_variables(
+  model: nn.Module, input_shape: tuple[int, ...], dtype: type
+) -> steps.Variables:
+  return jax.eval_shape(lambda: models.init(model, keys.stream(0, 'init'), input_shape, dtype))
 
 
 @functools.lru_cache(1)
