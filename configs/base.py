@@ -141,4 +141,4 @@ def _optimizer(
   section.momentum = 0.9  # of SGD and Muon; of Adam and AdamW: β1
   section.beta2 = 0.999  # of Adam and AdamW
   section.nesterov = nesterov  # of SGD and Muon
-  section.weight_decay = 1e-4  # coupled (a gradient of L2), but decoupled for adamw and muon
+  section.weight_decay = 1e-4  # coupled (a gradient of L2), but decoupled for adamw, muon, soap

@@ -170,7 +170,7 @@ def test_a_broken_rule_is_told_with_field_value_and_what_is_allowed(field):
   [
     ('model.name', 'lstm', 'one of resnet, lenet, vgg, resnet50, bilstm'),
     ('student.model.name', 'lstm', 'one of resnet, lenet, vgg, resnet50, bilstm'),
-    ('student.optimizer', 'lion', 'one of sgd, adam, adamw, muon'),
+    ('student.optimizer', 'lion', 'one of sgd, adam, adamw, muon, soap'),
     (
       'student.loss',
       'mse',
