@@ -133,10 +133,10 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
   'arguments, told',
   [
     (['--stages='], '--stages: empty'),
-    (['--stages=teacher'], "--stages: 'teacher': no such stage"),
-    (['--config.student.alpha'], 'student.alpha: no value given'),
-    (['--config.student.alpha', '--stages=teacher'], 'student.alpha: no value given'),
-    (['--config.student.alpha', '--stages=teacher'], "'teacher': no such stage"),
+    (
+      ['--config.student.alpha', '--stages=teacher'],
+      "student.alpha: no value given|'teacher': no such stage",
+    ),
     (['--config=no_such_file.py'], 'there is no file no_such_file.py'),
     (['--workdir=README.md'], 'README.md'),
     (['--workdir=/proc/no_such_folder'], '/proc/no_such_folder'),
@@ -146,7 +146,7 @@ def test_wrong_flags_get_one_clear_error(tmp_path, arguments, told):
   done = launch(tmp_path, *arguments)
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
-  assert told in done.stderr
+  assert all(text in done.stderr for text in told.split('|'))
   assert not list(tmp_path.rglob('*'))
 
 

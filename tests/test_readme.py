@@ -8,7 +8,7 @@ import sys
 
 import checked_config
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, copied
 
 from analysis.parts import PARTS
 from kdjax import config as config_lib
@@ -49,8 +49,9 @@ def test_every_command_is_valid(command, monkeypatch):
     validation.check(config, num_devices=1, problems=problems)
 
 
-def test_the_commands_for_digits_run_one_after_the_other(tmp_path):
-  """As they stand there, but for the sizes."""
+def test_the_commands_for_digits_run_one_after_the_other(finished, tmp_path):
+  """As they stand there, but for the sizes; the first finds its work done."""
+  copied(finished, tmp_path)
   bash = '\n'.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL))
   commands = [c for c in bash.splitlines() if c.startswith('python launch.py')]
   assert len(commands) == 5
