@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321).
 
-Of our own, because none of the packages with Shampoo or SOAP for optax is kept up. Axes: M N the rows and
-columns of a parameter as a matrix.
+Of our own, because optax has neither Shampoo nor SOAP. Axes: M N the rows and columns of a parameter as
+a matrix.
 """
 
 from typing import Any, NamedTuple

@@ -133,6 +133,8 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
   'arguments, told',
   [
     (['--stages='], '--stages: empty'),
+    (['--stages=teacher'], "--stages: 'teacher': no such stage"),
+    (['--config.student.alpha'], 'student.alpha: no value given'),
     (
       ['--config.student.alpha', '--stages=teacher'],
       "student.alpha: no value given|'teacher': no such stage",
