@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 from etils import epath
+from matplotlib import ticker
 from rich.table import Table
 
 from kdjax import figures, predictions, progress, student, teachers
@@ -126,6 +127,10 @@ def table(swept: dict[str, list[Point]]) -> Table:
   return result
 
 
+def _short(value: int) -> str:
+  return f'{value / 1000:.0f}k' if value >= 1000 else str(value)
+
+
 def draw(swept: dict[str, list[Point]], path: pathlib.Path) -> None:
   """Time above and memory below, against each of the four sizes on logarithmic axes."""
   curves = (
@@ -144,10 +149,13 @@ def draw(swept: dict[str, list[Point]], path: pathlib.Path) -> None:
         axis = axes[row, column]
         axis.loglog(values, heights, line, marker='o', label=label, color=figures.COLORS[color])
       axes[1, column].set_xlabel(LABELS[name])
-      axes[1, column].set_xticks(values, [f'{v:,}' for v in values], minor=False)
+      axes[1, column].set_xticks(values, [_short(value) for value in values], minor=False)
       axes[1, column].tick_params(axis='x', which='minor', labelbottom=False)
     for row, label in enumerate(('time (s)', 'memory (MB)')):
       axes[row, 0].set_ylabel(label)
+      axes[row, 0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if row == 0 else (1,)))
+      axes[row, 0].yaxis.set_major_formatter('{x:g}')
+      axes[row, 0].yaxis.set_minor_formatter(ticker.NullFormatter())
       axes[row, 0].legend(fontsize='small')
     figure.savefig(path, dpi=150, facecolor='white')
 
