@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 from numpy_layers import QUICK, random_variables
 
@@ -93,6 +94,13 @@ def test_teachers_are_paid_for_once_here_and_with_every_student_there():
   }
   assert against_torch.totals(times, 1) == (9, 6)
   assert against_torch.totals(times, 5) == (17, 30)
+
+
+def test_predictions_for_the_evaluation_are_not_compared(tmp_path):
+  settings = against_torch.Settings(num_members=2, num_examples=1024, num_epochs=6)
+  run = against_torch._new_run(settings, epath.Path(tmp_path))
+  # Six views of 1,024 and the training split as it is; twice the test split, padded to a batch of 512.
+  assert against_torch.share_of_views(run) == 6 * 1024 / (7 * 1024 + 2 * 512)
 
 
 def test_the_benchmark_runs(monkeypatch):
