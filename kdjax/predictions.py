@@ -21,6 +21,8 @@ from kdjax.store import DTYPES, PredictionStore
 
 COMBINED = 10_000  # examples at once
 
+_ensemble_log_probs = jax.jit(losses.ensemble_log_probs)
+
 
 class Teacher(Protocol):
   """The ensemble's predictions on the inputs that `Run.inputs` names."""
@@ -40,7 +42,7 @@ def ensemble(teacher: Teacher, name: str, view: int = 0) -> np.ndarray:
 def combine(log_probs_MNC: np.ndarray) -> np.ndarray:
   """log_probs_NC of the ensemble, in blocks of examples that fit on any device."""
   blocks = np.array_split(log_probs_MNC, -(-log_probs_MNC.shape[1] // COMBINED), axis=1)
-  return np.concatenate([np.asarray(losses.ensemble_log_probs(block)) for block in blocks])
+  return np.concatenate([np.asarray(_ensemble_log_probs(block)) for block in blocks])
 
 
 class StoredTeacher:
@@ -236,11 +238,9 @@ def _dtype_error(
 ) -> dict[str, float]:
   """What storing costs, on the test set: the stored ensemble against the one just computed."""
   fresh = [run.predict(run.teacher_model, member, run.inputs['test']) for member in members]
-  fresh_MNC = np.asarray(jax.nn.log_softmax(np.stack(fresh)))
+  fresh_MNC = log_softmax(np.stack(fresh), axis=-1)
   stored_MNC = store.read('test', range(len(members)), 0)
-  fidelity = metrics.fidelity(
-    losses.ensemble_log_probs(stored_MNC), losses.ensemble_log_probs(fresh_MNC)
-  )
+  fidelity = metrics.fidelity(combine(stored_MNC), combine(fresh_MNC))
   return {
     'max_abs_log_prob': float(np.abs(stored_MNC - fresh_MNC).max()),
     'ensemble_top1_disagreement': 1 - fidelity['top1_agreement'],
