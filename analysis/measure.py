@@ -208,6 +208,12 @@ def in_float32(model: nn.Module) -> nn.Module:
   return model.clone(dtype=jnp.float32)
 
 
+@partial(jax.jit, static_argnames='model')
+def logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> jax.Array:
+  """logits_BC, with running statistics and without dropout."""
+  return model.apply(variables, inputs_BX, train=False)[0]
+
+
 def as_given(variables: Variables, coordinates_K: jax.Array) -> Variables:
   """The `build` of a single point."""
   del coordinates_K

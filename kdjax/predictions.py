@@ -217,7 +217,7 @@ def _meta(run: Run, store: PredictionStore, members: list[steps.Variables]) -> d
     'predictions_fingerprint': config_lib.predictions_fingerprint(config),
     'data_checksum': run.checksum('student'),
     'complete': complete,  # (members, views) up to which nothing is missing
-    'digests': _digests(run, store),
+    'digests': _digests(run, store) if hosts.is_main() else {},  # it alone writes them
     'dtype_error': _dtype_error(run, store, members),
   }
 

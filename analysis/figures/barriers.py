@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import intervals
+from analysis.figures import SAME_BASIN
 from analysis.intervals import ENDS
 from kdjax import figures
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
-# By how much accuracy may fall on a line within one basin (Frankle et al. 2020: an error of 2 %).
-SAME_BASIN = 0.02
 PAIRS_IN_A_BAND = 6
 # Of Okabe & Ito's palette those that stand for neither teacher nor student, with lines that differ too.
 LOOKS = (('#888888', ':'), ('#56b4e9', '--'), ('#009e73', '-.'), ('#cc79a7', '-'))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import intervals
+from analysis.figures import SAME_BASIN
 from kdjax import figures
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 Arrays = Mapping[str, np.ndarray]
-
-# Frankle et al. 2020, Section 2: networks whose error rises by less between them share a basin.
-STABLE = 0.02
 
 SETS = {'distillation': (figures.COLORS['ink'], 's--'), 'test': (figures.COLORS['student'], 'o-')}
 DIRECTIONS = {
@@ -51,12 +49,12 @@ def draw_forks(arrays: Arrays) -> 'Figure':
     axes.set_ylim(bottom=0)
   axes = all_axes[1, 0]
   axes.set_ylim(
-    top=max(axes.get_ylim()[1], 120 * STABLE)
+    top=max(axes.get_ylim()[1], 120 * SAME_BASIN)
   )  # the line, and its label, are to be seen
-  axes.axhline(100 * STABLE, color=figures.COLORS['ink'], linewidth=1, linestyle=':')
+  axes.axhline(100 * SAME_BASIN, color=figures.COLORS['ink'], linewidth=1, linestyle=':')
   axes.annotate(
     'stable below',
-    (1, 100 * STABLE),
+    (1, 100 * SAME_BASIN),
     xycoords=('axes fraction', 'data'),
     ha='right',
     va='bottom',
@@ -103,14 +101,14 @@ def caption_forks(arrays: Arrays) -> str:
   else:
     text += (
       f'From step {arrays["steps"][stable]} on ({100 * arrays["fractions"][stable]:.3g} % of training) '
-      f'less than {100 * STABLE:g} % of test accuracy is lost on the way, which is called stable.'
+      f'less than {100 * SAME_BASIN:g} % of test accuracy is lost on the way, which is called stable.'
     )
   return f'{text} {how(arrays)}'
 
 
 def stable_from(barriers_K: np.ndarray) -> int | None:
-  """The first fork from which on all barriers in accuracy are below `STABLE`."""
-  unstable = np.flatnonzero(~(np.asarray(barriers_K) < STABLE))
+  """The first fork from which on all barriers in accuracy are below `SAME_BASIN`."""
+  unstable = np.flatnonzero(~(np.asarray(barriers_K) < SAME_BASIN))
   first = unstable[-1] + 1 if len(unstable) else 0
   return int(first) if first < len(barriers_K) else None
 
@@ -205,7 +203,7 @@ def caption_returns(arrays: Arrays) -> str:
     if arrays['reestimated']
     else ''
   )
-  stable = int((arrays['barrier/test/accuracy'][1:] < STABLE).sum())
+  stable = int((arrays['barrier/test/accuracy'][1:] < SAME_BASIN).sum())
   return (
     f"The first teacher's weights are moved by a radius and distilled again for {arrays['num_epochs']:g} "
     "epochs, by the student's schedule in that time. Random directions are filter-normalised, sharp is "
@@ -213,7 +211,7 @@ def caption_returns(arrays: Arrays) -> str:
     f'with the top eigenvectors projected out. {diverged}From a radius of {largest:g}, on the test set: {"; ".join(texts)}. '
     f'From the teacher itself the KL is {intervals.text(arrays, "after/test/predictive_kl", 0)} nats. {stable} of '
     f'{len(arrays["radii"]) - 1} ends are joined to the teacher by a line that loses less than '
-    f'{100 * STABLE:g} % of test accuracy. {how(arrays)}'
+    f'{100 * SAME_BASIN:g} % of test accuracy. {how(arrays)}'
   )
 
 

@@ -103,7 +103,8 @@ class _Networks:
       return self.points[name]
     matched = alignment.apply(self.spec, self._match(name, target, matching), self.points[name])
     before, after = (
-      _logits(of, self.inputs_BX, self.measured.model) for of in (self.points[name], matched)
+      measure.logits(of, self.inputs_BX, model=self.measured.model)
+      for of in (self.points[name], matched)
     )
     change = np.abs(after - before).max() / max(1, np.abs(before).max())
     self.checks.at_most('logits unchanged by permutations', change, TOLERANCE)
@@ -161,11 +162,6 @@ def _names(study: Study, settings: Settings) -> list[str]:
   """All networks, but for the members that are too many."""
   left_out = {f'teacher {i}' for i in range(settings.max_members, study.num_members)}
   return [name for name in study.names if name not in left_out]
-
-
-@partial(jax.jit, static_argnums=2)
-def _logits(variables: Variables, inputs_BX: jax.Array, model: nn.Module) -> jax.Array:
-  return model.apply(variables, inputs_BX, train=False)[0]
 
 
 def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from scipy.special import log_softmax
 
-from analysis import intervals, trajectory
+from analysis import intervals, measure, trajectory
 from analysis.figures import maps as drawing
 from analysis.measure import Batch, Measure, in_float32
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
@@ -102,13 +102,8 @@ def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
 def _log_probs(model: nn.Module, variables: Variables, batches: list[Batch]) -> np.ndarray:
   """log_probs_NC of the examples, padding left out."""
   model = in_float32(model)  # as the ensemble's predictions are
-  logits = [_logits(variables, batch['inputs'], model=model) for batch in batches]
+  logits = [measure.logits(variables, batch['inputs'], model=model) for batch in batches]
   return log_softmax(_kept(logits, batches).astype(np.float64), axis=-1)
-
-
-@partial(jax.jit, static_argnames='model')
-def _logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> jax.Array:
-  return model.apply(variables, inputs_BX, train=False)[0]
 
 
 def _kept(arrays_BC: list[np.ndarray], batches: list[Batch]) -> np.ndarray:
