@@ -55,6 +55,11 @@ def with_devices(count: int) -> dict[str, str]:
   return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
 
 
+def pytest_xdist_auto_num_workers() -> int:
+  """One more than there are cores: workers often wait, for programs that they started and for the disk."""
+  return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+
+
 def pytest_unconfigure():
   if _OWN_CACHE is not None:
     shutil.rmtree(_OWN_CACHE)
