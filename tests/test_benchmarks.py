@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import runs
-from kdjax import losses
+from kdjax import files, losses
 from tests.benchmarks import growth, loop, members, planes, store, timing
 
 
@@ -51,6 +51,15 @@ def test_the_throughput_of_the_store():
   assert rate.write > 0
   assert rate.read > 0
   assert 100 < rate.num_bytes <= 200  # 100 classes in float16, compressed
+
+
+def test_the_share_of_an_epoch_that_reading_takes(finished, monkeypatch):
+  monkeypatch.setattr(timing, 'seconds', lambda read: 0.5 + 0 * read().sum())
+  log = [{'examples_per_second': speed} for speed in (1.0, 50.0, 1000.0)]
+  monkeypatch.setattr(files, 'read_json_lines', lambda path: log)
+  of = store.reading(runs.load(finished.workdir))
+  assert of.epoch_seconds == 200 / 50  # the tiny config has 200 examples
+  assert of.share == 0.125
 
 
 def test_the_benchmark_of_growth(monkeypatch, tmp_path):

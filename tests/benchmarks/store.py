@@ -1,7 +1,8 @@
 """The prediction store: bytes, throughput, and what each way of storing costs in accuracy of the teacher.
 
     python -m tests.benchmarks.store              # simulated predictions of 1000 classes
-    python -m tests.benchmarks.store WORKDIR      # of the teachers of a finished run, on its test set
+    python -m tests.benchmarks.store WORKDIR      # of the teachers of a finished run, on its test set; and
+                                                  # how much of its student's epochs reading would take
 
 Axes: M member, N example, C class, K stored class.
 """
@@ -20,7 +21,7 @@ from rich.table import Table
 from scipy.special import log_softmax
 
 from analysis import runs
-from kdjax import losses, metrics, progress
+from kdjax import files, losses, metrics, progress
 from kdjax.store import PredictionStore
 from tests.benchmarks import timing
 
@@ -129,6 +130,33 @@ def of_workdir(workdir: epath.Path) -> tuple[np.ndarray, np.ndarray]:
   return log_softmax(np.stack(logits), axis=-1), run.splits['test'].labels_N
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """Of an ensemble's predictions for one epoch of a student, which are one view, against that epoch."""
+
+  view_seconds: float
+  epoch_seconds: float
+
+  @property
+  def share(self) -> float:
+    return self.view_seconds / self.epoch_seconds
+
+
+def reading(study: runs.Study) -> Reading:
+  """Reads some views anew; what an epoch took stands in the student's log. Medians."""
+  run = study.run
+  read = partial(
+    PredictionStore(run.predictions_folder).read_ensemble, 'distillation', study.num_members
+  )
+  views = range(min(timing.REPEATS, run.config.predictions.num_views))
+  log = files.read_json_lines(run.student_folder / 'metrics.jsonl')
+  speed = np.median([row['examples_per_second'] for row in log])
+  return Reading(
+    float(np.median([timing.seconds(partial(read, view)) for view in views])),
+    run.num_examples['student'] / float(speed),
+  )
+
+
 def main() -> None:
   predictions = of_workdir(epath.Path(sys.argv[1])) if len(sys.argv) > 1 else simulated()
   table = Table(title='What the way of storing costs')
@@ -146,6 +174,12 @@ def main() -> None:
       numbers = (f'{x:,.0f}' for x in (rate.write, rate.read, rate.num_bytes))
       table.add_row(str(num_classes), dtype, *numbers)
   progress.console.print(table)
+  if len(sys.argv) > 1:
+    of = reading(runs.load(sys.argv[1]))
+    progress.console.print(
+      f'reading a view of the ensemble: {1000 * of.view_seconds:.1f} ms, {100 * of.share:.2f} % of an '
+      f'epoch of the student ({of.epoch_seconds:.2f} s)'
+    )
 
 
 if __name__ == '__main__':
