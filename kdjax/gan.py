@@ -48,6 +48,15 @@ def run(run: Run) -> bool:
     return True
 
 
+def require(run: Run) -> None:
+  """Raises MissingInputError if samples are wanted and not all there."""
+  if config_lib.needs_gan(run.config) and not is_complete(run):
+    raise MissingInputError(
+      f'the GAN is not trained: {run.gan_folder} should have {run.config.gan.num_samples} samples. '
+      'Run the same command with --stages=gan first.'
+    )
+
+
 def is_complete(run: Run) -> bool:
   """Whether there are as many samples as are wanted. quality.json, written last, knows."""
 

@@ -111,19 +111,27 @@ def open_teacher(run: Run) -> Teacher:
   Raises:
     MissingInputError: the stage before was not run.
   """
-  predictions, num_members = run.config.predictions, run.config.teacher.num_members
-  if predictions.mode == 'online':
+  if run.config.predictions.mode == 'online':
     return OnlineTeacher(run)
+  require(run)
   store = PredictionStore(run.predictions_folder)
-  if not is_stored(run):
-    raise MissingInputError(
-      f'the predictions of {num_members} members for {predictions.num_views} views are not all in '
-      f'{store.folder}. Run the same command with --stages=predictions first.'
-    )
   run.check_data(store.meta['data_checksum'], store.folder, 'student')
   for name, inputs in run.inputs.items():
     store.check(name, len(inputs.split), run.description.num_classes)
-  return StoredTeacher(store, num_members, predictions.num_views)
+  num_members, num_views = run.config.teacher.num_members, run.config.predictions.num_views
+  return StoredTeacher(store, num_members, num_views)
+
+
+def require(run: Run) -> None:
+  """Raises MissingInputError if the predictions are not all stored, or online the teachers not there."""
+  num_members, num_views = run.config.teacher.num_members, run.config.predictions.num_views
+  if run.config.predictions.mode == 'online':
+    teachers.require(run)
+  elif not is_stored(run):
+    raise MissingInputError(
+      f'the predictions of {num_members} members for {num_views} views are not all in '
+      f'{run.predictions_folder}. Run the same command with --stages=predictions first.'
+    )
 
 
 def is_stored(run: Run) -> bool:

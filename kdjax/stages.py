@@ -49,6 +49,17 @@ STAGES = {
 }
 
 
+# What raises MissingInputError if a stage's results are not there.
+REQUIRED = {
+  'teachers': teachers.require,
+  'gan': gan.require,
+  'predictions': predictions.require,
+  'student': student.require,
+  'independent': evaluation.require_independent,
+  'evaluation': evaluation.result,
+}
+
+
 def problems(names: Sequence[str]) -> list[str]:
   """What is wrong with a --stages flag."""
   if not names:
@@ -65,8 +76,7 @@ def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
   this = Run(config, workdir)
   this.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
   files.require_shared(this.workdir)
-  if 'evaluation' in names and 'independent' not in names:
-    evaluation.require_independent(this)
+  _require_between(this, names)
   for name, stage in STAGES.items():
     if name in names:
       start = time.monotonic()
@@ -75,6 +85,14 @@ def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
       took = f'done in {time.monotonic() - start:.0f} s' if worked else 'up to date'
       progress.logger.info('%s: %s', name, took)
   return this
+
+
+def _require_between(run: Run, names: Sequence[str]) -> None:
+  """What is left out between two stages must be there: told now, and not after the first of them."""
+  places = [i for i, name in enumerate(STAGES) if name in names]
+  for name in list(STAGES)[places[0] : places[-1]]:
+    if name not in names:
+      REQUIRED[name](run)
 
 
 COMPARING = ('independent', 'evaluation')

@@ -95,13 +95,17 @@ def load(run: Run, step: int | None = None) -> steps.Variables:
     MissingInputError: it is not trained.
     DamageError: the checkpoint is damaged.
   """
-  folder = run.student_folder
-  if not training.is_complete(folder):
+  require(run)
+  return run.load_variables(run.student_folder, 'student', step)
+
+
+def require(run: Run) -> None:
+  """Raises MissingInputError if the student is not trained."""
+  if not training.is_complete(run.student_folder):
     raise MissingInputError(
-      f'the student is not trained: there is no {folder / "complete.json"}. '
+      f'the student is not trained: there is no {run.student_folder / "complete.json"}. '
       'Run the same command with --stages=student first.'
     )
-  return run.load_variables(folder, 'student', step)
 
 
 def _initial_variables(run: Run) -> steps.Variables:

@@ -1,4 +1,4 @@
-"""Sweeps: in one process and in several, killed, diverging, and told what is wrong."""
+"""Which stages run, and sweeps: in one process and in several, killed, diverging, told what is wrong."""
 
 import contextlib
 import csv
@@ -14,12 +14,12 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
 from kdjax import files, stages
-from kdjax.errors import UserError
+from kdjax.errors import MissingInputError, UserError
 from kdjax.run import Run
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
@@ -114,6 +114,34 @@ def folders(workdir) -> dict[str, int]:
 
 def content(workdir) -> dict[pathlib.Path, int]:
   return {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
+
+
+# Some of the stages.
+
+
+@pytest.mark.parametrize(
+  'names, missing',
+  [
+    (['teachers', 'predictions'], 'gan'),
+    (['teachers', 'gan', 'student'], 'predictions'),
+    (['predictions', 'gan', 'teachers', 'evaluation'], 'student'),
+  ],
+)
+def test_what_is_left_out_between_two_stages_is_told_before_the_first(names, missing, tmp_path):
+  config = tiny_run(tmp_path, predictions__extra='gan', predictions__num_extra=2).config
+  with pytest.raises(MissingInputError, match=f'--stages={missing}'):
+    stages.run(config, epath.Path(tmp_path), names)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_out_may_be_there_already_or_not_be_wanted(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  before = content(tmp_path)
+  stages.run(run.config, run.workdir, ['teachers', 'evaluation'])
+  assert content(tmp_path) == before
+  shutil.rmtree(tmp_path / 'students')
+  with pytest.raises(MissingInputError, match='--stages=student'):
+    stages.run(run.config, run.workdir, ['teachers', 'evaluation'])
 
 
 # One process.
