@@ -310,6 +310,6 @@ def test_four_processes_give_what_one_gives(launched, tmp_path):
   )
   assert [row['step'] for row in one] == [2, 4, 6, 7]
   for row, expected in zip(four, one, strict=True):
-    for name in ('train/loss', 'train/gradient_norm'):
-      tolerance = 1e-5 if row['step'] == 2 else 0.1
+    for name, later in (('train/loss', 0.02), ('train/gradient_norm', 0.1)):
+      tolerance = 1e-5 if row['step'] == 2 else later
       assert row[name] == pytest.approx(expected[name], rel=tolerance)
