@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import math
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -66,7 +65,7 @@ def num_steps(section: ConfigDict, num_examples: int) -> int:
   examples = section.num_examples
   if section.num_epochs is not None:
     examples = section.num_epochs * num_examples
-  return math.ceil(examples / section.batch_size)
+  return int(-(-examples // section.batch_size))  # whole numbers of any size
 
 
 def student_model(config: ConfigDict) -> ConfigDict:

@@ -198,6 +198,7 @@ def test_optional_fields_are_those_that_base_makes_references():
   [
     # Of 1,000 examples in batches of 128.
     ({'num_steps': 125}, 125),
+    ({'num_epochs': 10**400}, 10**403 // 128),  # no float is as large
     ({'num_epochs': 16}, 125),
     ({'num_examples': 16_000}, 125),
     ({'num_epochs': 1}, 8),  # 7.8 rounded up
