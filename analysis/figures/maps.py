@@ -89,13 +89,13 @@ def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
 
 
 def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray) -> None:
-  """Labels the last point, and those that are not on top of one that has a label."""
-  apart = 0.07 * np.ptp(xy_T2[~np.isnan(xy_T2[:, 0])], axis=0).max()
-  labelled = np.zeros((0, 2))
+  """Labels the last point, and each other whose label does not touch one that is there."""
+  label_2 = np.array([0.13, 0.07]) * max(axes.dataLim.size)
+  labelled_K2 = np.zeros((0, 2))
   for xy, step in reversed(list(zip(xy_T2, steps, strict=True))):
-    if (np.linalg.norm(labelled - xy[None], axis=1) >= apart).all():
-      axes.annotate(f'{step}', xy, (5, 5), textcoords='offset points', fontsize=9)
-      labelled = np.concatenate([labelled, xy[None]])
+    if (np.abs(labelled_K2 - xy) >= label_2).any(axis=1).all():
+      axes.annotate(f'{step}', xy, (0, 5), textcoords='offset points', fontsize=9, ha='center')
+      labelled_K2 = np.concatenate([labelled_K2, xy[None]])
 
 
 def _draw_matrix(axes: 'Axes', arrays: Arrays) -> None:
