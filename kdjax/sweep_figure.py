@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,7 @@ def _draw(sweep: Sweep, rows: Sequence[Row]) -> 'Figure':
     if not any(row.cells[i].count for row in rows):
       axes.set_title('no result yet', fontsize='medium', loc='left')
   if named:
-    _label_names(grid[:, 0], sweep)
+    _label_names(figure, grid[:, 0], sweep)
   else:
     _scale_x(grid[0, 0], sweep)
   _add_legend(figure, sweep, rows)
@@ -254,10 +255,11 @@ def _size_inches(sweep: Sweep, num_rows: int, num_columns: int) -> tuple[float, 
   )
 
 
-def _label_names(first_column: Sequence['Axes'], sweep: Sweep) -> None:
+def _label_names(figure: 'Figure', first_column: Sequence['Axes'], sweep: Sweep) -> None:
   names = sweep_lib.x_values(sweep)
+  num_letters = int(10 * figure.get_figheight())  # as many as there is room for, once
+  figure.supylabel(textwrap.fill(sweep.x_label, num_letters), size='medium')
   for axes in first_column:
-    axes.set_ylabel(sweep.x_label)
     axes.set_yticks(range(len(names)), names)
     axes.set_yticks([j + 0.5 for j in range(len(names))], minor=True)
     axes.set_ylim(len(names) - 0.5, -0.5)

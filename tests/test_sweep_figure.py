@@ -165,6 +165,20 @@ def test_every_panel_is_there(points, num_panels):
   assert not any(a.overlaps(b) for a, b in pairs)
 
 
+@pytest.mark.parametrize('num_panels', [1, 7])
+@pytest.mark.parametrize('x_label', ['data', 'the student starts at weights that are', 'data, ' * 20])
+def test_what_the_names_are_stands_once_on_their_left(x_label, num_panels):
+  panels = [Panel(AGREEMENT, f'panel {i}', 100) for i in range(num_panels)]
+  figure = drawn(dataclasses.replace(NAMES, x_label=x_label, panels=panels), NAMED_RESULTS)
+  figure.draw_without_rendering()
+  label = figure._supylabel.get_window_extent()
+  assert 0 <= label.y0 < label.y1 <= figure.bbox.height
+  names = [name for axes in figure.axes for name in axes.get_yticklabels() if name.get_visible()]
+  assert {name.get_text() for name in names} == {'baseline', 'mixup'}
+  assert 0 <= label.x0 < label.x1 <= min(name.get_window_extent().x0 for name in names)
+  assert not any(axes.get_ylabel() for axes in figure.axes)
+
+
 def test_csv_golden(tmp_path):
   rows = list(csv.reader(io.StringIO(written(tmp_path)['csv'].read_text())))
   assert rows[0] == [
