@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -44,7 +45,8 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
   if not hosts.is_main():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
+  # Named anew: another machine may have a process of the same number.
+  temporary = path.parent / f'{path.name}.{uuid.uuid4().hex}.tmp'
   try:
     temporary.write_bytes(content)
     temporary.replace(path)
@@ -84,10 +86,14 @@ def checksum(content: bytes) -> str:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
+  write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
   """An object gets the checksum of the others as its last value, since a flipped digit is valid JSON."""
   if isinstance(value, dict):
     value = value | {CHECKSUM: checksum(json.dumps(value).encode())}
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  return json.dumps(value, indent=2) + '\n'
 
 
 def read_json(path: epath.Path) -> Any:

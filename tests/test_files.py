@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -39,6 +40,16 @@ def test_a_failed_first_write_leaves_no_file(path):
   assert not path.exists()
   files.write_text(path, 'new')  # and does not stand in the way of the next
   assert path.read_text() == 'new'
+
+
+def test_writers_of_one_process_number_do_not_meet(path):
+  """Threads have one; processes on two machines may."""
+  texts = [letter * 100_000 for letter in 'abcdefgh']
+  with ThreadPoolExecutor(len(texts)) as pool:
+    for _ in range(20):
+      list(pool.map(lambda text: files.write_text(path, text), texts))
+      assert path.read_text() in texts
+  assert [p.name for p in path.parent.iterdir()] == ['file.json']
 
 
 @pytest.mark.parametrize(
