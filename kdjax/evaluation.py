@@ -33,9 +33,11 @@ def run(run: Run) -> bool:
   """Evaluates the student if it was not evaluated. Returns whether it was not.
 
   Writes logits.npz, the student's logits and the teacher's log_probs on every split, and then
-  result.json.
+  result.json. config.json becomes this run's: it says what result.json was made with, and where the
+  data is now.
   """
   if is_evaluated(run):
+    run.write_config(run.student_folder, replace=True)
     return False
   pupils, teacher = _pupils(run), predictions.open_teacher(run)  # raise before a lock is written
   if run.config.evaluation.num_cka_examples:
@@ -43,6 +45,7 @@ def run(run: Run) -> bool:
   with files.lock(run.student_folder):
     if is_evaluated(run):  # by another process, while this one waited
       return False
+    run.write_config(run.student_folder, replace=True)
     _evaluate(run, pupils, teacher)
   return True
 

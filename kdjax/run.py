@@ -286,9 +286,11 @@ class Run:
       files.write_json(record, {'checksum': self.checksum(of)})
     self.write_config(folder)
 
-  def write_config(self, folder: epath.Path) -> None:
-    if not (folder / 'config.json').exists():
-      files.write_json(folder / 'config.json', self.config.to_dict())
+  def write_config(self, folder: epath.Path, replace: bool = False) -> None:
+    """Writes config.json, or in place of one that differs, in fields of no fingerprint of the folder."""
+    path, text = folder / 'config.json', files.json_text(self.config.to_dict())
+    if not path.exists() or (replace and path.read_bytes() != text.encode()):
+      files.write_text(path, text)
 
   def plan(self, of: str) -> training.Plan:
     """How long and how often, for the 'teacher' or the 'student'."""

@@ -328,6 +328,22 @@ def test_results_are_of_the_configs_that_are_evaluated_as_they_say(compared, fin
   assert found == {1: evaluation.result(compared)}
 
 
+def test_the_config_beside_the_result_is_of_the_last_evaluation(finished, tmp_path):
+  """A student may first be trained as the independent one of another, or its data be moved."""
+  folder = copied(finished, tmp_path).student_folder
+  config = pathlib.Path(folder, 'config.json')
+  for fields in ({'evaluation__num_bootstrap': 5}, {}):
+    run = tiny_run(tmp_path, dataset__data_dir=str(tmp_path), **fields)
+    assert not student.run(run)
+    evaluation.run(run)
+    saved = json.loads(config.read_text())
+    assert saved['dataset']['data_dir'] == str(tmp_path)
+    assert saved['evaluation']['num_bootstrap'] == run.config.evaluation.num_bootstrap
+    before = config.stat().st_mtime_ns
+    assert not evaluation.run(run)
+    assert config.stat().st_mtime_ns == before
+
+
 def test_fingerprints_name_the_folders(compared, result):
   assert result['fingerprints'] == {
     'teacher': compared.member_folder(0).parent.name,
