@@ -90,8 +90,10 @@ def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Run:
 def _require_between(run: Run, names: Sequence[str]) -> None:
   """What is left out between two stages must be there: told now, and not after the first of them."""
   places = [i for i, name in enumerate(STAGES) if name in names]
+  online = run.config.predictions.mode == 'online'
   for name in list(STAGES)[places[0] : places[-1]]:
-    if name not in names:
+    needs_chosen = name == 'predictions' and online and 'teachers' in names
+    if name not in names and not needs_chosen:
       REQUIRED[name](run)
 
 

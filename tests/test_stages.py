@@ -18,7 +18,7 @@ from conftest import ROOT, TINY, copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import files, stages
+from kdjax import files, stages, training
 from kdjax.errors import MissingInputError, UserError
 from kdjax.run import Run
 
@@ -132,6 +132,14 @@ def test_what_is_left_out_between_two_stages_is_told_before_the_first(names, mis
   with pytest.raises(MissingInputError, match=f'--stages={missing}'):
     stages.run(config, epath.Path(tmp_path), names)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_online_no_predictions_are_missed_of_teachers_that_are_trained_first(tmp_path):
+  run = tiny_run(tmp_path, predictions__mode='online')
+  with pytest.raises(MissingInputError, match='--stages=teachers'):
+    stages.run(run.config, run.workdir, ['gan', 'student'])
+  stages.run(run.config, run.workdir, ['teachers', 'student'])
+  assert training.is_complete(run.student_folder)
 
 
 def test_what_is_left_out_may_be_there_already_or_not_be_wanted(finished, tmp_path):
