@@ -58,11 +58,24 @@ def test_a_broken_record_is_told_by_its_place_in_the_stored_split(tmp_path):
     data.load(section(name='tiny', data_dir=str(tmp_path)))
 
 
-def test_test_images_do_not_come_back_as_unlabelled_ones(tmp_path):
+@pytest.mark.parametrize('extra', ['tiny', 'tiny:1.0.0'])
+@pytest.mark.parametrize('name', ['tiny', 'tiny:1.0.0'])
+def test_test_images_do_not_come_back_as_unlabelled_ones(tmp_path, name, extra):
   config, _ = write_train_alone(tmp_path)
-  with pytest.raises(UserError, match=r"^predictions\.extra = 'tiny': is dataset\.name itself"):
-    data.extra_size('tiny', config)
-  assert data.extra_size('tiny', section(name='digits', data_dir=str(tmp_path))) == 60
+  config.name = name
+  with pytest.raises(UserError, match=rf"^predictions\.extra = '{extra}': .* whose test examples"):
+    data.extra_size(extra, config)
+  assert data.extra_size(extra, section(name='digits', data_dir=str(tmp_path), num_val=9)) == 60
+
+
+@pytest.mark.parametrize('name', ['digits', 'tiny'])
+def test_neither_do_those_for_validation(tmp_path, name):
+  write_tfds(tmp_path, IMAGES, {'train': some_records(20), 'test': some_records(4)})
+  config = section(name=name, data_dir=str(tmp_path), num_val=5)
+  with pytest.raises(UserError, match=rf"^predictions\.extra = '{name}': .* dataset\.num_val = 0$"):
+    data.extra_size(name, config)
+  config.num_val = 0
+  assert data.extra_size(name, config) == {'digits': 1437, 'tiny': 20}[name]
 
 
 def test_held_out_texts_give_no_words(tmp_path):

@@ -254,9 +254,10 @@ class _Embedded:
   is_text = False
   special = None
   extra_split = 'train'
+  holds_out = False
 
   def __init__(self, name: str):
-    self._name = name
+    self._name = self.set_name = name
     self._description, self._load = EMBEDDED[name]
     self.image_shape = self._description.input_shape
     self.class_names = self._description.class_names
@@ -299,11 +300,8 @@ def _open_extra(name: str, config: ConfigDict, field: str, prepare: bool) -> _So
     data_dir = None if config.name == sources.FOLDER else config.data_dir
     source = sources.Tfds(name, data_dir, prepare, field, labelled=False)
   own = _open(config, prepare=False)
-  if name == config.name and isinstance(own, sources.Tfds) and own.holds_out:
-    raise UserError(
-      f"{field} = {name!r}: is dataset.name itself, whose test examples come from its 'train'; allowed: "
-      'another'
-    )
+  if source.extra_split == 'train' and source.set_name == own.set_name:
+    _check_nothing_is_held_out(own, config, f'{field} = {name!r}')
   if source.is_text != own.is_text:
     kinds = {True: 'texts', False: 'images'}
     raise UserError(
@@ -311,6 +309,17 @@ def _open_extra(name: str, config: ConfigDict, field: str, prepare: bool) -> _So
       f'dataset.name = {config.name!r}'
     )
   return source
+
+
+def _check_nothing_is_held_out(own: _Source, config: ConfigDict, prefix: str) -> None:
+  """Raises UserError where all of the set's 'train' holds examples that students are judged by."""
+  kept = ['test'] * own.holds_out + ['validation'] * bool(config.num_val)
+  if kept:
+    otherwise = '' if own.holds_out else ', or dataset.num_val = 0'
+    raise UserError(
+      f'{prefix}: is the set of dataset.name = {config.name!r}, whose {" and ".join(kept)} examples come '
+      f"from its 'train', too; allowed: another{otherwise}"
+    )
 
 
 def _input_shape(source: _Source, config: ConfigDict) -> tuple[int, ...]:

@@ -51,6 +51,8 @@ class Folder:
 
   is_text = False
   special = None
+  set_name = FOLDER
+  holds_out = False
 
   def __init__(self, data_dir: str | None):
     self._prefix = f'dataset.data_dir = {data_dir!r} of dataset.name = {FOLDER!r}'
@@ -107,6 +109,7 @@ class Unlabelled:
 
   is_text = False
   special = None
+  set_name = None
   extra_split = 'extra'
 
   def __init__(self, path: str, field: str):
@@ -169,6 +172,11 @@ class Tfds:
           f'{self._prefix}: has the splits {list(self._builder.info.splits)}. Needed: '
           f'{" and ".join(map(repr, dict.fromkeys(self._splits.values())))}'
         )
+
+  @property
+  def set_name(self) -> str:
+    """Without config and version: their images are often the same."""
+    return self._builder.name
 
   @property
   def is_text(self) -> bool:
