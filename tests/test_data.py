@@ -18,7 +18,7 @@ from tiny_data import (
   write_tfds,
 )
 
-from kdjax import data
+from kdjax import data, keys
 from kdjax.errors import UserError
 
 
@@ -292,6 +292,17 @@ def batches(num_examples, batch_size, num_steps, seed=0, start=0):
   """'indices' and 'epochs' of shape (steps, batch)."""
   found = list(data.training_batches(seed, num_examples, batch_size, num_steps, start))
   return tuple(np.stack([batch[name] for batch in found]) for name in ('indices', 'epochs'))
+
+
+def test_members_that_take_turns_draw_each_order_once(monkeypatch):
+  drawn = []
+  numpy_rng = keys.numpy_rng
+  monkeypatch.setattr(keys, 'numpy_rng', lambda *path: drawn.append(path) or numpy_rng(*path))
+  members = [data.training_batches(seed, 40, 7, 17) for seed in range(100, 108)]
+  for _ in range(17):
+    for member in members:
+      next(member)
+  assert sorted(drawn) == [(seed, 'order', epoch) for seed in range(100, 108) for epoch in range(3)]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ Axes: N example, B batch.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from kdjax import keys
 
-PERMUTATIONS_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger than the split
+PERMUTATIONS_KEPT = (
+  4  # of a seed: a batch reaches into two epochs, if it is no larger than the split
+)
+SEEDS_KEPT = 16  # members that train in parallel have one each, and take turns
 
 
 def training_batch(
@@ -26,7 +29,7 @@ def training_batch(
   indices = np.empty(batch_size, np.int32)
   for epoch in range(epochs[0], epochs[-1] + 1):
     of_epoch = epochs == epoch
-    indices[of_epoch] = _permutation(seed, num_examples, epoch)[offsets[of_epoch]]
+    indices[of_epoch] = _permutations(seed, num_examples)(epoch)[offsets[of_epoch]]
   return indices, epochs.astype(np.int32)
 
 
@@ -42,9 +45,15 @@ def training_batches(
     yield {'indices': indices, 'epochs': epochs}
 
 
-@functools.lru_cache(PERMUTATIONS_KEPT)
-def _permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
-  return keys.numpy_rng(seed, 'order', epoch).permutation(num_examples).astype(np.int32)
+@functools.lru_cache(SEEDS_KEPT)
+def _permutations(seed: int, num_examples: int) -> Callable[[int], np.ndarray]:
+  """The order of all examples, by epoch. A large one takes longer to draw than a batch to train."""
+
+  @functools.lru_cache(PERMUTATIONS_KEPT)
+  def permutation(epoch: int) -> np.ndarray:
+    return keys.numpy_rng(seed, 'order', epoch).permutation(num_examples).astype(np.int32)
+
+  return permutation
 
 
 def balanced_order(labels_N: np.ndarray) -> np.ndarray:
