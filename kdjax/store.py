@@ -144,8 +144,10 @@ class PredictionStore:
     # Nothing here is above 0 by more than rounding, so no exponential overflows.
     log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
     largest_NC = log_probs_MNC.max(axis=0)
-    mean_NC = np.exp(log_probs_MNC - largest_NC).mean(axis=0)
-    return largest_NC + np.log(mean_NC)
+    # Where all members say −∞, as float16 has it below −65,504, so does the ensemble.
+    shift_NC = np.where(np.isneginf(largest_NC), 0, largest_NC)
+    with np.errstate(divide='ignore'):
+      return shift_NC + np.log(np.exp(log_probs_MNC - shift_NC).mean(axis=0))
 
   def mend(self, split: str, member: int, view: int) -> str:
     """What to do when one member's predictions of one view are damaged."""

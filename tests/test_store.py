@@ -4,6 +4,7 @@ import pytest
 from etils import epath
 from scipy.special import log_softmax
 
+from kdjax import losses
 from kdjax.errors import DamageError
 from kdjax.store import DTYPES, PredictionStore, kvstore
 
@@ -49,6 +50,20 @@ def test_float16_holds_very_unlikely_classes(tmp_path):
   store.reserve('train', (1, 1, 50, 4), 'float16')
   store.write('train', 0, 0, logits)
   np.testing.assert_allclose(store.read('train', [0], 0)[0], log_softmax(logits, -1), rtol=1e-3)
+
+
+@pytest.mark.filterwarnings('ignore:overflow')
+def test_the_ensemble_is_that_of_the_losses_also_where_all_members_are_certain(tmp_path):
+  """Below −65,504, float16 says −∞."""
+  logits = np.array([[[7e4, 0, 1], [1, 2, 3]], [[8e4, 1, 0], [0, 8e4, 8e4]]], np.float32)
+  store = PredictionStore(epath.Path(tmp_path))
+  store.reserve('train', (2, 1, 2, 3), 'float16')
+  for member, logits_NC in enumerate(logits):
+    store.write('train', member, 0, logits_NC)
+  found = store.read_ensemble('train', 2, 0)
+  expected = losses.ensemble_log_probs(store.read('train', range(2), 0))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_array_equal(np.exp(found[0]), [1, 0, 0])
 
 
 def test_what_was_not_written_is_not_there(tmp_path, logits):
