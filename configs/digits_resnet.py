@@ -1,9 +1,9 @@
 """Self-distillation of three small ResNets on embedded digits: everything in minutes, offline.
 
-    python launch.py                                    # two CPU cores: two minutes
+    python launch.py                                    # two CPU cores: two to four minutes
     python launch.py --config.student.temperature=1     # reuses teachers and predictions
 
-The ensemble reaches 99.7 % test accuracy, and the student agrees with it on 99.7 % of the test set.
+The ensemble reaches 99.7 % test accuracy, and the student agrees with it on 99.4 % of the test set.
 1,437 training and 360 test images of 8x8 pixels. Digits are not flipped.
 """
 
