@@ -166,7 +166,9 @@ def test_every_panel_is_there(points, num_panels):
 
 
 @pytest.mark.parametrize('num_panels', [1, 7])
-@pytest.mark.parametrize('x_label', ['data', 'the student starts at weights that are', 'data, ' * 20])
+@pytest.mark.parametrize(
+  'x_label', ['data', 'the student starts at weights that are', 'data, ' * 20]
+)
 def test_what_the_names_are_stands_once_on_their_left(x_label, num_panels):
   panels = [Panel(AGREEMENT, f'panel {i}', 100) for i in range(num_panels)]
   figure = drawn(dataclasses.replace(NAMES, x_label=x_label, panels=panels), NAMED_RESULTS)
