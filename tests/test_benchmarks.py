@@ -1,13 +1,15 @@
 """That the benchmarks still run. What they measure is not for a test: machines are noisy."""
 
 import dataclasses
+import io
+import sys
 
 import numpy as np
 import pytest
 
 from analysis import runs
 from kdjax import files, losses
-from tests.benchmarks import growth, loop, members, planes, store, timing
+from tests.benchmarks import growth, huge_pages, loop, members, planes, store, timing
 
 
 def test_medians_are_of_pairs_that_were_timed_together():
@@ -25,6 +27,15 @@ def test_the_benchmark_of_the_loop_runs(monkeypatch):
   for row in rows:
     assert row.examples_per_second > 0
     assert row.ratio == pytest.approx(row.bare_examples_per_second / row.examples_per_second)
+
+
+def test_the_programs_of_the_benchmark_of_huge_pages_take_turns(monkeypatch, capsys):
+  monkeypatch.setattr(loop, 'NUM_EXAMPLES', 128)
+  monkeypatch.setattr(loop, 'NUM_MEMBERS', 1)
+  monkeypatch.setitem(loop.SIZES, 'LeNet-5', loop.Size('lenet', 20, num_steps=1))
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('train\ntrain\n'))
+  huge_pages._train_when_told('LeNet-5')
+  assert capsys.readouterr().out == 'done\ndone\n'
 
 
 def test_the_cost_of_a_way_of_storing():
