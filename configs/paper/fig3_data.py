@@ -47,13 +47,14 @@ def get_sweep(arg: str = '') -> Sweep:
       fields |= {'predictions.replacement': 'mnist'}
     if not arg or data != 'GAN':
       points.append(Point(fields, name))
+  at_tau_4 = [point.x for point in points if point.fields['student.temperature'] == 4]
   paper = {
     measure: {('', name): both[i] for name, both in PAPER.items()}
     for i, measure in enumerate((recipes.ACCURACY.measure, recipes.AGREEMENT.measure))
   }
   return Sweep(
     title='Figure 3: distillation data',
-    x_label='distillation data, at τ = 1 but for ' + ', '.join(AT_TAU_4),
+    x_label='distillation data, at τ = 1 but for ' + ', '.join(at_tau_4),
     points=points,
     panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.TRAIN_AGREEMENT),
     trials=1 if arg else 3,
