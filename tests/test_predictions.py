@@ -76,6 +76,7 @@ def test_extra_and_replacing_images_are_distilled_on_without_labels(finished, tm
   run = copied(
     finished,
     tmp_path,
+    dataset__num_val=0,  # which would be among the extra images
     predictions__extra='digits',
     predictions__num_extra=50,
     predictions__replacement='digits',
@@ -87,7 +88,7 @@ def test_extra_and_replacing_images_are_distilled_on_without_labels(finished, tm
     student__alpha=0.3,
     evaluation__num_views=1,
   )
-  for stage in ('predictions', 'student', 'evaluation'):
+  for stage in ('teachers', 'predictions', 'student', 'evaluation'):
     assert stages.STAGES[stage](run)
   assert_stored_is_online(run)
   inputs = run.inputs['distillation']

@@ -59,6 +59,7 @@ def test_plans_count_the_examples_that_each_learns_from(tmp_path):
     tmp_path,
     teacher__examples=(0, 120),
     predictions__examples=(100, 200),
+    dataset__num_val=0,
     predictions__extra='digits',
     predictions__num_extra=30,
   )
@@ -85,6 +86,7 @@ def test_the_distillation_data_are_the_part_and_then_the_extra_images(tmp_path):
   run = tiny_run(
     tmp_path,
     predictions__examples=(100, 200),
+    dataset__num_val=0,
     predictions__extra='digits',
     predictions__num_extra=30,
   )
@@ -97,8 +99,8 @@ def test_the_distillation_data_are_the_part_and_then_the_extra_images(tmp_path):
 
 
 def test_the_checksum_of_the_student_covers_the_extra_images(tmp_path):
-  plain = tiny_run(tmp_path)
-  fields = {'predictions__extra': 'digits', 'predictions__num_extra': 30}
+  plain = tiny_run(tmp_path, dataset__num_val=0)
+  fields = {'predictions__extra': 'digits', 'predictions__num_extra': 30, 'dataset__num_val': 0}
   run, other = (tiny_run(tmp_path, **fields) for _ in range(2))
   other.extra_inputs['extra'][3, 0, 0] ^= 1
   assert run.checksum('teacher') == other.checksum('teacher') == plain.checksum('teacher')

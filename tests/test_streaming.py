@@ -324,6 +324,7 @@ def test_other_data_are_noticed_streamed_or_not(tmp_path):
 
 def test_distillation_data_can_be_streamed_with_others_beside_and_among_them(tmp_path):
   fields = {
+    'dataset__num_val': 0,
     'predictions__extra': 'digits',
     'predictions__num_extra': 30,
     'predictions__replacement': 'digits',
