@@ -128,7 +128,8 @@ def gradient_noise(gram_LBB: np.ndarray, batch_size: int) -> Values:
   Args:
     gram_LBB: of the batches' mean gradients, of `gram`.
 
-  Returns: 'norm', ‖g‖, and 'snr', per example, of shape (L,), with jackknife intervals over batches.
+  Returns: of shape (L,), with jackknife intervals over batches: 'norm', ‖g‖; 'noise', √(S / (n B)), the
+    part of it that is noise and would be there without any gradient; and 'snr', per example.
 
   Raises:
     ValueError: there are under three batches.
@@ -140,18 +141,21 @@ def gradient_noise(gram_LBB: np.ndarray, batch_size: int) -> Values:
     squared_L = kept_LBB.mean(axis=(1, 2))
     spread_L = np.trace(kept_LBB, axis1=1, axis2=2) - count * squared_L
     trace_L = batch_size * spread_L / (count - 1)
-    signal_L = squared_L - trace_L / (batch_size * count)
-    return np.stack([np.sqrt(squared_L), _ratio(signal_L, trace_L)])
+    noise_L = trace_L / (batch_size * count)
+    return np.stack(
+      [np.sqrt(squared_L), np.sqrt(np.maximum(noise_L, 0)), _ratio(squared_L - noise_L, trace_L)]
+    )
 
-  norm, snr = np.swapaxes(jackknife(statistics, gram_LBB.shape[1]), 0, 1)
-  return _with_interval('norm', norm) | _with_interval('snr', snr)
+  norm, noise, snr = np.swapaxes(jackknife(statistics, gram_LBB.shape[1]), 0, 1)
+  return _with_interval('norm', norm) | _with_interval('noise', noise) | _with_interval('snr', snr)
 
 
 def descent_cosines(gradients: Sequence[Tree], direction: Tree, gram_LBB: np.ndarray) -> Values:
   """The cosine of a step of gradient descent with a direction, such as that to the teacher.
 
-  cos(−g, d) with g the mean of the batches' gradients. What noise is left in g makes it smaller. That
-  of two random vectors of P parameters has mean 0 and standard deviation 1/√P.
+  cos(−g, d) with g the mean of the batches' gradients. What noise is left in g makes it smaller than
+  that of the true gradient, by √(1 − noise² / norm²) of `gradient_noise`; its sign stays. That of two
+  random vectors of P parameters has mean 0 and standard deviation 1/√P.
 
   Args:
     gradients: of B batches of as many examples each.

@@ -169,6 +169,8 @@ def test_signal_to_noise_of_gaussian_gradients():
   assert snr.mean() == pytest.approx(0.01, abs=3e-4)
   norm = np.array([v['norm'][0] for v in values])
   assert (norm**2).mean() == pytest.approx(1 + 100 / 128, rel=0.02)
+  noise = np.array([v['noise'][0] for v in values])
+  assert (noise**2).mean() == pytest.approx(100 / 128, rel=0.02)
   covered = [v['snr/low'][0] <= 0.01 <= v['snr/high'][0] for v in values]
   assert 0.9 <= np.mean(covered) <= 0.99
 
@@ -190,7 +192,22 @@ def test_signal_to_noise_is_its_definition():
   gradients = [of([3, 3]), of([3, 4]), of([3, 5])]
   noise = trajectory.gradient_noise(trajectory.gram(gradients), 10)
   np.testing.assert_allclose(noise['norm'], [5, 5])
+  np.testing.assert_allclose(noise['noise'] ** 2, [1 / 3] * 2)
   np.testing.assert_allclose(noise['snr'], [(25 - 1 / 3) / 10] * 2)
+
+
+def test_noise_makes_a_cosine_smaller_by_the_root_of_the_share_of_the_signal():
+  rng = np.random.default_rng(10)
+  mean = np.full(400, 0.05)
+  found, expected = [], []
+  for _ in range(100):
+    gradients = [of(g) for g in noisy_gradients(rng, 16, 8, mean, 0.5)]
+    gram = trajectory.gram(gradients)
+    noise = trajectory.gradient_noise(gram, 8)
+    expected.append(math.sqrt(1 - (noise['noise'][0] / noise['norm'][0]) ** 2))
+    found.append(trajectory.descent_cosines(gradients, of(-mean), gram)['cosine'][0])
+  assert np.mean(found) == pytest.approx(np.mean(expected), rel=0.02)
+  assert np.mean(found) == pytest.approx(math.sqrt(1 / (1 + 100 / 128)), rel=0.02)
 
 
 def test_the_jackknife_of_a_mean_is_students_interval():

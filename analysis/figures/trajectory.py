@@ -68,7 +68,8 @@ def draw_gradients(arrays: Arrays) -> 'Figure':
     )
     overall = {key: x[:, 0] for key, x in arrays.items() if x.ndim == 2}
     overall['steps'] = arrays['steps']
-    _errors(axes['norm'], overall, 'norm', '-', None)
+    _errors(axes['norm'], overall, 'norm', '-', 'mean of all examples')
+    _errors(axes['norm'], overall, 'noise', '--', 'noise in it', color='0.5', marker='s')
     axes['norm'].set_ylim(bottom=0)
     _finish(axes['norm'], 'gradient norm')
     _errors(axes['snr'], overall, 'snr', '-', None)
@@ -163,6 +164,8 @@ def caption_trajectory(arrays: Arrays) -> str:
 def caption_gradients(arrays: Arrays) -> str:
   ends = (0, -1)
   snr = [_with_interval(arrays, 'snr', place) for place in ends]
+  signal_T = 1 - (arrays['noise'][:, 0] / arrays['norm'][:, 0]) ** 2
+  signal = ' and '.join(f'{100 * max(share, 0):.0f} %' for share in signal_T[[0, -1]])
   cosine = {name: [_with_interval(arrays, f'cosine/{name}', i) for i in ends] for name in TEACHERS}
   chance = 1 / np.sqrt(arrays['sizes'])
   temperature_T = arrays['temperature']
@@ -173,7 +176,8 @@ def caption_gradients(arrays: Arrays) -> str:
     'The gradient of the distillation loss at the kept checkpoints, as in training (BatchNorm takes the '
     f"batch's statistics; without weight decay{schedule}), from {int(arrays['num_batches'])} batches of "
     f'{int(arrays["batch_size"])} examples. Signal to noise, ‖G‖² / tr Σ for one example (McCandlish et al. '
-    f'2018): {snr[0]} at first, {snr[1]} at last. Cosine of −gradient with the direction to teacher '
+    f'2018): {snr[0]} at first, {snr[1]} at last; so of the squared norm of their mean {signal} are signal, '
+    'and the cosines of the mean are those of the true gradient times the root of that share. Cosine of −gradient with the direction to teacher '
     f'0: {cosine["raw"][0]}, then {cosine["raw"][1]}; to its aligned copy {cosine["aligned"][0]}, then '
     f'{cosine["aligned"][1]}. Random directions have a standard deviation of {chance[0]:.2g} for all weights and '
     f'up to {chance.max():.2g} for a layer. Intervals: 95 % jackknife over batches; dots mark those without 0, '
