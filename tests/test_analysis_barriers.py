@@ -1,5 +1,6 @@
 """Barriers between networks of which some are permuted copies, and so have none once they are matched."""
 
+import re
 import types
 
 import flax.linen as nn
@@ -369,6 +370,7 @@ def test_the_caption_tells_whether_student_and_teacher_share_a_basin(error, low,
   assert verdict in caption
   assert 'student and teacher 0: 7 [6.99, 7.01]' in caption
   assert f'accuracy falls by {100 * error:.3g} [{100 * low:.3g}, {100 * high:.3g}] %' in caption
+  assert re.search(r'at most 0\.01 nats of the loss and \S+ points of the accuracy', caption)
 
 
 def test_columns_of_paths_have_their_own_ends(curves):
@@ -383,6 +385,9 @@ def test_columns_of_paths_have_their_own_ends(curves):
   caption = PARTS['paths'].caption(arrays)
   assert f're-estimated {arrays["loss"][0, 1]:.3g} [' in caption
   assert 'initial to student' in caption
+  error = 100 * arrays['error'][0, -1]
+  assert re.search(rf'curve.*? \(test accuracy falls by {error:.3g} \[', caption)
+  assert caption.count('test accuracy falls') == len(arrays['pair_names'])  # once for each curve
 
 
 def test_bars_of_layers_go_down_in_depth(moved):
@@ -396,3 +401,12 @@ def test_bars_of_layers_go_down_in_depth(moved):
   np.testing.assert_allclose(widths, 100 * arrays['test/top1_agreement'][2])
   kl = arrays['student/test/predictive_kl']
   assert f'agreement: {kl:.3g} [' in PARTS['layers'].caption(arrays)
+
+
+def test_what_changes_least_is_nearest_to_zero(moved):
+  arrays, _ = moved
+  changes = arrays['test/predictive_kl'].copy()
+  changes[1] = [0.5, -2.0, *[0.001] * (changes.shape[1] - 2)]
+  caption = PARTS['layers'].caption({**arrays, 'test/predictive_kl': changes})
+  most, least = arrays['layers'][1:3]
+  assert re.search(rf'changes most by {most} -2 \[.*\] and least by {least} 0\.001 \[', caption)

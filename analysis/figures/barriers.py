@@ -95,7 +95,9 @@ def _short(value: float) -> str:
 def caption_barriers(arrays: Arrays) -> str:
   chief = _chief(arrays)
   lowest = _lowest(arrays, chief)
-  widest = np.nanmax(arrays['loss/high'] - arrays['loss/low']) / 2
+  widest, widest_error = (
+    np.nanmax(arrays[f'{key}/high'] - arrays[f'{key}/low']) / 2 for key in ('loss', 'error')
+  )
   others = '; '.join(
     _said(arrays, q, _lowest(arrays, q))
     for q in range(len(arrays['pairs']))
@@ -106,7 +108,8 @@ def caption_barriers(arrays: Arrays) -> str:
     f'the line between its ends. {_said(arrays, chief, 0)}, and where accuracy '
     f'falls least {_said(arrays, chief, lowest, named=False)}: {_verdict(arrays, chief, lowest)} '
     f'{f"For comparison, where accuracy falls least: {others}. " if others else ""}'
-    f'{_how(arrays)} Half the width of an interval of the matrices is at most {widest:.2g}.'
+    f'{_how(arrays)} Half the width of an interval is at most {widest:.2g} {arrays["loss_unit"]} of the '
+    f'loss and {100 * widest_error:.2g} points of the accuracy.'
   )
 
 
@@ -211,7 +214,7 @@ def caption_paths(arrays: Arrays) -> str:
   pairs = [
     f'{a} to {b}: '
     + ', '.join(
-      f'{variant} {intervals.text(arrays, "loss", (q, v))}'
+      f'{variant} {intervals.text(arrays, "loss", (q, v))}{_on_test(arrays, q, v)}'
       for v, variant in enumerate(arrays['variants'])
     )
     for q, (a, b) in enumerate(arrays['pair_names'][:PAIRS_IN_A_BAND])
@@ -224,6 +227,13 @@ def caption_paths(arrays: Arrays) -> str:
     f'for {arrays["bezier_steps"]} steps on distillation examples, those of the first row among them, '
     f'so that the test set is its judge. {_how(arrays)}'
   )
+
+
+def _on_test(arrays: Arrays, q: int, v: int) -> str:
+  """What says how good a curve is that was trained on the examples of its loss."""
+  if not str(arrays['variants'][v]).startswith('curve'):
+    return ''
+  return f' (test accuracy falls by {intervals.text(arrays, "error", (q, v), 100)} %)'
 
 
 # Bars.
@@ -256,7 +266,7 @@ def draw_layers(arrays: Arrays) -> 'Figure':
 def caption_layers(arrays: Arrays) -> str:
   key = 'test/predictive_kl'
   replaced = [str(x) for x in arrays['changes']].index('replaced, matched')
-  worst, best = (pick(arrays[key][replaced]) for pick in (np.argmax, np.argmin))
+  most, least = (pick(np.abs(arrays[key][replaced])) for pick in (np.argmax, np.argmin))
   said = lambda layer: f'{arrays["layers"][layer]} {intervals.text(arrays, key, (replaced, layer))}'
   student = ', '.join(
     f'{intervals.text(arrays, f"student/{key}", (), factor)}{unit}'
@@ -268,7 +278,7 @@ def caption_layers(arrays: Arrays) -> str:
   return (
     'The student with one layer moved to that of teacher 0, halfway or all the way, against the student '
     f'itself (KL to the ensemble and agreement: {student}). Replaced and matched, the KL changes most by '
-    f'{said(worst)} and least by {said(best)} nats. Matched: the units of the teacher are first permuted '
+    f'{said(most)} and least by {said(least)} nats. Matched: the units of the teacher are first permuted '
     "to resemble the student's, by their weights. BatchNorm's statistics, if there are any, are "
     're-estimated at each point. Intervals are of the paired differences, 95 % bootstraps over '
     f'{arrays["num_examples"][1]} test examples.'

@@ -211,7 +211,7 @@ def caption_returns(arrays: Arrays) -> str:
     f'with the top eigenvectors projected out. {diverged}From a radius of {largest:g}, on the test set: {"; ".join(texts)}. '
     f'From the teacher itself the KL is {intervals.text(arrays, "after/test/predictive_kl", 0)} nats. {stable} of '
     f'{len(arrays["radii"]) - 1} ends are joined to the teacher by a line that loses less than '
-    f'{100 * SAME_BASIN:g} % of test accuracy. {how(arrays)}'
+    f'{100 * SAME_BASIN:g} % of test accuracy. {how(arrays, where="everywhere, at the ends, too")}'
   )
 
 
@@ -244,7 +244,7 @@ def draw_interval(
   )
 
 
-def how(arrays: Arrays, of: str = '') -> str:
+def how(arrays: Arrays, of: str = '', where: str = 'between trained networks') -> str:
   """On what, with which statistics and which errors it was measured; `of` says whose errors."""
   distillation, test = arrays['num_examples']
   text = (
@@ -252,5 +252,5 @@ def how(arrays: Arrays, of: str = '') -> str:
     f'intervals{of} are 95 % bootstraps over examples.'
   )
   if arrays['reestimated']:
-    text += " BatchNorm's statistics are re-estimated between trained networks."
+    text += f" BatchNorm's statistics are re-estimated {where}."
   return text

@@ -272,7 +272,7 @@ def caption_traces(arrays: Arrays) -> str:
   ]
   return (
     'Traces of H and of G, and tr H − tr G, the curvature that is there only because the loss has a '
-    "gradient in the logits: a perfect match has none. Student's loss: "
+    "gradient in the logits: without labels in the loss, a perfect match has none. Student's loss: "
     f'{"; ".join(texts)}. Intervals are 95 % over probes, which H and G share. Of the layers, the '
     f'{DRAWN_LAYERS} with the largest traces are drawn. {_how(arrays)}'
   )
