@@ -62,7 +62,7 @@ class Settings:
   return_radii: tuple[float, ...] = _field(
     (0.1, 0.3, 1.0), 1e-6, "Distances from the teacher, relative to its weights' norm."
   )
-  return_epochs: float = _field(10.0, 0.01, 'Epochs of distillation from around the teacher.')
+  return_epochs: float = _field(10.0, 0.01, 'Epochs of distillation from around the teacher.', 1e6)
 
   def problems(self) -> list[str]:
     """What is wrong with the numbers, for a ConfigError."""
@@ -82,7 +82,7 @@ class Settings:
       field.metadata['largest'],
     )
     values = value if isinstance(value, tuple) else (value,)
-    if not values or not all(smallest <= x <= largest for x in values):
+    if not values or not all(math.isfinite(x) and smallest <= x <= largest for x in values):
       allowed = f'{smallest} or more' if largest == math.inf else f'{smallest} to {largest}'
       each = ', for each of one or more' if isinstance(value, tuple) else ''
       yield f'--{field.name} = {value}: allowed: {allowed}{each}'

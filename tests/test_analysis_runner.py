@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -203,6 +204,14 @@ def test_names_that_are_not_there_are_told_before_anything_runs(study, made, mon
     runner.run(study, Settings(corners=('teacher 5', 'student')))
   assert error.value.problems == ['--corners = teacher 5']
   assert made.computed == []
+
+
+def test_settings_are_finite():
+  told = Settings(return_radii=(0.1, math.inf), return_epochs=1e308).problems()
+  assert told == [
+    '--return_radii = (0.1, inf): allowed: 1e-06 or more, for each of one or more',
+    '--return_epochs = 1e+308: allowed: 0.01 to 1000000.0',
+  ]
 
 
 def test_settings_that_do_not_go_together():
