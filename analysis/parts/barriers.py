@@ -88,7 +88,9 @@ class _Networks:
     student = self.points['student']
     self.has_statistics = bool(student['batch_stats'])
     self.spec = permutations.spec_for(self.measured.model, student['params'])
-    self.inputs_BX = self.measured.batches('distillation')[0]['inputs'][:MATCHED_EXAMPLES]
+    batches = self.measured.batches('distillation')
+    inputs = [batch['inputs'][batch['weights'] > 0] for batch in batches]
+    self.inputs_BX = np.concatenate(inputs)[:MATCHED_EXAMPLES]
     self._ends: dict[tuple[str, bool], measure.Values] = {}
     self._permutations: dict[tuple[str, str, str], alignment.Permutations] = {}
     self._activations: dict[str, dict[str, np.ndarray]] = {}

@@ -66,7 +66,8 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
   )
   names = np.array(list(log_probs))
   # A random start is far from all, and on one map with it all others would be a dot.
-  is_random = study.run.config.student.init_lambda == 0
+  section = study.run.config.student
+  is_random = section.init_lambda == 0 or section.init_from == 'initial'
   mapped_K = (names != 'step 0') | (not is_random)
   for name in drawing.MAPS:
     d_KK = arrays[name]
