@@ -1,4 +1,8 @@
-"""What the 95 % intervals of all analyses have in common. Axes: R resample, N example, K seed or probe."""
+"""What the 95 % intervals of all analyses have in common. Axes: R resample, N example, K seed or probe.
+
+They are over examples (percentile bootstraps), or seeds, probes or batches. A bootstrap has no width where
+all examples have one value, as those of an agreement of 100 %: up to 3/N may have been missed then.
+"""
 
 from collections.abc import Mapping
 
