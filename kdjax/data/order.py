@@ -10,9 +10,7 @@ import numpy as np
 
 from kdjax import keys
 
-PERMUTATIONS_KEPT = (
-  4  # of a seed: a batch reaches into two epochs, if it is no larger than the split
-)
+PERMUTATIONS_KEPT = 4  # of a seed; a batch no larger than the split reaches into two epochs
 SEEDS_KEPT = 16  # members that train in parallel have one each, and take turns
 
 
