@@ -165,26 +165,32 @@ def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
 
 def _data_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
   dataset = config.dataset
+  of_name = f'dataset.name = {dataset.name!r}'
   room = description.num_train - dataset.num_val
   if room < (dataset.num_train or 1):
     yield (
       f'dataset.num_train = {dataset.num_train}, dataset.num_val = {dataset.num_val}: allowed: together '
-      f'at most the {description.num_train} training examples, with one left to train on'
+      f'at most the {description.num_train} training examples of {of_name}, with one left to train on'
     )
   if dataset.num_test is not None and dataset.num_test > description.num_test:
     yield (
-      f'dataset.num_test = {dataset.num_test}: allowed: at most the {description.num_test} test examples'
+      f'dataset.num_test = {dataset.num_test}: allowed: at most the {description.num_test} test examples '
+      f'of {of_name}'
     )
   sizes = data.split_sizes(dataset, description)
   num_train, num_compared = sizes['train'], config.evaluation.num_cka_examples
   if 0 < sizes['test'] < similarity.MIN_EXAMPLES and num_compared:
     yield (
-      f'evaluation.num_cka_examples = {num_compared}: allowed: 0, with {sizes["test"]} test examples'
+      f'evaluation.num_cka_examples = {num_compared}: allowed: 0, with {sizes["test"]} test examples of '
+      f'{of_name}'
     )
   for section in ('teacher', 'predictions'):
     examples = config[section].examples
     if examples and _keeps_rules(config, f'{section}.examples') and examples[1] > num_train:
-      yield f'{section}.examples = {examples}: allowed: up to the {num_train} training examples'
+      yield (
+        f'{section}.examples = {examples}: allowed: up to the {num_train} training examples that '
+        f'dataset.num_train and dataset.num_val leave of {of_name}'
+      )
   if num_train > 0:
     yield from _duration_problems(config, num_train)
   if description.vocabulary_size is None:

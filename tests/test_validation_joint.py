@@ -38,12 +38,13 @@ def test_training_and_validation_examples_fit_the_set(num_train, num_val):
   fields = {'dataset.num_train': num_train, 'dataset.num_val': num_val}
   (problem,) = problems_of(load(fields=fields))
   assert problem.startswith(f'dataset.num_train = {num_train}, dataset.num_val = {num_val}: ')
-  assert '50000' in problem
+  assert "the 50000 training examples of dataset.name = 'cifar10'" in problem
 
 
 def test_test_examples_fit_the_set():
   (problem,) = problems_of(load(fields={'dataset.num_test': 10_001}))
-  assert problem.startswith('dataset.num_test = 10001: ') and '10000' in problem
+  assert problem.startswith('dataset.num_test = 10001: ')
+  assert problem.endswith("the 10000 test examples of dataset.name = 'cifar10'")
 
 
 @pytest.mark.parametrize('field', ['model.name', 'student.model.name'])
@@ -148,7 +149,10 @@ def test_colour_augmentations_are_of_grey_and_rgb_images(field):
 def test_parts_lie_in_the_training_set(section):
   fields = {'dataset.num_train': 1000, f'{section}.examples': (500, 1001)}
   (problem,) = problems_of(load(fields=fields))
-  assert problem == (f'{section}.examples = (500, 1001): allowed: up to the 1000 training examples')
+  assert problem == (
+    f'{section}.examples = (500, 1001): allowed: up to the 1000 training examples that '
+    "dataset.num_train and dataset.num_val leave of dataset.name = 'cifar10'"
+  )
 
 
 @pytest.mark.parametrize(
