@@ -122,9 +122,8 @@ def throughput(num_classes: int, dtype: str, repeats: int) -> Throughput:
   )
 
 
-def of_workdir(workdir: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-  """log_probs_MNC of the teachers of the newest student, computed anew in float32, and labels_N."""
-  study = runs.load(workdir)
+def of_study(study: runs.Study) -> tuple[np.ndarray, np.ndarray]:
+  """log_probs_MNC of the student's teachers on the test set, computed anew in float32, and labels_N."""
   run, members = study.run, range(study.num_members)
   logits = [run.predict(run.teacher_model, study.member(i), run.inputs['test']) for i in members]
   return log_softmax(np.stack(logits), axis=-1), run.splits['test'].labels_N
@@ -158,7 +157,12 @@ def reading(study: runs.Study) -> Reading:
 
 
 def main() -> None:
-  predictions = of_workdir(epath.Path(sys.argv[1])) if len(sys.argv) > 1 else simulated()
+  study = runs.load(sys.argv[1]) if len(sys.argv) > 1 else None
+  if study and study.run.config.predictions.mode == 'online':
+    sys.exit(
+      f"error: {sys.argv[1]}: predictions.mode = 'online' stores nothing; take a 'stored' run"
+    )
+  predictions = of_study(study) if study else simulated()
   table = Table(title='What the way of storing costs')
   for heading in ('stored as', 'bytes', 'agreement (%)', 'KL (nats)', 'ECE (%)'):
     table.add_column(heading, justify='right')
@@ -174,8 +178,8 @@ def main() -> None:
       numbers = (f'{x:,.0f}' for x in (rate.write, rate.read, rate.num_bytes))
       table.add_row(str(num_classes), dtype, *numbers)
   progress.console.print(table)
-  if len(sys.argv) > 1:
-    of = reading(runs.load(sys.argv[1]))
+  if study:
+    of = reading(study)
     progress.console.print(
       f'reading a view of the ensemble: {1000 * of.view_seconds:.1f} ms, {100 * of.share:.2f} % of an '
       f'epoch of the student ({of.epoch_seconds:.2f} s)'
