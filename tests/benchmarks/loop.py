@@ -11,13 +11,15 @@ import jax
 import numpy as np
 from etils import epath
 
+from analysis import runs
 from kdjax import losses, predictions, steps, student, teachers, views
 from kdjax.inputs import Inputs
 from kdjax.run import Run
-from tests.benchmarks import synthetic, timing
+from tests.benchmarks import planes, synthetic, timing
 
 BATCH, NUM_EXAMPLES, NUM_MEMBERS = 128, 2048, 5
 PREDICTED = 512  # examples in a batch of the prediction stage
+ANALYSED = 128  # examples at each point of a plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,13 @@ class Size:
   model: str
   depth: int
   num_steps: int  # of a training; long enough for what it pays once
+  num_points: int  # in a row of a plane
 
 
 SIZES = {
-  'LeNet-5': Size('lenet', 20, 400),
-  'ResNet-20': Size('resnet', 20, 32),
-  'ResNet-56': Size('resnet', 56, 12),
+  'LeNet-5': Size('lenet', 20, 400, 64),
+  'ResNet-20': Size('resnet', 20, 32, 8),
+  'ResNet-56': Size('resnet', 56, 12, 3),
 }
 
 
@@ -69,12 +72,13 @@ def prepared(size: Size, workdir: epath.Path) -> Run:
 
 
 def measured(name: str, size: Size, repeats: int) -> Iterator[Row]:
-  """Rows for teacher training, prediction and distillation of one model."""
+  """Rows for distillation, prediction, analysis and teacher training of one model."""
   with tempfile.TemporaryDirectory() as temporary:
     run = prepared(size, epath.Path(temporary) / 'prepared')
     yield _row(name, 'distillation', size.num_steps * BATCH, distillation(run), repeats)
     run.config.evaluation.batch_size = PREDICTED
     yield _row(name, 'prediction', NUM_EXAMPLES, _prediction(run), repeats)
+    yield _row(name, 'analysis', *_analysis(run, size.num_points), repeats)
     run.config.evaluation.batch_size = 16
     run.config.teacher.num_steps = size.num_steps  # a longer training, in a folder of its own
     yield _row(name, 'teacher training', size.num_steps * BATCH, _teacher(run), repeats)
@@ -141,6 +145,16 @@ def _prediction(run: Run) -> dict:
     jax.block_until_ready(logits)
 
   return {'bare': bare, 'whole': lambda: run.predict(model, variables, inputs)}
+
+
+def _analysis(run: Run, num_points: int) -> tuple[int, dict]:
+  """A row of a plane around a student after one step, against as many passes over the same examples."""
+  run.config.student.num_steps = 1  # in a folder of its own
+  student.run(run)
+  axis_P = np.linspace(-1, 1, num_points)
+  works = planes.works(runs.Study(run), axis_P, ANALYSED)
+  num_test = min(ANALYSED, run.sizes['test'])
+  return num_points * (ANALYSED + num_test), {side: partial(of, 0.0) for side, of in works.items()}
 
 
 def _bare(step, init, arguments: tuple, seed: int, num_steps: int) -> None:

@@ -42,32 +42,36 @@ def plane_overhead(
   With BatchNorm a pass includes the one over the distillation examples that its statistics take. Both
   sides run on one device, and take turns row by row, so that a busy machine slows both.
   """
-  measured, variables = measure.Measure(study, num_examples), study.student()
-  directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
-  plane = geometry.Plane(variables['params'], *directions)
-  shared = {'plane': plane, 'batch_stats': variables['batch_stats']}
   axis = np.linspace(-1, 1, resolution)
-
-  def row(y: float) -> None:  # a block, as in the part
-    coordinates_P2 = geometry.grid_coords(axis, np.array([y]))
-    values = measured.at(planes.build_point, shared, coordinates_P2, reestimate=True)
-    measure.summary(values, seed=0)
-
-  bare = _bare_passes(measured, steps.replicate(variables))
-  bare(1)  # compiles
-  row(axis[0])
+  row_works = works(study, axis, num_examples)
+  for work in row_works.values():
+    work(axis[0])  # compiles
   ratios = []
   with progress.bar('plane', repeats * resolution, 'rows') as show:
     for repeat in range(repeats):
       times_Y2 = []
       for y in axis:
-        times_Y2.append(
-          [timing.seconds(partial(row, y)), timing.seconds(partial(bare, resolution))]
-        )
+        times_Y2.append([timing.seconds(partial(row_works[side], y)) for side in ('whole', 'bare')])
         show(repeat * resolution + len(times_Y2), '')
       of_plane, of_passes = np.sum(times_Y2, axis=0)
       ratios.append(of_plane / of_passes)
   return float(np.median(ratios))
+
+
+def works(study: runs.Study, axis_P: np.ndarray, num_examples: int) -> dict:
+  """What is to be timed, as functions of y: the row of points (axis, y) and as many forward passes."""
+  measured, variables = measure.Measure(study, num_examples), study.student()
+  directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
+  plane = geometry.Plane(variables['params'], *directions)
+  shared = {'plane': plane, 'batch_stats': variables['batch_stats']}
+  passes = _bare_passes(measured, steps.replicate(variables))
+
+  def whole(y: float) -> None:  # a block, as in the part
+    coordinates_P2 = geometry.grid_coords(axis_P, np.array([y]))
+    values = measured.at(planes.build_point, shared, coordinates_P2, reestimate=True)
+    measure.summary(values, seed=0)
+
+  return {'whole': whole, 'bare': lambda y: passes(len(axis_P))}
 
 
 def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
