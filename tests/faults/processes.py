@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import multiprocessing.pool
 import os
 import pathlib
@@ -36,6 +37,7 @@ def pool() -> multiprocessing.pool.Pool:
 def _silence() -> None:
   progress.setup_logging(errors_only=True)
   progress.logger.setLevel('CRITICAL')
+  logging.getLogger('asyncio').setLevel('CRITICAL')  # of reads that ended in the error already told
   program._quiet_threads()
 
 
