@@ -24,7 +24,6 @@ import os
 import pathlib
 import shlex
 import sys
-import threading
 import traceback
 from functools import partial
 from typing import NoReturn
@@ -162,7 +161,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
   progress.setup_logging()
-  _quiet_threads()
+  _quiet_closed_loop()
   try:
     _run()
   except UserError as error:
@@ -182,14 +181,10 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _quiet_threads() -> None:
-  """What cannot be written stops the main thread, in one line; writers beside it say nothing more."""
+def _quiet_closed_loop() -> None:
+  """A failed write is told in one line; those that Orbax leaves under way behind it say nothing more."""
   sys.unraisablehook = lambda args: (
-    # As the writes of TensorStore that are under way when Orbax gives up after one of them.
     None if str(args.exc_value) == 'Event loop is closed' else sys.__unraisablehook__(args)
-  )
-  threading.excepthook = lambda args: (
-    None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
   )
 
 

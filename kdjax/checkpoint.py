@@ -119,9 +119,11 @@ class Checkpoints:
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except (OSError, UserError):
+    except UserError:
       raise
-    except Exception as error:  # what Orbax and TensorStore make of a full disk
+    except (
+      Exception
+    ) as error:  # of a full disk: Orbax's name no file, and TensorStore's are no OSErrors
       if hosts.is_loss(error):
         raise
       raise StorageError(

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from kdjax import files, hosts, progress, steps
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DivergedError
+from kdjax.events import Events
 from kdjax.steps import Metrics, State
 
 STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
@@ -181,18 +181,13 @@ class _Log:
     """Goes on from the rows up to the restored step; what an interrupted run wrote later comes again."""
     self._path, self.rows = folder / 'metrics.jsonl', rows
     files.write_bytes(self._path, files.json_lines(self.rows))
-    self._writer = SummaryWriter(
-      str(folder / 'tensorboard'),
-      purge_step=start,
-      max_queue=0,  # no bound: on a full disk its thread ends, and a full queue would wait for ever
-      write_to_disk=hosts.is_main(),
-    )
+    self._events = Events(folder / 'tensorboard', start) if hosts.is_main() else None
 
   def append(self, step: int, row: dict[str, float]) -> None:
     self.rows.append({'step': step} | row)
     files.write_bytes(self._path, files.json_lines(self.rows))
-    for key, value in row.items():
-      self._writer.add_scalar(key, value, step)
+    if self._events:
+      self._events.append(step, row)
 
   @property
   def text(self) -> str:
@@ -208,7 +203,8 @@ class _Log:
     return ' '.join(f'{label} {row[key]:.3f}' for key, label in shown.items() if key in row)
 
   def close(self) -> None:
-    self._writer.close()
+    if self._events:
+      self._events.close()
 
 
 def is_complete(folder: epath.Path) -> bool:

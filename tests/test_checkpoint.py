@@ -1,10 +1,13 @@
+import errno
+
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
 from kdjax.checkpoint import Checkpoints, digest
-from kdjax.errors import DamageError
+from kdjax.errors import DamageError, StorageError
 
 
 def state(value: float) -> dict:
@@ -107,3 +110,15 @@ def test_the_digest_sees_values_names_shapes_and_types():
   ]
   assert len({digest(tree) for tree in [base, *others]}) == 5
   assert digest({'a': jax.numpy.zeros(4)}) == digest(base)
+
+
+def test_a_write_that_failed_without_naming_a_file_is_told_with_the_folder(tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')  # as Orbax's of a JSON file
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
+  with (
+    pytest.raises(StorageError, match=rf'^{tmp_path}: a checkpoint .*No space left on device'),
+    Checkpoints(epath.Path(tmp_path)) as checkpoints,
+  ):
+    checkpoints.save(1, state(1))

@@ -209,7 +209,7 @@ def test_random_flags_are_refused_by_name_before_anything_is_written(tmp_path, m
     (place / name).write_text(text)
   monkeypatch.setattr(stages, 'STAGES', dict.fromkeys(stages.STAGES, lambda run: False))
   monkeypatch.setattr(progress, 'setup_logging', lambda **_: None)
-  monkeypatch.setattr(launch, '_quiet_threads', lambda: None)
+  monkeypatch.setattr(launch, '_quiet_closed_loop', lambda: None)
   before, outcomes = sorted(place.iterdir()), collections.Counter()
 
   @drawn(arguments())

@@ -15,7 +15,7 @@ LAYERS = [
   ['errors', 'keys', 'progress', 'sweep', 'figures', 'soap'],
   ['hosts'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
-  ['files', 'data', 'views', 'gan_networks'],
+  ['files', 'data', 'views', 'gan_networks', 'events'],
   ['steps', 'checkpoint', 'store', 'config', 'report', 'sweep_figure'],
   ['inputs', 'training', 'gan_steps', 'rules'],
   ['validation'],
@@ -45,7 +45,8 @@ ONLY = {
   'files': {'errors', 'hosts'},
   'checkpoint': {'errors', 'files', 'hosts'},
   'store': {'errors', 'files'},
-  'training': {'checkpoint', 'errors', 'files', 'hosts', 'progress', 'steps'},
+  'events': {'errors'},
+  'training': {'checkpoint', 'errors', 'events', 'files', 'hosts', 'progress', 'steps'},
   'config': {'errors', 'files', 'sweep', 'views'},
   # The report reads what the stages wrote, and runs without them.
   'report': {'errors', 'files', 'data', 'metrics', 'figures'},

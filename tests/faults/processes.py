@@ -38,7 +38,7 @@ def _silence() -> None:
   progress.setup_logging(errors_only=True)
   progress.logger.setLevel('CRITICAL')
   logging.getLogger('asyncio').setLevel('CRITICAL')  # of reads that ended in the error already told
-  program._quiet_threads()
+  program._quiet_closed_loop()
 
 
 @dataclasses.dataclass
