@@ -7,6 +7,7 @@ before anything runs.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from kdjax import augmentations, data, files, gan_networks, hosts, losses, models, similarity
@@ -156,6 +157,13 @@ def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     size = config[section].batch_size
     if size % num_devices:
       yield f'{section}.batch_size = {size}: allowed: a multiple of the {num_devices} devices'
+  sections = {'model': config.model, 'student.model': config_lib.student_model(config)}
+  wrong = [field for field, section in sections.items() if models.is_miscomputed(section)]
+  if wrong:
+    yield (
+      f"{wrong[0]}.dtype = 'bfloat16': on a CPU, XLA of JAX {jax.__version__} computes VGG-16 wrongly in "
+      "it; allowed there: 'float32'"
+    )
   if config.teacher.members_in_parallel and hosts.count() > 1:
     yield (
       f'teacher.members_in_parallel = True: allowed: False with {hosts.count()} hosts, which train each '

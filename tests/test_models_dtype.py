@@ -50,6 +50,8 @@ def gradient(model, variables, inputs):
 
 @pytest.mark.parametrize(('name', 'norm'), CASES)
 def test_logits_of_bfloat16_are_close_to_those_of_float32(name, norm):
+  if models.is_miscomputed(ConfigDict({'name': name, 'dtype': 'bfloat16'})):
+    pytest.skip('XLA of this JAX computes it wrongly on a CPU; validation refuses it')
   inputs = inputs_of(name)
   variables = random_variables(build(name, norm, 'float32'), inputs, -0.4, 0.4)
   (found, _), (expected, _) = (

@@ -276,6 +276,20 @@ def test_batches_are_split_evenly_over_the_devices():
   assert all('3 devices' in problem for problem in problems)
 
 
+@pytest.mark.parametrize(('backend', 'version'), [('cpu', (0, 10, 2)), ('gpu', (0, 12, 0))])
+@pytest.mark.parametrize('field', ['model', 'student.model'])
+def test_vgg_in_bfloat16_is_for_where_it_is_computed_rightly(field, backend, version, monkeypatch):
+  wrong = load('cifar_vgg.py', {f'{field}.dtype': 'bfloat16'})
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+  monkeypatch.setattr(jax, '__version_info__', (0, 11, 0))
+  (problem,) = problems_of(wrong)
+  assert problem.startswith(f"{field}.dtype = 'bfloat16': on a CPU, XLA of JAX ")
+  validation.check(load(fields={f'{field}.dtype': 'bfloat16'}), 1)  # a ResNet
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(jax, '__version_info__', version)
+  validation.check(wrong, 1)
+
+
 def test_so_are_those_of_a_gan_that_is_trained():
   problems = problems_of(load(fields={'predictions.replacement': 'gan'}), num_devices=3)
   assert problems[-1].startswith('gan.batch_size = 128: allowed: a multiple of the 3 devices')
