@@ -12,6 +12,7 @@ from tests.benchmarks import loop, timing
 
 
 def main() -> None:
+  progress.setup_logging()
   table = Table(title=f'On {jax.device_count()} x {jax.devices()[0].device_kind}')
   for heading in ('model', 'work', 'examples/s', 'bare, examples/s', 'time / bare'):
     table.add_column(heading, justify='left' if heading in ('model', 'work') else 'right')
