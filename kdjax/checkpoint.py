@@ -121,9 +121,7 @@ class Checkpoints:
       yield
     except UserError:
       raise
-    except (
-      Exception
-    ) as error:  # of a full disk: Orbax's name no file, and TensorStore's are no OSErrors
+    except Exception as error:  # of a full disk; an OSError of Orbax's names no file
       if hosts.is_loss(error):
         raise
       raise StorageError(
