@@ -8,7 +8,7 @@ Flags:
   --workdir=DIR                 where everything is written, gs:// too (default: runs/<config name>)
   --stages=A,B                  a subset of teachers,gan,predictions,student,independent,evaluation,report
   --sweep                       runs every point of the sweep that the experiment defines, and draws it;
-                                several processes may do so in one workdir
+                                several processes, and several sweeps, may do so in one workdir
   --sweep_index=I               runs one point of it, as for a job array
   --verify                      checks the stored predictions against the teachers, and runs no stage
 
@@ -140,12 +140,12 @@ def _run_sweep(problems: list[str]) -> None:
       wrong.append(f'--sweep_index = {index}: allowed: 0 to {len(configs) - 1}')
     chosen = {index: chosen.get(index)}
   validation.check_sweep(configs, jax.device_count(), problems + wrong)
-  workdir = _workdir()
+  workdir, name = _workdir(), config_lib.config_name(_CONFIG.value)
   try:
     stages.run_sweep(chosen, workdir, _STAGES.value)
   finally:  # what is done is shown, whatever failed
     results = evaluation.results(configs, workdir)
-    paths = sweep_figure.write(workdir, 'sweep', sweep, results, command=_command_of)
+    paths = sweep_figure.write(workdir, name, sweep, results, command=_command_of)
     progress.console.print(sweep_figure.terminal_table(sweep, results))
     progress.console.print('\n'.join(map(str, paths)), soft_wrap=True)
 

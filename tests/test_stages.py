@@ -184,7 +184,7 @@ def test_two_processes_share_a_sweep(swept, sweeps, tmp_path):
   assert logs.count('independent: done') == 0
   assert logs.count('evaluation: done') == 4
   assert results(tmp_path) == results(swept)
-  assert all(str(tmp_path / f'sweep.{kind}') in outputs[0][0] for kind in ('csv', 'png', 'html'))
+  assert all(str(tmp_path / f'good.{kind}') in outputs[0][0] for kind in ('csv', 'png', 'html'))
   check_csv(tmp_path, sweeps['good'])
 
 
@@ -197,7 +197,7 @@ def check_csv(workdir, spec):
     )
     agreement = 100 * result['splits']['test']['fidelity']['top1_agreement']
     values.setdefault(config.student.temperature, []).append(agreement)
-  with (workdir / 'sweep.csv').open() as file:
+  with (workdir / 'good.csv').open() as file:
     rows = list(csv.DictReader(file))
   assert [float(row['x']) for row in rows] == [1.0, 4.0]
   for row in rows:
@@ -233,9 +233,9 @@ def test_one_point_that_diverges(swept, sweeps, tmp_path):
   assert error.startswith('error: 1 of 1 runs of the sweep failed')
   assert 'run 1: student: the loss' in error
   assert results(tmp_path) == {}
-  with (tmp_path / 'sweep.csv').open() as file:
+  with (tmp_path / 'diverging.csv').open() as file:
     assert [row['count'] for row in csv.DictReader(file)] == ['0', '0', '0']
-  page = (tmp_path / 'sweep.html').read_text()
+  page = (tmp_path / 'diverging.html').read_text()
   assert f'--config={sweeps["diverging"]} --workdir={tmp_path} --sweep_index=2' in page
 
 
