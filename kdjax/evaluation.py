@@ -94,7 +94,7 @@ def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teache
 
 def require_independent(run: Run) -> None:
   """Raises MissingInputError if the independent student is wanted and not trained."""
-  if run.config.evaluation.independent_seed is None:
+  if not independent.is_wanted(run):
     return
   if not training.is_complete(independent.counterpart(run).student_folder):
     raise MissingInputError(
@@ -108,9 +108,13 @@ def is_evaluated(run: Run) -> bool:
   path, logits = (run.student_folder / name for name in ('result.json', 'logits.npz'))
 
   def is_there() -> bool:
-    found = path.exists() and logits.exists()
-    return found and files.read_json(path).get('evaluation') == _settings(run)
+    if not (path.exists() and logits.exists()):
+      return False
+    found = files.read_json(path)
+    has_baseline = 'independent' in found['splits']['test']
+    return found.get('evaluation') == _settings(run) and has_baseline == wants_baseline
 
+  wants_baseline = independent.is_wanted(run)
   return hosts.decide(is_there)
 
 
@@ -152,7 +156,7 @@ class _Pupil:
 def _pupils(run: Run) -> dict[str, _Pupil]:
   pupils = {'fidelity': _Pupil(run, student.load(run))}
   require_independent(run)
-  if run.config.evaluation.independent_seed is not None:
+  if independent.is_wanted(run):
     other = independent.counterpart(run)
     pupils['independent'] = _Pupil(other, student.load(other))
   return pupils

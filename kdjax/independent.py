@@ -6,7 +6,8 @@ an ordinary student of the same workdir, found again by its own fingerprint.
 """
 
 from kdjax import config as config_lib
-from kdjax import predictions, student, teachers, training
+from kdjax import predictions, progress, student, teachers, training
+from kdjax.errors import DivergedError
 from kdjax.run import Run
 
 
@@ -17,11 +18,38 @@ def run(run: Run) -> bool:
   other = counterpart(run)
   if training.is_complete(other.student_folder):
     return False
+  if has_diverged(run):
+    progress.logger.warning(
+      'the independent student, or a teacher of it, has diverged; going on without: %s',
+      other.student_folder,
+    )
+    return False
+  try:
+    return _train(other)
+  except DivergedError as error:
+    raise DivergedError(
+      f'{error} It was of the independent student: the same command goes on without that baseline'
+    ) from error
+
+
+def _train(other: Run) -> bool:
   needs_teachers = other.config.student.init_lambda > 0 or other.config.predictions.mode == 'online'
   if needs_teachers or not predictions.is_stored(other):
     teachers.run(other)
   predictions.run(other)
   return student.run(other)
+
+
+def is_wanted(run: Run) -> bool:
+  """Whether results have the baseline: the config says so, and its training has not diverged."""
+  return run.config.evaluation.independent_seed is not None and not has_diverged(run)
+
+
+def has_diverged(run: Run) -> bool:
+  """Whether the independent student, or a teacher of it, was found to diverge."""
+  other = counterpart(run)
+  members = map(other.member_folder, range(other.config.teacher.num_members))
+  return any(map(training.has_diverged, [other.student_folder, *members]))
 
 
 def counterpart(run: Run) -> Run:

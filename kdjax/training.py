@@ -16,6 +16,7 @@ from kdjax.errors import DivergedError
 from kdjax.events import Events
 from kdjax.steps import Metrics, State
 
+DIVERGED = 'diverged.json'  # in the folder of a training that did: it would again
 STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
 # By default. Inside a loop of XLA's a step takes more than twice the time on a CPU (measured: LeNet 2.4,
 # ResNet-8 2.1 times); on a GPU or TPU the call costs more than a step of a small model (not measured).
@@ -103,7 +104,7 @@ def advance(
 ) -> Iterator[tuple[int, str]]:
   """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
 
-  Writes checkpoints/, metrics.jsonl, tensorboard/ and at the very end complete.json.
+  Writes checkpoints/, metrics.jsonl, tensorboard/ and at the very end complete.json; or diverged.json.
 
   Args:
     name: for messages.
@@ -118,8 +119,9 @@ def advance(
   Yields: after each call that was dispatched, the steps so far and the newest values in words.
 
   Raises:
-    DivergedError: a loss or a gradient is NaN or infinite.
+    DivergedError: a loss or a gradient is NaN or infinite, or was when this was trained before.
   """
+  hosts.decide(lambda: _require_none(folder / DIVERGED))
   per_dispatch = plan.steps_per_dispatch if several else 1
   in_flight = max(2, STEPS_IN_FLIGHT // per_dispatch)
   with Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints:
@@ -225,6 +227,17 @@ def is_complete(folder: epath.Path) -> bool:
   return hosts.decide(is_there)
 
 
+def has_diverged(folder: epath.Path) -> bool:
+  return hosts.decide(lambda: (folder / DIVERGED).exists())
+
+
+def _require_none(diverged: epath.Path) -> bool:
+  if diverged.exists():
+    message = files.read_json(diverged)['message']
+    raise DivergedError(f'{message} (So says {diverged}. Remove it to train once more.)')
+  return True
+
+
 def _start(
   checkpoints: Checkpoints,
   like: State,
@@ -254,7 +267,9 @@ def _summary(
   for i, key in itertools.product(range(num_steps), ('loss', 'gradient_norm')):
     if not np.isfinite(value := by_step[key][0, i]):
       step = done - num_steps + 1 + i
-      raise DivergedError(_divergence_message(name, key, value, step, checkpoints))
+      message = _divergence_message(name, key, value, step, checkpoints)
+      files.write_json(checkpoints.folder.parent / DIVERGED, {'message': message})
+      raise DivergedError(message)
   sums = {key: of_steps.sum(axis=1) for key, of_steps in by_step.items()}
   return {f'train/{key}': float(total / count) for key, (total, count) in sums.items() if count}
 

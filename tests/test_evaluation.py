@@ -27,7 +27,7 @@ from kdjax import (
   training,
 )
 from kdjax import sweep as sweep_lib
-from kdjax.errors import MissingInputError
+from kdjax.errors import DivergedError, MissingInputError
 
 SPLITS = ['train', 'val', 'test']
 INDEPENDENT_SEED, NUM_CKA_EXAMPLES, NUM_RESAMPLES = 7, 40, 50
@@ -155,6 +155,27 @@ def test_the_independent_student_is_an_ordinary_one_and_is_trained_once(compared
 
 def modified(workdir) -> dict[pathlib.Path, int]:
   return {p: p.stat().st_mtime_ns for p in pathlib.Path(workdir).rglob('*') if p.is_file()}
+
+
+def test_an_independent_student_that_diverges_is_told_and_can_be_done_without(
+  finished, tmp_path, monkeypatch
+):
+  run = copied(finished, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
+  other = independent.counterpart(run)
+
+  def diverge(run):
+    files.write_json(other.student_folder / training.DIVERGED, {'message': 'the loss is nan'})
+    raise DivergedError('the loss is nan.')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(independent.student, 'run', diverge)
+    with pytest.raises(
+      DivergedError, match=r'the loss is nan\. It was of the independent student: the'
+    ):
+      independent.run(run)
+  assert not independent.run(run)  # the same command goes on
+  assert evaluation.run(run) and not evaluation.run(run)
+  assert 'independent' not in evaluation.result(run)['splits']['test']
 
 
 def test_without_an_independent_student_there_is_nothing_to_do(finished):

@@ -239,6 +239,39 @@ def test_one_point_that_diverges(swept, sweeps, tmp_path):
   assert f'--config={sweeps["diverging"]} --workdir={tmp_path} --sweep_index=2' in page
 
 
+def test_a_trial_that_diverged_is_not_trained_again_and_costs_no_other_its_result(
+  swept, sweeps, tmp_path, caplog
+):
+  shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+  configs = numbered(configs_of(sweeps['good']))
+  diverged, other = (Run(configs[i], epath.Path(tmp_path)) for i in (2, 0))  # two trials of a point
+  expected = results(tmp_path)
+  diverged.student_folder.rmtree()
+  diverged.student_folder.mkdir()
+  files.write_json(
+    diverged.student_folder / 'diverged.json', {'message': 'student: the loss is nan'}
+  )
+
+  def run_sweep():
+    stages.run_sweep(configs, epath.Path(tmp_path), [*stages.STAGES])
+
+  for _ in range(2):  # nor by the next process
+    with pytest.raises(
+      UserError, match=r'1 of 4 .*\n  run 2: student: the loss is nan .*Remove it'
+    ):
+      run_sweep()
+    assert not (diverged.student_folder / 'checkpoints').exists()
+    found = results(tmp_path)
+    assert set(found) == set(expected) - {diverged.student_folder.name}
+    (changed,) = (name for name in found if found[name] != expected[name])
+    assert changed == other.student_folder.name
+    assert 'independent' not in json.loads(found[changed])['splits']['test']
+    assert str(diverged.student_folder) in caplog.text
+  (diverged.student_folder / 'diverged.json').unlink()
+  run_sweep()
+  assert results(tmp_path) == expected
+
+
 def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(sweeps, tmp_path):
   wrong = launch(sweeps['wrong'], tmp_path, '--sweep_index=4', '--stages=students')
   assert wrong.returncode == 1

@@ -160,6 +160,25 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     assert np.isfinite(checkpoints.restore(jax.eval_shape(init)).params['w']).all()
 
 
+def test_what_has_diverged_is_not_trained_again_until_that_is_wanted(tmp_path):
+  assert not training.has_diverged(epath.Path(tmp_path))
+  with pytest.raises(DivergedError) as first:
+    fit(tmp_path, lambda start: iter([(np.full(3, np.nan, np.float32),)] * NUM_STEPS))
+  assert training.has_diverged(epath.Path(tmp_path))
+
+  def unused(start):
+    raise AssertionError(f'trains from {start}')
+
+  with pytest.raises(DivergedError) as second:
+    fit(tmp_path, unused)
+  assert str(second.value).startswith(
+    f'{first.value} (So says {tmp_path / "diverged.json"}. Remove it'
+  )
+  (tmp_path / 'diverged.json').unlink()
+  fit(tmp_path, batches)
+  assert training.is_complete(epath.Path(tmp_path))
+
+
 def test_a_divergence_before_any_checkpoint_says_so(tmp_path):
   with pytest.raises(DivergedError, match=r'at step 1\. There is no checkpoint before it'):
     fit(
