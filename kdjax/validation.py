@@ -37,6 +37,7 @@ def check(
     problems.append(str(error))
   else:
     problems += _data_problems(config, description)
+    problems += _feature_problems(config, description) if not problems else ()  # builds the models
   if problems:
     raise ConfigError(problems)
 
@@ -84,6 +85,7 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
     if len(given) != 1:
       shown = ', '.join(f'{d} = {value}' for d, value in given.items()) or 'none of them'
       yield f'{name}.{"/".join(config_lib.DURATIONS)}: {shown}; allowed: exactly one, the others None'
+  yield from _unread_problems(config)
   yield from _student_problems(config)
   yield from _distillation_problems(config)
   other = config.evaluation.independent_seed
@@ -92,6 +94,20 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
       f'evaluation.independent_seed = {other}: the same as seed or student.seed, so not independent; '
       'allowed: any other, or None'
     )
+
+
+def _unread_problems(config: ConfigDict) -> Iterator[str]:
+  """Of a model that would be the same without the field: who sets it expects another one."""
+  names = [config_lib.student_model(config).name, config.model.name]
+  of_student, of_teacher = (models.SHAPED_BY.get(name) for name in names)
+  if of_student is None or of_teacher is None:  # unknown, as is told elsewhere
+    return
+  for field in ('depth', 'width', 'norm'):
+    value = config.student.model[field]
+    if value is not None and field not in of_student:
+      yield f'student.model.{field} = {value!r}: {names[0]} has no {field}; allowed: None'
+  if config.model.norm == 'layer' and 'norm' not in of_student | of_teacher:
+    yield f"model.norm = 'layer': {names[1]} has no norm to choose; allowed: 'batch', the default"
 
 
 def _student_problems(config: ConfigDict) -> Iterator[str]:
@@ -187,10 +203,12 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     )
   sizes = data.split_sizes(dataset, description)
   num_train, num_compared = sizes['train'], config.evaluation.num_cka_examples
-  if 0 < sizes['test'] < similarity.MIN_EXAMPLES and num_compared:
+  enough = sizes['test'] >= similarity.MIN_EXAMPLES
+  if sizes['test'] > 0 and num_compared > sizes['test'] * enough:
+    allowed = f'up to {sizes["test"]}' if enough else '0'
     yield (
-      f'evaluation.num_cka_examples = {num_compared}: allowed: 0, with {sizes["test"]} test examples of '
-      f'{of_name}'
+      f'evaluation.num_cka_examples = {num_compared}: allowed: {allowed}, with {sizes["test"]} test '
+      f'examples of {of_name}'
     )
   for section in ('teacher', 'predictions'):
     examples = config[section].examples
@@ -207,6 +225,27 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     yield from _text_problems(config)
   for field in ('extra', 'replacement'):
     yield from _extra_problems(config, field)
+
+
+def _feature_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
+  """Whether teacher and student have features to compare."""
+  sections = [config.model, config_lib.student_model(config)]
+  names = [section.name for section in sections]
+  if not config.evaluation.num_cka_examples or len(set(names)) == 1:
+    return
+  of_teacher, of_student = (
+    models.feature_names(
+      models.build(section, description.num_classes, description.vocabulary_size),
+      description.input_shape,
+    )
+    for section in sections
+  )
+  if not of_teacher & of_student:
+    yield (
+      f'evaluation.num_cka_examples = {config.evaluation.num_cka_examples}: {names[0]} has the features '
+      f'{", ".join(sorted(of_teacher))}, and {names[1]} {", ".join(sorted(of_student))}: none in common; '
+      'allowed: 0'
+    )
 
 
 def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:

@@ -168,6 +168,14 @@ def test_every_model_has_a_smallest_image_or_takes_tokens():
   assert not models.SMALLEST_SIDE.keys() & models.TAKES_TOKENS
 
 
+def test_the_fields_that_shape_a_model_are_those_that_it_says():
+  for name in models.MODELS:
+    others = {'depth': 14, 'width': 8, 'norm': 'layer'}
+    first = build(name, vocabulary_size=9)
+    found = {f for f, v in others.items() if build(name, vocabulary_size=9, **{f: v}) != first}
+    assert found == models.SHAPED_BY[name], name
+
+
 @pytest.mark.parametrize('name', models.SMALLEST_SIDE)
 def test_no_feature_is_empty_from_the_smallest_image_on(name):
   """And below it a layer has no inputs."""

@@ -126,7 +126,53 @@ def test_cka_needs_test_examples():
   fields = {'dataset.num_test': 3, 'evaluation.num_cka_examples': 10}
   (problem,) = problems_of(load(fields=fields))
   assert problem.startswith('evaluation.num_cka_examples = 10: allowed: 0, with 3 test examples')
-  validation.check(load(fields=fields | {'dataset.num_test': 4}), 1)
+  (problem,) = problems_of(load(fields=fields | {'dataset.num_test': 9}))
+  assert problem.startswith(
+    'evaluation.num_cka_examples = 10: allowed: up to 9, with 9 test examples'
+  )
+  validation.check(load(fields=fields | {'dataset.num_test': 10}), 1)
+  fields = {'dataset.num_test': 4, 'evaluation.num_cka_examples': 4}
+  validation.check(load(fields=fields), 1)
+
+
+def test_cka_needs_a_feature_that_both_models_have():
+  fields = {'student.model.name': 'lenet', 'evaluation.num_cka_examples': 10}
+  (problem,) = problems_of(load(fields=fields))
+  assert problem.startswith('evaluation.num_cka_examples = 10: resnet has the features pooled, ')
+  assert problem.endswith('and lenet conv1, conv2, dense1, dense2: none in common; allowed: 0')
+  validation.check(load(fields=fields | {'student.model.name': 'vgg'}), 1)  # stages
+  validation.check(load(fields=fields | {'model.name': 'vgg'}), 1)  # hidden layers
+
+
+@pytest.mark.parametrize(
+  ('fields', 'name'),
+  [
+    ({'student.model.width': 32}, 'lenet'),
+    ({'student.model.depth': 56}, 'lenet'),
+    ({'student.model.norm': 'layer'}, 'lenet'),
+    ({'student.model.name': 'vgg', 'student.model.depth': 56}, 'vgg'),
+    ({'student.model.name': 'vgg', 'student.model.norm': 'batch'}, 'vgg'),
+    ({'student.model.name': 'resnet50', 'student.model.depth': 56}, 'resnet50'),
+    ({'model.norm': 'layer'}, 'lenet'),
+    ({'model.norm': 'layer', 'student.model.name': 'vgg'}, 'lenet'),
+  ],
+)
+def test_a_field_that_a_model_does_not_have_is_not_set(fields, name):
+  (problem,) = problems_of(load('cifar_resnet.py', {'model.name': 'lenet'} | fields))
+  field, value = next((f, v) for f, v in fields.items() if f != 'student.model.name')
+  assert problem.startswith(f'{field} = {value!r}: {name} has no {field.rpartition(".")[2]}')
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'student.model.name': 'resnet', 'student.model.depth': 8, 'student.model.norm': 'layer'},
+    {'student.model.name': 'resnet', 'model.norm': 'layer'},  # the student's, too
+    {'student.model.name': 'vgg', 'student.model.width': 8},
+  ],
+)
+def test_a_student_sets_the_fields_of_its_own_model(fields):
+  validation.check(load(fields={'model.name': 'lenet'} | fields), 1)
 
 
 @pytest.mark.parametrize('field', ['teacher.augmentation', 'predictions.augmentation'])

@@ -29,6 +29,7 @@ __all__ = [
   'DTYPES',
   'MODELS',
   'NORMS',
+  'SHAPED_BY',
   'SMALLEST_SIDE',
   'TAKES_TOKENS',
   'VGG16',
@@ -40,6 +41,7 @@ __all__ = [
   'PreActResNet',
   'ResNet50',
   'build',
+  'feature_names',
   'init',
   'resnet_block',
 ]
@@ -74,6 +76,14 @@ MODELS: dict[str, Callable[[ConfigDict, int, int | None], nn.Module]] = {
   'resnet50': _resnet50,
   'bilstm': _bilstm,
 }
+# The fields of a `model` section that shape a model; of the others it knows nothing.
+SHAPED_BY = {
+  'resnet': {'depth', 'width', 'norm'},
+  'lenet': set(),
+  'vgg': {'width'},
+  'resnet50': {'width', 'norm'},
+  'bilstm': {'width'},
+}
 TAKES_TOKENS = {'bilstm'}  # all others take images
 # Pixels of height and width. In smaller images a pool of LeNet or VGG has nothing left.
 SMALLEST_SIDE = {'resnet': 1, 'lenet': 12, 'vgg': 32, 'resnet50': 1}
@@ -104,6 +114,18 @@ def init(
   """
   init = _init if isinstance(key, jax.core.Tracer) else _compiled_init()
   return init(model, key, input_shape, jnp.dtype(dtype))
+
+
+def feature_names(
+  model: nn.Module, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> set[str]:
+  """Of a model's features; computes nothing."""
+
+  def features(key: jax.Array) -> Features:
+    inputs = jnp.zeros((1, *input_shape), dtype)
+    return model.apply(init(model, key, input_shape, dtype), inputs, train=False)[1]
+
+  return set(jax.eval_shape(features, jax.random.key(0)))
 
 
 def _init(
