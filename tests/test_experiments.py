@@ -135,7 +135,7 @@ SHARED = {
   'fig3_data': (3, 1, 27, 33),  # baseline and mixup at two temperatures
   'fig4_recycling': (3, 0, 9, 27),  # m in 1, 3, 5; D0, D1 and both
   'fig5_train_agreement': (3, 1, 18, 18),
-  'fig6a_optimizers': (1, 0, 1, 9),
+  'fig6a_optimizers': (3, 0, 3, 27),
   'fig6b_lambda': (3, 0, 3, 21),
   'fig9_temperature': (3, 0, 3, 36),
   'fig10_ensemble_size': (3, 0, 3, 36),
@@ -143,7 +143,7 @@ SHARED = {
   'fig13_vgg': (3, 0, 18, 18),
   'fig14_alpha': (3, 0, 3, 45),
   'table1_initialisation': (10, 0, 10, 20),
-  'table2_imagenet': (1, 0, 1, 3),
+  'table2_imagenet': (2, 0, 2, 6),
   'table2_imdb': (3, 0, 3, 9),
 }
 
@@ -169,6 +169,7 @@ def test_the_independent_student_of_a_run_is_another_run_or_none(spec):
   students = {config_lib.student_fingerprint(config) for config in configs}
   for config in configs:
     assert (config.evaluation.independent_seed is None) == (sweep.trials == 1)
+    assert sweep.trials > 1 or ':small' in spec
     if sweep.trials > 1:
       other = config_lib.independent(config)
       assert config_lib.student_fingerprint(other) in students

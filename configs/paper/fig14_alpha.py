@@ -3,7 +3,7 @@
     python launch.py --config=configs/paper/fig14_alpha.py --sweep          # GPUs, days; not run
     python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # 44 minutes on one core
 
-In the paper half a point to a point of agreement is lost between α = 0 and 0.7.
+In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher, 0.8 with 3, 1.0 with 5.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@
     python launch.py --config=configs/paper/fig4_recycling.py:small_temperature --sweep
 
 D0 and D1 are class-balanced halves of the training set. In the paper D0, which the teachers know by
-heart, gives higher accuracy and lower fidelity than D1, and both together are best.
+heart, gives higher accuracy and lower fidelity than D1, and both together are best. With one --workdir for
+both halves, the second finds its three teachers trained.
 """
 
 from ml_collections import ConfigDict

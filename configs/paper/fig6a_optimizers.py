@@ -48,6 +48,6 @@ def get_sweep(arg: str = '') -> Sweep:
       for num_epochs in NUM_EPOCHS[arg]
     ],
     panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT),
-    trials=1,
+    trials=1 if arg else 3,
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: PAPER},
   )
