@@ -165,7 +165,9 @@ def main(argv: list[str]) -> None:
   try:
     _run()
   except UserError as error:
-    sys.exit(f'error: {error}')
+    if hosts.is_known_to_all(error):
+      sys.exit(f'error: {error}')
+    _stop(f'error: {error}')
   except OSError as error:  # a full disk, a folder that cannot be written
     _stop(f'error: {error}. Mend that; the same command goes on where it was')
   except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import multihost
 
 from kdjax import files, hosts
 from kdjax.errors import DamageError, StorageError, UserError
@@ -31,15 +33,17 @@ class Checkpoints:
       preservation_policy=policies.AnyPreservationPolicy(keep),
       create=not read_only,
       read_only=read_only,
+      async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
     )
     self._manager = ocp.CheckpointManager(folder, options=options)
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-    # A host that was lost is not waited for: what is under way then is not finished, and not counted.
-    if hosts.count() == 1 or kind is None or issubclass(kind, UserError):
+  def __exit__(self, _: type[BaseException] | None, error: BaseException | None, *__) -> None:
+    # A host that failed or was lost would be waited for in vain: what is under way then is not finished,
+    # and not counted.
+    if error is None or hosts.is_known_to_all(error):
       with self._writing():
         self._manager.close()  # waits for the writes that are under way
 
@@ -74,6 +78,7 @@ class Checkpoints:
 
     Raises:
       DamageError: it is missing, cannot be read, or is not what was saved.
+      StorageError: it is there, but this process may not read it, or not now.
     """
     template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     saved = self._read(
@@ -106,6 +111,8 @@ class Checkpoints:
     except Exception as error:
       if hosts.is_loss(error):
         raise
+      if files.is_refused(error):
+        raise files.refusal(self.folder, error) from error
       raise self._damage(step, f'cannot be read ({_one_line(error)})') from error
 
   def _damage(self, step: int | None, what: str) -> DamageError:
@@ -128,6 +135,16 @@ class Checkpoints:
         f'{self.folder}: a checkpoint could not be written ({_one_line(error)}). Make room, or mend what '
         'else is wrong there, and run the same command: it goes on from the last one that was.'
       ) from error
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+  """Orbax's, but one whose writing failed does not wait for the others, who wait for it."""
+  if (error := sys.exc_info()[1]) is not None:
+    raise error
+  try:
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+  except jax.errors.JaxRuntimeError as error:
+    raise RuntimeError(str(error)) from error  # which Orbax leaves as it is, for `hosts.is_loss`
 
 
 def _one_line(error: Exception) -> str:

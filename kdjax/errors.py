@@ -4,6 +4,8 @@
 class UserError(Exception):
   """`launch.py` prints it without a traceback and exits with status 1."""
 
+  known_to_all = False  # whether all of several hosts raise it, so that none waits for another
+
 
 class ConfigError(UserError):
   """Wrong fields of a config or wrong flags; all of them in one message."""
@@ -23,8 +25,10 @@ class DamageError(UserError):
 
 
 class StorageError(UserError):
-  """Something could not be written, as on a full disk. What was finished before is still there."""
+  """Something could not be written or read, as on a full disk. What was finished is still there."""
 
 
 class DivergedError(UserError):
   """The loss became NaN or infinite."""
+
+  known_to_all = True

@@ -23,6 +23,9 @@ from kdjax.errors import ConfigError, DamageError, StorageError
 
 CHECKSUM = 'sha256'  # the key of an object's checksum
 CLOUD = 'gs://'
+# How TensorStore's errors begin of what it could not get: without the right to it, or with a full table of
+# open files, or from a server that did not answer.
+REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 NEEDS_CLOUD = (
   f"{CLOUD} needs a package: pip install 'etils[epath-gcs]', and other places than it and local disks "
   'cannot be reached'
@@ -38,6 +41,20 @@ def is_reachable(path: str) -> bool:
     return b'\0' not in os.fsencode(path)
   except UnicodeEncodeError:  # half of a pair of surrogates
     return False
+
+
+def is_refused(error: Exception) -> bool:
+  """Whether something was not read though it may be there and whole: that is no damage."""
+  if isinstance(error, OSError):
+    return not isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+  return str(error).startswith(REFUSALS)
+
+
+def refusal(place: epath.Path, error: Exception) -> StorageError:
+  text = ' '.join(str(error).split())
+  return StorageError(
+    f'{place} could not be read ({text}). Mend that, and run the same command: it goes on where it was.'
+  )
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:

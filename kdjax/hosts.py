@@ -70,6 +70,8 @@ def initialise(coordinator: str | None, num_processes: int | None, process_id: i
         ]
       )
     return
+  # A SIGTERM ends a process, as without others; JAX would wait for someone to ask it about that.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       None if coordinator == AUTO else coordinator,
@@ -137,7 +139,7 @@ def decide(function: Callable[[], bool]) -> bool:
   if answer == _FAILED:
     padded = np.frombuffer(message.ljust(MAX_ERROR_BYTES, b'\0'), np.uint8)
     told = multihost_utils.broadcast_one_to_all(padded).tobytes().rstrip(b'\0')
-    raise failure or UserError(told.decode(errors='replace'))
+    raise _known_to_all(failure or UserError(told.decode(errors='replace')))
   return answer == _YES
 
 
@@ -149,7 +151,18 @@ def require_same(text: str, what: str) -> None:
   others = np.flatnonzero((digests_H != digests_H[:1]).any(axis=1))
   if len(others):
     numbers = ', '.join(map(str, others))
-    raise ConfigError([f'{what}: those of process {numbers} are not those of process 0'])
+    problem = f'{what}: those of process {numbers} are not those of process 0'
+    raise _known_to_all(ConfigError([problem]))
+
+
+def _known_to_all(error: Exception) -> Exception:
+  error.known_to_all = True
+  return error
+
+
+def is_known_to_all(error: Exception) -> bool:
+  """Whether all processes raise it, so that none waits for another; of one process always so."""
+  return count() == 1 or getattr(error, 'known_to_all', False)
 
 
 def is_loss(error: Exception) -> bool:

@@ -1,18 +1,22 @@
 """What several processes do together, each thing for itself; saves what each of them found.
 
-Run by test_hosts.py: python tests/hosts_program.py FOLDER COORDINATOR NUM_PROCESSES PROCESS_ID. Each has
-its own FOLDER/<process>/, and all share the rest.
+Run by test_hosts.py: python tests/hosts_program.py FOLDER COORDINATOR NUM_PROCESSES PROCESS_ID [refused].
+Each has its own FOLDER/<process>/, and all share the rest. With `refused`, the main one may not write, and
+all end as launch.py does.
 """
 
 import json
 import pathlib
+import resource
 import sys
 from functools import partial
 
 import jax
 import numpy as np
+from absl import app
 from etils import epath
 
+import launch
 from kdjax import data, files, hosts, steps, views
 from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DamageError, UserError
@@ -20,6 +24,7 @@ from kdjax.inputs import Inputs
 
 BATCH_SIZE = 8
 STATE = {'w': np.arange(12000, dtype=np.float32).reshape(300, 40), 'step': np.array(7, np.int32)}
+LARGEST = 2000  # bytes of a file of the main process; the state takes more
 
 
 def numbered() -> Inputs:
@@ -89,8 +94,25 @@ def checkpointed(folder: epath.Path) -> str:
     return digest(checkpoints.restore(jax.eval_shape(lambda: STATE)))
 
 
-def main(folder: pathlib.Path, coordinator: str, num_processes: int, process_id: int) -> None:
+def refused(folder: epath.Path) -> None:
+  if hosts.is_main():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
+  with Checkpoints(folder / 'refused') as checkpoints:
+    for step in (1, 2):  # at the second it is found that the first was not written
+      checkpoints.save(step, steps.replicate(STATE))
+
+
+def main(
+  folder: pathlib.Path,
+  coordinator: str,
+  num_processes: int,
+  process_id: int,
+  is_refused: bool = False,
+) -> None:
   hosts.initialise(coordinator, num_processes, process_id)
+  if is_refused:
+    launch._run = partial(refused, epath.Path(folder))
+    app.run(launch.main, argv=sys.argv[:1])
   own = folder / str(process_id)
   own.mkdir()
   found = decisions() | shared_files(epath.Path(folder)) | loaded()
@@ -99,4 +121,10 @@ def main(folder: pathlib.Path, coordinator: str, num_processes: int, process_id:
 
 
 if __name__ == '__main__':
-  main(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+  main(
+    pathlib.Path(sys.argv[1]),
+    sys.argv[2],
+    int(sys.argv[3]),
+    int(sys.argv[4]),
+    'refused' in sys.argv,
+  )

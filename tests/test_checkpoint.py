@@ -122,3 +122,18 @@ def test_a_write_that_failed_without_naming_a_file_is_told_with_the_folder(tmp_p
     Checkpoints(epath.Path(tmp_path)) as checkpoints,
   ):
     checkpoints.save(1, state(1))
+
+
+def test_what_could_not_be_read_for_another_reason_is_not_called_damaged(tmp_path, monkeypatch):
+  """Its advice would be to delete it."""
+  folder = written(tmp_path, [1])
+
+  def fail(*args, **kwargs):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'restore', fail)
+  with (
+    Checkpoints(folder) as checkpoints,
+    pytest.raises(StorageError, match=rf'^{tmp_path} could not be read .*Too many open files'),
+  ):
+    checkpoints.restore(LIKE)
