@@ -28,6 +28,7 @@ DTYPES = {
   'float32': np.dtype(np.float32),
 }
 CHUNK_BYTES = 2**20
+BLOCK_VALUES = 2**19  # of a member, that are converted or combined at once, which takes memory
 AXES = ('member', 'view', 'example', 'class')
 
 
@@ -99,13 +100,16 @@ class PredictionStore:
       StorageError: they cannot be written.
     """
     array = self._open(split)
-    log_probs_NC = log_softmax(logits_NC.astype(np.float64), axis=-1)
-    with self._writing(split):
-      array[member, view].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
+    for block in _blocks(array):
+      log_probs_NC = log_softmax(logits_NC[block].astype(np.float64), axis=-1)
+      with self._writing(split):
+        array[member, view, block].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
 
   def has(self, split: str, member: int, view: int) -> bool:
     """Whether every example is there."""
-    return not np.isnan(self._read(split, member, view)).any()
+    array = self._open(split)
+    blocks = (self._stored(split, member, view, block) for block in _blocks(array))
+    return not any(np.isnan(values.astype(np.float32)).any() for values in blocks)
 
   def digest(self, split: str, member: int, view: int) -> str:
     """SHA-256 of one member's stored values of one view, a block of examples at a time.
@@ -113,22 +117,26 @@ class PredictionStore:
     Raises:
       DamageError: a chunk is not what was written.
     """
-    array, sha = self._open(split), hashlib.sha256()
-    block = array.chunk_layout.read_chunk.shape[2]
-    for start in range(0, array.shape[2], block):
-      values = self._stored(split, member, view, slice(start, min(start + block, array.shape[2])))
+    sha = hashlib.sha256()
+    for block in _blocks(self._open(split)):
+      values = self._stored(split, member, view, block)
       sha.update(np.ascontiguousarray(values).view(np.uint8))
     return sha.hexdigest()
 
-  def read(self, split: str, members: Sequence[int], view: int) -> np.ndarray:
-    """log_probs_MNC in float32 of one view of every example, for the given members.
+  def read(
+    self, split: str, members: Sequence[int], view: int, examples: slice = slice(None)
+  ) -> np.ndarray:
+    """log_probs_MNC in float32 of one view of every example, or of some, for the given members.
 
     Raises:
       DamageError: a chunk is missing, or is not what was written.
     """
-    log_probs_MNC = np.stack([self._read(split, member, view) for member in members])
-    for member, log_probs_NC in zip(members, log_probs_MNC, strict=True):
-      if np.isnan(log_probs_NC).any():
+    num_examples, num_classes = self._open(split).shape[2:]
+    shape = (len(members), len(range(num_examples)[examples]), num_classes)
+    log_probs_MNC = np.empty(shape, np.float32)
+    for i, member in enumerate(members):
+      log_probs_MNC[i] = self._stored(split, member, view, examples)
+      if np.isnan(log_probs_MNC[i]).any():
         raise DamageError(
           f'{self._where(split)} lacks predictions of view {view} by member {member}. '
           f'{self.mend(split, member, view)}'
@@ -138,16 +146,14 @@ class PredictionStore:
   def read_ensemble(self, split: str, num_members: int, view: int) -> np.ndarray:
     """log_probs_NC of the ensemble of the first members, as `losses.ensemble_log_probs` has it.
 
-    On the host, so that reading the next view does not wait for the steps that the devices still have.
+    On the host, so that reading the next view does not wait for the steps that the devices still have;
+    and in blocks of examples, so that beside what is returned little memory is taken.
     """
-    log_probs_MNC = self.read(split, range(num_members), view)
-    # Nothing here is above 0 by more than rounding, so no exponential overflows.
-    log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
-    largest_NC = log_probs_MNC.max(axis=0)
-    # Where all members say −∞, as float16 has it below −65,504, so does the ensemble.
-    shift_NC = np.where(np.isneginf(largest_NC), 0, largest_NC)
-    with np.errstate(divide='ignore'):
-      return shift_NC + np.log(np.exp(log_probs_MNC - shift_NC).mean(axis=0))
+    array = self._open(split)
+    log_probs_NC = np.empty(array.shape[2:], np.float32)
+    for block in _blocks(array):
+      log_probs_NC[block] = _combined(self.read(split, range(num_members), view, block))
+    return log_probs_NC
 
   def mend(self, split: str, member: int, view: int) -> str:
     """What to do when one member's predictions of one view are damaged."""
@@ -177,9 +183,6 @@ class PredictionStore:
   def _where(self, split: str) -> str:
     return f'the prediction store {self.folder / "logits" / split}'
 
-  def _read(self, split: str, member: int, view: int) -> np.ndarray:
-    return self._stored(split, member, view, slice(None)).astype(np.float32)
-
   def _stored(self, split: str, member: int, view: int, examples: slice) -> np.ndarray:
     array = self._open(split)
     try:
@@ -190,6 +193,8 @@ class PredictionStore:
     try:
       return values.read().result()
     except ValueError as error:  # a checksum that does not fit
+      if files.is_refused(error):
+        raise files.refusal(self.folder, error) from error
       mend = self.mend(split, member, view)
       raise DamageError(f'{self._where(split)} is damaged: {error}. {mend}') from error
 
@@ -198,6 +203,8 @@ class PredictionStore:
       try:
         self._arrays[split] = ts.open(self._spec(split), open=True).result()
       except ValueError as error:
+        if files.is_refused(error):
+          raise files.refusal(self.folder, error) from error
         raise DamageError(
           f'{self._where(split)} cannot be opened: {error}. {self._mend_metadata(split)}'
         ) from error
@@ -205,6 +212,26 @@ class PredictionStore:
 
   def _spec(self, split: str) -> dict[str, Any]:
     return {'driver': 'zarr3', 'kvstore': kvstore(self.folder / 'logits' / split)}
+
+
+def _blocks(array: ts.TensorStore) -> Iterator[slice]:
+  """All examples, so many at a time as fill whole chunks and about `BLOCK_VALUES`."""
+  _, _, num_examples, num_classes = array.shape
+  chunk = array.chunk_layout.read_chunk.shape[2]
+  size = chunk * max(1, BLOCK_VALUES // (chunk * num_classes))
+  for start in range(0, num_examples, size):
+    yield slice(start, min(start + size, num_examples))
+
+
+def _combined(log_probs_MNC: np.ndarray) -> np.ndarray:
+  """The ensemble's, of members whose log-probabilities were rounded. Overwrites them."""
+  # Nothing here is above 0 by more than rounding, so no exponential overflows.
+  log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
+  largest_NC = log_probs_MNC.max(axis=0)
+  # Where all members say −∞, as float16 has it below −65,504, so does the ensemble.
+  shift_NC = np.where(np.isneginf(largest_NC), 0, largest_NC)
+  with np.errstate(divide='ignore'):
+    return shift_NC + np.log(np.exp(log_probs_MNC - shift_NC).mean(axis=0))
 
 
 def kvstore(path: epath.Path) -> dict[str, str]:

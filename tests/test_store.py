@@ -1,3 +1,5 @@
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -5,7 +7,8 @@ from etils import epath
 from scipy.special import log_softmax
 
 from kdjax import losses
-from kdjax.errors import DamageError
+from kdjax import store as store_lib
+from kdjax.errors import DamageError, StorageError
 from kdjax.store import DTYPES, PredictionStore, kvstore
 
 SHAPE = (2, 3, 50, 4)  # members, views, examples, classes
@@ -64,6 +67,46 @@ def test_the_ensemble_is_that_of_the_losses_also_where_all_members_are_certain(t
   expected = losses.ensemble_log_probs(store.read('train', range(2), 0))
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   np.testing.assert_array_equal(np.exp(found[0]), [1, 0, 0])
+
+
+def test_writing_and_combining_take_little_memory_beside_what_comes_and_goes(tmp_path, monkeypatch):
+  monkeypatch.setattr(store_lib, 'CHUNK_BYTES', 2**12)  # 51 examples
+  monkeypatch.setattr(store_lib, 'BLOCK_VALUES', 2**12)
+  logits_MNC = np.random.RandomState(0).randn(5, 10_010, 20).astype(np.float32)
+  store = PredictionStore(epath.Path(tmp_path))
+  store.reserve('train', (5, 1, 10_010, 20), 'float32')
+
+  def peak(function):
+    """In copies of one member's predictions."""
+    tracemalloc.start()
+    function()
+    _, largest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return largest / logits_MNC[0].nbytes
+
+  assert peak(lambda: [store.write('train', i, 0, logits_MNC[i]) for i in range(5)]) < 0.5
+  assert peak(lambda: store.read_ensemble('train', 5, 0)) < 2
+  found, expected = store.read_ensemble('train', 5, 0), losses.ensemble_log_probs(logits_MNC)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_read_for_another_reason_is_not_called_damaged(tmp_path, logits):
+  store = filled(tmp_path, logits)
+
+  class Refused:
+    chunk_layout = store._open('train').chunk_layout
+    shape = SHAPE
+
+    def __getitem__(self, where):
+      return self
+
+    def read(self):
+      raise ValueError('RESOURCE_EXHAUSTED: Too many open files')
+
+  store._arrays['train'] = Refused()
+  for read in (lambda: store.read_ensemble('train', 1, 0), lambda: store.digest('train', 0, 0)):
+    with pytest.raises(StorageError, match=r'could not be read .*Too many open files'):
+      read()
 
 
 def test_what_was_not_written_is_not_there(tmp_path, logits):
