@@ -1,11 +1,14 @@
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tensorstore as ts
 from conftest import copied
+from ml_collections import ConfigDict
+from scipy.special import log_softmax
 
-from kdjax import verification
+from kdjax import models, verification
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.store import PredictionStore, kvstore
 from kdjax.verification import DRIFT, NOISE, Sample
@@ -86,9 +89,9 @@ def test_drift_between_machines_is_told_with_its_size(finished, monkeypatch):
   assert 2e-5 < drift < 2e-4  # a log-probability takes up that of all classes
 
 
-def sample(difference_NC, dtype=np.float32) -> Sample:
+def sample(difference_NC, dtype=np.float32, computed_in='float32') -> Sample:
   fresh_NC = np.full(difference_NC.shape, -1.0)
-  return Sample(fresh_NC + difference_NC, fresh_NC, np.dtype(dtype))
+  return Sample(fresh_NC + difference_NC, fresh_NC, np.dtype(dtype), computed_in)
 
 
 def test_rounding_explains_half_a_place_and_no_more():
@@ -97,17 +100,35 @@ def test_rounding_explains_half_a_place_and_no_more():
   np.testing.assert_allclose(found, [[0, half / 2, 0]], atol=1e-12)
 
 
-@pytest.mark.parametrize('size', [3 * NOISE, 0.1 * DRIFT, DRIFT])
-def test_differences_of_one_size_are_drift_and_a_single_one_is_damage(size):
+@pytest.mark.parametrize('computed_in', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('place', [0, 0.5, 1])
+def test_differences_of_one_size_are_drift_and_a_single_one_is_damage(computed_in, place):
+  size = (3 * NOISE[computed_in]) ** (1 - place) * DRIFT[computed_in] ** place
   noise_NC = np.random.default_rng(0).uniform(-size, size, (256, 10))
-  assert len(sample(noise_NC).outliers) == 0
-  assert 'drift' in verification.summary(sample(noise_NC))
+  assert len(sample(noise_NC, computed_in=computed_in).outliers) == 0
+  assert 'drift' in verification.summary(sample(noise_NC, computed_in=computed_in))
   noise_NC[17, 2] += 300 * size
-  assert list(sample(noise_NC).outliers) == [17]
+  assert list(sample(noise_NC, computed_in=computed_in).outliers) == [17]
 
 
-def test_a_teacher_that_is_replaced_is_no_drift():
-  assert len(sample(np.full((256, 10), 3 * DRIFT)).outliers) == 256
+@pytest.mark.parametrize('computed_in', ['float32', 'bfloat16'])
+def test_a_teacher_that_is_replaced_is_no_drift(computed_in):
+  replaced_NC = np.full((256, 10), 3 * DRIFT[computed_in])
+  assert len(sample(replaced_NC, computed_in=computed_in).outliers) == 256
+
+
+def test_what_a_compiler_joins_in_bfloat16_is_drift():
+  """Compiled as one program, and operation by operation, each of which rounds."""
+  section = {'name': 'resnet', 'depth': 20, 'width': 8, 'norm': 'layer', 'dtype': 'bfloat16'}
+  model = models.build(ConfigDict(section), 10)
+  variables = models.init(model, jax.random.key(0), (8, 8, 1))
+  variables['params']['Dense_0']['kernel'] *= 8  # as sure as a trained one
+  images = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8, 1)).astype(np.float32)
+  logits = lambda variables: model.apply(variables, images, train=False)[0]
+  joined, each = (log_softmax(f(variables), axis=-1) for f in (jax.jit(logits), logits))
+  found = Sample(np.asarray(joined), np.asarray(each), np.dtype(np.float16), 'bfloat16')
+  assert found.difference_NC.max() > 1e-3
+  assert len(found.outliers) == 0
 
 
 def test_a_store_without_digests_says_how_to_get_them(finished, tmp_path):
