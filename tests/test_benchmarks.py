@@ -21,7 +21,7 @@ def test_the_benchmark_of_the_loop_runs(monkeypatch):
   monkeypatch.setattr(loop, 'NUM_EXAMPLES', 256)
   monkeypatch.setattr(loop, 'PREDICTED', 64)
   monkeypatch.setattr(loop, 'NUM_MEMBERS', 2)
-  size = dataclasses.replace(loop.SIZES['LeNet-5'], num_steps=4, num_points=2)
+  size = dataclasses.replace(loop.SIZES['LeNet-5'], steps_on_cpu=4, num_points=2)
   rows = list(loop.measured('LeNet-5', size, repeats=1))
   assert [row.work for row in rows] == [
     'distillation',
@@ -37,7 +37,7 @@ def test_the_benchmark_of_the_loop_runs(monkeypatch):
 def test_the_programs_of_the_benchmark_of_huge_pages_take_turns(monkeypatch, capsys):
   monkeypatch.setattr(loop, 'NUM_EXAMPLES', 128)
   monkeypatch.setattr(loop, 'NUM_MEMBERS', 1)
-  monkeypatch.setitem(loop.SIZES, 'LeNet-5', loop.Size('lenet', 20, num_steps=1, num_points=1))
+  monkeypatch.setitem(loop.SIZES, 'LeNet-5', loop.Size('lenet', 20, steps_on_cpu=1, num_points=1))
   monkeypatch.setattr(sys, 'stdin', io.StringIO('train\ntrain\n'))
   huge_pages._train_when_told('LeNet-5')
   assert capsys.readouterr().out == 'done\ndone\n'

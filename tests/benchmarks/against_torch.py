@@ -48,7 +48,7 @@ class Settings:
   """What is measured. The number of examples is a multiple of the batch size."""
 
   num_members: int = 5
-  num_examples: int = 1024
+  num_examples: int = 1024 if torch_online.device().type == 'cpu' else 20 * 1024
   num_epochs: int = 2  # and views
   num_workers: int = 2  # of PyTorch's data loader
   num_cores: int = len(os.sched_getaffinity(0))  # that either side may use

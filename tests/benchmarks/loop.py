@@ -1,4 +1,9 @@
-"""What the stages cost over the bare step, or forward pass, of the same model on resident data."""
+"""What the stages cost over the bare step, or forward pass, of the same model on resident data.
+
+Bare is what there is no training without: forward, backward and the optimizer's update, on inputs that lie
+on the device as the model takes them. Views, metrics, the order of the data, the store, logs and checkpoints
+are the stages' own.
+"""
 
 import dataclasses
 import functools
@@ -9,6 +14,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 from etils import epath
 
 from analysis import runs
@@ -26,8 +32,13 @@ ANALYSED = 128  # examples at each point of a plane
 class Size:
   model: str
   depth: int
-  num_steps: int  # of a training; long enough for what it pays once
+  steps_on_cpu: int  # of a training; long enough for what it pays once
   num_points: int  # in a row of a plane
+
+  @property
+  def num_steps(self) -> int:
+    """Elsewhere than on a CPU many times as many: between two logs there must be calls of several steps."""
+    return self.steps_on_cpu * (1 if jax.default_backend() == 'cpu' else 20)
 
 
 SIZES = {
@@ -95,20 +106,18 @@ def distillation(run: Run) -> dict:
   section, inputs = run.config.student, run.inputs['distillation']
   teacher = predictions.open_teacher(run)
   batch = next(inputs.training(0, section.batch_size, section.num_steps, 0))
+  loss = losses.LOSSES[section.loss]
+  arguments = _viewed(inputs, batch)[0], teacher.batch('distillation', batch)
   step = partial(
-    steps.student_step,
+    _step,
     model=run.student_model,
     optimizer=run.optimizer('student'),
-    view=inputs.view,
-    loss=losses.LOSSES[section.loss],
-    temperature=lambda step: section.temperature,
-    alpha=section.alpha,
+    loss=lambda logits_BC, log_probs_BC: loss(logits_BC, log_probs_BC, section.temperature),
   )
-  arguments = batch, teacher.batch('distillation', batch)
   distil, folders = student.distiller(run, teacher), _folders(run)
   init = partial(_initial, run, 'student')
   return {
-    'bare': partial(_bare, step, init, arguments, inputs.seed, section.num_steps),
+    'bare': partial(_bare, step, init, arguments, section.num_steps),
     'whole': lambda: distil(next(folders), 'student', 0, init),
   }
 
@@ -118,13 +127,16 @@ def _teacher(run: Run) -> dict:
   section, members = run.config.teacher, itertools.count(NUM_MEMBERS)
   view = views.make_view(section.augmentation, run.config.augmentation)
   inputs = Inputs(run.splits['train'], view, seed=0)
-  arguments = (next(inputs.training(0, BATCH, section.num_steps, 0)),)
+  arguments = _viewed(inputs, next(inputs.training(0, BATCH, section.num_steps, 0)))
   step = partial(
-    steps.teacher_step, model=run.teacher_model, optimizer=run.optimizer('teacher'), view=view
+    _step,
+    model=run.teacher_model,
+    optimizer=run.optimizer('teacher'),
+    loss=losses.cross_entropy,
   )
   init, train = partial(_initial, run, 'teacher'), teachers.trainer(run)
   return {
-    'bare': partial(_bare, step, init, arguments, inputs.seed, section.num_steps),
+    'bare': partial(_bare, step, init, arguments, section.num_steps),
     'whole': lambda: train(next(members)),
   }
 
@@ -135,13 +147,13 @@ def _prediction(run: Run) -> dict:
   batch_size = run.config.evaluation.batch_size
   batch, _ = next(inputs.evaluation(np.arange(batch_size), 0, batch_size))
   step = steps.parallel(
-    partial(steps.predict_step, model=model, view=inputs.view), sharded_output=True
+    lambda variables, inputs, _: model.apply(variables, inputs, train=False)[0], sharded_output=True
   )
-  variables, resident = teachers.load(run, 0), jax.device_put(batch)
+  variables, viewed = teachers.load(run, 0), _viewed(inputs, batch)[0]
 
   def bare() -> None:
     for _ in range(NUM_EXAMPLES // batch_size):
-      logits = step(variables, resident, inputs.seed)
+      logits = step(variables, viewed, 0)
     jax.block_until_ready(logits)
 
   return {'bare': bare, 'whole': lambda: run.predict(model, variables, inputs)}
@@ -157,12 +169,35 @@ def _analysis(run: Run, num_points: int) -> tuple[int, dict]:
   return num_points * (ANALYSED + num_test), {side: partial(of, 0.0) for side, of in works.items()}
 
 
-def _bare(step, init, arguments: tuple, seed: int, num_steps: int) -> None:
+def _viewed(inputs: Inputs, batch: dict) -> tuple[jax.Array, jax.Array]:
+  """What a model gets of a batch, and the labels, on the devices."""
+  view = lambda _, batch, seed: inputs.view(seed, batch)
+  return steps.parallel(view, sharded_output=True)({}, batch, inputs.seed)
+
+
+def _step(
+  state: steps.State, inputs, targets_B, seed, *, model, optimizer, loss
+) -> tuple[steps.State, jax.Array]:
+  def mean_loss(params):
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    (logits_BC, _), updated = model.apply(
+      variables, inputs, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(seed)}
+    )
+    return loss(logits_BC, targets_B).mean(), updated.get('batch_stats', {})
+
+  (value, batch_stats), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+  gradient, value = jax.lax.pmean((gradient, value), steps.AXIS_NAME)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return steps.State(state.step + 1, params, batch_stats, opt_state), value
+
+
+def _bare(step, init, arguments: tuple, num_steps: int) -> None:
   mapped = _mapped(step, len(arguments))
   state, resident = steps.replicate(init()), jax.device_put(arguments)
-  for _ in range(num_steps):
-    state, metrics = mapped(state, *resident, seed)
-  jax.block_until_ready(metrics)
+  for i in range(num_steps):
+    state, loss = mapped(state, *resident, i)
+  jax.block_until_ready(loss)
 
 
 @functools.cache
