@@ -10,7 +10,7 @@ from numpy_layers import QUICK, random_variables
 from kdjax import losses, models
 
 torch = pytest.importorskip('torch', reason='needs tests/benchmarks/requirements.txt')
-from tests.benchmarks import against_torch, torch_online  # noqa: E402
+from tests.benchmarks import against_torch, convolutions, torch_online  # noqa: E402
 
 WIDTH, CLASSES = 4, 10
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
@@ -121,3 +121,17 @@ def test_the_benchmark_runs(monkeypatch):
   assert seconds['one student'] == pytest.approx(seconds['predictions'] + seconds['distillation'])
   each = seconds['predictions'] / 5 + seconds['distillation']
   assert seconds['5 students'] == pytest.approx(each)
+
+
+def test_both_libraries_do_the_same_convolutions(monkeypatch):
+  monkeypatch.setattr(convolutions, 'BATCH', 2)
+  monkeypatch.setattr(convolutions, 'CALLS', 1)
+  results = {name: work()[0] for name, work in convolutions.works(side=6, filters=4).items()}
+  for name, found in results.items():
+    order = (2, 3, 1, 0) if 'kernel' in name else (0, 2, 3, 1)
+    of_torch = results[f'{name.partition(",")[0]}, PyTorch']
+    expected = (
+      of_torch if name.startswith('forward') else next(x for x in of_torch if x is not None)
+    )
+    if 'XLA' in name:
+      np.testing.assert_allclose(found, expected.numpy().transpose(order), rtol=1e-4, atol=1e-4)
