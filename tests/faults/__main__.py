@@ -1,4 +1,4 @@
-"""Harms runs of the tiny config in every way there is, and shows what came of it.
+"""Harms runs of the tiny configs in every way there is, and shows what came of it.
 
     python -m tests.faults [NAME]      # of one fault: killed, damaged, ...; by default all
 
@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='kdjax_compiled_')
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from kdjax import progress
 from tests.faults import processes, trials, workdirs
-from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, Outcome
+from tests.faults.workdirs import ALL_STAGES, BAD, CLEAR_ERROR, IDENTICAL, TINY, Outcome
 
 SEED = 0
 KILLS_IN_A_ROW = 4  # of one workdir, before it may end
@@ -41,13 +41,26 @@ def _places(scratch: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _killed(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials:
+  yield from _killed_at(trials.MOMENTS, places, expected, TINY)
+
+
+def _killed_elsewhere(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials:
+  undisturbed = next(places) / 'run'
+  workdirs.attempt(undisturbed, ALL_STAGES)
+  expected = workdirs.results(undisturbed, ALL_STAGES)
+  yield from _killed_at(trials.OF_THE_OTHERS, places, expected, ALL_STAGES)
+
+
+def _killed_at(
+  moments: Sequence[str], places: Iterator, expected: dict, config: pathlib.Path
+) -> Trials:
   rng = np.random.default_rng(SEED)
-  for start in range(0, len(trials.MOMENTS), KILLS_IN_A_ROW):
-    row = trials.MOMENTS[start : start + KILLS_IN_A_ROW]
+  for start in range(0, len(moments), KILLS_IN_A_ROW):
+    row = moments[start : start + KILLS_IN_A_ROW]
     delays = rng.uniform(0, LONGEST_DELAY, len(row)) * rng.integers(2, size=len(row))
-    num_killed, outcome = trials.killed(next(places), expected, row, delays)
+    num_killed, outcome = trials.killed(next(places), expected, row, delays, config)
     for _ in range(num_killed):
-      yield 'SIGKILL, and start again', outcome
+      yield f'SIGKILL, and start again: {config.stem}', outcome
 
 
 def _full_disk(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials:
@@ -83,6 +96,7 @@ def _damaged(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials
 
 FAULTS: dict[str, Callable] = {
   'killed': _killed,
+  'killed_elsewhere': _killed_elsewhere,
   'full_disk': _full_disk,
   'read_only': _read_only,
   'at_once': _at_once,

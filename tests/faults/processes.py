@@ -74,25 +74,31 @@ class Launch:
     return errors[0] if clear else None
 
 
-def launch(workdir: pathlib.Path, log: pathlib.Path, *, file_size: int | None = None) -> Launch:
+def launch(
+  workdir: pathlib.Path,
+  log: pathlib.Path,
+  *,
+  file_size: int | None = None,
+  config: pathlib.Path = TINY,
+) -> Launch:
   """Starts the program.
 
   Args:
     file_size: bytes that no file that it writes may exceed, as by `ulimit -f`.
   """
-  process = _CONTEXT.Process(target=_main, args=(str(workdir), str(log), file_size))
+  process = _CONTEXT.Process(target=_main, args=(str(workdir), str(log), file_size, str(config)))
   process.start()
   return Launch(process, log)
 
 
-def _main(workdir: str, log: str, file_size: int | None) -> None:
+def _main(workdir: str, log: str, file_size: int | None, config: str) -> None:
   with open(log, 'w') as file:
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
   if file_size is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     jax.config.update('jax_compilation_cache_dir', None)  # others would read what is cut off
-  arguments = ['launch.py', f'--config={TINY}', f'--workdir={workdir}']
+  arguments = ['launch.py', f'--config={config}', f'--workdir={workdir}']
   app.run(program.main, argv=arguments, flags_parser=program._parse_flags)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.faults import processes, workdirs
-from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, Outcome
+from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, TINY, Outcome
 
 MOMENTS = (  # after which a process is killed: files that appear in the course of a run
   'teachers/*/member_0/config.json',
@@ -38,17 +38,39 @@ MOMENTS = (  # after which a process is killed: files that appear in the course 
 )
 
 
-def _ended(launched: processes.Launch, workdir: pathlib.Path, expected: dict) -> Outcome:
+OF_THE_OTHERS = (  # of what the tiny config has not: the GAN, and after it the independent student
+  'gans/*/config.json',
+  'gans/*/checkpoints/*',
+  'gans/*/checkpoints/*/state/d',
+  'gans/*/complete.json*',
+  'gans/*/samples.npz*',
+  'gans/*/quality.json*',
+  'students/*/complete.json',
+  'teachers/*/member_0/checkpoints/*',
+  'predictions/*/logits/distillation/c/0/*',
+  'students/*/checkpoints/*',
+  'students/*/checkpoints/*',
+  'students/*/complete.json',
+)
+
+
+def _ended(
+  launched: processes.Launch, workdir: pathlib.Path, expected: dict, config: pathlib.Path = TINY
+) -> Outcome:
   """The outcome of a process that should have come to its end."""
   if launched.wait():
     return Outcome(BAD, f'exit status {launched.process.exitcode}: {launched.told[-2000:]}')
-  found = workdirs.results(workdir)
+  found = workdirs.results(workdir, config)
   wrong = [name for name in expected if found[name] != expected[name]]
   return Outcome(BAD, f'differs: {", ".join(wrong)}') if wrong else Outcome(IDENTICAL)
 
 
 def killed(
-  place: pathlib.Path, expected: dict[str, Any], moments: Sequence[str], delays: Sequence[float]
+  place: pathlib.Path,
+  expected: dict[str, Any],
+  moments: Sequence[str],
+  delays: Sequence[float],
+  config: pathlib.Path = TINY,
 ) -> tuple[int, Outcome]:
   """Kills a run at each moment in turn, starts it again, and lets it end.
 
@@ -57,12 +79,13 @@ def killed(
   workdir, log = place / 'run', place / 'log'
   num_killed = 0
   for moment, delay in zip(moments, delays, strict=True):
-    launched = processes.launch(workdir, log)
+    launched = processes.launch(workdir, log, config=config)
     if processes.kill_after(launched, workdir, moment, delay):
       num_killed += 1
     elif launched.process.exitcode:
       return num_killed, Outcome(BAD, f'before {moment}: {launched.told[-2000:]}')
-  return num_killed, _ended(processes.launch(workdir, log), workdir, expected)
+  last = processes.launch(workdir, log, config=config)
+  return num_killed, _ended(last, workdir, expected, config)
 
 
 def full_disk(place: pathlib.Path, expected: dict[str, Any], kilobytes: int) -> Outcome:

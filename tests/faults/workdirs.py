@@ -20,6 +20,7 @@ from kdjax.run import Run
 from kdjax.store import PredictionStore
 
 TINY = pathlib.Path(__file__).parents[1] / 'tiny_config.py'
+ALL_STAGES = TINY.with_name('all_stages_config.py')
 OF_THE_CLOCK = ('examples_per_second',)  # what differs between two undisturbed runs
 IDENTICAL, CLEAR_ERROR, BAD = 'identical', 'clear error', 'BAD'
 MAX_ERRORS = 5  # one after the other, until all that was damaged is deleted
@@ -33,14 +34,14 @@ class Outcome:
   detail: str = ''
 
 
-def tiny_run(workdir: pathlib.Path) -> Run:
-  config, _ = config_lib.load(str(TINY))
-  return Run(config, epath.Path(workdir))
+def run_of(workdir: pathlib.Path, config: pathlib.Path) -> Run:
+  loaded, _ = config_lib.load(str(config))
+  return Run(loaded, epath.Path(workdir))
 
 
-def attempt(workdir: pathlib.Path) -> str | None:
+def attempt(workdir: pathlib.Path, config: pathlib.Path = TINY) -> str | None:
   """Runs all stages as `launch.py` does. Returns the message of the error, if there is one."""
-  run = tiny_run(workdir)
+  run = run_of(workdir, config)
   try:
     stages.run(run.config, run.workdir, list(stages.STAGES))
   except (UserError, OSError) as error:
@@ -48,13 +49,15 @@ def attempt(workdir: pathlib.Path) -> str | None:
   return None
 
 
-def results(workdir: pathlib.Path) -> dict[str, Any]:
+def results(workdir: pathlib.Path, config: pathlib.Path = TINY) -> dict[str, Any]:
   """All that must be the same, bit for bit: logs, last checkpoints, the store and result.json.
+
+  result.json has the independent student in it, if there is one, and the store the images of the GAN.
 
   Raises:
     DamageError: some of it cannot be read.
   """
-  run = tiny_run(workdir)
+  run = run_of(workdir, config)
   num_members = run.config.teacher.num_members
   folders = {f'member {i}': (run.member_folder(i), 'teacher') for i in range(num_members)}
   folders['student'] = run.student_folder, 'student'
