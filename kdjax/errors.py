@@ -10,6 +10,8 @@ class UserError(Exception):
 class ConfigError(UserError):
   """Wrong fields of a config or wrong flags; all of them in one message."""
 
+  known_to_all = True
+
   def __init__(self, problems: list[str]):
     self.problems = problems
     count = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
@@ -18,6 +20,8 @@ class ConfigError(UserError):
 
 class MissingInputError(UserError):
   """A stage's input is not there; the message gives the command that makes it."""
+
+  known_to_all = True
 
 
 class DamageError(UserError):

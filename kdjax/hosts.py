@@ -139,7 +139,9 @@ def decide(function: Callable[[], bool]) -> bool:
   if answer == _FAILED:
     padded = np.frombuffer(message.ljust(MAX_ERROR_BYTES, b'\0'), np.uint8)
     told = multihost_utils.broadcast_one_to_all(padded).tobytes().rstrip(b'\0')
-    raise _known_to_all(failure or UserError(told.decode(errors='replace')))
+    error = failure or UserError(told.decode(errors='replace'))
+    error.known_to_all = True
+    raise error
   return answer == _YES
 
 
@@ -151,13 +153,7 @@ def require_same(text: str, what: str) -> None:
   others = np.flatnonzero((digests_H != digests_H[:1]).any(axis=1))
   if len(others):
     numbers = ', '.join(map(str, others))
-    problem = f'{what}: those of process {numbers} are not those of process 0'
-    raise _known_to_all(ConfigError([problem]))
-
-
-def _known_to_all(error: Exception) -> Exception:
-  error.known_to_all = True
-  return error
+    raise ConfigError([f'{what}: those of process {numbers} are not those of process 0'])
 
 
 def is_known_to_all(error: Exception) -> bool:
