@@ -1,0 +1,89 @@
+"""Validation of models: their fields, and what images and texts they take."""
+
+import checked_config
+import jax
+import numpy as np
+import pytest
+from checked_config import load, problems_of
+
+from kdjax import models, validation
+
+
+@pytest.fixture(autouse=True)
+def data_sets(monkeypatch):
+  checked_config.pretend(monkeypatch)
+
+
+@pytest.mark.parametrize('field', ['model.name', 'student.model.name'])
+@pytest.mark.parametrize(('model', 'smallest'), [('lenet', 12), ('vgg', 32)])
+def test_some_models_need_larger_images_than_the_digits(field, model, smallest):
+  (problem,) = problems_of(load('digits_resnet.py', {field: model}))
+  assert problem.startswith(f'{field} = {model!r}: ') and f'at least {smallest} pixels' in problem
+  assert 'have 8' in problem
+
+
+def test_lenet_has_pixels_left_on_the_smallest_images_that_it_is_allowed():
+  def features():
+    model, images = models.LeNet5(10), np.zeros((1, smallest, smallest, 1))
+    variables = models.init(model, jax.random.key(0), images.shape[1:])
+    return model.apply(variables, images, train=False)[1]
+
+  def pixels(size):  # halved, cut by the 5x5 convolution, and halved
+    return (size // 2 - 4) // 2
+
+  smallest = models.SMALLEST_SIDE['lenet']
+  assert jax.eval_shape(features)['conv2'].shape == (1, pixels(smallest), pixels(smallest), 16)
+  assert pixels(smallest) > 0 and pixels(smallest - 1) == 0
+
+
+@pytest.mark.parametrize('field', ['model.name', 'student.model.name'])
+def test_texts_and_images_have_models_of_their_own(field):
+  (problem,) = problems_of(load(fields={field: 'bilstm'}))
+  assert problem == (
+    f"{field} = 'bilstm': takes texts, and cifar10 has images. "
+    'Allowed here: resnet, lenet, vgg, resnet50'
+  )
+  (problem,) = problems_of(load('imdb_bilstm.py', {field: 'lenet'}))
+  assert problem == (
+    f"{field} = 'lenet': takes images, and imdb_reviews has texts. Allowed here: bilstm"
+  )
+
+
+def test_cka_needs_a_feature_that_both_models_have():
+  fields = {'student.model.name': 'lenet', 'evaluation.num_cka_examples': 10}
+  (problem,) = problems_of(load(fields=fields))
+  assert problem.startswith('evaluation.num_cka_examples = 10: resnet has the features pooled, ')
+  assert problem.endswith('and lenet conv1, conv2, dense1, dense2: none in common; allowed: 0')
+  validation.check(load(fields=fields | {'student.model.name': 'vgg'}), 1)  # stages
+  validation.check(load(fields=fields | {'model.name': 'vgg'}), 1)  # hidden layers
+
+
+@pytest.mark.parametrize(
+  ('fields', 'name'),
+  [
+    ({'student.model.width': 32}, 'lenet'),
+    ({'student.model.depth': 56}, 'lenet'),
+    ({'student.model.norm': 'layer'}, 'lenet'),
+    ({'student.model.name': 'vgg', 'student.model.depth': 56}, 'vgg'),
+    ({'student.model.name': 'vgg', 'student.model.norm': 'batch'}, 'vgg'),
+    ({'student.model.name': 'resnet50', 'student.model.depth': 56}, 'resnet50'),
+    ({'model.norm': 'layer'}, 'lenet'),
+    ({'model.norm': 'layer', 'student.model.name': 'vgg'}, 'lenet'),
+  ],
+)
+def test_a_field_that_a_model_does_not_have_is_not_set(fields, name):
+  (problem,) = problems_of(load('cifar_resnet.py', {'model.name': 'lenet'} | fields))
+  field, value = next((f, v) for f, v in fields.items() if f != 'student.model.name')
+  assert problem.startswith(f'{field} = {value!r}: {name} has no {field.rpartition(".")[2]}')
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'student.model.name': 'resnet', 'student.model.depth': 8, 'student.model.norm': 'layer'},
+    {'student.model.name': 'resnet', 'model.norm': 'layer'},  # the student's, too
+    {'student.model.name': 'vgg', 'student.model.width': 8},
+  ],
+)
+def test_a_student_sets_the_fields_of_its_own_model(fields):
+  validation.check(load(fields={'model.name': 'lenet'} | fields), 1)
