@@ -184,11 +184,12 @@ def adjust_hue(image_HWC: jax.Array, shift: jax.Array) -> jax.Array:
   from_green_or_blue = jnp.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
   hue_HW = jnp.where(value == red, green - blue, from_green_or_blue)
   turn_HW = jnp.maximum(6 * chroma * _ONE, 1)
-  hue_HW = hue_HW * _ONE + 6 * chroma * _fixed_point(shift)
+  hue_HW = (hue_HW * _ONE + 6 * chroma * _fixed_point(shift)) % turn_HW
 
   def channel(sixths: int) -> jax.Array:
     """A channel falls short of the value by up to the chroma, the more the farther the hue is."""
-    position_HW = (hue_HW + sixths * chroma * _ONE) % turn_HW
+    position_HW = hue_HW + sixths * chroma * _ONE
+    position_HW = jnp.where(position_HW < turn_HW, position_HW, position_HW - turn_HW)
     nearest_HW = jnp.minimum(position_HW, 4 * chroma * _ONE - position_HW)
     return value - _rounded(jnp.clip(nearest_HW, 0, chroma * _ONE), _BITS)
 

@@ -3,10 +3,12 @@
 An example's index and its view number decide its augmentation exactly, whatever else is in the
 batch. The prediction store relies on it: a stored prediction belongs to one (view, index). Runs on
 device, inside jit. Which other images an example meets is decided by (view, index) too, on the host,
-in `inputs.py`. Axes: X whatever an input has.
+in `inputs.py`. Axes: B batch, H W C image, X whatever
+an input has.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,37 +43,47 @@ def make_view(names: Sequence[str], config: ConfigDict) -> View:
     also 'partners' and 'partner_indices', all with the same leading axis.
   """
 
-  def apply(names, seed, image_HWC, label, index, view):
+  def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
     for name in names:
-      key = keys.stream(seed, f'view/{name}', view, index)
-      if name == 'noise':
-        image_HWC, replaced = augmentations.noise(key, image_HWC, config.noise_probability)
-        label = jnp.where(replaced, NO_LABEL, label)
-      else:
-        image_HWC = AUGMENTATIONS[name](key, image_HWC, config)
-    return image_HWC, label
-
-  def one(seed, example):
-    image_HWC, label = augmentations.unit_cube(example['inputs']), example['labels']
-    index, view = example['indices'], example['views']
-    if 'mixup' not in names:
-      return apply(names, seed, image_HWC, label, index, view)
-    place = names.index('mixup')
-    before, after = names[:place], names[place + 1 :]
-    image_HWC, _ = apply(before, seed, image_HWC, label, index, view)
-    partner_HWC = augmentations.unit_cube(example['partners'])
-    partner_HWC, _ = apply(before, seed, partner_HWC, label, example['partner_indices'], view)
-    mixed_HWC = augmentations.mixup(
-      keys.stream(seed, 'view/mixup', view, index), image_HWC, partner_HWC
-    )
-    return apply(after, seed, mixed_HWC, jnp.full_like(label, NO_LABEL), index, view)
+      one = partial(_augmented, name, config, seed)
+      examples = images_BHWC, labels_B, indices_B, views_B
+      # In two halves, one after the other. Compilers merge plain expressions with what reads them, and
+      # would augment each pixel anew for every pixel of the next augmentation that it goes into.
+      images_BHWC, labels_B = jax.lax.map(
+        lambda example, one=one: one(*example), examples, batch_size=max(len(labels_B) // 2, 1)
+      )
+    return images_BHWC, labels_B
 
   def view(seed, batch):
     if not jnp.issubdtype(batch['inputs'].dtype, jnp.uint8):  # tokens of a text
       return batch['inputs'], batch['labels']
-    return jax.vmap(one, in_axes=(None, 0))(seed, batch)
+    images_BHWC, labels_B = augmentations.unit_cube(batch['inputs']), batch['labels']
+    indices_B, views_B = batch['indices'], batch['views']
+    if 'mixup' not in names:
+      return apply(names, seed, images_BHWC, labels_B, indices_B, views_B)
+    place = names.index('mixup')
+    before, after = names[:place], names[place + 1 :]
+    images_BHWC, _ = apply(before, seed, images_BHWC, labels_B, indices_B, views_B)
+    partners_BHWC = augmentations.unit_cube(batch['partners'])
+    partners_BHWC, _ = apply(
+      before, seed, partners_BHWC, labels_B, batch['partner_indices'], views_B
+    )
+    keys_B = jax.vmap(partial(keys.stream, seed, 'view/mixup'))(views_B, indices_B)
+    mixed_BHWC = jax.vmap(augmentations.mixup)(keys_B, images_BHWC, partners_BHWC)
+    return apply(after, seed, mixed_BHWC, jnp.full_like(labels_B, NO_LABEL), indices_B, views_B)
 
   return view
+
+
+def _augmented(
+  name: str, config: ConfigDict, seed: jax.Array, image_HWC: jax.Array, label, index, view
+) -> tuple[jax.Array, jax.Array]:
+  """One example after one augmentation, and its label, if that leaves it one."""
+  key = keys.stream(seed, f'view/{name}', view, index)
+  if name == 'noise':
+    image_HWC, replaced = augmentations.noise(key, image_HWC, config.noise_probability)
+    return image_HWC, jnp.where(replaced, NO_LABEL, label)
+  return AUGMENTATIONS[name](key, image_HWC, config), label
 
 
 def fields(names: Sequence[str], config: ConfigDict) -> dict[str, float]:
