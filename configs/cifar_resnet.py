@@ -34,6 +34,5 @@ def _smoke(config: ConfigDict) -> None:
   config.predictions.num_views = 5
   config.student.num_epochs = 20
   config.evaluation.num_views = 2
-  config.evaluation.independent_seed = None
   config.training.num_evals = 6
   config.training.num_checkpoints = 6

@@ -30,13 +30,12 @@ def _smoke(config: ConfigDict) -> None:
   config.dataset.num_test = 2000
   config.model.width = 8
   config.teacher.num_members = 2
-  config.teacher.batch_size = 128
-  config.predictions.num_views = 5
+  config.predictions.num_views = 4
   for section in (config.teacher, config.student):
-    section.num_epochs = 15
+    section.num_epochs = 8
+    section.batch_size = 32
     section.optimizer = 'adam'
     section.learning_rate = 1e-3
   config.evaluation.num_views = 2
-  config.evaluation.independent_seed = None
   config.training.num_evals = 5
   config.training.num_checkpoints = 5

@@ -52,7 +52,6 @@ def _smoke(config: ConfigDict) -> None:
   config.predictions.num_views = 2
   config.evaluation.num_views = 1
   config.evaluation.batch_size = 100
-  config.evaluation.independent_seed = None
   for section in (config.teacher, config.student):
     section.num_epochs = 4
     section.batch_size = 50

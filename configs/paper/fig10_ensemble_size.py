@@ -35,6 +35,6 @@ def get_sweep(arg: str = '') -> Sweep:
     x_label='teachers in the ensemble, m',
     points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
     panels=tuple(PAPER),
-    trials=1 if arg else 3,
+    trials=2 if arg else 3,
     paper={} if arg else paper,
   )

@@ -47,6 +47,6 @@ def get_sweep(arg: str = '') -> Sweep:
     x_label='GAN images added',
     points=points,
     panels=(recipes.AGREEMENT, recipes.ACCURACY, recipes.TEACHER),
-    trials=1 if arg else 3,
+    trials=2 if arg else 3,
     paper={} if arg else PAPER,
   )

@@ -57,6 +57,6 @@ def get_sweep(arg: str = '') -> Sweep:
     x_label='distillation data, at τ = 1 but for ' + ', '.join(at_tau_4),
     points=points,
     panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.TRAIN_AGREEMENT),
-    trials=1 if arg else 3,
+    trials=2 if arg else 3,
     paper={} if arg else paper,
   )

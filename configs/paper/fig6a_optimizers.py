@@ -21,7 +21,7 @@ OPTIMIZERS = {
   },
   'Muon': {'student.optimizer': 'muon', 'student.learning_rate': 1e-2},
 }
-NUM_EPOCHS = {'': (300, 1000, 5000), 'small': (20, 60)}
+NUM_EPOCHS = {'': (300, 1000, 5000), 'small': (10, 30)}
 PAPER = recipes.values('SGD', (300, 5000), (78.95, 83.3))
 
 
@@ -48,6 +48,6 @@ def get_sweep(arg: str = '') -> Sweep:
       for num_epochs in NUM_EPOCHS[arg]
     ],
     panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT),
-    trials=1 if arg else 3,
+    trials=2 if arg else 3,
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: PAPER},
   )

@@ -32,6 +32,6 @@ def get_sweep(arg: str = '') -> Sweep:
     x_label='λ (0: random, 1: the teacher)',
     points=[Point({'student.init_lambda': value}, value) for value in LAMBDAS[arg]],
     panels=(recipes.TRAIN_AGREEMENT, TRAIN_KL, recipes.AGREEMENT),
-    trials=1 if arg else 3,
+    trials=2 if arg else 3,
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: paper},
   )

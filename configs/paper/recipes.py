@@ -39,7 +39,6 @@ def cifar100(depth: int = 56, num_members: int = 5) -> ConfigDict:
   config.dataset.name = 'cifar100'
   config.model.depth = depth
   config.teacher.num_members = num_members
-  config.evaluation.independent_seed = None  # trials have each other
   return config
 
 
@@ -50,10 +49,12 @@ def shrink(config: ConfigDict) -> ConfigDict:
   config.dataset.num_test = 2000
   config.model.depth = 8
   config.model.width = 8
-  config.teacher.num_epochs = 15
-  config.teacher.batch_size = 128
-  config.predictions.num_views = 10
-  config.student.num_epochs = 20
+  config.teacher.num_epochs = 10
+  config.teacher.batch_size = 64
+  config.teacher.learning_rate = 0.05
+  config.predictions.num_views = 5
+  config.student.num_epochs = 10
+  config.student.batch_size = 64
   config.student.keep_checkpoints = ()
   config.evaluation.num_views = 2
   config.training.num_evals = 2
@@ -79,7 +80,6 @@ def mnist() -> ConfigDict:
   config.student.temperature = 1.0
   config.student.keep_checkpoints = ()
   config.evaluation.num_views = 1
-  config.evaluation.independent_seed = None
   return config
 
 

@@ -25,7 +25,6 @@ PAPER = {
 def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, 'small')
   config = imagenet_resnet.get_config('smoke' if arg else '')
-  config.evaluation.independent_seed = None
   return config
 
 
