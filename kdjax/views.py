@@ -45,7 +45,7 @@ def make_view(names: Sequence[str], config: ConfigDict) -> View:
 
   def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
     for name in names:
-      one = partial(_augmented, name, config, seed)
+      one = partial(augmented, name, config, seed)
       examples = images_BHWC, labels_B, indices_B, views_B
       # In two halves, one after the other. Compilers merge plain expressions with what reads them, and
       # would augment each pixel anew for every pixel of the next augmentation that it goes into.
@@ -75,10 +75,19 @@ def make_view(names: Sequence[str], config: ConfigDict) -> View:
   return view
 
 
-def _augmented(
-  name: str, config: ConfigDict, seed: jax.Array, image_HWC: jax.Array, label, index, view
+def augmented(
+  name: str,
+  config: ConfigDict,
+  seed: jax.Array,
+  image_HWC: jax.Array,
+  label: jax.Array,
+  index: jax.Array,
+  view: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """One example after one augmentation, and its label, if that leaves it one."""
+  """One example after one augmentation of AUGMENTATIONS or 'noise'; its label, if that leaves one.
+
+  The key is of the stream `view/{name}` at the view and the index, and of nothing else.
+  """
   key = keys.stream(seed, f'view/{name}', view, index)
   if name == 'noise':
     image_HWC, replaced = augmentations.noise(key, image_HWC, config.noise_probability)

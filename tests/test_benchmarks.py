@@ -9,7 +9,7 @@ import pytest
 
 from analysis import runs
 from kdjax import files, losses
-from tests.benchmarks import growth, huge_pages, loop, members, planes, store, timing
+from tests.benchmarks import growth, huge_pages, loop, members, planes, store, timing, views
 
 
 def test_medians_are_of_pairs_that_were_timed_together():
@@ -101,3 +101,12 @@ def test_the_benchmark_of_members_runs(monkeypatch):
   assert label == 'lenet'
   assert min(speeds) > 0
   assert ratio > 0
+
+
+def test_the_benchmark_of_views_compares_equal_images(monkeypatch):
+  monkeypatch.setattr(views, 'BATCH', 5)
+  monkeypatch.setattr(views, 'SIDE', 8)
+  names = ('crop', 'flip', 'rotation', 'contrast')
+  loops, merged = (work() for work in views.works(names).values())
+  np.testing.assert_array_equal(loops, merged)
+  assert min(views.measure(names, repeats=1).values()) > 0
