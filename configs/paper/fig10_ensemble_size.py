@@ -34,7 +34,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 10: ensemble size',
     x_label='teachers in the ensemble, m',
     points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
-    panels=tuple(PAPER),
+    panels=(*PAPER, recipes.INDEPENDENT),
     trials=2 if arg else 3,
     paper={} if arg else paper,
   )

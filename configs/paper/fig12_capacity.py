@@ -39,7 +39,12 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 12: capacity',
     x_label='teacher',
     points=points,
-    panels=(recipes.AGREEMENT, recipes.TRAIN_AGREEMENT, recipes.ACCURACY),
+    panels=(
+      recipes.AGREEMENT,
+      recipes.INDEPENDENT,
+      recipes.TRAIN_AGREEMENT,
+      recipes.ACCURACY,
+    ),
     trials=2 if arg else 3,
     caption='The paper: the larger student gains 2 to 3 points of agreement.',
   )

@@ -40,7 +40,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 13: distillation data for VGG-16',
     x_label='distillation data',
     points=[Point(recipes.DISTILLATION_DATA[name], name) for name in PAPER],
-    panels=PANELS,
+    panels=(*PANELS, recipes.INDEPENDENT),
     trials=2 if arg else 3,
     paper={} if arg else paper,
   )

@@ -37,7 +37,7 @@ def get_sweep(arg: str = '') -> Sweep:
       for m in NUM_MEMBERS[arg]
       for alpha in ALPHAS[arg]
     ],
-    panels=(recipes.AGREEMENT, recipes.ACCURACY),
+    panels=(recipes.AGREEMENT, recipes.INDEPENDENT, recipes.ACCURACY),
     trials=2 if arg else 3,
     paper={} if arg else {recipes.AGREEMENT.measure: paper},
   )

@@ -46,7 +46,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 1: GAN images in the distillation data',
     x_label='GAN images added',
     points=points,
-    panels=(recipes.AGREEMENT, recipes.ACCURACY, recipes.TEACHER),
+    panels=(recipes.AGREEMENT, recipes.INDEPENDENT, recipes.ACCURACY, recipes.TEACHER),
     trials=2 if arg else 3,
     paper={} if arg else PAPER,
   )

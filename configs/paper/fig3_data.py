@@ -56,7 +56,12 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 3: distillation data',
     x_label='distillation data, at τ = 1 but for ' + ', '.join(at_tau_4),
     points=points,
-    panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.TRAIN_AGREEMENT),
+    panels=(
+      recipes.ACCURACY,
+      recipes.AGREEMENT,
+      recipes.INDEPENDENT,
+      recipes.TRAIN_AGREEMENT,
+    ),
     trials=2 if arg else 3,
     paper={} if arg else paper,
   )

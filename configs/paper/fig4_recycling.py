@@ -47,7 +47,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 4: teachers learn D0, students are distilled on D0, D1 or both',
     x_label='temperature τ' if 'temperature' in arg else 'teachers in the ensemble, m',
     points=points,
-    panels=(recipes.AGREEMENT, recipes.ACCURACY, recipes.KL),
+    panels=(recipes.AGREEMENT, recipes.INDEPENDENT, recipes.ACCURACY, recipes.KL),
     trials=2 if 'small' in arg else 3,
     caption='The paper: D0 gives higher accuracy and lower fidelity than D1; both together are best, and '
     'agreement tops out near 85 %.',

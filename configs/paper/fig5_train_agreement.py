@@ -31,7 +31,12 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 5: agreement on the training set',
     x_label='distillation data',
     points=points,
-    panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT, recipes.ACCURACY),
+    panels=(
+      recipes.TRAIN_AGREEMENT,
+      recipes.AGREEMENT,
+      recipes.INDEPENDENT,
+      recipes.ACCURACY,
+    ),
     trials=2 if arg else 3,
     caption='The paper: 80 to 90 % with rotation, vertical flip or colour jitter.',
     paper={}

@@ -47,7 +47,7 @@ def get_sweep(arg: str = '') -> Sweep:
       for name, fields in OPTIMIZERS.items()
       for num_epochs in NUM_EPOCHS[arg]
     ],
-    panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT),
+    panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT, recipes.INDEPENDENT),
     trials=2 if arg else 3,
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: PAPER},
   )

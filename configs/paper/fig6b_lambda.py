@@ -31,7 +31,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 6b: starting between random weights and the teacher',
     x_label='λ (0: random, 1: the teacher)',
     points=[Point({'student.init_lambda': value}, value) for value in LAMBDAS[arg]],
-    panels=(recipes.TRAIN_AGREEMENT, TRAIN_KL, recipes.AGREEMENT),
+    panels=(recipes.TRAIN_AGREEMENT, TRAIN_KL, recipes.AGREEMENT, recipes.INDEPENDENT),
     trials=2 if arg else 3,
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: paper},
   )

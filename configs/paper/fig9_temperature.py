@@ -50,7 +50,7 @@ def get_sweep(arg: str = '') -> Sweep:
       for m in NUM_MEMBERS[arg]
       for tau in TEMPERATURES
     ],
-    panels=(recipes.ACCURACY, recipes.AGREEMENT),
+    panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.INDEPENDENT),
     trials=2 if arg else 3,
     paper={} if arg else paper,
   )

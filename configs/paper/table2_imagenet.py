@@ -36,7 +36,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Table 2: ImageNet, ResNet-50',
     x_label='teachers in the ensemble, m',
     points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
-    panels=tuple(PAPER),
+    panels=(*PAPER, recipes.INDEPENDENT),
     trials=2,
     paper={} if arg else paper,
   )

@@ -38,7 +38,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Table 2: IMDB, bidirectional LSTMs',
     x_label='teachers in the ensemble, m',
     points=[Point({'teacher.num_members': m}, m) for m in members],
-    panels=tuple(PAPER),
+    panels=(*PAPER, recipes.INDEPENDENT),
     trials=2 if arg else 3,
     paper=paper,
   )
