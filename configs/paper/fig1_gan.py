@@ -1,7 +1,7 @@
 """Figure 1: GAN images added to the distillation data raise fidelity, not accuracy (CIFAR-100).
 
     python launch.py --config=configs/paper/fig1_gan.py --sweep          # a GPU node, days; not run
-    python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # two CPU cores, 8 minutes
+    python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # 15 minutes on one core
 
 `:small` distils LeNet-5 on 2,000 images of MNIST and samples of a small SN-GAN, which has learnt all 60,000:
 so it brings in more data than the student has.

@@ -1,7 +1,7 @@
 """Figure 3: what the distillation data does to accuracy and fidelity (CIFAR-100, m = 5 ResNet-56).
 
     python launch.py --config=configs/paper/fig3_data.py --sweep          # a GPU node, days; not run
-    python launch.py --config=configs/paper/fig3_data.py:small --sweep    # two CPU cores, 15 minutes
+    python launch.py --config=configs/paper/fig3_data.py:small --sweep    # 34 minutes on one core
 
 In the paper more varied data brings no more than 85.5 % agreement, and the best for accuracy (mixup) is
 not the best for fidelity. `:small` leaves out the GAN, and takes MNIST for the images out of domain.

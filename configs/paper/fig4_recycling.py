@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/paper/fig4_recycling.py --sweep          # a GPU node, days; not run
     python launch.py --config=configs/paper/fig4_recycling.py:temperature --sweep    # its right half
-    python launch.py --config=configs/paper/fig4_recycling.py:small --sweep    # two CPU cores, 10 minutes
+    python launch.py --config=configs/paper/fig4_recycling.py:small --sweep    # 18 minutes on one core
     python launch.py --config=configs/paper/fig4_recycling.py:small_temperature --sweep
 
 D0 and D1 are class-balanced halves of the training set. In the paper D0, which the teachers know by

@@ -1,7 +1,7 @@
 """Figure 6a: neither a longer training nor another optimizer makes the student match its teacher.
 
     python launch.py --config=configs/paper/fig6a_optimizers.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig6a_optimizers.py:small --sweep    # 20 minutes on one core
+    python launch.py --config=configs/paper/fig6a_optimizers.py:small --sweep    # 24 minutes on one core
 
 ResNet-20 with LayerNorm, self-distillation on CIFAR-100 without weight decay. The paper has SGD and Adam;
 Muon is ours.
