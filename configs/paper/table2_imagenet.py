@@ -1,7 +1,7 @@
 """Table 2, ImageNet: ResNet-50 from ensembles of ResNet-50.
 
     python launch.py --config=configs/paper/table2_imagenet.py --sweep    # a host with 8 GPUs; not run
-    python launch.py --config=configs/paper/table2_imagenet.py:small --sweep    # four minutes on two cores
+    python launch.py --config=configs/paper/table2_imagenet.py:small --sweep    # 4 minutes on one core
 
 Two trials, of which each is the other's baseline. `:small` shows with 300 images of CIFAR-10 that
 everything runs, and nothing else.
