@@ -1,7 +1,7 @@
 """Figure 10: larger ensembles are easier to agree with (CIFAR-100, ResNet-56, τ = 1).
 
     python launch.py --config=configs/paper/fig10_ensemble_size.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # 5 minutes on one core
+    python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # 5 minutes on one core, after fig14
 
 Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students.
 """

@@ -1,7 +1,7 @@
 """Figure 12: a student larger than its teacher agrees with it a little more (CIFAR-100).
 
     python launch.py --config=configs/paper/fig12_capacity.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig12_capacity.py:small --sweep    # 4 minutes on one core
+    python launch.py --config=configs/paper/fig12_capacity.py:small --sweep    # 4 minutes on one core, after fig5
 
 The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. `:small` widens instead.
 """

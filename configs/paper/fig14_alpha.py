@@ -1,7 +1,7 @@
 """Figure 14: true labels in the loss, with weight α, lower the agreement (CIFAR-100, ResNet-56, τ = 1).
 
     python launch.py --config=configs/paper/fig14_alpha.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # 15 minutes on one core
+    python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # 15 minutes on one core, after fig3
 
 In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher, 0.8 with 3, 1.0 with 5.
 """

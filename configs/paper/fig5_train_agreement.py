@@ -1,7 +1,7 @@
 """Figure 5: with more distillation data, students fail to match their teacher on the training set too.
 
     python launch.py --config=configs/paper/fig5_train_agreement.py --sweep          # a GPU node; not run
-    python launch.py --config=configs/paper/fig5_train_agreement.py:small --sweep    # 10 minutes on one core
+    python launch.py --config=configs/paper/fig5_train_agreement.py:small --sweep    # 10 minutes on one core, after fig3
 
 The paper (CIFAR-100, ResNet-56, m = 1): near 100 % train agreement without, 95 % with 50,000 GAN images,
 80 to 90 % with rotation, vertical flip or jitter, and 60 % with all three. Here at τ = 4.

@@ -1,7 +1,7 @@
 """Figure 6b: a student that starts near enough to its teacher matches it; from afar it does not.
 
     python launch.py --config=configs/paper/fig6b_lambda.py --sweep          # a GPU, a day; not run
-    python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep    # 12 minutes on one core
+    python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep    # 12 minutes on one core, after fig6a
 
 The student of a ResNet-20 with LayerNorm starts at λ θ_t + (1 − λ) θ_r, between random weights and its
 teacher's. The paper: train agreement is about 80 % at λ = 0 and near 100 % from 0.375 on.

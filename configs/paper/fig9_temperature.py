@@ -1,7 +1,7 @@
 """Figure 9: temperature and ensemble size, teachers and students on half of CIFAR-100 (ResNet-20).
 
     python launch.py --config=configs/paper/fig9_temperature.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig9_temperature.py:small --sweep    # 4 minutes on one core
+    python launch.py --config=configs/paper/fig9_temperature.py:small --sweep    # 4 minutes on one core, after fig4
 
 The paper: τ = 4 is best for accuracy, and agreement gains no more from there on.
 """

@@ -1,7 +1,7 @@
 """Table 1: starting at the teacher's own initial weights does not help the student to match it.
 
     python launch.py --config=configs/paper/table1_initialisation.py --sweep          # a GPU; not run
-    python launch.py --config=configs/paper/table1_initialisation.py:small --sweep    # 8 minutes on one core
+    python launch.py --config=configs/paper/table1_initialisation.py:small --sweep    # 8 minutes on one core, after fig3
 
 ResNet-20 on CIFAR-100, self-distillation, 10 trials. The CKA of the paper is of its three stages; its
 public code averages over the wrong axes, so that part is no measure to hold ours against.
