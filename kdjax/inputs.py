@@ -1,9 +1,10 @@
 """What a model sees: a split, the view that is taken of it, and the seed that decides the view.
 
-Which other images an example meets in a view, as the partner of a mixture or in its own place, is
-decided here, by (view, index) alone: by one table over all examples for each view. The images are
-gathered on the host and go through the view on the device. Those that stay on disk are gathered ahead of
-time by threads or processes: what batch k holds follows from k. Axes: N example, B batch.
+Which other images an example meets in a view, as the partner of a mixture or to be replaced by, follows
+from (view, index) alone: from one table over all examples for each view. They are gathered here, with
+the examples; the view mixes and replaces on the device. Images that stay on disk are gathered ahead of
+time by threads or processes: what batch k holds follows from k. Axes: N example, K others, B batch, X
+whatever an input has.
 """
 
 import dataclasses
@@ -15,18 +16,10 @@ import numpy as np
 
 from kdjax import data, hosts, keys, steps
 from kdjax.data import streaming
-from kdjax.views import NO_LABEL, View
+from kdjax.views import View
 
 # Which examples a batch has, and in which views: its number → indices_B, views_B.
 Plan = Callable[[int], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Replacement:
-  """Images that stand in for examples: in each view, each example with a probability."""
-
-  inputs_K: np.ndarray | streaming.StreamedImages
-  probability: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Inputs:
   view: View  # runs inside the step
   seed: int
   num_views: int | None = None  # epoch e sees view e mod num_views; None: a fresh view each epoch
-  replacement: Replacement | None = None
+  others_KX: np.ndarray | streaming.StreamedImages | None = None  # that examples are replaced by
   has_partners: bool = False  # whether the view is a mixture with another example
 
   def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
@@ -75,27 +68,22 @@ class Inputs:
     num_workers = self.split.inputs_N.num_workers
     return map(steps.shard, streaming.batches(gather, numbers, rows, num_workers))
 
-  def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> dict[str, np.ndarray]:
+  def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
     """A batch, or some rows of it: each follows from its index and view alone."""
-    inputs, labels = self._look(indices_B, views_B)
-    batch = {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
+    batch = self._look(indices_B, views_B)
     if self.has_partners:
       tables = partial(_partners, self.seed, len(self.split))
-      batch['partner_indices'] = _look_up(tables, indices_B, views_B)
-      batch['partners'], _ = self._look(batch['partner_indices'], views_B)
+      batch['partners'] = self._look(_look_up(tables, indices_B, views_B), views_B)
     return batch
 
-  def _look(self, indices_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels, with others in the place of some."""
+  def _look(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
+    """The examples, each with the one that may take its place."""
     inputs, labels = self.split.inputs_N[indices_B], self.split.labels_N[indices_B]
-    if self.replacement is not None:
-      others_K, probability = self.replacement.inputs_K, self.replacement.probability
-      tables = partial(_replacements, self.seed, len(self.split), len(others_K), probability)
-      chosen_B = _look_up(tables, indices_B, views_B)
-      replaced_B = chosen_B >= 0
-      inputs[replaced_B] = others_K[chosen_B[replaced_B]]
-      labels[replaced_B] = NO_LABEL
-    return inputs, labels
+    batch = {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
+    if self.others_KX is not None:
+      tables = partial(_others, self.seed, len(self.split), len(self.others_KX))
+      batch['others'] = self.others_KX[_look_up(tables, indices_B, views_B)]
+    return batch
 
 
 def _of_step(
@@ -113,7 +101,7 @@ def _in_order(
   return padded_B, np.full_like(padded_B, view)
 
 
-def _gather_rows(inputs: Inputs, plan: Plan, number: int, rows: slice) -> dict[str, np.ndarray]:
+def _gather_rows(inputs: Inputs, plan: Plan, number: int, rows: slice) -> steps.Batch:
   indices_B, views_B = plan(number)
   return inputs._gather(indices_B[rows], views_B[rows])
 
@@ -140,10 +128,7 @@ def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
 
 
 @functools.lru_cache(TABLES_KEPT)
-def _replacements(
-  seed: int, num_examples: int, num_others: int, probability: float, view: int
-) -> np.ndarray:
-  """For each example the image that takes its place, or −1."""
-  rng = keys.numpy_rng(seed, 'view/replacements', view)
-  others_N = rng.integers(num_others, size=num_examples)
-  return np.where(rng.random(num_examples) < probability, others_N, -1).astype(np.int32)
+def _others(seed: int, num_examples: int, num_others: int, view: int) -> np.ndarray:
+  """For each example the one that takes its place, if the view replaces it."""
+  rng = keys.numpy_rng(seed, 'view/others', view)
+  return rng.integers(num_others, size=num_examples).astype(np.int32)

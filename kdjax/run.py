@@ -18,7 +18,7 @@ from kdjax import data, files, keys, models, optimizers, progress, steps, traini
 from kdjax.checkpoint import Checkpoints
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.inputs import Inputs, Replacement
+from kdjax.inputs import Inputs
 
 
 class Run:
@@ -165,12 +165,11 @@ class Run:
     split = data.part(self.splits['train'], predictions.examples)
     if 'extra' in extra:
       split = split.joined(_unlabelled_split(extra['extra']))
-    replacement = None
-    if 'replacement' in extra:
-      replacement = Replacement(extra['replacement'], predictions.replaced)
-    view = views.make_view(predictions.augmentation, self.config.augmentation)
+    others_KX = extra.get('replacement')
+    replaced = 0 if others_KX is None else predictions.replaced
+    view = views.make_view(predictions.augmentation, self.config.augmentation, replaced)
     has_partners = 'mixup' in predictions.augmentation
-    return Inputs(split, view, self.config.seed, predictions.num_views, replacement, has_partners)
+    return Inputs(split, view, self.config.seed, predictions.num_views, others_KX, has_partners)
 
   # Models.
 

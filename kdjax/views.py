@@ -2,13 +2,14 @@
 
 An example's index and its view number decide its augmentation exactly, whatever else is in the
 batch. The prediction store relies on it: a stored prediction belongs to one (view, index). Runs on
-device, inside jit. Which other images an example meets is decided by (view, index) too, on the host,
-in `inputs.py`. Axes: B batch, H W C image, X whatever
-an input has.
+device, inside jit: so does the choice between an example and another image in its place, and the
+coefficient of a mixture. Which other images there are to choose from is for who loads them, `inputs.py`.
+Axes: B batch, H W C image, X whatever an input has.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from ml_collections import ConfigDict
 from kdjax import augmentations, keys
 from kdjax.augmentations import AUGMENTATIONS
 
-Batch = dict[str, jax.Array]
+# Arrays by name, and at 'partners' a batch of its own.
+Batch = dict[str, Any]
 # (seed, batch) → (inputs_BX, labels_B): images as float32 in [−1, 1], and tokens as they are.
 View = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
 
@@ -29,7 +31,7 @@ NAMES = (*AUGMENTATIONS, *UNLABELLED)
 FIELDS = augmentations.FIELDS | {'mixup': (), 'noise': ('noise_probability',)}
 
 
-def make_view(names: Sequence[str], config: ConfigDict) -> View:
+def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> View:
   """The view that applies the named augmentations in order; no names give the example as it is.
 
   With 'mixup', what is named before it is done to the example and to its partner, each by its own
@@ -38,9 +40,11 @@ def make_view(names: Sequence[str], config: ConfigDict) -> View:
   Args:
     names: of NAMES. Each draws from its own stream, so adding one leaves the others' draws.
     config: the config section `augmentation`.
+    replaced: the probability that another input takes an example's place, before all else.
 
-  Returns: view(seed, batch). A batch has 'inputs', 'labels', 'indices' and 'views', and for 'mixup'
-    also 'partners' and 'partner_indices', all with the same leading axis.
+  Returns: view(seed, batch). A batch has 'inputs', 'labels', 'indices' and 'views', where examples
+    may be replaced also 'others', and for 'mixup' also 'partners', a batch of those that the
+    examples are mixed with; all with the same leading axis.
   """
 
   def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
@@ -55,24 +59,38 @@ def make_view(names: Sequence[str], config: ConfigDict) -> View:
     return images_BHWC, labels_B
 
   def view(seed, batch):
-    if not jnp.issubdtype(batch['inputs'].dtype, jnp.uint8):  # tokens of a text
-      return batch['inputs'], batch['labels']
-    images_BHWC, labels_B = augmentations.unit_cube(batch['inputs']), batch['labels']
-    indices_B, views_B = batch['indices'], batch['views']
+    inputs_BX, labels_B = _chosen(seed, batch, replaced)
+    if not jnp.issubdtype(inputs_BX.dtype, jnp.uint8):  # tokens of a text
+      return inputs_BX, labels_B
+    images_BHWC, drawn_by = augmentations.unit_cube(inputs_BX), (batch['indices'], batch['views'])
     if 'mixup' not in names:
-      return apply(names, seed, images_BHWC, labels_B, indices_B, views_B)
+      return apply(names, seed, images_BHWC, labels_B, *drawn_by)
     place = names.index('mixup')
     before, after = names[:place], names[place + 1 :]
-    images_BHWC, _ = apply(before, seed, images_BHWC, labels_B, indices_B, views_B)
-    partners_BHWC = augmentations.unit_cube(batch['partners'])
-    partners_BHWC, _ = apply(
-      before, seed, partners_BHWC, labels_B, batch['partner_indices'], views_B
-    )
-    keys_B = jax.vmap(partial(keys.stream, seed, 'view/mixup'))(views_B, indices_B)
+    images_BHWC, _ = apply(before, seed, images_BHWC, labels_B, *drawn_by)
+    partners_BHWC, _ = make_view(before, config, replaced)(seed, batch['partners'])
+    keys_B = _keys('mixup', seed, batch)
     mixed_BHWC = jax.vmap(augmentations.mixup)(keys_B, images_BHWC, partners_BHWC)
-    return apply(after, seed, mixed_BHWC, jnp.full_like(labels_B, NO_LABEL), indices_B, views_B)
+    return apply(after, seed, mixed_BHWC, jnp.full_like(labels_B, NO_LABEL), *drawn_by)
 
   return view
+
+
+def _keys(name: str, seed: jax.Array, batch: Batch) -> jax.Array:
+  return jax.vmap(partial(keys.stream, seed, f'view/{name}'))(batch['views'], batch['indices'])
+
+
+def _chosen(seed: jax.Array, batch: Batch, replaced: float) -> tuple[jax.Array, jax.Array]:
+  """The examples, some of them replaced by their 'others', which have no label."""
+  inputs_BX, labels_B = batch['inputs'], batch['labels']
+  if not replaced:
+    return inputs_BX, labels_B
+  replaced_B = jax.vmap(partial(jax.random.bernoulli, p=replaced))(_keys('replaced', seed, batch))
+  replaced_BX = jnp.expand_dims(replaced_B, range(1, inputs_BX.ndim))
+  return (
+    jnp.where(replaced_BX, batch['others'], inputs_BX),
+    jnp.where(replaced_B, NO_LABEL, labels_B),
+  )
 
 
 def augmented(

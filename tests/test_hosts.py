@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, with_devices
@@ -143,9 +144,9 @@ def check_shares(batches, as_host):
     as_host(host, 3)
     shares.append(batches())
   for batch, *of_hosts in zip(whole, *shares, strict=True):
-    assert {x.shape[:2] for share in of_hosts for x in share.values()} == {(1, 8)}
-    for name, expected in batch.items():
-      np.testing.assert_array_equal(np.concatenate([s[name] for s in of_hosts], axis=1), expected)
+    assert {x.shape[:2] for share in of_hosts for x in jax.tree.leaves(share)} == {(1, 8)}
+    together = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *of_hosts)
+    jax.tree.map(np.testing.assert_array_equal, together, batch)
   return len(whole)
 
 

@@ -35,8 +35,8 @@ GOLDEN_FLIPS = [True, False, False, True, False, True, False, True]
 
 
 @functools.cache
-def compiled_view(names):
-  return jax.jit(views.make_view(names, CONFIG))
+def compiled_view(names, replaced=0):
+  return jax.jit(views.make_view(names, CONFIG, replaced))
 
 
 @functools.cache
@@ -55,14 +55,13 @@ def labels_of(names, batch, seed=0):
 
 def batch_of(inputs, view=0):
   indices = np.arange(len(inputs), dtype=np.int32)
-  return {
+  batch = {
     'inputs': inputs,
     'labels': indices % 10,
     'indices': indices,
     'views': np.full_like(indices, view),
-    'partners': np.roll(inputs, 1, axis=0),
-    'partner_indices': np.roll(indices, 1),
   }
+  return batch | {'partners': taken(batch, np.roll(indices, 1))}
 
 
 def view_positions(names, seed=0, view=0):
@@ -73,23 +72,21 @@ def view_positions(names, seed=0, view=0):
 
 def make_batch():
   rng = np.random.default_rng(0)
-  return {
-    'inputs': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
-    'labels': np.array([3, 0, 9, 3, 1, 7], np.int32),
-    'indices': np.array([5, 17, 2, 40_000, 9, 5], np.int32),
-    'views': np.array([0, 3, 1, 299, 0, 1], np.int32),
-    'partners': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
-    'partner_indices': np.array([8, 5, 17, 3, 40_000, 11], np.int32),
-  }
 
+  def of(*indices):
+    return {
+      'inputs': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
+      'others': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
+      'labels': np.array([3, 0, 9, 3, 1, 7], np.int32),
+      'indices': np.array(indices, np.int32),
+      'views': np.array([0, 3, 1, 299, 0, 1], np.int32),
+    }
 
-def partners_of(batch):
-  """The batch of the partners."""
-  return batch | {'inputs': batch['partners'], 'indices': batch['partner_indices']}
+  return of(5, 17, 2, 40_000, 9, 5) | {'partners': of(8, 5, 17, 3, 40_000, 11)}
 
 
 def taken(batch, where):
-  return {name: x[where] for name, x in batch.items()}
+  return jax.tree.map(lambda x: x[where], batch)
 
 
 def in_unit_cube(images):
@@ -228,7 +225,7 @@ def coefficients_of(mixed_NHWC, first_NHWC, second_NHWC):
 @pytest.mark.parametrize('before', [(), ('flip', 'crop')])
 def test_mixup_mixes_two_views_each_with_the_draws_of_its_own_index(before):
   batch = make_batch()
-  first, second = inputs_of(before, batch), inputs_of(before, partners_of(batch))
+  first, second = inputs_of(before, batch), inputs_of(before, batch['partners'])
   mixed = inputs_of((*before, 'mixup'), batch)
   coefficients, rest = coefficients_of(mixed, first, second)
   assert rest < 1e-6
@@ -242,7 +239,8 @@ def test_the_coefficient_of_a_mixture_is_that_of_its_own_index_and_view():
   images = in_unit_cube(images)
   coefficients, _ = coefficients_of(inputs_of(('mixup',), batch), images, np.roll(images, 1, 0))
   assert scipy.stats.kstest(coefficients, 'uniform').pvalue > 1e-3
-  other = batch | {'partners': images_like(batch), 'partner_indices': batch['indices'] + 1000}
+  partners = {'inputs': images_like(batch), 'indices': batch['indices'] + 1000}
+  other = batch | {'partners': batch['partners'] | partners}
   again, rest = coefficients_of(
     inputs_of(('mixup',), other), images, in_unit_cube(images_like(batch))
   )
@@ -266,6 +264,76 @@ def test_names_after_mixup_apply_to_the_mixture():
 
 def differs(result, images):
   return np.abs(result - images).max((1, 2, 3)) > 1e-3
+
+
+# Replaced examples.
+
+
+def replaced_in(batch, probability, names=(), seed=0):
+  """Inputs, labels, and which examples were replaced in a view of none but that."""
+  inputs, labels = compiled_view(names, probability)(seed, batch)
+  plain, _ = compiled_view((), probability)(seed, batch)
+  return np.asarray(inputs), np.asarray(labels), differs(plain, in_unit_cube(batch['inputs']))
+
+
+def two_images(num_examples, view=0):
+  """All examples are one image, and all that may take their places another."""
+  first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 2, 3, 1), dtype=np.uint8)
+  shape = (num_examples, 2, 3, 1)
+  return batch_of(np.broadcast_to(first, shape), view) | {'others': np.broadcast_to(second, shape)}
+
+
+@pytest.mark.parametrize('probability', [0.2, 1.0])
+def test_others_take_the_place_of_examples_and_leave_no_label(probability):
+  batch = two_images(5000)
+  inputs, labels, replaced = replaced_in(batch, probability)
+  assert scipy.stats.binomtest(int(replaced.sum()), 5000, probability).pvalue > 1e-3
+  chosen = np.where(replaced[:, None, None, None], batch['others'], batch['inputs'])
+  np.testing.assert_array_equal(inputs, inputs_of((), batch | {'inputs': chosen}))
+  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
+  assert inputs.dtype == np.float32 and labels.dtype == np.int32
+
+
+@pytest.mark.parametrize('changed', [{'seed': 1}, {'view': 1}], ids=['seed', 'view'])
+def test_who_is_replaced_is_drawn_anew_for_every_seed_and_view(changed):
+  def found(seed=0, view=0):
+    return replaced_in(two_images(5000, view), 0.5, seed=seed)[2]
+
+  differ = found() != found(**changed)
+  assert scipy.stats.binomtest(int(differ.sum()), 5000, 0.5).pvalue > 1e-3
+
+
+def test_names_apply_to_whatever_has_taken_the_place():
+  batch = make_batch() | {'labels': np.array([3, 0, 9, 3, 1, 7], np.int32)}
+  inputs, labels, replaced = replaced_in(batch, 0.5, ('flip', 'crop', 'contrast'))
+  assert 0 < replaced.sum() < 6
+  chosen = np.where(replaced[:, None, None, None], batch['others'], batch['inputs'])
+  expected = inputs_of(('flip', 'crop', 'contrast'), batch | {'inputs': chosen})
+  np.testing.assert_array_equal(inputs, expected)
+  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
+
+
+def test_a_partner_is_replaced_by_the_draw_of_its_own_index():
+  batch = make_batch()
+  first, second = (compiled_view(('flip',), 0.5)(0, b)[0] for b in (batch, batch['partners']))
+  mixed, labels, _ = replaced_in(batch, 0.5, ('flip', 'mixup'))
+  _, rest = coefficients_of(mixed, np.asarray(first), np.asarray(second))
+  assert rest < 1e-6
+  _, _, replaced = replaced_in(batch['partners'], 0.5)
+  assert 0 < replaced.sum() < 6
+  np.testing.assert_array_equal(labels, [-1] * 6)
+
+
+def test_tokens_are_replaced_too():
+  batch = make_batch()
+  rng = np.random.default_rng(0)
+  tokens = {name: rng.integers(0, 99, (6, 4), dtype=np.int32) for name in ('inputs', 'others')}
+  found, labels = compiled_view((), 0.5)(0, batch | tokens)
+  replaced = replaced_in(batch, 0.5)[2]
+  np.testing.assert_array_equal(
+    found, np.where(replaced[:, None], tokens['others'], tokens['inputs'])
+  )
+  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
 
 
 # Labels.
@@ -334,7 +402,9 @@ def test_the_fields_are_those_that_the_view_reads(names):
 
 MANY = ('flip', 'mixup', 'saturation', 'noise')
 over_all_names = pytest.mark.parametrize(
-  'names', [*((name,) for name in views.NAMES), MANY], ids='+'.join
+  'names, replaced',
+  [*(((name,), 0) for name in views.NAMES), (MANY, 0), (MANY, 0.5), ((), 0.5)],
+  ids=lambda x: '+'.join(x) if isinstance(x, tuple) else str(x),
 )
 
 
@@ -343,8 +413,8 @@ def assert_equal(view, expected):
 
 
 @over_all_names
-def test_a_view_is_the_same_alone_in_a_batch_and_in_any_order(names):
-  batch, view = make_batch(), compiled_view(names)
+def test_a_view_is_the_same_alone_in_a_batch_and_in_any_order(names, replaced):
+  batch, view = make_batch(), compiled_view(names, replaced)
   inputs, labels = (np.asarray(x) for x in view(0, batch))
   order = np.array([3, 0, 5, 1, 4, 2])
   assert_equal(view(0, taken(batch, order)), (inputs[order], labels[order]))
@@ -354,9 +424,9 @@ def test_a_view_is_the_same_alone_in_a_batch_and_in_any_order(names):
 
 
 @over_all_names
-def test_a_view_does_not_depend_on_the_other_examples(names):
-  batch, view = make_batch(), compiled_view(names)
-  others = {name: np.concatenate([x[:1], x[1:] + x.dtype.type(1)]) for name, x in batch.items()}
+def test_a_view_does_not_depend_on_the_other_examples(names, replaced):
+  batch, view = make_batch(), compiled_view(names, replaced)
+  others = jax.tree.map(lambda x: np.concatenate([x[:1], x[1:] + x.dtype.type(1)]), batch)
   (inputs, labels), (other_inputs, other_labels) = view(0, batch), view(0, others)
   np.testing.assert_array_equal(other_inputs[0], inputs[0])
   np.testing.assert_array_equal(other_labels[0], labels[0])

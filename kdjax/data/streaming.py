@@ -10,8 +10,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -25,7 +27,7 @@ MIN_SHARED_BYTES = 2**12
 # Processes take seconds to start, so a short pass over the data does without them.
 MIN_ROWS_FOR_WORKERS = 8192
 
-Rows = dict[str, np.ndarray]
+Rows = dict[str, Any]  # arrays by name, or such rows again
 Read = Callable[[np.ndarray], np.ndarray]  # indices_B → images_BHWC; can be pickled
 
 
@@ -143,7 +145,7 @@ def _piece(
 
 def _joined(pieces: Sequence[Rows]) -> Rows:
   """Copies what workers left in shared memory, and lets that go: Grain still knows the last piece."""
-  joined = {name: np.concatenate([np.asarray(p[name]) for p in pieces]) for name in pieces[0]}
+  joined = jax.tree.map(lambda *of_one: np.concatenate([np.asarray(x) for x in of_one]), *pieces)
   for piece in pieces:
     piece.clear()
   return joined
