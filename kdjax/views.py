@@ -62,18 +62,23 @@ def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> 
     inputs_BX, labels_B = _chosen(seed, batch, replaced)
     if not jnp.issubdtype(inputs_BX.dtype, jnp.uint8):  # tokens of a text
       return inputs_BX, labels_B
-    images_BHWC, drawn_by = augmentations.unit_cube(inputs_BX), (batch['indices'], batch['views'])
-    if 'mixup' not in names:
-      return apply(names, seed, images_BHWC, labels_B, *drawn_by)
-    place = names.index('mixup')
-    before, after = names[:place], names[place + 1 :]
-    images_BHWC, _ = apply(before, seed, images_BHWC, labels_B, *drawn_by)
-    partners_BHWC, _ = make_view(before, config, replaced)(seed, batch['partners'])
-    keys_B = _keys('mixup', seed, batch)
-    mixed_BHWC = jax.vmap(augmentations.mixup)(keys_B, images_BHWC, partners_BHWC)
-    return apply(after, seed, mixed_BHWC, jnp.full_like(labels_B, NO_LABEL), *drawn_by)
+    images_BHWC = augmentations.unit_cube(inputs_BX)
+    return apply(names, seed, images_BHWC, labels_B, batch['indices'], batch['views'])
 
-  return view
+  def mixed_view(seed, batch):
+    place = names.index('mixup')
+    before, after = make_view(names[:place], config, replaced), names[place + 1 :]
+    (images_BHWC, labels_B), (partners_BHWC, _) = (
+      before(seed, batch),
+      before(seed, batch['partners']),
+    )
+    mixed_BHWC = jax.vmap(augmentations.mixup)(
+      _keys('mixup', seed, batch), images_BHWC, partners_BHWC
+    )
+    no_labels_B = jnp.full_like(labels_B, NO_LABEL)
+    return apply(after, seed, mixed_BHWC, no_labels_B, batch['indices'], batch['views'])
+
+  return mixed_view if 'mixup' in names else view
 
 
 def _keys(name: str, seed: jax.Array, batch: Batch) -> jax.Array:
