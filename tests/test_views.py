@@ -1,31 +1,29 @@
 """Views: flips and crops against NumPy, the order of names, labels, and that a view is a pure function.
 
-The other augmentations are tested in test_augmentations.py.
+The other augmentations are tested in test_augmentations.py, mixtures in test_views_of_several.py.
 """
-
-import functools
 
 import jax
 import numpy as np
 import pytest
 import scipy.stats
 from ml_collections import ConfigDict
+from viewed import (
+  CONFIG,
+  NUM_OFFSETS,
+  PADDING,
+  batch_of,
+  compiled_view,
+  differs,
+  in_unit_cube,
+  inputs_of,
+  labels_of,
+  make_batch,
+  taken,
+)
 
 from kdjax import augmentations, keys, views
 
-PADDING = 2
-NUM_OFFSETS = 2 * PADDING + 1
-CONFIG = ConfigDict(
-  {
-    'crop_padding': PADDING,
-    'rotation_degrees': 20.0,
-    'brightness': 0.2,
-    'contrast': 0.3,
-    'saturation': 0.4,
-    'hue': 0.1,
-    'noise_probability': 0.25,
-  }
-)
 # Every pixel has a value of its own, so that a crop tells where it was cut.
 POSITIONS_HWC = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
 NUM_EXAMPLES = 2500
@@ -34,63 +32,10 @@ GOLDEN_OFFSETS = [[1, 4], [0, 1], [4, 2], [1, 3]]
 GOLDEN_FLIPS = [True, False, False, True, False, True, False, True]
 
 
-@functools.cache
-def compiled_view(names, replaced=0):
-  return jax.jit(views.make_view(names, CONFIG, replaced))
-
-
-@functools.cache
-def compiled_labels(names):
-  """Without the inputs, which take long to compile."""
-  return jax.jit(lambda seed, batch: views.make_view(names, CONFIG)(seed, batch)[1])
-
-
-def inputs_of(names, batch, seed=0):
-  return np.asarray(compiled_view(names)(seed, batch)[0])
-
-
-def labels_of(names, batch, seed=0):
-  return np.asarray(compiled_labels(names)(seed, batch))
-
-
-def batch_of(inputs, view=0):
-  indices = np.arange(len(inputs), dtype=np.int32)
-  batch = {
-    'inputs': inputs,
-    'labels': indices % 10,
-    'indices': indices,
-    'views': np.full_like(indices, view),
-  }
-  return batch | {'partners': taken(batch, np.roll(indices, 1))}
-
-
 def view_positions(names, seed=0, view=0):
   """One view of many examples that all show POSITIONS_HWC."""
   images = np.broadcast_to(POSITIONS_HWC, (NUM_EXAMPLES, *POSITIONS_HWC.shape))
   return inputs_of(names, batch_of(images, view), seed)
-
-
-def make_batch():
-  rng = np.random.default_rng(0)
-
-  def of(*indices):
-    return {
-      'inputs': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
-      'others': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
-      'labels': np.array([3, 0, 9, 3, 1, 7], np.int32),
-      'indices': np.array(indices, np.int32),
-      'views': np.array([0, 3, 1, 299, 0, 1], np.int32),
-    }
-
-  return of(5, 17, 2, 40_000, 9, 5) | {'partners': of(8, 5, 17, 3, 40_000, 11)}
-
-
-def taken(batch, where):
-  return jax.tree.map(lambda x: x[where], batch)
-
-
-def in_unit_cube(images):
-  return (images.astype(np.float64) / 127.5 - 1).astype(np.float32)
 
 
 def offsets_of(crops_NHWC):
@@ -212,130 +157,6 @@ def test_every_name_draws_from_its_own_stream_at_view_and_index(names):
   np.testing.assert_array_equal(inputs_of(names, batch, seed=7), of_each)
 
 
-# Mixup: what comes before it is done to both images, and what comes after it to the mixture.
-
-
-def coefficients_of(mixed_NHWC, first_NHWC, second_NHWC):
-  """λ of mixed = λ · first + (1 − λ) · second, for each example, and what is left over."""
-  along, change = (first_NHWC - second_NHWC), (mixed_NHWC - second_NHWC)
-  coefficients = (along * change).sum((1, 2, 3)) / (along**2).sum((1, 2, 3))
-  return coefficients, np.abs(change - coefficients[:, None, None, None] * along).max()
-
-
-@pytest.mark.parametrize('before', [(), ('flip', 'crop')])
-def test_mixup_mixes_two_views_each_with_the_draws_of_its_own_index(before):
-  batch = make_batch()
-  first, second = inputs_of(before, batch), inputs_of(before, batch['partners'])
-  mixed = inputs_of((*before, 'mixup'), batch)
-  coefficients, rest = coefficients_of(mixed, first, second)
-  assert rest < 1e-6
-  assert (coefficients > 0).all() and (coefficients < 1).all()
-  assert np.ptp(coefficients) > 0.2
-
-
-def test_the_coefficient_of_a_mixture_is_that_of_its_own_index_and_view():
-  images = np.random.default_rng(0).integers(0, 256, (500, 2, 2, 1), dtype=np.uint8)
-  batch = batch_of(images)
-  images = in_unit_cube(images)
-  coefficients, _ = coefficients_of(inputs_of(('mixup',), batch), images, np.roll(images, 1, 0))
-  assert scipy.stats.kstest(coefficients, 'uniform').pvalue > 1e-3
-  partners = {'inputs': images_like(batch), 'indices': batch['indices'] + 1000}
-  other = batch | {'partners': batch['partners'] | partners}
-  again, rest = coefficients_of(
-    inputs_of(('mixup',), other), images, in_unit_cube(images_like(batch))
-  )
-  np.testing.assert_allclose(again, coefficients, atol=1e-5)
-  assert rest < 1e-6
-
-
-def images_like(batch):
-  return np.random.default_rng(1).integers(0, 256, batch['inputs'].shape, dtype=np.uint8)
-
-
-def test_names_after_mixup_apply_to_the_mixture():
-  images = np.random.default_rng(0).integers(0, 256, (64, 6, 8, 1), dtype=np.uint8)
-  batch = batch_of(images)
-  mirrored = differs(inputs_of(('vertical_flip',), batch), in_unit_cube(images))
-  assert 0 < mirrored.sum() < 64
-  mixed = inputs_of(('flip', 'mixup'), batch)
-  expected = np.where(mirrored[:, None, None, None], mixed[:, ::-1], mixed)
-  np.testing.assert_array_equal(inputs_of(('flip', 'mixup', 'vertical_flip'), batch), expected)
-
-
-def differs(result, images):
-  return np.abs(result - images).max((1, 2, 3)) > 1e-3
-
-
-# Replaced examples.
-
-
-def replaced_in(batch, probability, names=(), seed=0):
-  """Inputs, labels, and which examples were replaced in a view of none but that."""
-  inputs, labels = compiled_view(names, probability)(seed, batch)
-  plain, _ = compiled_view((), probability)(seed, batch)
-  return np.asarray(inputs), np.asarray(labels), differs(plain, in_unit_cube(batch['inputs']))
-
-
-def two_images(num_examples, view=0):
-  """All examples are one image, and all that may take their places another."""
-  first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 2, 3, 1), dtype=np.uint8)
-  shape = (num_examples, 2, 3, 1)
-  return batch_of(np.broadcast_to(first, shape), view) | {'others': np.broadcast_to(second, shape)}
-
-
-@pytest.mark.parametrize('probability', [0.2, 1.0])
-def test_others_take_the_place_of_examples_and_leave_no_label(probability):
-  batch = two_images(5000)
-  inputs, labels, replaced = replaced_in(batch, probability)
-  assert scipy.stats.binomtest(int(replaced.sum()), 5000, probability).pvalue > 1e-3
-  chosen = np.where(replaced[:, None, None, None], batch['others'], batch['inputs'])
-  np.testing.assert_array_equal(inputs, inputs_of((), batch | {'inputs': chosen}))
-  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
-  assert inputs.dtype == np.float32 and labels.dtype == np.int32
-
-
-@pytest.mark.parametrize('changed', [{'seed': 1}, {'view': 1}], ids=['seed', 'view'])
-def test_who_is_replaced_is_drawn_anew_for_every_seed_and_view(changed):
-  def found(seed=0, view=0):
-    return replaced_in(two_images(5000, view), 0.5, seed=seed)[2]
-
-  differ = found() != found(**changed)
-  assert scipy.stats.binomtest(int(differ.sum()), 5000, 0.5).pvalue > 1e-3
-
-
-def test_names_apply_to_whatever_has_taken_the_place():
-  batch = make_batch() | {'labels': np.array([3, 0, 9, 3, 1, 7], np.int32)}
-  inputs, labels, replaced = replaced_in(batch, 0.5, ('flip', 'crop', 'contrast'))
-  assert 0 < replaced.sum() < 6
-  chosen = np.where(replaced[:, None, None, None], batch['others'], batch['inputs'])
-  expected = inputs_of(('flip', 'crop', 'contrast'), batch | {'inputs': chosen})
-  np.testing.assert_array_equal(inputs, expected)
-  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
-
-
-def test_a_partner_is_replaced_by_the_draw_of_its_own_index():
-  batch = make_batch()
-  first, second = (compiled_view(('flip',), 0.5)(0, b)[0] for b in (batch, batch['partners']))
-  mixed, labels, _ = replaced_in(batch, 0.5, ('flip', 'mixup'))
-  _, rest = coefficients_of(mixed, np.asarray(first), np.asarray(second))
-  assert rest < 1e-6
-  _, _, replaced = replaced_in(batch['partners'], 0.5)
-  assert 0 < replaced.sum() < 6
-  np.testing.assert_array_equal(labels, [-1] * 6)
-
-
-def test_tokens_are_replaced_too():
-  batch = make_batch()
-  rng = np.random.default_rng(0)
-  tokens = {name: rng.integers(0, 99, (6, 4), dtype=np.int32) for name in ('inputs', 'others')}
-  found, labels = compiled_view((), 0.5)(0, batch | tokens)
-  replaced = replaced_in(batch, 0.5)[2]
-  np.testing.assert_array_equal(
-    found, np.where(replaced[:, None], tokens['others'], tokens['inputs'])
-  )
-  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
-
-
 # Labels.
 
 
@@ -345,12 +166,6 @@ def test_an_augmentation_keeps_the_label(name):
   labels = labels_of((name,) if name else (), batch)
   np.testing.assert_array_equal(labels, batch['labels'])
   assert labels.dtype == np.int32
-
-
-@pytest.mark.parametrize('names', [('mixup',), ('noise', 'mixup'), ('mixup', 'noise')])
-def test_a_mixture_has_no_label(names):
-  batch = make_batch()
-  np.testing.assert_array_equal(labels_of(names, batch), [-1] * 6)
 
 
 def test_noise_takes_the_label_exactly_where_it_replaces_the_image():
