@@ -112,7 +112,7 @@ def is_evaluated(run: Run) -> bool:
       return False
     found = files.read_json(path)
     has_baseline = 'independent' in found['splits']['test']
-    return found.get('evaluation') == _settings(run) and has_baseline == wants_baseline
+    return _answers(found.get('evaluation', {}), _settings(run)) and has_baseline == wants_baseline
 
   wants_baseline = independent.is_wanted(run)
   return hosts.decide(is_there)
@@ -121,6 +121,14 @@ def is_evaluated(run: Run) -> bool:
 def _settings(run: Run) -> dict[str, Any]:
   """What result.json depends on beside the student."""
   return {k: v for k, v in run.config.evaluation.to_dict().items() if k != 'batch_size'}
+
+
+def _answers(found: dict[str, Any], asked: dict[str, Any]) -> bool:
+  """Whether a result of some settings has what others ask for: those without CKA do not mind it.
+
+  So two sweeps that share a student, one with CKA, do not take its result from each other.
+  """
+  return asked == (found if asked['num_cka_examples'] else found | {'num_cka_examples': 0})
 
 
 def result(run: Run) -> dict[str, Any]:

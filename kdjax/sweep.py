@@ -89,8 +89,8 @@ def expand(sweep: Sweep) -> list[SweepRun]:
   """Every training of the sweep; the index is the place in the list.
 
   All points come once before any comes again: a sweep that is cut short has a value for each, and more
-  trials leave the earlier indices as they are. With trials over `seed`, a point's next trial is the
-  independent student (Section 4) of this one, so that the baseline costs no training.
+  trials leave the earlier runs as they are. With trials over `seed`, the trial before is the independent
+  student (Section 4) of a trial, and the second that of the first, so that the baseline costs no training.
   """
   runs = []
   for trial in range(sweep.trials):
@@ -181,7 +181,7 @@ def problems(sweep: Sweep) -> list[str]:
 def _added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
   added = {sweep.trial_field: trial}
   if sweep.trials > 1 and sweep.trial_field == 'seed':
-    added[INDEPENDENT] = (trial + 1) % sweep.trials
+    added[INDEPENDENT] = trial - 1 if trial else 1
   return added
 
 

@@ -250,6 +250,23 @@ def test_cka_is_of_the_features_on_test_examples_in_any_order(compared, result):
       assert set(found) == {'member_0', 'member_1'}
 
 
+@pytest.mark.parametrize(
+  ('num_cka_examples', 'seed', 'is_answered'),
+  [(40, 7, True), (0, 7, True), (39, 7, False), (0, 8, False), (40, None, False)],
+)
+def test_a_result_with_cka_is_one_for_all(compared, num_cka_examples, seed, is_answered):
+  """Two sweeps that share a student, one with CKA, would else take its result from each other."""
+  asked = {'num_cka_examples': num_cka_examples, 'independent_seed': seed}
+  run = tiny_run(compared.workdir, **{f'evaluation__{k}': v for k, v in asked.items()})
+  assert evaluation.is_evaluated(run) == is_answered
+
+
+def test_a_result_without_cka_is_none_for_those_that_ask_for_it(finished):
+  assert evaluation.is_evaluated(finished)
+  asking = tiny_run(finished.workdir, evaluation__num_cka_examples=NUM_CKA_EXAMPLES)
+  assert not evaluation.is_evaluated(asking)
+
+
 # Students of which all is known.
 
 
