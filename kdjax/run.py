@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, files, keys, models, optimizers, progress, steps, training, views
+from kdjax import data, files, keys, models, optimizers, prefetch, progress, steps, training, views
 from kdjax.checkpoint import Checkpoints
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import DamageError, MissingInputError
@@ -238,7 +238,7 @@ class Run:
       outputs, count = waiting.popleft()
       fetched.append(jax.tree.map(lambda x: steps.unshard(x)[:count], outputs))
 
-    for batch, count in batches:
+    for batch, count in prefetch.ahead(batches, training.BLOCKS_AHEAD):
       waiting.append((self._steps[key](variables, batch, inputs.seed), count))
       if len(waiting) > in_flight:
         fetch()

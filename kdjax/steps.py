@@ -243,8 +243,19 @@ def for_one_device(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tree)
 
 
+def stack(batches: Sequence[Any]) -> Any:
+  """What `shard` gave for K steps as what `several` takes: (D, B / D, ...) → (D, K, B / D, ...).
+
+  On the host, where it lies there: one array goes to the devices instead of K.
+  """
+
+  def stacked(*of_steps):
+    return (np if isinstance(of_steps[0], np.ndarray) else jnp).stack(of_steps, axis=1)
+
+  return jax.tree.map(stacked, *batches)
+
+
 def several(state: State, *arguments: Any, step: Callable) -> tuple[State, Metrics]:
-  """K steps in one call: as `step`, but with tuples of K batches, and metrics with an axis of K."""
+  """K steps in one call: as `step`, but its batches, and the metrics, have a leading axis of K."""
   *batches, seed = arguments
-  stacked = [jax.tree.map(lambda *x: jnp.stack(x), *of_steps) for of_steps in batches]
-  return jax.lax.scan(lambda state, of_step: step(state, *of_step, seed), state, stacked)
+  return jax.lax.scan(lambda state, of_step: step(state, *of_step, seed), state, tuple(batches))

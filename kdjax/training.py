@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from kdjax import files, hosts, progress, steps
+from kdjax import files, hosts, prefetch, progress, steps
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DivergedError
 from kdjax.events import Events
@@ -18,8 +18,9 @@ from kdjax.steps import Metrics, State
 
 DIVERGED = 'diverged.json'  # in the folder of a training that did: it would again
 STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
+BLOCKS_AHEAD = 2  # calls whose inputs are gathered while the devices work
 # By default. Inside a loop of XLA's a step takes more than twice the time on a CPU (measured: LeNet 2.4,
-# ResNet-8 2.1 times); on a GPU or TPU the call costs more than a step of a small model (not measured).
+# ResNet-8 2.1 times); on a GPU less: a call costs as much as a step of a small model (README, How fast).
 STEPS_PER_DISPATCH, STEPS_PER_DISPATCH_ON_CPU = 10, 1
 
 
@@ -129,10 +130,11 @@ def advance(
     log = _Log(folder, done, checkpoints.log() if done else [])
     metrics, since, began = [], done, time.monotonic()  # since the last row of the log
     yield done, 'compiling'
-    for block in _blocks(inputs(done), done, plan.stops, per_dispatch):
-      state, of_block = _dispatch(state, block, step, several)
+    blocks = map(_as_one_call, _blocks(inputs(done), done, plan.stops, per_dispatch))
+    for num_steps, arguments in prefetch.ahead(blocks, BLOCKS_AHEAD):
+      state, of_block = (step if num_steps == 1 else several)(state, *arguments)
       metrics.append(of_block)
-      done += len(block)
+      done += num_steps
       if len(metrics) > in_flight:
         jax.block_until_ready(metrics[-in_flight])
       if done in plan.stops:
@@ -167,13 +169,12 @@ def _blocks(
       done += len(block)
 
 
-def _dispatch(
-  state: State, block: list[tuple], step: Callable, several: Callable | None
-) -> tuple[State, Metrics]:
+def _as_one_call(block: list[tuple]) -> tuple[int, tuple]:
+  """How many steps a block has, and what `step`, or for more than one `several`, takes for them."""
   if len(block) == 1:
-    return step(state, *block[0])
+    return 1, block[0]
   *batches, seeds = zip(*block, strict=True)
-  return several(state, *batches, seeds[0])
+  return len(block), (*map(steps.stack, batches), seeds[0])
 
 
 class _Log:

@@ -229,8 +229,8 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     of = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert of(after) == of(like)
     if several and plan.steps_per_dispatch > 1:
-      *both, seeds = zip(first, next(batches), strict=True)
-      after, _ = jax.eval_shape(several, like, *both, seeds[0])
+      _, arguments = training._as_one_call([first, next(batches)])
+      after, _ = jax.eval_shape(several, like, *arguments)
       assert of(after) == of(like)
     raise _Traced
 

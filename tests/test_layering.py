@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import from the layers above its own, and from nothing else of this repository.
 LAYERS = [
-  ['errors', 'keys', 'progress', 'sweep', 'figures', 'soap'],
+  ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'soap'],
   ['hosts'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
   ['files', 'data', 'views', 'gan_networks', 'events'],
@@ -46,7 +46,7 @@ ONLY = {
   'checkpoint': {'errors', 'files', 'hosts'},
   'store': {'errors', 'files'},
   'events': {'errors'},
-  'training': {'checkpoint', 'errors', 'events', 'files', 'hosts', 'progress', 'steps'},
+  'training': {'checkpoint', 'errors', 'events', 'files', 'hosts', 'prefetch', 'progress', 'steps'},
   'config': {'errors', 'files', 'sweep', 'views'},
   # The report reads what the stages wrote, and runs without them.
   'report': {'errors', 'files', 'data', 'metrics', 'figures'},

@@ -226,21 +226,23 @@ def test_steps_per_dispatch_follow_the_platform(monkeypatch):
 
 
 def seeded_batches(start: int):
+  """On one device."""
   for (x,) in batches(start):
-    yield x, 5
+    yield x[None], 5
 
 
-def seeded_step(state, x, seed):
-  return step(state, x * seed)
+def seeded_step(state, x_D, seed):
+  return step(state, x_D[0] * seed)
 
 
 def fit_by_threes(folder, inputs=seeded_batches) -> list[int]:
   """Trains with three steps a call; returns the steps that each call of several began after."""
-  several, calls = jax.jit(partial(steps.several, step=seeded_step)), []
+  several, calls = partial(steps.several, step=lambda state, x, seed: step(state, x * seed)), []
+  on_one_device = jax.jit(lambda state, x_DK, seed: several(state, x_DK[0], seed))
 
   def counted(state, *arguments):
     calls.append(int(state.step))
-    return several(state, *arguments)
+    return on_one_device(state, *arguments)
 
   fit(folder, inputs, plan(steps_per_dispatch=3), the_step=seeded_step, several=counted)
   return calls

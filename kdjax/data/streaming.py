@@ -4,6 +4,7 @@ Which rows a batch has, and in which order, is decided elsewhere; here they are 
 numbers of threads and processes change nothing but the speed. Axes: N example, B batch, H W C image.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,8 @@ AHEAD = 2  # pieces that wait for the training, for each thread or process
 MIN_SHARED_BYTES = 2**12
 # Processes take seconds to start, so a short pass over the data does without them.
 MIN_ROWS_FOR_WORKERS = 8192
+
+_STARTING = threading.Lock()
 
 Rows = dict[str, Any]  # arrays by name, or such rows again
 Read = Callable[[np.ndarray], np.ndarray]  # indices_B → images_BHWC; can be pickled
@@ -122,14 +125,27 @@ def batches(
     dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
     options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=AHEAD)
     dataset = dataset.mp_prefetch(options, worker_init_fn=_tie_to_parent)
-  iterator, others = iter(dataset), set(multiprocessing.active_children())
+  iterator, workers = iter(dataset), set()
   try:
-    for _ in numbers:
-      yield _joined([_next(iterator, num_workers) for _ in pieces])
+    for i in range(len(numbers)):
+      with _starting(workers) if i == 0 else contextlib.nullcontext():
+        batch = _joined([_next(iterator, num_workers) for _ in pieces])
+      yield batch
   finally:
-    for process in set(multiprocessing.active_children()) - others:
+    for process in workers:
       process.terminate()  # all at once, where Grain would wait for one after the other
     iterator.close()
+
+
+@contextlib.contextmanager
+def _starting(workers: set) -> Iterator[None]:
+  """Adds the processes that are started meanwhile; other threads wait with theirs."""
+  with _STARTING:
+    others = set(multiprocessing.active_children())
+    try:
+      yield
+    finally:
+      workers |= set(multiprocessing.active_children()) - others
 
 
 def _cut(rows: range) -> Iterator[range]:

@@ -50,10 +50,11 @@ class Settings:
   num_members: int = 5
   num_examples: int = 1024 if torch_online.device().type == 'cpu' else 20 * 1024
   num_epochs: int = 2  # and views
-  num_workers: int = 2  # of PyTorch's data loader
+  num_workers: int = 2 if torch_online.device().type == 'cpu' else 8  # of PyTorch's data loader
   num_cores: int = len(os.sched_getaffinity(0))  # that either side may use
   repeats: int = timing.REPEATS
   channels_last: bool = False  # PyTorch's layout; its default is channels first
+  dtype: str = 'float32'  # or 'bfloat16', of what layers compute, on both sides
 
   @property
   def seen(self) -> int:
@@ -132,6 +133,7 @@ def _works(settings: Settings, run: Run, folder: epath.Path) -> dict[str, Callab
     batch_size=BATCH,
     num_workers=settings.num_workers,
     memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+    dtype=getattr(torch, settings.dtype),
   )
   parameters = jax.tree.leaves(run.abstract_state('student').params)
   assert sum(x.size for x in parameters) == job.num_parameters
@@ -150,6 +152,7 @@ def _new_run(settings: Settings, workdir: epath.Path) -> Run:
     'resnet',
     depth=DEPTH,
     model__width=WIDTH,
+    model__dtype=settings.dtype,
     teacher__num_members=settings.num_members,
     teacher__batch_size=BATCH,
     predictions__num_views=settings.num_epochs,
@@ -170,7 +173,6 @@ def _new_run(settings: Settings, workdir: epath.Path) -> Run:
 def _prepared(settings: Settings, workdir: epath.Path) -> Run:
   """A run with teachers, trained for one step, and their predictions."""
   run = _new_run(settings, workdir)
-  run.config.evaluation.batch_size = 16  # of the test set
   teachers.run(run)
   predictions.run(run)
   return run
@@ -206,7 +208,7 @@ def main() -> None:
   progress.setup_logging()
   device = f'{jax.local_device_count()} x {jax.devices()[0].device_kind}'
   table = Table(
-    title=f'{settings.num_members} ResNet-20, on {device} ({settings.num_cores} cores)',
+    title=f'{settings.num_members} ResNet-20, {settings.dtype}, on {device} ({settings.num_cores} cores)',
     caption=(
       f'{settings.num_epochs} epochs and views of {settings.num_examples} examples, batch {BATCH}; '
       f'median of {settings.repeats}; hours of 300 epochs of 50,000 examples, for each student, computed'

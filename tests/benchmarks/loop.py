@@ -25,6 +25,7 @@ from tests.benchmarks import planes, synthetic, timing
 
 BATCH, NUM_EXAMPLES, NUM_MEMBERS = 128, 2048, 5
 PREDICTED = 512  # examples in a batch of the prediction stage
+NUM_TEST = 16
 ANALYSED = 128  # examples at each point of a plane
 
 
@@ -33,19 +34,20 @@ class Size:
   model: str
   depth: int
   steps_on_cpu: int  # of a training; long enough for what it pays once
+  steps_elsewhere: int  # there between two logs must be calls of several steps
   num_points: int  # in a row of a plane
 
   @property
   def num_steps(self) -> int:
-    """Elsewhere than on a CPU many times as many: between two logs there must be calls of several steps."""
-    return self.steps_on_cpu * (1 if jax.default_backend() == 'cpu' else 20)
+    return self.steps_on_cpu if jax.default_backend() == 'cpu' else self.steps_elsewhere
 
 
 SIZES = {
-  'LeNet-5': Size('lenet', 20, 400, 64),
-  'ResNet-20': Size('resnet', 20, 32, 8),
-  'ResNet-56': Size('resnet', 56, 12, 3),
+  'LeNet-5': Size('lenet', 20, 400, 2000, 64),
+  'ResNet-20': Size('resnet', 20, 32, 400, 8),
+  'ResNet-56': Size('resnet', 56, 12, 200, 3),
 }
+WORKS = ('distillation', 'prediction', 'analysis', 'teacher training')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,38 +73,41 @@ def prepared(size: Size, workdir: epath.Path) -> Run:
     training__num_logs=4,
     training__num_evals=1,
     training__num_checkpoints=1,
-    evaluation__batch_size=16,
+    evaluation__batch_size=PREDICTED,
   )
   config.teacher.num_epochs = config.student.num_epochs = None
   config.teacher.num_steps = 1
   # A small test set: evaluation is no part of the loop's cost.
-  run = synthetic.run_of(config, workdir, NUM_EXAMPLES, num_test=16)
+  run = synthetic.run_of(config, workdir, NUM_EXAMPLES, num_test=NUM_TEST)
   teachers.run(run)
   predictions.run(run)
   return run
 
 
-def measured(name: str, size: Size, repeats: int) -> Iterator[Row]:
-  """Rows for distillation, prediction, analysis and teacher training of one model."""
+def measured(name: str, work: str, repeats: int) -> Row:
+  """One of WORKS, of one of SIZES."""
+  size = SIZES[name]
   with tempfile.TemporaryDirectory() as temporary:
     run = prepared(size, epath.Path(temporary) / 'prepared')
-    yield _row(name, 'distillation', size.num_steps * BATCH, distillation(run), repeats)
-    run.config.evaluation.batch_size = PREDICTED
-    yield _row(name, 'prediction', NUM_EXAMPLES, _prediction(run), repeats)
-    yield _row(name, 'analysis', *_analysis(run, size.num_points), repeats)
-    run.config.evaluation.batch_size = 16
-    run.config.teacher.num_steps = size.num_steps  # a longer training, in a folder of its own
-    yield _row(name, 'teacher training', size.num_steps * BATCH, _teacher(run), repeats)
-
-
-def _row(name: str, work: str, num_examples: int, works: dict, repeats: int) -> Row:
-  times = timing.in_turn(works, repeats)
+    num_examples, sides = {
+      'distillation': _distillation,
+      'prediction': _prediction,
+      'analysis': _analysis,
+      'teacher training': _teacher,
+    }[work](run, size)
+    times = timing.in_turn(sides, repeats)
   speeds = {side: num_examples / float(np.median(t)) for side, t in times.items()}
-  return Row(name, work, speeds['whole'], speeds['bare'], timing.ratio(times, 'whole', 'bare'))
+  ratio = timing.ratio(times, 'whole', 'bare')
+  return Row(name, work, speeds['whole'], speeds['bare'], ratio)
+
+
+def _distillation(run: Run, size: Size) -> tuple[int, dict]:
+  return size.num_steps * BATCH, distillation(run)
 
 
 def distillation(run: Run) -> dict:
   """One student, with all that its loop does, against as many steps on one resident batch."""
+  run.config.evaluation.batch_size = NUM_TEST
   section, inputs = run.config.student, run.inputs['distillation']
   teacher = predictions.open_teacher(run)
   batch = next(inputs.training(0, section.batch_size, section.num_steps, 0))
@@ -122,8 +127,10 @@ def distillation(run: Run) -> dict:
   }
 
 
-def _teacher(run: Run) -> dict:
+def _teacher(run: Run, size: Size) -> tuple[int, dict]:
   """One member, as above."""
+  run.config.evaluation.batch_size = NUM_TEST
+  run.config.teacher.num_steps = size.num_steps  # a longer training, in a folder of its own
   section, members = run.config.teacher, itertools.count(NUM_MEMBERS)
   view = views.make_view(section.augmentation, run.config.augmentation)
   inputs = Inputs(run.splits['train'], view, seed=0)
@@ -135,13 +142,13 @@ def _teacher(run: Run) -> dict:
     loss=losses.cross_entropy,
   )
   init, train = partial(_initial, run, 'teacher'), teachers.trainer(run)
-  return {
+  return size.num_steps * BATCH, {
     'bare': partial(_bare, step, init, arguments, section.num_steps),
     'whole': lambda: train(next(members)),
   }
 
 
-def _prediction(run: Run) -> dict:
+def _prediction(run: Run, size: Size) -> tuple[int, dict]:
   """A view of all examples through the pipeline, and as many batches of one resident batch."""
   inputs, model = run.inputs['distillation'], run.teacher_model
   batch_size = run.config.evaluation.batch_size
@@ -156,17 +163,20 @@ def _prediction(run: Run) -> dict:
       logits = step(variables, viewed, 0)
     jax.block_until_ready(logits)
 
-  return {'bare': bare, 'whole': lambda: run.predict(model, variables, inputs)}
+  whole = lambda: run.predict(model, variables, inputs)
+  return NUM_EXAMPLES, {'bare': bare, 'whole': whole}
 
 
-def _analysis(run: Run, num_points: int) -> tuple[int, dict]:
+def _analysis(run: Run, size: Size) -> tuple[int, dict]:
   """A row of a plane around a student after one step, against as many passes over the same examples."""
   run.config.student.num_steps = 1  # in a folder of its own
   student.run(run)
-  axis_P = np.linspace(-1, 1, num_points)
+  axis_P = np.linspace(-1, 1, size.num_points)
   works = planes.works(runs.Study(run), axis_P, ANALYSED)
   num_test = min(ANALYSED, run.sizes['test'])
-  return num_points * (ANALYSED + num_test), {side: partial(of, 0.0) for side, of in works.items()}
+  return size.num_points * (ANALYSED + num_test), {
+    side: partial(of, 0.0) for side, of in works.items()
+  }
 
 
 def _viewed(inputs: Inputs, batch: dict) -> tuple[jax.Array, jax.Array]:

@@ -4,6 +4,7 @@ Nothing of kdjax is in here. Axes as in kdjax, but images are NCHW.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,8 +86,10 @@ class Distillation:
     batch_size: int,
     num_workers: int,
     memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
   ):
     self._device = device()
+    self._casts = partial(torch.autocast, self._device.type, dtype, dtype != torch.float32)
     self._format = memory_format
     self._new_model = lambda: ResNet20(num_classes, width).to(
       self._device, memory_format=memory_format
@@ -114,7 +117,7 @@ class Distillation:
     for _ in range(num_epochs):
       for images in self._loader:
         images = self._put(images)
-        loss = _step(student, optimizer, images, self._log_probs(images), temperature)
+        loss = self._step(student, optimizer, images, self._log_probs(images), temperature)
         schedule.step()
         total += loss
     return total.item() / (num_epochs * len(self._loader))
@@ -125,7 +128,7 @@ class Distillation:
     images = self._put(next(iter(self._resident)))
     log_probs = self._log_probs(images)
     for _ in range(num_steps):
-      loss = _step(student, optimizer, images, log_probs, temperature)
+      loss = self._step(student, optimizer, images, log_probs, temperature)
     loss.item()  # waits for the device
 
   @property
@@ -146,8 +149,21 @@ class Distillation:
   @torch.no_grad()
   def _log_probs(self, images_BCHW: torch.Tensor) -> torch.Tensor:
     """log_probs_BC of the ensemble: the mean of its members' probabilities."""
-    log_probs_MBC = torch.stack([F.log_softmax(m(images_BCHW), -1) for m in self._members])
+    with self._casts():
+      logits_MBC = torch.stack([member(images_BCHW) for member in self._members])
+    log_probs_MBC = F.log_softmax(logits_MBC.float(), -1)
     return log_probs_MBC.logsumexp(0) - math.log(len(self._members))
+
+  def _step(
+    self, student, optimizer, images_BCHW, teacher_log_probs_BC, temperature
+  ) -> torch.Tensor:
+    optimizer.zero_grad()
+    with self._casts():
+      logits_BC = student(images_BCHW)
+    loss = distillation_loss(logits_BC.float(), teacher_log_probs_BC, temperature)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def device() -> torch.device:
@@ -161,11 +177,3 @@ def distillation_loss(
   log_p_BC = F.log_softmax(teacher_log_probs_BC / temperature, -1)
   log_q_BC = F.log_softmax(logits_BC / temperature, -1)
   return temperature**2 * F.kl_div(log_q_BC, log_p_BC, log_target=True, reduction='batchmean')
-
-
-def _step(student, optimizer, images_BCHW, teacher_log_probs_BC, temperature) -> torch.Tensor:
-  optimizer.zero_grad()
-  loss = distillation_loss(student(images_BCHW), teacher_log_probs_BC, temperature)
-  loss.backward()
-  optimizer.step()
-  return loss.detach()

@@ -1,0 +1,26 @@
+"""What a loop asks for next, made in a thread while the devices work."""
+
+import collections
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar('T')
+
+_END = object()
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+  """The same items in the same order; up to `count` are made before they are asked for.
+
+  All of them are made in one thread, one after the other. What goes wrong there is raised here, in its turn.
+  """
+  thread = ThreadPoolExecutor(1, 'prefetch')
+  make = lambda: thread.submit(next, items, _END)
+  try:
+    waiting = collections.deque(make() for _ in range(count))
+    while (item := waiting.popleft().result()) is not _END:
+      waiting.append(make())
+      yield item
+  finally:
+    thread.shutdown(cancel_futures=True)
