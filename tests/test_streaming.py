@@ -203,6 +203,17 @@ def test_processes_give_the_same_batches_and_leave_nothing_behind(photos, monkey
   assert not [x for x in gc.get_objects() if isinstance(x, SharedMemoryArray)]
 
 
+def test_a_pass_that_ends_leaves_the_processes_of_another(monkeypatch):
+  monkeypatch.setattr(streaming, 'MIN_ROWS_FOR_WORKERS', 0)
+  first, second = (streaming.batches(rows_of, range(40), range(2), 1) for _ in range(2))
+  found = [next(first), next(second)]
+  first.close()
+  assert len(multiprocessing.active_children()) == 1
+  found += second
+  assert [batch['row'][0] for batch in found] == [0, *range(0, 40_000, 1000)]
+  assert multiprocessing.active_children() == []
+
+
 def test_a_broken_image_is_told_from_within_a_process(tmp_path, monkeypatch):
   monkeypatch.setattr(streaming, 'MIN_ROWS_FOR_WORKERS', 0)
   good = encoded(random_images(1, 9, 9, 3)[0])
