@@ -39,7 +39,7 @@ setup(
       'ipykernel>=6.29',  # the kernel that runs the notebook of analysis/
       'nbclient>=0.10',  # runs it cell by cell
       'pytest>=8',
-      'pytest-xdist>=3.6',
+      'pytest-xdist>=3.7',
       'ruff>=0.9',
       'scikit-learn>=1.4',  # its digits and metrics are the reference of ours
     ],

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import jaxlib.version
+
 # Tests start the same programs again and again; this saves them most of the compiling. JAX reads it
 # when it is imported, here, in the workers of pytest-xdist and in the processes that tests start.
 _OWN_CACHE = None
@@ -14,8 +16,12 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _OWN_CACHE = tempfile.mkdtemp(prefix='kdjax_compiled_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _OWN_CACHE
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-# Most of the tests' time goes into compiling; without XLA's optimisations that is half.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+# Most of the tests' time goes into compiling; without XLA's optimisations that is half, and with the older
+# of its two ways to write code, which later versions do not have, it is half again.
+_FLAGS = ['--xla_backend_optimization_level=0']
+if jaxlib.version.__version_info__ < (0, 11):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 import jax
 import pytest
@@ -31,6 +37,25 @@ TINY = ROOT / 'tests' / 'tiny_config.py'
 _PLACES = (os.environ.get('TFDS_DATA_DIR'), ROOT.parent / 'shared' / 'tensorflow_datasets')
 # A folder with real CIFAR-10 and MNIST, or None.
 DATA = next((p for p in map(pathlib.Path, filter(None, _PLACES)) if (p / 'cifar10').exists()), None)
+
+# These start whole programs, or compile much: a minute and more each on two cores.
+LONGEST = (
+  'analysis_end_to_end',
+  'hosts',
+  'end_to_end',
+  'stages',
+  'faults',
+  'gan',
+  'benchmarks',
+  'analysis_trajectory_part',
+  'analysis_basins',
+  'readme',
+  'models_dtype',
+  'student',
+  'steps',
+  'evaluation',
+  'predictions',
+)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -56,8 +81,14 @@ def with_devices(count: int) -> dict[str, str]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-  """One more than there are cores: workers often wait, for programs that they started and for the disk."""
-  return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+  """Two more than there are cores: workers often wait, for programs that they started and for the disk."""
+  return 2 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Begins with the files that take longest, so that at the end no worker is left alone with one."""
+  rank = {f'test_{name}.py': place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_unconfigure():
