@@ -19,10 +19,9 @@ def test_medians_are_of_pairs_that_were_timed_together():
 
 @pytest.mark.parametrize('work', loop.WORKS)
 def test_the_benchmark_of_the_loop_runs(monkeypatch, work):
-  monkeypatch.setattr(loop, 'NUM_EXAMPLES', 256)
   monkeypatch.setattr(loop, 'PREDICTED', 64)
   monkeypatch.setattr(loop, 'NUM_MEMBERS', 2)
-  size = dataclasses.replace(loop.SIZES['LeNet-5'], steps_on_cpu=4, num_points=2)
+  size = dataclasses.replace(loop.SIZES['LeNet-5'], steps_on_cpu=4, num_points=2, num_examples=256)
   monkeypatch.setitem(loop.SIZES, 'LeNet-5', size)
   row = loop.measured('LeNet-5', work, repeats=1)
   assert (row.model, row.work) == ('LeNet-5', work)
@@ -31,10 +30,11 @@ def test_the_benchmark_of_the_loop_runs(monkeypatch, work):
 
 
 def test_the_programs_of_the_benchmark_of_huge_pages_take_turns(monkeypatch, capsys):
-  monkeypatch.setattr(loop, 'NUM_EXAMPLES', 128)
   monkeypatch.setattr(loop, 'NUM_MEMBERS', 1)
   monkeypatch.setitem(
-    loop.SIZES, 'LeNet-5', dataclasses.replace(loop.SIZES['LeNet-5'], steps_on_cpu=1)
+    loop.SIZES,
+    'LeNet-5',
+    dataclasses.replace(loop.SIZES['LeNet-5'], steps_on_cpu=1, num_examples=128),
   )
   monkeypatch.setattr(sys, 'stdin', io.StringIO('train\ntrain\n'))
   huge_pages._train_when_told('LeNet-5')

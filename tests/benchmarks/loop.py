@@ -23,7 +23,7 @@ from kdjax.inputs import Inputs
 from kdjax.run import Run
 from tests.benchmarks import planes, synthetic, timing
 
-BATCH, NUM_EXAMPLES, NUM_MEMBERS = 128, 2048, 5
+BATCH, NUM_MEMBERS = 128, 5
 PREDICTED = 512  # examples in a batch of the prediction stage
 NUM_TEST = 16
 ANALYSED = 128  # examples at each point of a plane
@@ -36,6 +36,7 @@ class Size:
   steps_on_cpu: int  # of a training; long enough for what it pays once
   steps_elsewhere: int  # there between two logs must be calls of several steps
   num_points: int  # in a row of a plane
+  num_examples: int  # of the training set
 
   @property
   def num_steps(self) -> int:
@@ -43,9 +44,9 @@ class Size:
 
 
 SIZES = {
-  'LeNet-5': Size('lenet', 20, 400, 2000, 64),
-  'ResNet-20': Size('resnet', 20, 32, 400, 8),
-  'ResNet-56': Size('resnet', 56, 12, 200, 3),
+  'LeNet-5': Size('lenet', 20, 1600, 2000, 64, 16 * 1024),
+  'ResNet-20': Size('resnet', 20, 32, 400, 8, 2048),
+  'ResNet-56': Size('resnet', 56, 12, 200, 3, 2048),
 }
 WORKS = ('distillation', 'prediction', 'analysis', 'teacher training')
 
@@ -78,7 +79,7 @@ def prepared(size: Size, workdir: epath.Path) -> Run:
   config.teacher.num_epochs = config.student.num_epochs = None
   config.teacher.num_steps = 1
   # A small test set: evaluation is no part of the loop's cost.
-  run = synthetic.run_of(config, workdir, NUM_EXAMPLES, num_test=NUM_TEST)
+  run = synthetic.run_of(config, workdir, size.num_examples, num_test=NUM_TEST)
   teachers.run(run)
   predictions.run(run)
   return run
@@ -159,12 +160,12 @@ def _prediction(run: Run, size: Size) -> tuple[int, dict]:
   variables, viewed = teachers.load(run, 0), _viewed(inputs, batch)[0]
 
   def bare() -> None:
-    for _ in range(NUM_EXAMPLES // batch_size):
+    for _ in range(size.num_examples // batch_size):
       logits = step(variables, viewed, 0)
     jax.block_until_ready(logits)
 
   whole = lambda: run.predict(model, variables, inputs)
-  return NUM_EXAMPLES, {'bare': bare, 'whole': whole}
+  return size.num_examples, {'bare': bare, 'whole': whole}
 
 
 def _analysis(run: Run, size: Size) -> tuple[int, dict]:
