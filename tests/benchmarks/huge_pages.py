@@ -62,6 +62,7 @@ def _trainer(name: str, variables: dict[str, str]) -> Iterator[Callable[[], None
 def _train_when_told(name: str) -> None:
   with tempfile.TemporaryDirectory() as temporary:
     run = loop.prepared(loop.SIZES[name], epath.Path(temporary) / 'prepared')
+    loop.predict(run)
     train = loop.distillation(run)['bare']
     for _ in sys.stdin:
       train()

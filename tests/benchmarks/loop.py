@@ -61,7 +61,7 @@ class Row:
 
 
 def prepared(size: Size, workdir: epath.Path) -> Run:
-  """A run with its teachers, trained for one step, and their predictions of two views."""
+  """A run whose teachers train for one step, and predict two views."""
   config = synthetic.config_of(
     size.model,
     size.depth,
@@ -79,10 +79,13 @@ def prepared(size: Size, workdir: epath.Path) -> Run:
   config.teacher.num_epochs = config.student.num_epochs = None
   config.teacher.num_steps = 1
   # A small test set: evaluation is no part of the loop's cost.
-  run = synthetic.run_of(config, workdir, size.num_examples, num_test=NUM_TEST)
+  return synthetic.run_of(config, workdir, size.num_examples, num_test=NUM_TEST)
+
+
+def predict(run: Run) -> None:
+  """Trains the teachers and stores their predictions."""
   teachers.run(run)
   predictions.run(run)
-  return run
 
 
 def measured(name: str, work: str, repeats: int) -> Row:
@@ -103,6 +106,7 @@ def measured(name: str, work: str, repeats: int) -> Row:
 
 
 def _distillation(run: Run, size: Size) -> tuple[int, dict]:
+  predict(run)
   return size.num_steps * BATCH, distillation(run)
 
 
@@ -151,6 +155,7 @@ def _teacher(run: Run, size: Size) -> tuple[int, dict]:
 
 def _prediction(run: Run, size: Size) -> tuple[int, dict]:
   """A view of all examples through the pipeline, and as many batches of one resident batch."""
+  teachers.run(run)
   inputs, model = run.inputs['distillation'], run.teacher_model
   batch_size = run.config.evaluation.batch_size
   batch, _ = next(inputs.evaluation(np.arange(batch_size), 0, batch_size))
@@ -170,7 +175,8 @@ def _prediction(run: Run, size: Size) -> tuple[int, dict]:
 
 def _analysis(run: Run, size: Size) -> tuple[int, dict]:
   """A row of a plane around a student after one step, against as many passes over the same examples."""
-  run.config.student.num_steps = 1  # in a folder of its own
+  predict(run)
+  run.config.student.num_steps = 1
   student.run(run)
   axis_P = np.linspace(-1, 1, size.num_points)
   works = planes.works(runs.Study(run), axis_P, ANALYSED)
