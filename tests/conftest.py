@@ -1,11 +1,15 @@
 """Settings for all tests, and one finished tiny run that tests may read and copy, but not change."""
 
+import gc
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import jaxlib.version
 
@@ -24,11 +28,12 @@ if jaxlib.version.__version_info__ < (0, 11):
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import stages
+from kdjax import files, stages
 from kdjax.run import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,6 +63,9 @@ LONGEST = (
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+gc.set_threshold(
+  50_000
+)  # tracing makes millions of objects, and by default each 700 are looked through
 
 
 def tiny_run(workdir: pathlib.Path, **fields) -> Run:
@@ -78,6 +86,20 @@ def with_devices(count: int) -> dict[str, str]:
   """The environment of a program on so many CPU devices."""
   flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={count}'
   return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+
+
+def saved_on_devices(
+  program: ModuleType, num_devices: int, out: pathlib.Path
+) -> dict[str, np.ndarray]:
+  """What a program saves on so many CPU devices; on one it runs in this process, which has one."""
+  if num_devices == jax.local_device_count():
+    program.main(out)
+  else:
+    command = [sys.executable, program.__file__, out]
+    subprocess.run(command, check=True, cwd=ROOT, env=with_devices(num_devices))
+  found = dict(np.load(out))
+  assert found.pop('num_devices') == num_devices
+  return found
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -118,8 +140,12 @@ def compilations() -> Iterator[Callable[[], int]]:
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory) -> Run:
-  """All stages but the report, of the tiny config."""
-  run = tiny_run(tmp_path_factory.mktemp('finished'))
-  for name in ('teachers', 'predictions', 'student', 'evaluation'):
-    stages.STAGES[name](run)
+  """All stages but the report, of the tiny config; made by one worker for all."""
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:  # each has a folder of its own in that of the session
+    folder = folder.parent
+  run = tiny_run(folder / 'finished')
+  with files.lock(run.workdir):
+    for name in ('teachers', 'predictions', 'student', 'evaluation'):
+      stages.STAGES[name](run)
   return run

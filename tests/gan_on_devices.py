@@ -1,8 +1,10 @@
 """Takes a few steps of a GAN on all devices there are, and saves what comes out.
 
-Run by test_gan.py with different numbers of CPU devices: python tests/gan_on_devices.py OUT.npz
+test_gan.py calls it on one CPU device, and runs it with more:
+python tests/gan_on_devices.py OUT.npz
 """
 
+import pathlib
 import sys
 from functools import partial
 
@@ -28,7 +30,7 @@ SECTION = ConfigDict(
 )
 
 
-def main(out: str) -> None:
+def main(out: str | pathlib.Path) -> None:
   rng = np.random.RandomState(0)
   images_NHWC = rng.randint(0, 256, (40, 8, 8, 1)).astype(np.uint8)
   split = data.Split(images_NHWC, np.zeros(40, np.int32))

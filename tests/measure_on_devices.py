@@ -1,8 +1,10 @@
 """Measures points on all devices there are, and saves what comes out.
 
-Run by test_analysis_measure.py with different numbers of CPU devices: python tests/measure_on_devices.py OUT.npz
+test_analysis_measure.py calls it on one CPU device, and runs it with more:
+python tests/measure_on_devices.py OUT.npz
 """
 
+import pathlib
 import sys
 import types
 
@@ -44,7 +46,7 @@ class Small(measure.Measure):
     }
 
 
-def main(out: str) -> None:
+def main(out: str | pathlib.Path) -> None:
   measured, coordinates_P1 = Small(), np.linspace(0, 1, NUM_POINTS)[:, None]
   ends = tuple(models.init(measured.model, jax.random.key(i), (NUM_INPUTS,)) for i in range(2))
   values = measured.at(paths.line_point, ends, coordinates_P1, reestimate=True)

@@ -1,8 +1,10 @@
 """Takes a few student steps on all devices there are, and saves what comes out.
 
-Beside that, the masks that dropout draws. Run by test_steps.py with different numbers of CPU devices: python tests/steps_on_devices.py OUT.npz
+Beside that, the masks that dropout draws. test_steps.py calls it on one CPU device, and runs it with more:
+python tests/steps_on_devices.py OUT.npz
 """
 
+import pathlib
 import sys
 from functools import partial
 
@@ -72,7 +74,7 @@ def dropout_masks(*seeds_and_steps: tuple[int, int]) -> list[np.ndarray]:
   return masks
 
 
-def main(out: str) -> None:
+def main(out: str | pathlib.Path) -> None:
   model = models.PreActResNet(CLASSES, models.BasicBlock, 1, 4, 'batch')
   optimizer = optimizers.make_optimizer(SECTION, 10)
   view = views.make_view(('crop', 'flip', 'noise'), AUGMENTATION)  # which takes labels away

@@ -29,9 +29,9 @@ SMALL = {
   'num_probes': 2,
 }
 NAMES = {'corners': 'teacher 1,student,sibling', 'pairs': 'student:sibling'}
-# They have tests of their own on a trained student, and take a minute of compiling.
-TRAINED = ('trajectory', 'gradients', 'forks', 'lambdas', 'returns')
-CHOSEN = [name for name in PARTS if name not in TRAINED]
+# They have tests of their own, and take a minute of compiling.
+TESTED_ALONE = ('trajectory', 'gradients', 'forks', 'lambdas', 'returns', 'curvature_traces')
+CHOSEN = [name for name in PARTS if name not in TESTED_ALONE]
 FLAGS = [f'--parts={",".join(CHOSEN)}'] + [
   f'--{name}={value}' for name, value in (SMALL | NAMES).items()
 ]

@@ -1,15 +1,14 @@
 """Measures at points of weight space, against the pipeline's own metrics and by hand."""
 
 import copy
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import measure_on_devices
 import numpy as np
 import pytest
-from conftest import ROOT, compilations, with_devices
+from conftest import compilations, saved_on_devices
 
 from analysis import intervals, measure, runs
 from kdjax import losses, metrics, models, predictions
@@ -217,16 +216,8 @@ def test_the_temperature_is_that_of_the_schedule(finished, measured):
 
 def test_three_devices_measure_what_one_does(tmp_path):
   """Eight points: the last group of three is filled up."""
-  found = {}
-  for count in (1, 3):
-    out = tmp_path / f'{count}.npz'
-    subprocess.run(
-      [sys.executable, ROOT / 'tests' / 'measure_on_devices.py', out],
-      env=with_devices(count) | {'JAX_PLATFORMS': 'cpu'},
-      check=True,
-    )
-    found[count] = dict(np.load(out))
-    assert found[count].pop('num_devices') == count
+  out = tmp_path / 'out.npz'
+  found = {count: saved_on_devices(measure_on_devices, count, out) for count in (1, 3)}
   assert len(found[1]) == 2 * 5
   for key, values_PN in found[1].items():
     assert values_PN.shape[0] == 8

@@ -169,6 +169,7 @@ def test_real_cifar10(tmp_path):
     'teacher.num_epochs': 2,
     'student.num_epochs': 2,
     'predictions.num_views': 2,
+    'evaluation.independent_seed': None,
   }
   done = launch(
     tmp_path,

@@ -1,15 +1,14 @@
-import subprocess
-import sys
 from functools import partial
 
 import flax.linen as nn
+import gan_on_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 import scipy.linalg
-from conftest import ROOT, tiny_run, with_devices
+from conftest import saved_on_devices, tiny_run
 from ml_collections import ConfigDict
 
 from kdjax import (
@@ -174,18 +173,8 @@ def test_flips_follow_the_example_and_the_epoch():
 
 @pytest.fixture(scope='module')
 def on_devices(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('devices')
-  found = {}
-  for count in (1, 2):
-    subprocess.run(
-      [sys.executable, 'tests/gan_on_devices.py', str(folder / f'{count}.npz')],
-      check=True,
-      cwd=ROOT,
-      env=with_devices(count),
-    )
-    found[count] = dict(np.load(folder / f'{count}.npz'))
-    assert found[count].pop('num_devices') == count
-  return found
+  out = tmp_path_factory.mktemp('devices') / 'out.npz'
+  return {count: saved_on_devices(gan_on_devices, count, out) for count in (1, 2)}
 
 
 def test_two_devices_give_what_one_gives(on_devices):

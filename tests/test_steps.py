@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from functools import partial
 
 import flax.linen as nn
@@ -8,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, compilations, with_devices
+import steps_on_devices
+from conftest import compilations, saved_on_devices
 from ml_collections import ConfigDict
 
 from kdjax import losses, models, optimizers, steps, views
@@ -166,18 +165,8 @@ def test_the_temperature_is_that_of_the_step():
 
 @pytest.fixture(scope='module')
 def on_devices(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('devices')
-  found = {}
-  for count in (1, 2, 8):
-    subprocess.run(
-      [sys.executable, 'tests/steps_on_devices.py', str(folder / f'{count}.npz')],
-      check=True,
-      cwd=ROOT,
-      env=with_devices(count),
-    )
-    found[count] = dict(np.load(folder / f'{count}.npz'))
-    assert found[count].pop('num_devices') == count
-  return found
+  out = tmp_path_factory.mktemp('devices') / 'out.npz'
+  return {count: saved_on_devices(steps_on_devices, count, out) for count in (1, 2, 8)}
 
 
 @pytest.mark.parametrize('count', [2, 8])
