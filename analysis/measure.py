@@ -19,7 +19,7 @@ from scipy.special import log_softmax
 
 from analysis import intervals
 from analysis.runs import Study
-from kdjax import keys, losses, models, predictions, steps
+from kdjax import keys, losses, models, predictions, prefetch, steps
 from kdjax.steps import Variables
 
 SETS = ('distillation', 'test')
@@ -29,6 +29,7 @@ Build = Callable[[Any, jax.Array], Variables]  # (shared, coordinates_K) → var
 Values = dict[str, np.ndarray]  # '<set>/<measure>' → values_PN
 Objective = Callable[..., jax.Array]  # (logits_BC, batch), and perhaps temperature= → losses_B
 OF_LABELS = ('accuracy', 'nll')
+GROUPS_AHEAD = 4  # of points, dispatched while the measures of another are fetched
 
 
 def example_losses(
@@ -151,16 +152,16 @@ class Measure:
       the N examples that have one. What is NaN is a network whose output is.
     """
     shared = steps.replicate(shared)
+    groups = _over_devices(np.asarray(coordinates_PK, np.float32))
+    dispatched = (
+      (count, self._dispatch(build, shared, coordinates_DK, reestimate))
+      for count, coordinates_DK in groups
+    )
     collected: dict[str, list[np.ndarray]] = {}
-    for count, coordinates_DK in _over_devices(np.asarray(coordinates_PK, np.float32)):
-      stats = self._statistics(build, shared, coordinates_DK) if reestimate else {}
-      for name in SETS:
-        step = self._step(_values, build, num_sharded=2)
-        outputs = [
-          step(shared, coordinates_DK, stats, batch) for batch in self._placed_batches(name)
-        ]
-        for key in outputs[0]:
-          values_DN = np.concatenate([np.asarray(of[key]) for of in outputs], axis=1)
+    for count, outputs in prefetch.ahead(dispatched, GROUPS_AHEAD):
+      for name, of_batches in outputs.items():
+        for key in of_batches[0]:
+          values_DN = np.concatenate([np.asarray(of[key]) for of in of_batches], axis=1)
           kept = values_DN[:count, : self.num_examples(name)]
           if key in OF_LABELS:
             kept = kept[:, self._examples[name]['labels'] >= 0]
@@ -173,8 +174,20 @@ class Measure:
     """The same of one point, so that P is 1."""
     return self.at(as_given, variables, np.zeros((1, 1)), reestimate)
 
+  def _dispatch(
+    self, build: Build, shared: Any, coordinates_DK: np.ndarray, reestimate: bool
+  ) -> dict[str, list[dict[str, jax.Array]]]:
+    """For each set the measures_DB of its batches, of a group of points, one a device."""
+    reestimate &= self._has_statistics
+    stats = self._statistics(build, shared, coordinates_DK) if reestimate else {}
+    step = self._step(_values, build, num_sharded=2)
+    return {
+      name: [step(shared, coordinates_DK, stats, batch) for batch in self._placed_batches(name)]
+      for name in SETS
+    }
+
   def _statistics(self, build: Build, shared: Any, coordinates_DK: np.ndarray) -> Any:
-    """BatchNorm statistics of each device's point; {} of a model that has none."""
+    """BatchNorm statistics of each device's point."""
     step = self._step(_moments, build, num_sharded=1)
     moments = [step(shared, coordinates_DK, batch) for batch in self.unpadded_batches()]
     return _pool(moments, [len(batch['inputs']) for batch in self.unpadded_batches()])
@@ -286,8 +299,6 @@ def _moments(
 ) -> Any:
   """BatchNorm's mean and variance of one batch at one point."""
   variables = build(shared, coordinates_K)
-  if not variables['batch_stats']:
-    return {}
 
   # Here devices hold different points. An axis of length one, of the same name, keeps each to itself.
   def alone(inputs):
@@ -314,7 +325,7 @@ def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) ->
 
 def _pool(moments: list[Any], sizes: list[int]) -> Any:
   """Pools the 'mean' and 'var' leaves of batches of the given sizes."""
-  if len(moments) == 1 or not moments[0]:
+  if len(moments) == 1:
     return moments[0]
   weights = [size / sum(sizes) for size in sizes]
   return _pooled(weights, *moments)

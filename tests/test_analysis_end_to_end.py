@@ -147,9 +147,8 @@ def test_wrong_flags_get_one_clear_error(analysed, arguments, all_told):
   assert 'Traceback' not in done.stderr
 
 
-def test_no_folder_and_an_empty_one(tmp_path: pathlib.Path):
-  for folder, told in ((tmp_path / 'none', 'no such folder'), (tmp_path, 'no finished student')):
-    done = analyse(str(folder))
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert 'Traceback' not in done.stderr
+def test_an_empty_folder_gets_one_clear_error(tmp_path: pathlib.Path):
+  done = analyse(str(tmp_path))
+  assert done.returncode == 1
+  assert 'no finished student' in done.stderr
+  assert 'Traceback' not in done.stderr

@@ -208,6 +208,8 @@ def check_csv(workdir, spec):
 
 
 def test_a_sweep_that_was_killed_goes_on(swept, sweeps, tmp_path):
+  for kind in ('teachers', 'predictions'):
+    shutil.copytree(swept / kind, tmp_path / kind)
   process = start(sweeps['good'], tmp_path, '--sweep')
   while not list(tmp_path.glob('students/*/checkpoints/*')):
     assert process.poll() is None, process.communicate()

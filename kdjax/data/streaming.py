@@ -1,7 +1,8 @@
 """Images that stay on disk: decoded when their rows are asked for, by Grain ahead of time.
 
 Which rows a batch has, and in which order, is decided elsewhere; here they are only fetched. So the
-numbers of threads and processes change nothing but the speed. Axes: N example, B batch, H W C image.
+numbers of threads and processes change nothing but the speed. Grain is imported when data are streamed:
+nothing else waits for it. Axes: N example, B batch, H W C image.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -111,6 +111,8 @@ def batches(
   Raises:
     UserError: a process was killed.
   """
+  import grain
+
   pieces = [slice(piece[0], piece[-1] + 1) for piece in _cut(rows)]
   dataset = grain.MapDataset.range(len(numbers) * len(pieces))
   dataset = dataset.map(partial(_piece, gather, numbers, pieces))

@@ -88,7 +88,8 @@ def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
 def _bare_passes(measured: measure.Measure, variables: steps.Variables):
   """count → that many passes over all examples, which lie on the device."""
   batches = [steps.replicate(b) for name in measured.sets for b in measured.batches(name)]
-  for_statistics = [steps.replicate(b) for b in measured.batches('distillation')]
+  for_statistics = measured.batches('distillation') if variables['batch_stats'] else []
+  for_statistics = [steps.replicate(batch) for batch in for_statistics]
 
   def bare(count: int) -> None:
     for _ in range(count):
@@ -106,8 +107,6 @@ def _forward(variables, inputs, *, model):
 
 @partial(jax.jit, static_argnames='model')
 def _moments(variables, batch, *, model):
-  if not variables['batch_stats']:
-    return {}
   return measure.reestimated(variables, [batch], model)['batch_stats']
 
 
