@@ -9,22 +9,18 @@ import sys
 import pytest
 from conftest import DATA, ROOT, TINY
 
+from tests import launched
+
 STAGES = ('teachers', 'gan', 'predictions', 'student', 'independent', 'evaluation', 'report')
 NOT_WANTED = ('gan', 'independent')  # by the tiny config
 
 
-def command(workdir, *arguments, config=TINY) -> list[str]:
-  return [sys.executable, str(ROOT / 'launch.py'), f'--config={config}', f'--workdir={workdir}'] + [
-    str(argument) for argument in arguments
-  ]
-
-
-def launch(workdir, *arguments, config=TINY) -> subprocess.CompletedProcess:
-  environment = os.environ | {'COLUMNS': '200'}
+def launch_anew(workdir) -> subprocess.CompletedProcess:
+  """By the very command; all else here is started faster."""
   return subprocess.run(
-    command(workdir, *arguments, config=config),
+    [sys.executable, 'launch.py', f'--config={TINY}', f'--workdir={workdir}'],
     cwd=ROOT,
-    env=environment,
+    env=os.environ | {'COLUMNS': '200'},
     capture_output=True,
     text=True,
   )
@@ -42,7 +38,7 @@ def result(workdir) -> str:
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('launched')
-  done = launch(folder)
+  done = launch_anew(folder)
   assert done.returncode == 0, done.stderr
   for name in STAGES:
     assert f'{name}: {"up to date" if name in NOT_WANTED else "done"}' in done.stderr
@@ -62,7 +58,7 @@ def test_writes_the_table_the_report_and_the_results(workdir):
 
 def test_a_second_run_does_no_work(workdir):
   before = files(workdir)
-  done = launch(workdir)
+  done = launch_anew(workdir)
   assert done.returncode == 0
   assert done.stderr.count('up to date') == len(STAGES)
   assert 'steps' not in done.stderr
@@ -71,7 +67,7 @@ def test_a_second_run_does_no_work(workdir):
 
 def test_another_temperature_trains_only_a_student(workdir):
   before = files(workdir)
-  done = launch(workdir, '--config.student.temperature=1')
+  done = launched.run(workdir, '--config.student.temperature=1')
   assert done.returncode == 0, done.stderr
   for name in ('teachers', 'predictions'):
     assert f'{name}: up to date' in done.stderr
@@ -86,7 +82,7 @@ def test_another_temperature_trains_only_a_student(workdir):
 
 
 def test_a_subset_of_stages_and_the_command_for_what_is_missing(tmp_path):
-  done = launch(tmp_path, '--stages=evaluation,report')
+  done = launched.run(tmp_path, '--stages=evaluation,report')
   assert done.returncode == 1
   assert '--stages=student' in done.stderr
   assert 'Traceback' not in done.stderr
@@ -94,12 +90,12 @@ def test_a_subset_of_stages_and_the_command_for_what_is_missing(tmp_path):
 
 
 def test_verify_passes_and_finds_a_flipped_bit(workdir):
-  done = launch(workdir, '--verify')
+  done = launched.run(workdir, '--verify')
   assert done.returncode == 0, done.stderr
   chunk = max(workdir.glob('predictions/*/logits/distillation/c/*/*/*/*'))
   content = chunk.read_bytes()
   chunk.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-  done = launch(workdir, '--verify')
+  done = launched.run(workdir, '--verify')
   chunk.write_bytes(content)
   assert done.returncode == 1
   assert str(chunk) in done.stderr
@@ -119,7 +115,7 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
     'predictions.dtype': 'int8',
     'dataset.name': 'no_such_set',
   }
-  done = launch(tmp_path, *(f'--config.{field}={value}' for field, value in wrong.items()))
+  done = launched.run(tmp_path, *(f'--config.{field}={value}' for field, value in wrong.items()))
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   assert f'{len(wrong)} problems' in done.stderr
@@ -145,7 +141,7 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
   ],
 )
 def test_wrong_flags_get_one_clear_error(tmp_path, arguments, told):
-  done = launch(tmp_path, *arguments)
+  done = launched.run(tmp_path, *arguments)
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   assert all(text in done.stderr for text in told.split('|'))
@@ -153,7 +149,7 @@ def test_wrong_flags_get_one_clear_error(tmp_path, arguments, told):
 
 
 def test_a_loss_that_diverges_stops_with_one_clear_error(tmp_path):
-  done = launch(tmp_path, '--config.teacher.learning_rate=1e6')
+  done = launched.run(tmp_path, '--config.teacher.learning_rate=1e6')
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   assert 'teacher 0: the' in done.stderr
@@ -171,7 +167,7 @@ def test_real_cifar10(tmp_path):
     'predictions.num_views': 2,
     'evaluation.independent_seed': None,
   }
-  done = launch(
+  done = launched.run(
     tmp_path,
     *(f'--config.{field}={value}' for field, value in sizes.items()),
     config=ROOT / 'configs' / 'cifar_resnet.py:smoke',
@@ -185,7 +181,7 @@ def test_real_cifar10(tmp_path):
 @pytest.mark.skipif(DATA is None, reason='real data sets are not here: set TFDS_DATA_DIR')
 def test_missing_data_says_what_to_run(tmp_path):
   config = ROOT / 'configs' / 'cifar_resnet.py'
-  done = launch(
+  done = launched.run(
     tmp_path, f'--config.dataset.data_dir={DATA}', '--config.dataset.name=cifar100', config=config
   )
   assert done.returncode == 1

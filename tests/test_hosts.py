@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, with_devices
+from conftest import ROOT, with_devices
 from etils import epath
 from hosts_program import BATCH_SIZE, STATE, numbered
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ from kdjax.checkpoint import Checkpoints, digest
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import ConfigError
 from kdjax.inputs import Inputs
+from tests import launched
 
 # Every size so small that starting and compiling are all that takes time.
 FIELDS = {
@@ -36,22 +37,19 @@ HALF = 8  # of the student's steps, after which a checkpoint is kept
 LOST = ('has lost another', 'another task died')  # as kdjax says it, or JAX before it can
 
 
-def start(command: list, num_devices: int = 1) -> subprocess.Popen:
+def start_pieces(*arguments) -> subprocess.Popen:
   return subprocess.Popen(
-    [sys.executable, *map(str, command)],
+    [sys.executable, 'tests/hosts_program.py', *map(str, arguments)],
     cwd=ROOT,
-    env=with_devices(num_devices),
-    stdout=subprocess.PIPE,
+    env=with_devices(1),
     stderr=subprocess.PIPE,
     text=True,
   )
 
 
-def finish(processes: list[subprocess.Popen]) -> list[str]:
-  """What they told on stderr, once all have ended well."""
-  told = [process.communicate()[1] for process in processes]
-  assert [process.returncode for process in processes] == [0] * len(processes), '\n'.join(told)
-  return told
+def finish(processes: list[launched.Launch]) -> None:
+  codes = [process.wait() for process in processes]
+  assert codes == [0] * len(processes), '\n'.join(process.told for process in processes)
 
 
 def coordinator() -> str:
@@ -60,14 +58,13 @@ def coordinator() -> str:
     return f'localhost:{free.getsockname()[1]}'
 
 
-def command(workdir: pathlib.Path, **fields) -> list:
-  overrides = [f'--config.{field}={value}' for field, value in (FIELDS | fields).items()]
-  return ['launch.py', f'--config={TINY}', f'--workdir={workdir}', *overrides]
+def overrides(**fields) -> list[str]:
+  return [f'--config.{field}={value}' for field, value in (FIELDS | fields).items()]
 
 
-def together(command: list, num_processes: int) -> list[subprocess.Popen]:
-  command = [*command, f'--coordinator={coordinator()}', f'--num_processes={num_processes}']
-  return [start([*command, f'--process_id={i}']) for i in range(num_processes)]
+def together(workdir: pathlib.Path, num_processes: int, *flags: str) -> list[launched.Launch]:
+  flags = *flags, f'--coordinator={coordinator()}', f'--num_processes={num_processes}'
+  return [launched.start(workdir, *flags, f'--process_id={i}') for i in range(num_processes)]
 
 
 # The flags.
@@ -98,12 +95,11 @@ def test_wrong_flags_are_told(flags, told):
 
 
 def test_a_sweep_on_several_hosts_is_refused(tmp_path):
-  process = start([*command(tmp_path / 'run'), '--coordinator=auto', '--sweep'])
-  _, error = process.communicate()
-  assert process.returncode == 1
-  assert 'the configuration has 1 problem' in error
-  assert '--sweep and --coordinator: allowed: one of them' in error
-  assert 'Traceback' not in error
+  done = launched.run(tmp_path / 'run', '--coordinator=auto', '--sweep')
+  assert done.returncode == 1
+  assert 'the configuration has 1 problem' in done.stderr
+  assert '--sweep and --coordinator: allowed: one of them' in done.stderr
+  assert 'Traceback' not in done.stderr
   assert not list(tmp_path.iterdir())
 
 
@@ -177,7 +173,9 @@ def pieces(tmp_path_factory):
   """The folder of two processes, and what each of them found."""
   folder, place = tmp_path_factory.mktemp('together'), coordinator()
   with files.lock(epath.Path(folder) / 'taken'):
-    finish([start(['tests/hosts_program.py', folder, place, 2, i]) for i in range(2)])
+    processes = [start_pieces(folder, place, 2, i) for i in range(2)]
+    told = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
   return folder, [json.loads((folder / str(i) / 'found.json').read_text()) for i in range(2)]
 
 
@@ -222,9 +220,7 @@ def test_each_loads_its_share_and_gets_the_outputs_for_all(pieces):
 
 def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_path):
   place = coordinator()
-  processes = [
-    start(['tests/hosts_program.py', tmp_path, place, 2, i, 'refused']) for i in range(2)
-  ]
+  processes = [start_pieces(tmp_path, place, 2, i, 'refused') for i in range(2)]
   (_, main), (_, other) = (process.communicate(timeout=300) for process in processes)
   assert [process.returncode != 0 for process in processes] == [True, True]
   assert 'refused: a checkpoint could not be written' in main and 'File too large' in main
@@ -236,33 +232,31 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
 
 
 @pytest.fixture(scope='module')
-def launched(tmp_path_factory):
+def killed_and_again(tmp_path_factory):
   """Of one process with two devices, and of two that were killed and started again."""
   alone, workdir = (tmp_path_factory.mktemp(name) for name in ('one', 'two'))
-  one = start(command(alone), num_devices=2)
-  processes = together(command(workdir), 2)
+  one = launched.start(alone, *overrides(), num_devices=2)
+  processes = together(workdir, 2, *overrides())
   while not list(workdir.glob(f'students/*/checkpoints/{HALF}')):
-    assert processes[0].poll() is None, processes[0].communicate()
+    assert processes[0].is_alive(), processes[0].told
     time.sleep(0.01)
-  processes[1].send_signal(signal.SIGKILL)
+  assert processes[1].kill()
   ended = [process.communicate()[1] for process in processes]
-  killed = [process.returncode for process in processes], ended
+  killed = [process.wait() for process in processes], ended
   assert list(workdir.glob('students/*/result.json')) == []
-  again = together(command(workdir), 2)
-  outputs = [process.communicate() for process in again]
-  assert [process.returncode for process in again] == [0, 0], outputs
-  finish([one])
-  return alone, workdir, killed, outputs
+  again = together(workdir, 2, *overrides())
+  finish([one, *again])
+  return alone, workdir, killed, [process.communicate() for process in again]
 
 
-def test_when_one_is_killed_all_end_with_an_error(launched):
-  _, _, (codes, (survivor, _)), _ = launched
+def test_when_one_is_killed_all_end_with_an_error(killed_and_again):
+  _, _, (codes, (survivor, _)), _ = killed_and_again
   assert codes[0] != 0 and codes[1] == -signal.SIGKILL
   assert any(text in survivor for text in LOST), survivor
 
 
-def test_started_again_they_go_on(launched):
-  _, _, _, ((out, main), (other_out, other)) = launched
+def test_started_again_they_go_on(killed_and_again):
+  _, _, _, ((out, main), (other_out, other)) = killed_and_again
   for name in ('teachers', 'predictions'):
     assert f'{name}: up to date' in main
   for name in ('student', 'evaluation', 'report'):
@@ -287,8 +281,8 @@ def of_kind(workdir, pattern):
     ('*/**/data.json', 4),
   ],
 )
-def test_two_processes_write_the_bytes_that_one_writes(launched, pattern, count):
-  alone, workdir, _, _ = launched
+def test_two_processes_write_the_bytes_that_one_writes(killed_and_again, pattern, count):
+  alone, workdir, _, _ = killed_and_again
   expected, found = of_kind(alone, pattern), of_kind(workdir, pattern)
   assert len(expected) == count
   assert {p: path.read_bytes() for p, path in found.items()} == {
@@ -296,8 +290,8 @@ def test_two_processes_write_the_bytes_that_one_writes(launched, pattern, count)
   }
 
 
-def test_two_processes_log_what_one_logs_and_once(launched):
-  alone, workdir, _, _ = launched
+def test_two_processes_log_what_one_logs_and_once(killed_and_again):
+  alone, workdir, _, _ = killed_and_again
   for place, path in of_kind(alone, '*/**/metrics.jsonl').items():
     rows, expected = (files.read_json_lines(epath.Path(p)) for p in (workdir / place, path))
     for row in (*rows, *expected):
@@ -314,11 +308,9 @@ def test_four_processes_give_what_one_with_four_devices_gives(tmp_path):
   on the processor.
   """
   places = tmp_path / 'four', tmp_path / 'one'
-  commands = [
-    [*command(place, **{'teacher.num_members': 1}), '--stages=teachers'] for place in places
-  ]
-  finish(together(commands[0], 4))
-  finish([start(commands[1], num_devices=4)])
+  flags = *overrides(**{'teacher.num_members': 1}), '--stages=teachers'
+  finish(together(places[0], 4, *flags))
+  finish([launched.start(places[1], *flags, num_devices=4)])
   four, one = (
     files.read_json_lines(epath.Path(path))
     for workdir in places

@@ -3,24 +3,21 @@
 import contextlib
 import csv
 import json
-import os
 import pathlib
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT, TINY, copied, tiny_run
+from conftest import TINY, copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
 from kdjax import files, stages, training
 from kdjax.errors import MissingInputError, UserError
 from kdjax.run import Run
+from tests import launched
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
 SWEEP = f"""
@@ -83,24 +80,6 @@ def swept(sweeps, tmp_path_factory) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp('swept')
   stages.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(workdir), [*stages.STAGES])
   return workdir
-
-
-def start(spec, workdir, *arguments) -> subprocess.Popen:
-  flags = [f'--config={spec}', f'--workdir={workdir}', *arguments]
-  return subprocess.Popen(
-    [sys.executable, str(ROOT / 'launch.py'), *flags],
-    cwd=ROOT,
-    env=os.environ | {'COLUMNS': '200'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def launch(spec, workdir, *arguments) -> subprocess.CompletedProcess:
-  process = start(spec, workdir, *arguments)
-  out, err = process.communicate()
-  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def results(workdir) -> dict[str, str]:
@@ -176,9 +155,9 @@ def test_a_finished_sweep_is_not_run_again(swept, sweeps):
 
 
 def test_two_processes_share_a_sweep(swept, sweeps, tmp_path):
-  processes = [start(sweeps['good'], tmp_path, '--sweep') for _ in range(2)]
+  processes = [launched.start(tmp_path, '--sweep', config=sweeps['good']) for _ in range(2)]
   outputs = [process.communicate() for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert [process.wait() for process in processes] == [0, 0], outputs
   logs = ''.join(err for _, err in outputs)
   assert logs.count('student: done') == 4
   assert logs.count('independent: done') == 0
@@ -210,14 +189,13 @@ def check_csv(workdir, spec):
 def test_a_sweep_that_was_killed_goes_on(swept, sweeps, tmp_path):
   for kind in ('teachers', 'predictions'):
     shutil.copytree(swept / kind, tmp_path / kind)
-  process = start(sweeps['good'], tmp_path, '--sweep')
+  process = launched.start(tmp_path, '--sweep', config=sweeps['good'])
   while not list(tmp_path.glob('students/*/checkpoints/*')):
-    assert process.poll() is None, process.communicate()
+    assert process.is_alive(), process.told
     time.sleep(0.001)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
+  assert process.kill()
   assert results(tmp_path) == {}
-  done = launch(sweeps['good'], tmp_path, '--sweep')
+  done = launched.run(tmp_path, '--sweep', config=sweeps['good'])
   assert done.returncode == 0, done.stderr
   assert done.stderr.count('student: done') == 4
   assert results(tmp_path) == results(swept)
@@ -228,7 +206,7 @@ def test_a_sweep_that_was_killed_goes_on(swept, sweeps, tmp_path):
 def test_one_point_that_diverges(swept, sweeps, tmp_path):
   for kind in ('teachers', 'predictions'):
     shutil.copytree(swept / kind, tmp_path / kind)
-  done = launch(sweeps['diverging'], tmp_path, '--sweep_index=1')
+  done = launched.run(tmp_path, '--sweep_index=1', config=sweeps['diverging'])
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   error = done.stderr[done.stderr.index('error: ') :]
@@ -275,7 +253,7 @@ def test_a_trial_that_diverged_is_not_trained_again_and_costs_no_other_its_resul
 
 
 def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(sweeps, tmp_path):
-  wrong = launch(sweeps['wrong'], tmp_path, '--sweep_index=4', '--stages=students')
+  wrong = launched.run(tmp_path, '--sweep_index=4', '--stages=students', config=sweeps['wrong'])
   assert wrong.returncode == 1
   told = ['student.tau = 1.0: no such field', 'student.tau = 4.0: no such field']
   told += ['--sweep_index = 4: allowed: 0 to 3', "--stages: 'students': no such stage"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.faults import processes, workdirs
 from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, TINY, Outcome
+from tests.launched import Launch, start
 
 MOMENTS = (  # after which a process is killed: files that appear in the course of a run
   'teachers/*/member_0/config.json',
@@ -55,11 +56,11 @@ OF_THE_OTHERS = (  # of what the tiny config has not: the GAN, and after it the 
 
 
 def _ended(
-  launched: processes.Launch, workdir: pathlib.Path, expected: dict, config: pathlib.Path = TINY
+  launched: Launch, workdir: pathlib.Path, expected: dict, config: pathlib.Path = TINY
 ) -> Outcome:
   """The outcome of a process that should have come to its end."""
   if launched.wait():
-    return Outcome(BAD, f'exit status {launched.process.exitcode}: {launched.told[-2000:]}')
+    return Outcome(BAD, f'exit status {launched.wait()}: {launched.told[-2000:]}')
   found = workdirs.results(workdir, config)
   wrong = [name for name in expected if found[name] != expected[name]]
   return Outcome(BAD, f'differs: {", ".join(wrong)}') if wrong else Outcome(IDENTICAL)
@@ -76,38 +77,38 @@ def killed(
 
   Returns: how many were killed before their end, and what the last made of it.
   """
-  workdir, log = place / 'run', place / 'log'
+  workdir = place / 'run'
   num_killed = 0
   for moment, delay in zip(moments, delays, strict=True):
-    launched = processes.launch(workdir, log, config=config)
+    launched = start(workdir, config=config)
     if processes.kill_after(launched, workdir, moment, delay):
       num_killed += 1
-    elif launched.process.exitcode:
+    elif launched.wait():
       return num_killed, Outcome(BAD, f'before {moment}: {launched.told[-2000:]}')
-  last = processes.launch(workdir, log, config=config)
+  last = start(workdir, config=config)
   return num_killed, _ended(last, workdir, expected, config)
 
 
 def full_disk(place: pathlib.Path, expected: dict[str, Any], kilobytes: int) -> Outcome:
   """Runs out of space, is given some, and goes on."""
   with processes.small_disk(place / 'disk', kilobytes) as disk:
-    first = processes.launch(disk / 'run', place / 'log')
+    first = start(disk / 'run')
     if first.wait() == 0:
       return Outcome(BAD, f'{kilobytes} kB are enough')
     error = first.error
     if error is None or 'No space' not in error:
       return Outcome(BAD, first.told[-2000:])
     processes.remount(disk, 'size=64m')
-    second = _ended(processes.launch(disk / 'run', place / 'log'), disk / 'run', expected)
+    second = _ended(start(disk / 'run'), disk / 'run', expected)
     return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
 
 
 def file_too_large(place: pathlib.Path, expected: dict[str, Any], size: int) -> Outcome:
   """Writes fail as under a quota, and later do not. Needs no rights."""
-  first = processes.launch(place / 'run', place / 'log', file_size=size)
+  first = start(place / 'run', file_size=size)
   if first.wait() == 0 or (error := first.error) is None:
     return Outcome(BAD, first.told[-2000:])
-  second = _ended(processes.launch(place / 'run', place / 'log'), place / 'run', expected)
+  second = _ended(start(place / 'run'), place / 'run', expected)
   return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
 
 
@@ -120,14 +121,14 @@ def read_only(
     shutil.copytree(finished, workdir)
     workdirs.prepare(workdir, stage)
     processes.remount(disk, 'ro')
-    first = processes.launch(workdir, place / 'log')
+    first = start(workdir)
     if first.wait() == 0:
       return _ended(first, workdir, expected)
     error = first.error
     if error is None or 'Read-only' not in error:
       return Outcome(BAD, first.told[-2000:])
     processes.remount(disk, 'rw')
-    second = _ended(processes.launch(workdir, place / 'log'), workdir, expected)
+    second = _ended(start(workdir), workdir, expected)
     return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
 
 
@@ -137,7 +138,7 @@ def at_once(place: pathlib.Path, expected: dict[str, Any], count: int) -> Outcom
   Every beginning of a training leaves an event file of TensorBoard.
   """
   workdir = place / 'run'
-  all_launched = [processes.launch(workdir, place / f'log_{i}') for i in range(count)]
+  all_launched = [start(workdir) for _ in range(count)]
   outcomes = [_ended(launched, workdir, expected) for launched in all_launched]
   told = [launched.told for launched in all_launched]
   bad = [outcome for outcome in outcomes if outcome.kind == BAD]

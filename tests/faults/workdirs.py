@@ -18,8 +18,8 @@ from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DamageError, UserError
 from kdjax.run import Run
 from kdjax.store import PredictionStore
+from tests.launched import TINY
 
-TINY = pathlib.Path(__file__).parents[1] / 'tiny_config.py'
 ALL_STAGES = TINY.with_name('all_stages_config.py')
 OF_THE_CLOCK = ('examples_per_second',)  # what differs between two undisturbed runs
 IDENTICAL, CLEAR_ERROR, BAD = 'identical', 'clear error', 'BAD'

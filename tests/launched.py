@@ -1,0 +1,109 @@
+"""launch.py in processes of its own, which start in milliseconds and may be killed."""
+
+import multiprocessing
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+from absl import app
+
+import launch
+from kdjax import progress
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ROOT / 'tests' / 'tiny_config.py'
+COLUMNS = 200  # of the terminal that it writes to
+
+# A server that has imported JAX, and used it for nothing, forks: its children need not. Its only threads
+# are those of OpenBLAS, which can be forked.
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['launch'])
+
+
+class Launch:
+  """launch.py at work."""
+
+  def __init__(self, process: multiprocessing.Process, outputs: tempfile.TemporaryDirectory):
+    self._process, self._outputs = process, outputs
+
+  def is_alive(self) -> bool:
+    return self._process.is_alive()
+
+  def kill(self) -> bool:
+    """SIGKILL. Returns False if it had ended before."""
+    alive = self.is_alive()
+    self._process.kill()
+    self.wait()
+    return alive
+
+  def wait(self, seconds: float | None = None) -> int | None:
+    """Returns its exit status, −N if signal N ended it; None if it goes on for longer than that."""
+    self._process.join(seconds)
+    return self._process.exitcode
+
+  def communicate(self) -> tuple[str, str]:
+    """Waits for its end. Returns what it wrote to stdout and to stderr."""
+    self.wait()
+    return self._told('stdout'), self._told('stderr')
+
+  def _told(self, stream: str) -> str:
+    return (pathlib.Path(self._outputs.name) / stream).read_text()
+
+  @property
+  def told(self) -> str:
+    """All that it wrote so far."""
+    return self._told('stdout') + self._told('stderr')
+
+  @property
+  def error(self) -> str | None:
+    """Its one clear error; None if there is none, or something else beside it."""
+    lines = self.told.splitlines()
+    errors = [line for line in lines if line.startswith('error: ')]
+    clear = len(errors) == 1 and 'Traceback' not in self.told and lines[-1] == errors[0]
+    return errors[0] if clear else None
+
+
+def start(
+  workdir: pathlib.Path,
+  *arguments: Any,
+  config: pathlib.Path | str = TINY,
+  num_devices: int = 1,
+  file_size: int | None = None,
+) -> Launch:
+  """Starts the program.
+
+  Args:
+    num_devices: CPU devices that it has.
+    file_size: bytes that no file that it writes may exceed, as by `ulimit -f`.
+  """
+  outputs = tempfile.TemporaryDirectory()
+  flags = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
+  arguments = flags, outputs.name, num_devices, file_size
+  process = CONTEXT.Process(target=_main, args=arguments)
+  process.start()
+  return Launch(process, outputs)
+
+
+def run(workdir: pathlib.Path, *arguments: Any, **how: Any) -> subprocess.CompletedProcess:
+  """As `start`, to its end."""
+  launched = start(workdir, *arguments, **how)
+  out, err = launched.communicate()
+  return subprocess.CompletedProcess(arguments, launched.wait(), out, err)
+
+
+def _main(flags: list[str], outputs: str, num_devices: int, file_size: int | None) -> None:
+  os.chdir(ROOT)
+  for stream in ('stdout', 'stderr'):
+    with (pathlib.Path(outputs) / stream).open('w') as file:
+      os.dup2(file.fileno(), getattr(sys, stream).fileno())
+  progress.console.width = COLUMNS
+  os.environ['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={num_devices}'
+  if file_size is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    jax.config.update('jax_compilation_cache_dir', None)  # others would read what is cut off
+  app.run(launch.main, argv=['launch.py', *flags], flags_parser=launch._parse_flags)
