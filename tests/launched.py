@@ -1,5 +1,6 @@
 """launch.py in processes of its own, which start in milliseconds and may be killed."""
 
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -98,6 +99,7 @@ def run(workdir: pathlib.Path, *arguments: Any, **how: Any) -> subprocess.Comple
 
 def _main(flags: list[str], outputs: str, num_devices: int, file_size: int | None) -> None:
   os.chdir(ROOT)
+  gc.set_threshold(50_000)  # as in conftest.py
   for stream in ('stdout', 'stderr'):
     with (pathlib.Path(outputs) / stream).open('w') as file:
       os.dup2(file.fileno(), getattr(sys, stream).fileno())

@@ -50,6 +50,7 @@ class Settings:
   num_members: int = 5
   num_examples: int = 1024 if torch_online.device().type == 'cpu' else 20 * 1024
   num_epochs: int = 2  # and views
+  predicted: int = BATCH if torch_online.device().type == 'cpu' else 4 * BATCH  # by kdjax at once
   num_workers: int = 2 if torch_online.device().type == 'cpu' else 8  # of PyTorch's data loader
   num_cores: int = len(os.sched_getaffinity(0))  # that either side may use
   repeats: int = timing.REPEATS
@@ -160,6 +161,7 @@ def _new_run(settings: Settings, workdir: epath.Path) -> Run:
     student__batch_size=BATCH,
     student__temperature=TEMPERATURE,
     student__keep_checkpoints=(),
+    evaluation__batch_size=settings.predicted,
     training__num_logs=2,
     training__num_evals=1,
     training__num_checkpoints=1,
