@@ -3,8 +3,9 @@
 Rotation and colour changes round to 8 bits, as Pillow's do: their result is an image that
 `unit_cube` could have given. In between they count in whole numbers, with fixed-point factors, so
 that an image gets the same bits in and out of jit, in any batch and on any device, however the
-compiler fuses, orders or contracts the arithmetic. Flip and crop only move pixels. Each function
-with a key draws, and leaves the rest to a function without one. Axes: H W C image.
+compiler fuses, orders or contracts the arithmetic. Those of MOVING only move pixels, of images in
+bytes too. Each function with a key draws, and leaves the rest to a function without one.
+Axes: H W C image.
 """
 
 from collections.abc import Callable
@@ -42,9 +43,10 @@ def vertical_flip(key: jax.Array, image_HWC: jax.Array) -> jax.Array:
 
 
 def crop(key: jax.Array, image_HWC: jax.Array, padding: int) -> jax.Array:
-  """A random crop of the image's own size, after `padding` black pixels (−1) on each side."""
+  """A random crop of the image's own size, after `padding` black pixels (−1; bytes: 0) on each side."""
   widths = ((padding, padding), (padding, padding), (0, 0))
-  padded_HWC = jnp.pad(image_HWC, widths, constant_values=-1.0)
+  black = 0 if image_HWC.dtype == jnp.uint8 else -1
+  padded_HWC = jnp.pad(image_HWC, widths, constant_values=black)
   top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
   return jax.lax.dynamic_slice(padded_HWC, (top, left, 0), image_HWC.shape)
 
@@ -265,6 +267,7 @@ _FUNCTIONS = {
   'color_jitter': (color_jitter, ('brightness', 'contrast', 'saturation', 'hue')),
 }
 FIELDS = {name: fields for name, (_, fields) in _FUNCTIONS.items()}
+MOVING = ('flip', 'vertical_flip', 'crop')
 
 
 def _configured(function: Callable[..., jax.Array], fields: tuple[str, ...]) -> Augmentation:

@@ -50,20 +50,22 @@ def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> 
   def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
     for name in names:
       one = partial(augmented, name, config, seed)
-      examples = images_BHWC, labels_B, indices_B, views_B
+      if name in augmentations.MOVING:  # faster while images are bytes
+        images_BHWC, labels_B = jax.vmap(one)(images_BHWC, labels_B, indices_B, views_B)
+        continue
+      examples = _scaled(images_BHWC), labels_B, indices_B, views_B
       # In two halves, one after the other. Compilers merge plain expressions with what reads them, and
       # would augment each pixel anew for every pixel of the next augmentation that it goes into.
       images_BHWC, labels_B = jax.lax.map(
         lambda example, one=one: one(*example), examples, batch_size=max(len(labels_B) // 2, 1)
       )
-    return images_BHWC, labels_B
+    return _scaled(images_BHWC), labels_B
 
   def view(seed, batch):
     inputs_BX, labels_B = _chosen(seed, batch, replaced)
     if not jnp.issubdtype(inputs_BX.dtype, jnp.uint8):  # tokens of a text
       return inputs_BX, labels_B
-    images_BHWC = augmentations.unit_cube(inputs_BX)
-    return apply(names, seed, images_BHWC, labels_B, batch['indices'], batch['views'])
+    return apply(names, seed, inputs_BX, labels_B, batch['indices'], batch['views'])
 
   def mixed_view(seed, batch):
     place = names.index('mixup')
@@ -79,6 +81,11 @@ def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> 
     return apply(after, seed, mixed_BHWC, no_labels_B, batch['indices'], batch['views'])
 
   return mixed_view if 'mixup' in names else view
+
+
+def _scaled(images_BHWC: jax.Array) -> jax.Array:
+  is_bytes = images_BHWC.dtype == jnp.uint8
+  return augmentations.unit_cube(images_BHWC) if is_bytes else images_BHWC
 
 
 def _keys(name: str, seed: jax.Array, batch: Batch) -> jax.Array:

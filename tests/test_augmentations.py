@@ -153,6 +153,17 @@ def test_vertical_flip_gives_the_image_or_its_mirror_half_of_the_time():
 
 # Colours.
 
+
+@pytest.mark.parametrize('name', augmentations.MOVING)
+def test_what_only_moves_pixels_does_the_same_with_bytes(name):
+  images = jnp.asarray(random_images(50, 6, 8, 3))
+  move = jax.vmap(lambda key, image: augmentations.AUGMENTATIONS[name](key, image, CONFIG))
+  moved = move(example_keys(50), images)
+  assert moved.dtype == jnp.uint8 and (moved != images).any()
+  expected = move(example_keys(50), augmentations.unit_cube(images))
+  np.testing.assert_array_equal(augmentations.unit_cube(moved), expected)
+
+
 ENHANCERS = {
   'brightness': (augmentations.adjust_brightness, ImageEnhance.Brightness),
   'contrast': (augmentations.adjust_contrast, ImageEnhance.Contrast),

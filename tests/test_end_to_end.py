@@ -15,17 +15,6 @@ STAGES = ('teachers', 'gan', 'predictions', 'student', 'independent', 'evaluatio
 NOT_WANTED = ('gan', 'independent')  # by the tiny config
 
 
-def launch_anew(workdir) -> subprocess.CompletedProcess:
-  """By the very command; all else here is started faster."""
-  return subprocess.run(
-    [sys.executable, 'launch.py', f'--config={TINY}', f'--workdir={workdir}'],
-    cwd=ROOT,
-    env=os.environ | {'COLUMNS': '200'},
-    capture_output=True,
-    text=True,
-  )
-
-
 def files(workdir) -> dict[pathlib.Path, int]:
   return {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file()}
 
@@ -38,7 +27,13 @@ def result(workdir) -> str:
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('launched')
-  done = launch_anew(folder)
+  done = subprocess.run(  # by the very command; all else here is started faster
+    [sys.executable, 'launch.py', f'--config={TINY}', f'--workdir={folder}'],
+    cwd=ROOT,
+    env=os.environ | {'COLUMNS': '200'},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr
   for name in STAGES:
     assert f'{name}: {"up to date" if name in NOT_WANTED else "done"}' in done.stderr
@@ -58,7 +53,7 @@ def test_writes_the_table_the_report_and_the_results(workdir):
 
 def test_a_second_run_does_no_work(workdir):
   before = files(workdir)
-  done = launch_anew(workdir)
+  done = launched.run(workdir)
   assert done.returncode == 0
   assert done.stderr.count('up to date') == len(STAGES)
   assert 'steps' not in done.stderr

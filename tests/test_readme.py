@@ -13,6 +13,7 @@ from conftest import ROOT, TINY, copied
 from analysis.parts import PARTS
 from kdjax import config as config_lib
 from kdjax import validation
+from tests import launched
 
 README = (ROOT / 'README.md').read_text()
 COMMANDS = sorted(set(re.findall(r'^(?:\|.*?`)?(python launch\.py[^`\n]*)', README, re.MULTILINE)))
@@ -56,18 +57,7 @@ def test_the_commands_for_digits_run_one_after_the_other(finished, tmp_path):
   commands = [c for c in bash.splitlines() if c.startswith('python launch.py')]
   assert len(commands) == 5
   for command in commands:
-    done = subprocess.run(
-      [
-        sys.executable,
-        'launch.py',
-        *flags_of(command),
-        f'--config={TINY}',
-        f'--workdir={tmp_path}',
-      ],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
+    done = launched.run(tmp_path, *flags_of(command), f'--config={TINY}')
     assert done.returncode == 0, f'{command}: {done.stderr}'
   assert (tmp_path / 'report.html').exists()
   assert len(list(tmp_path.glob('students/*/result.json'))) == 2

@@ -2,7 +2,8 @@
 
 XLA merges a chain of augmentations into one expression. Where an augmentation reads pixels more than once,
 as rotation and colours do, the chain before it is computed as often, and the factors multiply. A view has a
-loop for each augmentation, which no compiler merges with what follows (`views.make_view`).
+loop for each such augmentation, which no compiler merges with what follows; those that only move pixels have
+none, and move them as bytes (`views.make_view`).
 """
 
 import jax
