@@ -52,7 +52,7 @@ def can_mount() -> bool:
 
 @contextlib.contextmanager
 def small_disk(place: pathlib.Path, kilobytes: int) -> Iterator[pathlib.Path]:
-  """A file system of that size; `resize` makes it larger or read-only."""
+  """A file system of that size; `remount` makes it larger or read-only."""
   place.mkdir()
   subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', place], check=True)
   try:
