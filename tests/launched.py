@@ -84,8 +84,7 @@ def start(
   """
   outputs = tempfile.TemporaryDirectory()
   flags = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
-  arguments = flags, outputs.name, num_devices, file_size
-  process = CONTEXT.Process(target=_main, args=arguments)
+  process = CONTEXT.Process(target=_main, args=(flags, outputs.name, num_devices, file_size))
   process.start()
   return Launch(process, outputs)
 

@@ -89,6 +89,7 @@ def test_every_command_of_the_analysis_is_valid():
       capture_output=True,
       text=True,
     )
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert done.stderr.endswith('there is no such folder; give a workdir or a student in it\n')
 
 

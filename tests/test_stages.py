@@ -187,8 +187,6 @@ def check_csv(workdir, spec):
 
 
 def test_a_sweep_that_was_killed_goes_on(swept, sweeps, tmp_path):
-  for kind in ('teachers', 'predictions'):
-    shutil.copytree(swept / kind, tmp_path / kind)
   process = launched.start(tmp_path, '--sweep', config=sweeps['good'])
   while not list(tmp_path.glob('students/*/checkpoints/*')):
     assert process.is_alive(), process.told

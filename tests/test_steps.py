@@ -166,19 +166,22 @@ def test_the_temperature_is_that_of_the_step():
 @pytest.fixture(scope='module')
 def on_devices(tmp_path_factory):
   out = tmp_path_factory.mktemp('devices') / 'out.npz'
-  return {count: saved_on_devices(steps_on_devices, count, out) for count in (1, 8)}
+  return {count: saved_on_devices(steps_on_devices, count, out) for count in (1, 2, 8)}
 
 
-def test_eight_devices_give_what_one_gives(on_devices):
+@pytest.mark.parametrize('count', [2, 8])
+def test_many_devices_give_what_one_gives(on_devices, count):
   """Losses, gradients, BatchNorm statistics, momentum and predictions, after mixed steps."""
   assert len(on_devices[1]) > 30
   for name, expected in on_devices[1].items():
     if name == 'dropout_masks':  # which each device draws for itself
       continue
-    np.testing.assert_allclose(on_devices[8][name], expected, rtol=2e-4, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(
+      on_devices[count][name], expected, rtol=2e-4, atol=2e-5, err_msg=name
+    )
 
 
-@pytest.mark.parametrize('count', [1, 8])
+@pytest.mark.parametrize('count', [1, 2, 8])
 def test_dropout_draws_by_seed_step_and_device(on_devices, count):
   masks = on_devices[count]['dropout_masks']
   np.testing.assert_allclose(masks * (masks - 2), 0, atol=1e-4)  # 0, or 2 for what is kept
