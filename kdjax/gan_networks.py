@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.models import AXIS_NAME, BATCH_NORM_MOMENTUM
+from kdjax.models.layers import BatchNorm
 
 MAX_HALVINGS = 3
 MIN_SIDE = 4  # of the smallest feature map
@@ -40,7 +40,7 @@ class Generator(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    norm = _batch_norm(train)
+    norm = partial(BatchNorm, train)
     height, width, channels = self.image_shape_HWC
     halvings = num_halvings(height, width)
     start = (height // 2**halvings, width // 2**halvings, self.width)
@@ -62,7 +62,7 @@ class GeneratorBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    norm = _batch_norm(train)
+    norm = partial(BatchNorm, train)
     convolve = partial(Conv3x3, self.filters, use_bias=False, kernel_init=glorot_relu)
     # A 1x1 convolution of the small map is that of the enlarged one, at a quarter of the cost.
     shortcut = _enlarge(Conv1x1(self.filters, use_bias=False, name='shortcut')(x))
@@ -110,15 +110,6 @@ class DiscriminatorBlock(nn.Module):
     if self.halve or self.first:
       x = convolve(Conv1x1(self.filters, name='shortcut'), x)
     return x + y
-
-
-def _batch_norm(train: bool) -> partial:
-  return partial(
-    nn.BatchNorm,
-    use_running_average=not train,
-    momentum=BATCH_NORM_MOMENTUM,
-    axis_name=AXIS_NAME if train else None,
-  )
 
 
 def _enlarge(x: jax.Array) -> jax.Array:
