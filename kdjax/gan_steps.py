@@ -109,9 +109,9 @@ def gan_step(state: State, batch: Batch, seed: jax.Array, *, gan: Gan) -> tuple[
   metrics = {
     'loss': (loss, count * gan.num_discriminator_steps),  # of the discriminator
     'generator_loss': (generator_loss, count),
-    'gradient_norm': (gradient_norm, jnp.asarray(1)),  # of the generator, through the discriminator
+    'gradient_norm': (gradient_norm, 1),  # of the generator, through the discriminator
   }
-  return state.replace(step=state.step + 1), metrics
+  return state.replace(step=state.step + 1), Metrics.of(metrics)
 
 
 def _discriminator_update(

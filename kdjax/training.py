@@ -259,20 +259,18 @@ def _summary(
   metrics: list[Metrics], done: int, name: str, checkpoints: Checkpoints
 ) -> dict[str, float]:
   """Fetches the metrics of the steps up to `done` and divides each sum once by its count."""
-  fetched = jax.device_get(metrics)
-  by_step = {  # sums and counts, of shape (2, number of steps)
-    key: np.concatenate([np.reshape(of[key], (2, -1)) for of in fetched], axis=1, dtype=np.float64)
-    for key in fetched[0]
-  }
-  num_steps = by_step['loss'].shape[1]
-  for i, key in itertools.product(range(num_steps), ('loss', 'gradient_norm')):
-    if not np.isfinite(value := by_step[key][0, i]):
+  names = metrics[0].names
+  values = [of.values.reshape(-1, len(names), 2) for of in jax.device_get(metrics)]
+  values_KM2 = np.concatenate(values, dtype=np.float64)  # of K steps
+  num_steps = len(values_KM2)
+  for i, name_of in itertools.product(range(num_steps), ('loss', 'gradient_norm')):
+    if not np.isfinite(value := values_KM2[i, names.index(name_of), 0]):
       step = done - num_steps + 1 + i
-      message = _divergence_message(name, key, value, step, checkpoints)
+      message = _divergence_message(name, name_of, value, step, checkpoints)
       files.write_json(checkpoints.folder.parent / DIVERGED, {'message': message})
       raise DivergedError(message)
-  sums = {key: of_steps.sum(axis=1) for key, of_steps in by_step.items()}
-  return {f'train/{key}': float(total / count) for key, (total, count) in sums.items() if count}
+  sums = dict(zip(names, values_KM2.sum(axis=0).tolist(), strict=True))
+  return {f'train/{key}': total / count for key, (total, count) in sums.items() if count}
 
 
 def _divergence_message(

@@ -40,8 +40,8 @@ def main(out: str | pathlib.Path) -> None:
   found = {}
   for i, arguments in enumerate(gan.batches(split, SECTION, SEED, 0)):
     state, metrics = step(state, *arguments)
-    for name, (total, count) in metrics.items():
-      found[f'{i}/{name}'] = np.array([total, count])
+    for name in metrics.names:
+      found[f'{i}/{name}'] = np.asarray(metrics[name])
   sample = partial(
     gan_steps.sample_step, generator=networks.generator, latent_size=networks.latent_size
   )

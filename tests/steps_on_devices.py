@@ -99,8 +99,8 @@ def main(out: str | pathlib.Path) -> None:
     logits = np.random.RandomState(i).randn(BATCH, CLASSES).astype(np.float32)
     teacher = steps.shard(jax.nn.log_softmax(logits))
     state, metrics = step(state, steps.shard(batch(i)), teacher, SEED)
-    for name, (total, count) in metrics.items():
-      found[f'{i}/{name}'] = np.array([total, count])
+    for name in metrics.names:
+      found[f'{i}/{name}'] = np.asarray(metrics[name])
   found['logits'] = steps.unshard(predict(state.variables, steps.shard(batch(0)), SEED))
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     found[f'state{jax.tree_util.keystr(path)}'] = np.asarray(leaf)

@@ -12,7 +12,7 @@ from etils import epath
 from kdjax import files, steps, training
 from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DivergedError
-from kdjax.steps import State
+from kdjax.steps import Metrics, State
 
 NUM_STEPS = 20
 
@@ -38,10 +38,7 @@ def step(state, x):
   """A toy with momentum, so that both have to be restored."""
   momentum = 0.9 * state.opt_state['momentum'] + x
   params = {'w': state.params['w'] - 0.1 * momentum}
-  metrics = {
-    'loss': (x.sum(), jnp.asarray(3)),
-    'gradient_norm': (jnp.abs(x).max(), jnp.asarray(1)),
-  }
+  metrics = Metrics.of({'loss': (x.sum(), 3), 'gradient_norm': (jnp.abs(x).max(), 1)})
   return State(state.step + 1, params, {}, {'momentum': momentum}), metrics
 
 
@@ -108,7 +105,8 @@ def test_a_metric_of_labels_counts_only_what_has_them(tmp_path):
 
   def counted(state, x, count):
     state, metrics = step(state, x)
-    return state, metrics | {'accuracy': (count * 0.5, count)}
+    pairs = {name: metrics[name] for name in metrics.names}
+    return state, Metrics.of(pairs | {'accuracy': (count * 0.5, count)})
 
   fit(
     tmp_path,
