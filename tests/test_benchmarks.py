@@ -10,7 +10,7 @@ import pytest
 
 from analysis import runs
 from kdjax import files, losses
-from tests.benchmarks import growth, huge_pages, loop, members, norms, planes, store, timing, views
+from tests.benchmarks import growth, huge_pages, layers, loop, members, planes, store, timing, views
 
 
 def test_medians_are_of_pairs_that_were_timed_together():
@@ -111,10 +111,12 @@ def test_the_benchmark_of_views_compares_equal_images(monkeypatch):
   assert min(views.measure(names, repeats=1).values()) > 0
 
 
-def test_the_benchmark_of_norms_compares_equal_gradients(monkeypatch):
-  monkeypatch.setattr(norms, 'BATCH', 4)
-  monkeypatch.setattr(norms, 'CALLS', 1)
-  ours, flax = (work() for work in norms.works(depth=8).values())
-  assert jax.tree.structure(ours) == jax.tree.structure(flax)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-5)
+def test_the_benchmark_of_layers_compares_equal_gradients(monkeypatch):
+  monkeypatch.setattr(layers, 'BATCH', 8)
+  monkeypatch.setattr(layers, 'CALLS', 1)
+  ours, *others = (work() for work in layers.works(depth=8).values())
+  assert len(others) == 2
+  for other in others:
+    assert jax.tree.structure(ours) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-5)

@@ -1,9 +1,12 @@
-"""A gradient with the models' BatchNorm, against Flax's: python -m tests.benchmarks.norms
+"""What the models' own forms of layers are worth: python -m tests.benchmarks.layers
 
-Both give the same numbers up to rounding; XLA passes over the images more often for Flax's.
+The gradient of a ResNet as it is; with Flax's BatchNorm, for which XLA passes over the images more often;
+and with the gradients of kernels in one piece, as JAX has them (`layers.convolve` has parts, on CPUs alone).
+All give the same numbers up to rounding.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
@@ -32,17 +35,21 @@ def of_flax(train: bool, dtype: type) -> layers.Norm:
 
 
 def works(depth: int) -> dict[str, Callable[[], dict]]:
-  """The gradient of a batch with the one and the other, and the statistics that it moves."""
+  """The gradient for a batch, and the statistics that it moves, by the form of the layers."""
   images = np.random.default_rng(0).standard_normal((BATCH, 32, 32, 3), np.float32)
-  norms: Mapping = {'ours': layers.NORMS['batch'], 'flax': of_flax}
+  forms = {
+    'ours': contextlib.nullcontext(),
+    "Flax's BatchNorm": mock.patch.dict(layers.NORMS, batch=of_flax),
+    'kernels in one piece': mock.patch.object(layers, 'GRADIENT_PARTS', 1),
+  }
   found = {}
-  for name, norm in norms.items():
-    with mock.patch.dict(layers.NORMS, batch=norm):
+  for name, form in forms.items():
+    with form:
       model = models.build(synthetic.config_of('resnet', depth).model, 10)
       variables = models.init(model, jax.random.key(0), images.shape[1:])
       gradient = steps.parallel(partial(_gradient, model=model), sharded_output=True)
       arguments = jax.device_put((variables, steps.shard(images)))
-      jax.block_until_ready(gradient(*arguments, 0))  # compiled while the norm is this one
+      jax.block_until_ready(gradient(*arguments, 0))  # compiled while the layers have this form
     found[name] = partial(_repeated, gradient, arguments)
   return found
 
@@ -69,14 +76,15 @@ def _repeated(gradient: Callable, arguments: tuple) -> dict:
 def main() -> None:
   progress.setup_logging()
   table = Table(title=f'Forward and backward, on {jax.devices()[0].device_kind}, batch {BATCH}')
-  for heading in ('', 'ours, images/s', "Flax's", 'time of Flax / ours'):
-    table.add_column(heading, justify='left' if not heading else 'right')
+  table.add_column('')
+  for heading in ('ours, images/s', "Flax's BatchNorm / ours, time", 'kernels in one piece / ours'):
+    table.add_column(heading, justify='right')
   for name, depth in MODELS.items():
     times = timing.in_turn(works(depth), timing.REPEATS)
-    speeds = (CALLS * BATCH / float(np.median(times[side])) for side in ('ours', 'flax'))
-    table.add_row(
-      name, *(f'{x:,.0f}' for x in speeds), f'{timing.ratio(times, "flax", "ours"):.2f}'
-    )
+    ours, *others = times
+    ratios = (timing.ratio(times, other, ours) for other in others)
+    speed = CALLS * BATCH / float(np.median(times[ours]))
+    table.add_row(name, f'{speed:,.0f}', *(f'{ratio:.2f}' for ratio in ratios))
   progress.console.print(table)
 
 
