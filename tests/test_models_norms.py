@@ -1,12 +1,12 @@
 """The models' BatchNorm, held against Flax's: values, gradients and the statistics that it moves."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kdjax.models import layers
+from tests.benchmarks import layers as benchmark
 
 # On two devices, each with a batch of its own.
 IMAGES_DBHWC = np.random.default_rng(0).normal(2, 3, (2, 4, 6, 5, 3)).astype(np.float32)
@@ -18,10 +18,7 @@ VARIABLES = {
 
 
 def of_flax(train, dtype):
-  momentum, axis_name = layers.BATCH_NORM_MOMENTUM, layers.AXIS_NAME if train else None
-  return nn.BatchNorm(
-    use_running_average=not train, momentum=momentum, dtype=dtype, axis_name=axis_name
-  )
+  return benchmark.of_flax(train, dtype)()
 
 
 def found(norm, dtype):
