@@ -1,4 +1,4 @@
-"""The convolution of all models: lax's own in value and in every derivative, but its gradient in parts."""
+"""The convolution of all models: lax's own in value and in every derivative, in forms of its own."""
 
 from functools import partial
 
@@ -8,21 +8,36 @@ import numpy as np
 import pytest
 from numpy_layers import QUICK
 
-from kdjax.models import layers
+from kdjax.models import convolution
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 PLAIN = partial(jax.lax.conv_general_dilated, dimension_numbers=DIMENSIONS)
-IN_PARTS = partial(layers.convolve, dimension_numbers=DIMENSIONS)
-# Images, kernel, stride, padding, and the parts that their gradient is computed in.
+OURS = partial(convolution.convolve, dimension_numbers=DIMENSIONS)
+# Images, kernel, strides, padding, and the parts that their gradient is computed in.
 CASES = [
-  ((21, 16, 16, 4), (3, 3, 4, 4), 1, ((1, 1), (1, 1)), 5),  # parts of unequal size
-  ((21, 16, 16, 4), (3, 3, 4, 8), 2, ((1, 1), (1, 1)), 5),
-  ((16, 16, 16, 4), (1, 1, 4, 8), 2, ((0, 0), (0, 0)), 4),  # a shortcut
-  ((9, 32, 32, 3), (5, 5, 3, 6), 1, 'SAME', 8),
-  ((9, 28, 28, 3), (5, 5, 3, 4), 1, 'VALID', 6),
-  ((2, 32, 32, 3), (7, 7, 3, 4), 2, ((3, 3), (3, 3)), 2),
-  ((8, 8, 8, 4), (3, 3, 4, 4), 1, ((1, 1), (1, 1)), 1),  # too small for parts
+  ((21, 16, 16, 4), (3, 3, 4, 4), (1, 1), ((1, 1), (1, 1)), 5),  # parts of unequal size
+  ((21, 16, 16, 4), (3, 3, 4, 8), (2, 2), ((1, 1), (1, 1)), 5),
+  ((9, 32, 32, 3), (5, 5, 3, 6), (1, 1), 'SAME', 8),
+  ((9, 28, 28, 3), (5, 5, 3, 4), (1, 1), 'VALID', 6),
+  ((2, 32, 32, 3), (7, 7, 3, 4), (2, 2), ((3, 3), (3, 3)), 2),
+  ((4, 31, 16, 3), (3, 4, 3, 4), (3, 2), 'SAME', 1),  # blocks that neither side is a multiple of
+  ((4, 15, 13, 3), (2, 2, 3, 4), (2, 3), 'VALID', 1),  # pixels that no window sees
+  ((4, 9, 9, 3), (1, 1, 3, 4), (2, 2), ((1, 1), (0, 2)), 1),  # zeros around
+  ((8, 8, 8, 4), (3, 3, 4, 4), (1, 1), ((1, 1), (1, 1)), 1),  # too small for parts
 ]
+# Of these nothing is a convolution.
+PRODUCTS = [
+  ((16, 16, 16, 4), (1, 1, 4, 8), (1, 1), 'SAME', 0),
+  ((12, 15, 16, 4), (1, 1, 4, 8), (2, 2), 'SAME', 0),  # a shortcut
+  ((3, 8, 9, 4), (1, 1, 4, 2), (2, 3), ((0, 0), (0, 0)), 0),
+]
+# What `lax` alone computes.
+UNUSUAL = {
+  'groups': ((9, 32, 32, 4), (3, 3, 2, 4), {'feature_group_count': 2}),
+  'groups of one pixel': ((9, 32, 32, 4), (1, 1, 1, 4), {'feature_group_count': 4}),
+  'holes in the window': ((9, 32, 32, 4), (3, 3, 4, 4), {'rhs_dilation': (2, 2)}),
+  'holes in the images': ((9, 32, 32, 4), (1, 1, 4, 4), {'lhs_dilation': (1, 2)}),
+}
 
 
 def arrays(*shapes, seed=0):
@@ -30,8 +45,8 @@ def arrays(*shapes, seed=0):
   return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
-def output(convolve, stride, padding, images, kernel):
-  return convolve(images, kernel, (stride, stride), padding)
+def output(convolve, strides, padding, images, kernel):
+  return convolve(images, kernel, strides, padding)
 
 
 def loss(*arguments):
@@ -48,46 +63,74 @@ def assert_close(found, expected):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
 
 
-@pytest.mark.parametrize(('images', 'kernel', 'stride', 'padding', 'num_parts'), CASES)
-def test_values_and_derivatives_are_those_of_lax(images, kernel, stride, padding, num_parts):
+@pytest.mark.parametrize(('images', 'kernel', 'strides', 'padding', 'num_parts'), CASES + PRODUCTS)
+def test_values_and_derivatives_are_those_of_lax(images, kernel, strides, padding, num_parts):
   operands, tangents = arrays(images, kernel), arrays(images, kernel, seed=1)
 
   def results(convolve):
-    function = partial(loss, convolve, stride, padding)
+    function = partial(loss, convolve, strides, padding)
     gradient = jax.grad(function, (0, 1))
-    value = output(convolve, stride, padding, *operands)
+    value = output(convolve, strides, padding, *operands)
     # The gradient, its derivative along the tangents, and the derivative of the value along them.
     derivatives = jax.jvp(gradient, operands, tangents), jax.jvp(function, operands, tangents)
     return value, derivatives
 
   (value, derivatives), (expected_value, expected_derivatives) = (
-    jax.jit(partial(results, convolve), compiler_options=QUICK)() for convolve in (IN_PARTS, PLAIN)
+    jax.jit(partial(results, convolve), compiler_options=QUICK)() for convolve in (OURS, PLAIN)
   )
-  np.testing.assert_array_equal(value, expected_value)
-  assert_close(derivatives, expected_derivatives)
+  if num_parts:
+    np.testing.assert_array_equal(value, expected_value)
+  assert_close((value, derivatives), (expected_value, expected_derivatives))
 
 
-@pytest.mark.parametrize(('images', 'kernel', 'stride', 'padding', 'num_parts'), CASES)
+@pytest.mark.parametrize(('images', 'kernel', 'strides', 'padding', 'num_parts'), CASES)
 def test_only_the_gradient_of_the_kernel_is_computed_in_parts(
-  images, kernel, stride, padding, num_parts
+  images, kernel, strides, padding, num_parts
 ):
-  operands, function = arrays(images, kernel), partial(loss, IN_PARTS, stride, padding)
+  operands, function = arrays(images, kernel), partial(loss, OURS, strides, padding)
   assert num_convolutions(function, *operands) == 1
   assert num_convolutions(jax.grad(function, 0), *operands) == 2
   assert num_convolutions(jax.grad(function, 1), *operands) == 1 + num_parts
   assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 2 + num_parts
 
 
+@pytest.mark.parametrize(('images', 'kernel', 'strides', 'padding', 'num_parts'), PRODUCTS)
+def test_a_window_of_one_pixel_is_a_product(images, kernel, strides, padding, num_parts):
+  del num_parts
+  operands, function = arrays(images, kernel), partial(loss, OURS, strides, padding)
+  assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 0
+
+
+def test_no_gradient_is_of_pixels_spread_apart():
+  images, kernel, strides, padding, _ = CASES[1]
+  operands = arrays(images, kernel)
+  spread = 'lhs_dilation=(2, 2)'
+  for convolve, expected in ((PLAIN, True), (OURS, False)):
+    gradient = jax.grad(partial(loss, convolve, strides, padding), 0)
+    assert (spread in str(jax.make_jaxpr(gradient)(*operands))) == expected
+
+
+@pytest.mark.parametrize(('images', 'kernel', 'options'), UNUSUAL.values(), ids=UNUSUAL)
+def test_groups_and_holes_are_left_to_lax(images, kernel, options):
+  operands = arrays(images, kernel)
+
+  def program(convolve):
+    function = partial(loss, partial(convolve, **options), (1, 1), ((1, 1), (1, 1)))
+    return str(jax.make_jaxpr(jax.grad(function, (0, 1)))(*operands))
+
+  assert program(OURS) == program(PLAIN)
+
+
 def test_other_platforms_compute_the_gradient_at_once(monkeypatch):
-  operands, function = arrays(*CASES[0][:2]), partial(loss, IN_PARTS, *CASES[0][2:4])
+  operands, function = arrays(*CASES[0][:2]), partial(loss, OURS, *CASES[0][2:4])
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 3
 
 
 def test_members_can_be_mapped():
-  images, kernel, stride, padding, _ = CASES[1]
+  images, kernel, strides, padding, _ = CASES[1]
   images, kernels_M = arrays(images, (3, *kernel))
-  gradient = jax.grad(partial(loss, IN_PARTS, stride, padding), 1)
+  gradient = jax.grad(partial(loss, OURS, strides, padding), 1)
   mapped = jax.jit(jax.vmap(gradient, (None, 0)), compiler_options=QUICK)
   alone = jax.jit(gradient, compiler_options=QUICK)
   expected_M = np.stack([alone(images, kernel) for kernel in kernels_M])
@@ -95,9 +138,9 @@ def test_members_can_be_mapped():
 
 
 def test_bfloat16_stays_bfloat16():
-  images, kernel, stride, padding, _ = CASES[0]
+  images, kernel, strides, padding, _ = CASES[0]
   operands = [x.astype(jnp.bfloat16) for x in arrays(images, kernel)]
-  gradient = jax.grad(partial(loss, IN_PARTS, stride, padding), (0, 1))
+  gradient = jax.grad(partial(loss, OURS, strides, padding), (0, 1))
   gradient = jax.jit(gradient, compiler_options=QUICK)
   expected, found = gradient(*arrays(images, kernel)), gradient(*operands)
   for x, y in zip(found, expected, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from kdjax import models, progress, steps
-from kdjax.models import layers
+from kdjax.models import convolution, layers
 from tests.benchmarks import synthetic, timing
 
 MODELS = {'ResNet-20': 20, 'ResNet-56': 56}
@@ -40,7 +40,7 @@ def works(depth: int) -> dict[str, Callable[[], dict]]:
   forms = {
     'ours': contextlib.nullcontext(),
     "Flax's BatchNorm": mock.patch.dict(layers.NORMS, batch=of_flax),
-    'kernels in one piece': mock.patch.object(layers, 'GRADIENT_PARTS', 1),
+    'kernels in one piece': mock.patch.object(convolution, '_is_usual', return_value=False),
   }
   found = {}
   for name, form in forms.items():
