@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.models.layers import BatchNorm
+from kdjax.models.layers import BatchNorm, Conv
 
 MAX_HALVINGS = 3
 MIN_SIDE = 4  # of the smallest feature map
@@ -18,8 +18,8 @@ MIN_SIDE = 4  # of the smallest feature map
 # Glorot and Bengio 2010, and with a gain of √2 before a ReLU, as the authors of SN-GAN have it.
 glorot = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 glorot_relu = nn.initializers.variance_scaling(2.0, 'fan_avg', 'uniform')
-Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), padding=1)
-Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), kernel_init=glorot)
+Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1)
+Conv1x1 = partial(Conv, kernel_size=(1, 1), kernel_init=glorot)
 
 
 def num_halvings(height: int, width: int) -> int:

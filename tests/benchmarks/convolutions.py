@@ -3,7 +3,7 @@
     pip install -r tests/benchmarks/requirements.txt
 
 Nearly all of a step's time goes into them, so that this is why the steps of `against_torch` take what they
-take. XLA's gradient of the kernel comes twice: as JAX has it, and as the models here do (`layers.convolve`).
+take. XLA's gradient of the kernel comes twice: as JAX has it, and in parts, as the models do (`convolve`).
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from kdjax import progress
-from kdjax.models import layers
+from kdjax.models.convolution import convolve
 from tests.benchmarks import timing
 
 BATCH = 128
@@ -31,14 +31,14 @@ def works(side: int, filters: int) -> dict[str, Callable[[], object]]:
   x_BHWC, cotangent_BHWC = rng.standard_normal((2, BATCH, side, side, filters), np.float32)
   kernel = rng.standard_normal((3, 3, filters, filters), np.float32)
   plain = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', **OPTIONS)
-  ours = lambda x, k: layers.convolve(x, k, (1, 1), 'SAME', **OPTIONS)
+  ours = lambda x, k: convolve(x, k, (1, 1), 'SAME', **OPTIONS)
 
-  def transposed(convolve: Callable, x, k, cotangent):
-    _, transpose = jax.vjp(convolve, x, k)
+  def transposed(convolved: Callable, x, k, cotangent):
+    _, transpose = jax.vjp(convolved, x, k)
     return transpose(cotangent)
 
-  of_x = lambda convolve: lambda *primals: transposed(convolve, *primals)[0]
-  of_kernel = lambda convolve: lambda *primals: transposed(convolve, *primals)[1]
+  of_x = lambda convolved: lambda *primals: transposed(convolved, *primals)[0]
+  of_kernel = lambda convolved: lambda *primals: transposed(convolved, *primals)[1]
   arrays = jax.device_put((x_BHWC, kernel, cotangent_BHWC))
   found = {
     'forward, XLA': partial(jax.jit(plain), *arrays[:2]),

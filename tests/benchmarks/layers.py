@@ -1,8 +1,8 @@
 """What the models' own forms of layers are worth: python -m tests.benchmarks.layers
 
 The gradient of a ResNet as it is; with Flax's BatchNorm, for which XLA passes over the images more often;
-and with the gradients of kernels in one piece, as JAX has them (`layers.convolve` has parts, on CPUs alone).
-All give the same numbers up to rounding.
+and with convolutions as XLA has them (on CPUs alone `convolve` has forms of its own). All give the same
+numbers up to rounding.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def works(depth: int) -> dict[str, Callable[[], dict]]:
   forms = {
     'ours': contextlib.nullcontext(),
     "Flax's BatchNorm": mock.patch.dict(layers.NORMS, batch=of_flax),
-    'kernels in one piece': mock.patch.object(convolution, '_is_usual', return_value=False),
+    "XLA's convolutions": mock.patch.object(convolution, '_is_usual', return_value=False),
   }
   found = {}
   for name, form in forms.items():
@@ -77,7 +77,7 @@ def main() -> None:
   progress.setup_logging()
   table = Table(title=f'Forward and backward, on {jax.devices()[0].device_kind}, batch {BATCH}')
   table.add_column('')
-  for heading in ('ours, images/s', "Flax's BatchNorm / ours, time", 'kernels in one piece / ours'):
+  for heading in ('ours, images/s', "Flax's BatchNorm / ours, time", "XLA's convolutions / ours"):
     table.add_column(heading, justify='right')
   for name, depth in MODELS.items():
     times = timing.in_turn(works(depth), timing.REPEATS)
