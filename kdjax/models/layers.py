@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
 
   With μ and σ² of the batch, or in evaluation the running ones, y = a x + (β − a μ), a = γ / sqrt(σ² + ε).
   `flax.linen.BatchNorm`, whose names and defaults these are, subtracts μ first. XLA then passes over x and
-  its gradient more often: on a CPU a training step takes 5 to 13 % longer (`tests.benchmarks.layers`).
+  its gradient more often: on a CPU a training step takes 5 to 40 % longer (`tests.benchmarks.layers`).
   """
 
   train: bool
