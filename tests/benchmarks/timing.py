@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
+from kdjax import progress
+
 REPEATS = 5
 
 
@@ -36,7 +38,8 @@ def ratio(times: Mapping[str, np.ndarray], over: str, under: str) -> float:
 
 def alone(work: Callable, *arguments):
   """What a function returns in a process of its own."""
-  with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+  spawn = multiprocessing.get_context('spawn')
+  with ProcessPoolExecutor(1, spawn, progress.setup_logging, (True,)) as pool:
     return pool.submit(work, *arguments).result()
 
 
