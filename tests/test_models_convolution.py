@@ -25,11 +25,11 @@ CASES = [
   ((4, 9, 9, 3), (1, 1, 3, 4), (2, 2), ((1, 1), (0, 2)), 1),  # zeros around
   ((8, 8, 8, 4), (3, 3, 4, 4), (1, 1), ((1, 1), (1, 1)), 1),  # too small for parts
 ]
-# Of these nothing is a convolution.
+# Of these nothing is a convolution; the last number is of the parts of the batch.
 PRODUCTS = [
-  ((16, 16, 16, 4), (1, 1, 4, 8), (1, 1), 'SAME', 0),
-  ((12, 15, 16, 4), (1, 1, 4, 8), (2, 2), 'SAME', 0),  # a shortcut
-  ((3, 8, 9, 4), (1, 1, 4, 2), (2, 3), ((0, 0), (0, 0)), 0),
+  ((16, 16, 16, 4), (1, 1, 4, 8), (1, 1), 'SAME', 8),
+  ((12, 15, 16, 4), (1, 1, 4, 8), (2, 2), 'SAME', 4),  # a shortcut
+  ((3, 8, 9, 4), (1, 1, 4, 2), (2, 3), ((0, 0), (0, 0)), 1),
 ]
 # What `lax` alone computes.
 UNUSUAL = {
@@ -78,7 +78,7 @@ def test_values_and_derivatives_are_those_of_lax(images, kernel, strides, paddin
   (value, derivatives), (expected_value, expected_derivatives) = (
     jax.jit(partial(results, convolve), compiler_options=QUICK)() for convolve in (OURS, PLAIN)
   )
-  if num_parts:
+  if (images, kernel, strides, padding, num_parts) in CASES:
     np.testing.assert_array_equal(value, expected_value)
   assert_close((value, derivatives), (expected_value, expected_derivatives))
 
@@ -96,9 +96,10 @@ def test_only_the_gradient_of_the_kernel_is_computed_in_parts(
 
 @pytest.mark.parametrize(('images', 'kernel', 'strides', 'padding', 'num_parts'), PRODUCTS)
 def test_a_window_of_one_pixel_is_a_product(images, kernel, strides, padding, num_parts):
-  del num_parts
   operands, function = arrays(images, kernel), partial(loss, OURS, strides, padding)
   assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 0
+  of_each_part = ','.join(map(str, (num_parts, *kernel[2:])))
+  assert f'f32[{of_each_part}]' in str(jax.make_jaxpr(function)(*operands))
 
 
 def test_no_gradient_is_of_pixels_spread_apart():
