@@ -33,7 +33,7 @@ ANALYSED = 128  # examples at each point of a plane
 class Size:
   model: str
   depth: int
-  steps_on_cpu: int  # of a training; long enough for what it pays once
+  steps_on_cpu: int  # of a training; long enough for what it pays once, a third of a second
   steps_elsewhere: int  # there between two logs must be calls of several steps
   num_points: int  # in a row of a plane
   num_examples: int  # of the training set
@@ -44,9 +44,9 @@ class Size:
 
 
 SIZES = {
-  'LeNet-5': Size('lenet', 20, 1600, 2000, 64, 16 * 1024),
-  'ResNet-20': Size('resnet', 20, 32, 400, 8, 2048),
-  'ResNet-56': Size('resnet', 56, 12, 200, 3, 2048),
+  'LeNet-5': Size('lenet', 20, 3200, 2000, 64, 16 * 1024),
+  'ResNet-20': Size('resnet', 20, 64, 400, 8, 2048),
+  'ResNet-56': Size('resnet', 56, 24, 200, 3, 2048),
 }
 WORKS = ('distillation', 'prediction', 'analysis', 'teacher training')
 
