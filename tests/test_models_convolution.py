@@ -128,8 +128,9 @@ def test_other_platforms_compute_the_gradient_at_once(monkeypatch):
   assert num_convolutions(jax.grad(function, (0, 1)), *operands) == 3
 
 
-def test_members_can_be_mapped():
-  images, kernel, strides, padding, _ = CASES[1]
+@pytest.mark.parametrize('case', [CASES[1], PRODUCTS[1]])
+def test_members_can_be_mapped(case):
+  images, kernel, strides, padding, _ = case
   images, kernels_M = arrays(images, (3, *kernel))
   gradient = jax.grad(partial(loss, OURS, strides, padding), 1)
   mapped = jax.jit(jax.vmap(gradient, (None, 0)), compiler_options=QUICK)
@@ -138,12 +139,16 @@ def test_members_can_be_mapped():
   assert_close(mapped(images, kernels_M), expected_M)
 
 
-def test_bfloat16_stays_bfloat16():
-  images, kernel, strides, padding, _ = CASES[0]
+# With lax's own convolution the gradients are up to 0.018, 0.022 and 0.011 away from those of float32.
+@pytest.mark.parametrize(
+  ('case', 'most'), [(CASES[0], 0.02), (CASES[1], 0.025), (PRODUCTS[1], 0.015)]
+)
+def test_bfloat16_stays_bfloat16(case, most):
+  images, kernel, strides, padding, _ = case
   operands = [x.astype(jnp.bfloat16) for x in arrays(images, kernel)]
   gradient = jax.grad(partial(loss, OURS, strides, padding), (0, 1))
   gradient = jax.jit(gradient, compiler_options=QUICK)
   expected, found = gradient(*arrays(images, kernel)), gradient(*operands)
   for x, y in zip(found, expected, strict=True):
     assert x.dtype == jnp.bfloat16
-    assert np.linalg.norm(x.astype(np.float32) - y) < 0.02 * np.linalg.norm(y)
+    assert np.linalg.norm(x.astype(np.float32) - y) < most * np.linalg.norm(y)

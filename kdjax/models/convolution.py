@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-# The gradient of a kernel is a sum over at most so many parts of the batch. From 4 to 16 are equally
-# fast. What is smaller, in examples x height x width, fits in the cache as it is.
+# The gradient of a kernel is a sum over at most so many parts of the batch. From 4 to 16 are about
+# equally fast. What is smaller, in examples x height x width, fits in the cache as it is.
 GRADIENT_PARTS, SMALLEST_PART = 8, 1024
 
 Pads = Sequence[tuple[int, int]]  # pixels of zeros before and after, of either axis
