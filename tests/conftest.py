@@ -4,12 +4,9 @@ import gc
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import jaxlib.version
 
@@ -28,7 +25,6 @@ if jaxlib.version.__version_info__ < (0, 11):
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 import jax
-import numpy as np
 import pytest
 from etils import epath
 
@@ -80,26 +76,6 @@ def copied(finished: Run, tmp_path: pathlib.Path, **fields) -> Run:
   """The finished run in a place of its own, with other fields, to be changed."""
   shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
   return tiny_run(tmp_path, **fields)
-
-
-def with_devices(count: int) -> dict[str, str]:
-  """The environment of a program on so many CPU devices."""
-  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={count}'
-  return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
-
-
-def saved_on_devices(
-  program: ModuleType, num_devices: int, out: pathlib.Path
-) -> dict[str, np.ndarray]:
-  """What a program saves on so many CPU devices; on one it runs in this process, which has one."""
-  if num_devices == jax.local_device_count():
-    program.main(out)
-  else:
-    command = [sys.executable, program.__file__, out]
-    subprocess.run(command, check=True, cwd=ROOT, env=with_devices(num_devices))
-  found = dict(np.load(out))
-  assert found.pop('num_devices') == num_devices
-  return found
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,11 +1,6 @@
-"""Takes a few steps of a GAN on all devices there are, and saves what comes out.
-
-test_gan.py calls it on one CPU device, and runs it with more:
-python tests/gan_on_devices.py OUT.npz
-"""
+"""Takes a few steps of a GAN on all devices there are, and saves what comes out. test_gan.py does it on one CPU device and on two."""
 
 import pathlib
-import sys
 from functools import partial
 
 import jax
@@ -53,7 +48,3 @@ def main(out: str | pathlib.Path) -> None:
     found[f'state{jax.tree_util.keystr(path)}'] = np.asarray(leaf)
   found['num_devices'] = np.array(jax.local_device_count())
   np.savez(out, **found)
-
-
-if __name__ == '__main__':
-  main(sys.argv[1])

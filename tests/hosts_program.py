@@ -1,14 +1,12 @@
 """What several processes do together, each thing for itself; saves what each of them found.
 
-Run by test_hosts.py: python tests/hosts_program.py FOLDER COORDINATOR NUM_PROCESSES PROCESS_ID [refused].
-Each has its own FOLDER/<process>/, and all share the rest. With `refused`, the main one may not write, and
-all end as launch.py does.
+Each has its own folder/<process>/, and all share the rest. Where they are refused, the main one may not
+write, and all end as launch.py does.
 """
 
 import json
 import pathlib
 import resource
-import sys
 from functools import partial
 
 import jax
@@ -112,19 +110,9 @@ def main(
   hosts.initialise(coordinator, num_processes, process_id)
   if is_refused:
     launch._run = partial(refused, epath.Path(folder))
-    app.run(launch.main, argv=sys.argv[:1])
+    app.run(launch.main, argv=['launch.py'])
   own = folder / str(process_id)
   own.mkdir()
   found = decisions() | shared_files(epath.Path(folder)) | loaded()
   found['digest'] = checkpointed(epath.Path(folder))
   (own / 'found.json').write_text(json.dumps(found))
-
-
-if __name__ == '__main__':
-  main(
-    pathlib.Path(sys.argv[1]),
-    sys.argv[2],
-    int(sys.argv[3]),
-    int(sys.argv[4]),
-    'refused' in sys.argv,
-  )

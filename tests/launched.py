@@ -1,4 +1,4 @@
-"""launch.py in processes of its own, which start in milliseconds and may be killed."""
+"""Programs in processes of their own, which start in milliseconds and may be killed."""
 
 import gc
 import multiprocessing
@@ -8,9 +8,12 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app
 
 import launch
@@ -23,11 +26,11 @@ COLUMNS = 200  # of the terminal that it writes to
 # A server that has imported JAX, and used it for nothing, forks: its children need not. Its only threads
 # are those of OpenBLAS, which can be forked.
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['launch'])
+CONTEXT.set_forkserver_preload(['launch', 'analysis.runner'])
 
 
 class Launch:
-  """launch.py at work."""
+  """A program at work."""
 
   def __init__(self, process: multiprocessing.Process, outputs: tempfile.TemporaryDirectory):
     self._process, self._outputs = process, outputs
@@ -69,34 +72,73 @@ class Launch:
     return errors[0] if clear else None
 
 
-def start(
-  workdir: pathlib.Path,
-  *arguments: Any,
-  config: pathlib.Path | str = TINY,
-  num_devices: int = 1,
-  file_size: int | None = None,
+def call(
+  function: Callable, *arguments: Any, num_devices: int = 1, file_size: int | None = None
 ) -> Launch:
-  """Starts the program.
+  """Starts a function of a module.
 
   Args:
     num_devices: CPU devices that it has.
     file_size: bytes that no file that it writes may exceed, as by `ulimit -f`.
   """
   outputs = tempfile.TemporaryDirectory()
-  flags = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
-  process = CONTEXT.Process(target=_main, args=(flags, outputs.name, num_devices, file_size))
+  process = CONTEXT.Process(
+    target=_main, args=(function, arguments, outputs.name, num_devices, file_size)
+  )
   process.start()
   return Launch(process, outputs)
 
 
+def start(
+  workdir: pathlib.Path, *arguments: Any, config: pathlib.Path | str = TINY, **how: Any
+) -> Launch:
+  """Starts launch.py; `how` as for `call`."""
+  flags = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
+  return call(_launch, flags, **how)
+
+
 def run(workdir: pathlib.Path, *arguments: Any, **how: Any) -> subprocess.CompletedProcess:
   """As `start`, to its end."""
-  launched = start(workdir, *arguments, **how)
+  return _completed(start(workdir, *arguments, **how))
+
+
+def analyse(*arguments: str) -> subprocess.CompletedProcess:
+  """Runs `python -m analysis` to its end."""
+  return _completed(call(_analyse, arguments))
+
+
+def saved_on_devices(
+  program: ModuleType, num_devices: int, out: pathlib.Path
+) -> dict[str, np.ndarray]:
+  """What a program saves on so many CPU devices; on one it runs in this process, which has one."""
+  if num_devices == jax.local_device_count():
+    program.main(out)
+  else:
+    started = call(program.main, out, num_devices=num_devices)
+    assert started.wait() == 0, started.told
+  found = dict(np.load(out))
+  assert found.pop('num_devices') == num_devices
+  return found
+
+
+def _completed(launched: Launch) -> subprocess.CompletedProcess:
   out, err = launched.communicate()
-  return subprocess.CompletedProcess(arguments, launched.wait(), out, err)
+  return subprocess.CompletedProcess((), launched.wait(), out, err)
 
 
-def _main(flags: list[str], outputs: str, num_devices: int, file_size: int | None) -> None:
+def _launch(flags: list[str]) -> None:
+  app.run(launch.main, argv=['launch.py', *flags], flags_parser=launch._parse_flags)
+
+
+def _analyse(arguments: tuple[str, ...]) -> None:
+  from analysis import __main__ as analysis  # here, since its flags are not those of launch.py
+
+  app.run(analysis.main, argv=['analysis', *arguments])
+
+
+def _main(
+  function: Callable, arguments: tuple, outputs: str, num_devices: int, file_size: int | None
+) -> None:
   os.chdir(ROOT)
   gc.set_threshold(50_000)  # as in conftest.py
   for stream in ('stdout', 'stderr'):
@@ -107,4 +149,4 @@ def _main(flags: list[str], outputs: str, num_devices: int, file_size: int | Non
   if file_size is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     jax.config.update('jax_compilation_cache_dir', None)  # others would read what is cut off
-  app.run(launch.main, argv=['launch.py', *flags], flags_parser=launch._parse_flags)
+  function(*arguments)

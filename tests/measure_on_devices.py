@@ -1,11 +1,6 @@
-"""Measures points on all devices there are, and saves what comes out.
-
-test_analysis_measure.py calls it on one CPU device, and runs it with more:
-python tests/measure_on_devices.py OUT.npz
-"""
+"""Measures points on all devices there are, and saves what comes out. test_analysis_measure.py does it on one CPU device and on three."""
 
 import pathlib
-import sys
 import types
 
 import flax.linen as nn
@@ -51,7 +46,3 @@ def main(out: str | pathlib.Path) -> None:
   ends = tuple(models.init(measured.model, jax.random.key(i), (NUM_INPUTS,)) for i in range(2))
   values = measured.at(paths.line_point, ends, coordinates_P1, reestimate=True)
   np.savez(out, num_devices=jax.local_device_count(), **values)
-
-
-if __name__ == '__main__':
-  main(sys.argv[1])

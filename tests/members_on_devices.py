@@ -1,11 +1,7 @@
-"""Trains the members of the tiny config in parallel, on all devices there are, and prints their digests.
-
-Run by test_teachers.py with several CPU devices: python tests/members_on_devices.py WORKDIR
-"""
+"""Trains the members of the tiny config in parallel, on all devices there are, and prints their digests. test_teachers.py does it on two."""
 
 import json
 import pathlib
-import sys
 
 import jax
 from conftest import tiny_run
@@ -14,8 +10,8 @@ from kdjax import teachers
 from kdjax.checkpoint import digest
 
 
-def main(workdir: str) -> None:
-  run = tiny_run(pathlib.Path(workdir), teacher__members_in_parallel=True)
+def main(workdir: pathlib.Path) -> None:
+  run = tiny_run(workdir, teacher__members_in_parallel=True)
   used, replicate = [], teachers.steps.replicate
 
   def watched(tree, device=None):
@@ -27,7 +23,3 @@ def main(workdir: str) -> None:
   digests = [digest(teachers.load(run, i)) for i in range(run.config.teacher.num_members)]
   used = [device for device in used if device is not None]
   print(json.dumps({'digests': digests, 'used': used, 'devices': jax.local_device_count()}))
-
-
-if __name__ == '__main__':
-  main(sys.argv[1])

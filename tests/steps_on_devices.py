@@ -1,11 +1,9 @@
 """Takes a few student steps on all devices there are, and saves what comes out.
 
-Beside that, the masks that dropout draws. test_steps.py calls it on one CPU device, and runs it with more:
-python tests/steps_on_devices.py OUT.npz
+Beside that, the masks that dropout draws. test_steps.py does it on one CPU device and on more.
 """
 
 import pathlib
-import sys
 from functools import partial
 
 import flax.linen as nn
@@ -107,7 +105,3 @@ def main(out: str | pathlib.Path) -> None:
   found['dropout_masks'] = np.stack(dropout_masks((SEED, 0), (SEED, 1), (SEED + 1, 0), (SEED, 0)))
   found['num_devices'] = np.array(jax.local_device_count())
   np.savez(out, **found)
-
-
-if __name__ == '__main__':
-  main(sys.argv[1])

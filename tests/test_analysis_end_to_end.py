@@ -15,6 +15,7 @@ from analysis.part import Settings
 from analysis.parts import PARTS
 from kdjax import files
 from kdjax.run import Run
+from tests import launched
 
 SMALL = {
   'num_examples': 64,
@@ -45,21 +46,17 @@ FLAGS = [f'--parts={",".join(CHOSEN)}'] + [
 ]
 
 
-def analyse(*arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', 'analysis', *arguments],
+@pytest.fixture(scope='module')
+def analysed(finished: Run, tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
+  workdir = tmp_path_factory.mktemp('analysed')
+  copied(finished, workdir)
+  done = subprocess.run(  # by the very command; all else here is started faster
+    [sys.executable, '-m', 'analysis', workdir, *FLAGS],
     cwd=ROOT,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
   )
-
-
-@pytest.fixture(scope='module')
-def analysed(finished: Run, tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
-  workdir = tmp_path_factory.mktemp('analysed')
-  copied(finished, workdir)
-  done = analyse(str(workdir), *FLAGS)
   assert done.returncode == 0, done.stderr
   return runs.load(workdir), done
 
@@ -118,7 +115,7 @@ def test_no_half_finished_piece_is_left(analysed):
 def test_a_second_time_nothing_is_done(analysed):
   study, _ = analysed
   before = times_of_arrays(study)
-  done = analyse(str(study.run.student_folder), *FLAGS)
+  done = launched.analyse(str(study.run.student_folder), *FLAGS)
   assert done.returncode == 0, done.stderr
   assert done.stderr.count('up to date') >= len(CHOSEN)
   assert times_of_arrays(study) == before
@@ -147,7 +144,7 @@ def test_a_second_time_nothing_is_done(analysed):
 )
 def test_wrong_flags_get_one_clear_error(analysed, arguments, all_told):
   study, _ = analysed
-  done = analyse(str(study.run.workdir), *arguments)
+  done = launched.analyse(str(study.run.workdir), *arguments)
   assert done.returncode == 1
   assert f'{len(all_told)} problems' in done.stderr
   for told in all_told:
@@ -156,7 +153,7 @@ def test_wrong_flags_get_one_clear_error(analysed, arguments, all_told):
 
 
 def test_an_empty_folder_gets_one_clear_error(tmp_path: pathlib.Path):
-  done = analyse(str(tmp_path))
+  done = launched.analyse(str(tmp_path))
   assert done.returncode == 1
   assert 'no finished student' in done.stderr
   assert 'Traceback' not in done.stderr

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import measure_on_devices
 import numpy as np
 import pytest
-from conftest import compilations, saved_on_devices
+from conftest import compilations
 
 from analysis import intervals, measure, runs
 from kdjax import losses, metrics, models, predictions
 from kdjax.models import layers
 from kdjax.run import Run
+from tests import launched
 
 NUM_EXAMPLES = 100  # of 200; two batches of 64, the last of 36
 
@@ -217,7 +218,7 @@ def test_the_temperature_is_that_of_the_schedule(finished, measured):
 def test_three_devices_measure_what_one_does(tmp_path):
   """Eight points: the last group of three is filled up."""
   out = tmp_path / 'out.npz'
-  found = {count: saved_on_devices(measure_on_devices, count, out) for count in (1, 3)}
+  found = {count: launched.saved_on_devices(measure_on_devices, count, out) for count in (1, 3)}
   assert len(found[1]) == 2 * 5
   for key, values_PN in found[1].items():
     assert values_PN.shape[0] == 8

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.linalg
-from conftest import saved_on_devices, tiny_run
+from conftest import tiny_run
 from ml_collections import ConfigDict
 
 from kdjax import (
@@ -23,6 +23,7 @@ from kdjax import (
   teachers,
 )
 from kdjax.errors import MissingInputError
+from tests import launched
 
 SHAPE = (8, 8, 1)
 NUM_SAMPLES = 100
@@ -174,7 +175,7 @@ def test_flips_follow_the_example_and_the_epoch():
 @pytest.fixture(scope='module')
 def on_devices(tmp_path_factory):
   out = tmp_path_factory.mktemp('devices') / 'out.npz'
-  return {count: saved_on_devices(gan_on_devices, count, out) for count in (1, 2)}
+  return {count: launched.saved_on_devices(gan_on_devices, count, out) for count in (1, 2)}
 
 
 def test_two_devices_give_what_one_gives(on_devices):

@@ -4,14 +4,12 @@ import json
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
+import hosts_program
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, with_devices
 from etils import epath
 from hosts_program import BATCH_SIZE, STATE, numbered
 from ml_collections import ConfigDict
@@ -35,16 +33,6 @@ FIELDS = {
 }
 HALF = 8  # of the student's steps, after which a checkpoint is kept
 LOST = ('has lost another', 'another task died')  # as kdjax says it, or JAX before it can
-
-
-def start_pieces(*arguments) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, 'tests/hosts_program.py', *map(str, arguments)],
-    cwd=ROOT,
-    env=with_devices(1),
-    stderr=subprocess.PIPE,
-    text=True,
-  )
 
 
 def finish(processes: list[launched.Launch]) -> None:
@@ -173,9 +161,7 @@ def pieces(tmp_path_factory):
   """The folder of two processes, and what each of them found."""
   folder, place = tmp_path_factory.mktemp('together'), coordinator()
   with files.lock(epath.Path(folder) / 'taken'):
-    processes = [start_pieces(folder, place, 2, i) for i in range(2)]
-    told = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    finish([launched.call(hosts_program.main, folder, place, 2, i) for i in range(2)])
   return folder, [json.loads((folder / str(i) / 'found.json').read_text()) for i in range(2)]
 
 
@@ -220,12 +206,13 @@ def test_each_loads_its_share_and_gets_the_outputs_for_all(pieces):
 
 def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_path):
   place = coordinator()
-  processes = [start_pieces(tmp_path, place, 2, i, 'refused') for i in range(2)]
-  (_, main), (_, other) = (process.communicate(timeout=300) for process in processes)
-  assert [process.returncode != 0 for process in processes] == [True, True]
-  assert 'refused: a checkpoint could not be written' in main and 'File too large' in main
-  assert main.count('error: ') == 1 and 'Traceback' not in main
-  assert any(text in other for text in LOST), other
+  processes = [launched.call(hosts_program.main, tmp_path, place, 2, i, True) for i in range(2)]
+  codes = [process.wait(300) for process in processes]
+  assert not {None, 0} & set(codes), codes
+  told, told_by_other = (process.told for process in processes)
+  assert 'refused: a checkpoint could not be written' in told and 'File too large' in told
+  assert told.count('error: ') == 1 and 'Traceback' not in told
+  assert any(text in told_by_other for text in LOST), told_by_other
 
 
 # The whole program.

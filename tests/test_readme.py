@@ -3,8 +3,6 @@
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import checked_config
 import pytest
@@ -83,12 +81,7 @@ def test_every_command_of_the_analysis_is_valid():
   for command in commands:
     folder, *flags = command.split()
     assert folder == 'runs/digits_resnet'
-    done = subprocess.run(
-      [sys.executable, '-m', 'analysis', '/no/such/folder', *flags],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
+    done = launched.analyse('/no/such/folder', *flags)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert done.stderr.endswith('there is no such folder; give a workdir or a student in it\n')
 

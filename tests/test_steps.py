@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 import steps_on_devices
-from conftest import compilations, saved_on_devices
+from conftest import compilations
 from ml_collections import ConfigDict
 
 from kdjax import losses, models, optimizers, steps, views
+from tests import launched
 
 CLEAN = views.make_view((), ConfigDict({'crop_padding': 0}))
 
@@ -166,7 +167,7 @@ def test_the_temperature_is_that_of_the_step():
 @pytest.fixture(scope='module')
 def on_devices(tmp_path_factory):
   out = tmp_path_factory.mktemp('devices') / 'out.npz'
-  return {count: saved_on_devices(steps_on_devices, count, out) for count in (1, 2, 8)}
+  return {count: launched.saved_on_devices(steps_on_devices, count, out) for count in (1, 2, 8)}
 
 
 @pytest.mark.parametrize('count', [2, 8])

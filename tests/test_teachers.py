@@ -1,16 +1,16 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
+import members_on_devices
 import numpy as np
 import pytest
-from conftest import ROOT, copied, tiny_run, with_devices
+from conftest import copied, tiny_run
 
 from kdjax import files, teachers
 from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import MissingInputError
+from tests import launched
 
 
 def test_members_are_independent(finished):
@@ -60,14 +60,9 @@ def digests(run):
 
 def test_members_on_a_device_each_are_those_of_a_single_device(finished, tmp_path):
   """Whose folder is another all the same: on several devices they differ from what all train."""
-  printed = subprocess.run(
-    [sys.executable, 'tests/members_on_devices.py', tmp_path],
-    cwd=ROOT,
-    env=with_devices(2),
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
+  process = launched.call(members_on_devices.main, tmp_path, num_devices=2)
+  printed, errors = process.communicate()
+  assert process.wait() == 0, errors
   found = json.loads(printed.splitlines()[-1])
   assert (found['devices'], sorted(found['used'])) == (2, [0, 1])
   assert found['digests'] == digests(finished)
