@@ -161,6 +161,7 @@ def test_real_cifar10(tmp_path):
     'student.num_epochs': 2,
     'predictions.num_views': 2,
     'evaluation.independent_seed': None,
+    'evaluation.batch_size': 100,
   }
   done = launched.run(
     tmp_path,
