@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app
+from absl import app, flags
 
 import launch
 from kdjax import progress
@@ -93,8 +93,8 @@ def start(
   workdir: pathlib.Path, *arguments: Any, config: pathlib.Path | str = TINY, **how: Any
 ) -> Launch:
   """Starts launch.py; `how` as for `call`."""
-  flags = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
-  return call(_launch, flags, **how)
+  given = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
+  return call(_launch, given, **how)
 
 
 def run(workdir: pathlib.Path, *arguments: Any, **how: Any) -> subprocess.CompletedProcess:
@@ -126,12 +126,14 @@ def _completed(launched: Launch) -> subprocess.CompletedProcess:
   return subprocess.CompletedProcess((), launched.wait(), out, err)
 
 
-def _launch(flags: list[str]) -> None:
-  app.run(launch.main, argv=['launch.py', *flags], flags_parser=launch._parse_flags)
+def _launch(arguments: list[str]) -> None:
+  app.run(launch.main, argv=['launch.py', *arguments], flags_parser=launch._parse_flags)
 
 
 def _analyse(arguments: tuple[str, ...]) -> None:
-  from analysis import __main__ as analysis  # here, since its flags are not those of launch.py
+  for flag in list(flags.FLAGS.flags_by_module_dict()['launch']):
+    delattr(flags.FLAGS, flag.name)  # it does not know them
+  from analysis import __main__ as analysis
 
   app.run(analysis.main, argv=['analysis', *arguments])
 
