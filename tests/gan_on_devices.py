@@ -1,4 +1,7 @@
-"""Takes a few steps of a GAN on all devices there are, and saves what comes out. test_gan.py does it on one CPU device and on two."""
+"""Takes a few steps of a GAN on all devices there are, and saves what comes out.
+
+test_gan.py does it on one CPU device and on two.
+"""
 
 import pathlib
 from functools import partial

@@ -1,4 +1,7 @@
-"""Measures points on all devices there are, and saves what comes out. test_analysis_measure.py does it on one CPU device and on three."""
+"""Measures points on all devices there are, and saves what comes out.
+
+test_analysis_measure.py does it on one CPU device and on three.
+"""
 
 import pathlib
 import types

@@ -1,4 +1,7 @@
-"""Trains the members of the tiny config in parallel, on all devices there are, and prints their digests. test_teachers.py does it on two."""
+"""Trains the members of the tiny config in parallel, on all devices there are, and prints their digests.
+
+test_teachers.py does it on two CPU devices.
+"""
 
 import json
 import pathlib

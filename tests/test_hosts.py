@@ -208,6 +208,8 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
   place = coordinator()
   processes = [launched.call(hosts_program.main, tmp_path, place, 2, i, True) for i in range(2)]
   codes = [process.wait(300) for process in processes]
+  for process in processes:
+    process.kill()  # one that waits still would be waited for
   assert not {None, 0} & set(codes), codes
   told, told_by_other = (process.told for process in processes)
   assert 'refused: a checkpoint could not be written' in told and 'File too large' in told
