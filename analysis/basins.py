@@ -15,12 +15,12 @@ import numpy as np
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from analysis import curvature, geometry, intervals, measure, paths
+from analysis import curvature, geometry, measure, paths
 from analysis.curvature import MeanLoss
 from analysis.geometry import Tree
 from analysis.part import Settings
 from kdjax import config as config_lib
-from kdjax import keys, predictions, progress, student, training
+from kdjax import intervals, keys, predictions, progress, student, training
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DivergedError
 from kdjax.run import Run

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from analysis import intervals
 from analysis.runs import Study
-from kdjax import keys, losses, models, predictions, prefetch, steps
+from kdjax import intervals, keys, losses, models, predictions, prefetch, steps
 from kdjax.steps import Variables
 
 SETS = ('distillation', 'test')

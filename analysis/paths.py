@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analysis import intervals
-from kdjax import keys, models
+from kdjax import intervals, keys, models
 from kdjax.steps import Variables
 
 Batch = dict[str, Any]  # 'inputs', 'weights' (0 for padding), and what the objective reads

@@ -15,8 +15,7 @@ import scipy.linalg
 import scipy.stats
 from scipy.special import log_softmax, rel_entr
 
-from analysis import intervals
-from kdjax import metrics
+from kdjax import intervals, metrics
 
 Tree = dict[str, Any]  # nested dicts of arrays
 Values = dict[str, np.ndarray]  # 'x' with its interval 'x/low' and 'x/high'

@@ -8,9 +8,9 @@ import pytest
 from conftest import compilations
 from jax.flatten_util import ravel_pytree
 
-from analysis import curvature, intervals
+from analysis import curvature
 from analysis.lanczos import rademacher
-from kdjax import losses
+from kdjax import intervals, losses
 from kdjax.models import layers
 
 NUM, INPUTS, HIDDEN, CLASSES, TAU = 12, 4, 3, 5, 2.0

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import compilations
 
-from analysis import intervals, measure, runs
-from kdjax import losses, metrics, models, predictions
+from analysis import measure, runs
+from kdjax import intervals, losses, metrics, models, predictions
 from kdjax.models import layers
 from kdjax.run import Run
 from tests import launched

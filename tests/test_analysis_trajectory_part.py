@@ -14,13 +14,13 @@ import pytest
 from conftest import tiny_run
 from etils import epath
 
-from analysis import alignment, intervals, measure, permutations, runs, trajectory
+from analysis import alignment, measure, permutations, runs, trajectory
 from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
-from kdjax import losses, metrics, models, predictions, steps, student
+from kdjax import intervals, losses, metrics, models, predictions, steps, student
 from kdjax.errors import ConfigError
 from kdjax.run import Run
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import intervals
 from analysis.figures import SAME_BASIN
 from analysis.intervals import ENDS
-from kdjax import figures
+from kdjax import figures, intervals
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

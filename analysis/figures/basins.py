@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import intervals
 from analysis.figures import SAME_BASIN
-from kdjax import figures
+from kdjax import figures, intervals
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import intervals
-from kdjax import figures
+from kdjax import figures, intervals
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import intervals
 from analysis.intervals import ENDS
-from kdjax import figures
+from kdjax import figures, intervals
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

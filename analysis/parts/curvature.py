@@ -13,14 +13,14 @@ from functools import partial
 import jax
 import numpy as np
 
-from analysis import curvature, intervals, lanczos, measure
+from analysis import curvature, lanczos, measure
 from analysis.curvature import MeanLoss
 from analysis.figures import curvature as drawing
 from analysis.figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POINTS
 from analysis.lanczos import Krylov
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
-from kdjax import keys, metrics, progress
+from kdjax import intervals, keys, metrics, progress
 
 RADIUS = 0.002  # of the ball of sharpness, as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
 TRACE_PROBES = 6  # for each probe of the densities: one costs a product, and not lanczos_steps

@@ -8,14 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from analysis import basins, geometry, intervals, measure
+from analysis import basins, geometry, measure
 from analysis.figures import lambdas as drawing
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.parts import planes
 from analysis.runs import Study
 from kdjax import config as config_lib
-from kdjax import progress, student
+from kdjax import intervals, progress, student
 from kdjax.run import Run
 from kdjax.steps import Variables
 

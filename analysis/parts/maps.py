@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from scipy.special import log_softmax
 
-from analysis import intervals, measure, trajectory
+from analysis import measure, trajectory
 from analysis.figures import maps as drawing
 from analysis.measure import Batch, Measure, in_float32
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
-from kdjax import keys, losses, student
+from kdjax import intervals, keys, losses, student
 from kdjax.steps import Variables
 
 MIN_CHECKPOINTS = 3  # two always lie on a line

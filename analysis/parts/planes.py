@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from analysis import geometry, intervals, measure
+from analysis import geometry, measure
 from analysis.figures import planes as drawing
 from analysis.figures.planes import Panel
 from analysis.geometry import Plane
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
-from kdjax import keys, progress
+from kdjax import intervals, keys, progress
 from kdjax.steps import Variables
 
 if TYPE_CHECKING:

@@ -1,7 +1,9 @@
-"""What the 95 % intervals of all analyses have in common. Axes: R resample, N example, K seed or probe.
+"""95 % intervals, and the one rule that turns an interval into a verdict.
 
-They are over examples (percentile bootstraps), or seeds, probes or batches. A bootstrap has no width where
-all examples have one value, as those of an agreement of 100 %: up to 3/N may have been missed then.
+Evaluation, sweeps and the analysis share these. Intervals are over examples (percentile bootstraps), or
+over seeds, probes or batches (Student's t). A bootstrap has no width where every example has the same
+value, for example at an agreement of 100 %; up to 3/N of such examples may have been missed.
+Axes: R resample, N example, K seed, probe or batch.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,22 @@ import scipy.stats
 LEVEL = 0.95  # of confidence
 TAIL = (1 - LEVEL) / 2  # on either side
 NUM_RESAMPLES = 1000  # of a bootstrap
-ENDS = ('', '/low', '/high')  # of the names of a value and its interval
+ENDS = ('', '/low', '/high')  # suffixes of the names of a value and the ends of its interval
+
+HIGHER, LOWER, UNDECIDED = 'higher', 'lower', 'cannot be told'  # verdicts
+
+
+def verdict(low: float, high: float, reference: float = 0.0) -> str:
+  """Whether a quantity with the interval [low, high] is above or below a reference.
+
+  Returns: HIGHER if the whole interval lies above the reference, LOWER if it lies below, and UNDECIDED if
+  it holds the reference or is not known (NaN).
+  """
+  if low > reference:
+    return HIGHER
+  if high < reference:
+    return LOWER
+  return UNDECIDED
 
 
 def resamples(num_examples: int, rng: np.random.Generator) -> np.ndarray:
