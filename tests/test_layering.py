@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import from the layers above its own, and from nothing else of this repository.
 LAYERS = [
   ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'soap'],
-  ['hosts'],
+  ['hosts', 'compiler'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
   ['files', 'data', 'views', 'gan_networks', 'events'],
   ['steps', 'checkpoint', 'store', 'config', 'report', 'sweep_figure'],
@@ -41,6 +41,7 @@ ONLY = {
   # One step knows no file.
   'steps': {'hosts', 'keys', 'losses', 'models', 'views'},
   'inputs': {'data', 'hosts', 'keys', 'steps', 'views'},
+  'compiler': {'errors'},
   # They know files, but not what is in them.
   'files': {'errors', 'hosts'},
   'checkpoint': {'errors', 'files', 'hosts'},

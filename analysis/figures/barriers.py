@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.figures import SAME_BASIN
-from analysis.intervals import ENDS
 from kdjax import figures, intervals
+from kdjax.intervals import ENDS
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

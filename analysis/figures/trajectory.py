@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.intervals import ENDS
 from kdjax import figures, intervals
+from kdjax.intervals import ENDS
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

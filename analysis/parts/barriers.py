@@ -18,11 +18,11 @@ import numpy as np
 
 from analysis import alignment, measure, paths, permutations
 from analysis.figures import barriers as drawing
-from analysis.intervals import ENDS
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
 from kdjax import keys, progress
+from kdjax.intervals import ENDS
 from kdjax.steps import Variables
 
 MATCHED_EXAMPLES = (

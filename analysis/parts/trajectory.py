@@ -15,12 +15,12 @@ import numpy as np
 
 from analysis import alignment, measure, permutations, trajectory
 from analysis.figures import trajectory as drawing
-from analysis.intervals import ENDS
 from analysis.measure import Batch, Measure, Objective
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
 from kdjax import keys, models, progress, steps
 from kdjax.errors import ConfigError
+from kdjax.intervals import ENDS
 from kdjax.steps import Variables
 
 NUM_BATCHES = 16  # of the gradient at a checkpoint
