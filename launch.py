@@ -11,6 +11,7 @@ Flags:
                                 several processes, and several sweeps, may do so in one workdir
   --sweep_index=I               runs one point of it, as for a job array
   --verify                      checks the stored predictions against the teachers, and runs no stage
+  --allow_wrong_xla             runs though a probe finds that this XLA computes wrong results
 
 On several hosts, the same command on each runs one experiment together, in a workdir that all see:
   --coordinator=auto            of a TPU pod, SLURM, Open MPI or Kubernetes, as jax.distributed finds it
@@ -28,15 +29,16 @@ import traceback
 from functools import partial
 from typing import NoReturn
 
-# Before JAX is imported: the same config gives the same bits on a GPU too.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
+from kdjax import xla_flags
+
+xla_flags.set_flags()
 
 import jax
 from absl import app, flags
 from etils import epath
 
-from kdjax import config as config_lib
 from kdjax import (
+  compiler,
   evaluation,
   files,
   hosts,
@@ -47,6 +49,7 @@ from kdjax import (
   validation,
   verification,
 )
+from kdjax import config as config_lib
 from kdjax.errors import ConfigError, UserError
 from kdjax.run import Run
 from kdjax.sweep import SweepRun
@@ -59,6 +62,7 @@ _STAGES = flags.DEFINE_list('stages', list(stages.STAGES), 'Which stages to run.
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
 _SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
+_ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, 'Run though XLA computes wrongly.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'auto, or HOST:PORT of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'That run together.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is.')
@@ -107,6 +111,7 @@ def _run() -> None:
     faulthandler.disable()  # JAX aborts a process that lost another, and says so; no trace after that
   if not hosts.is_main():
     progress.setup_logging(errors_only=True)
+  compiler.require_right(insist=_ALLOW_WRONG_XLA.value)
   if _SWEEP.value or _SWEEP_INDEX.value is not None:
     _run_sweep(stages.problems(_STAGES.value))
     return

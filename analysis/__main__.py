@@ -16,13 +16,13 @@ which is of one student: of the one that was last reported.
 
 import contextlib
 import dataclasses
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
 
-# Before JAX is imported: the same numbers on a GPU too.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
+from kdjax import xla_flags
+
+xla_flags.set_flags()
 
 import jax
 from absl import app, flags
@@ -30,10 +30,11 @@ from absl import app, flags
 from analysis import runner, runs
 from analysis.part import Settings
 from analysis.parts import PARTS
-from kdjax import progress, stages
+from kdjax import compiler, progress, stages
 from kdjax.errors import UserError
 
 _PARTS = flags.DEFINE_list('parts', [], f'Any of {",".join(PARTS)}. Default: all.')
+_ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, 'Run though XLA computes wrongly.')
 _SIBLING = flags.DEFINE_bool('sibling', True, 'Train a student with another seed if there is none.')
 
 
@@ -72,8 +73,11 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def _compiled_once() -> Iterator[None]:
-  """Keeps programs on disk for as long as it runs: parts, and the students they train, share many."""
-  if jax.config.jax_compilation_cache_dir is not None:
+  """Keeps programs on disk for as long as it runs: parts, and the students they train, share many.
+
+  Not on a GPU, where programs of `xla_flags.GRAPHS` that are loaded from a cache fail.
+  """
+  if jax.config.jax_compilation_cache_dir is not None or jax.default_backend() == 'gpu':
     yield
     return
   with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +87,7 @@ def _compiled_once() -> Iterator[None]:
 
 
 def _run(path: str) -> None:
+  compiler.require_right(insist=_ALLOW_WRONG_XLA.value)
   settings = Settings(**{name: flag.value for name, flag in _SETTINGS.items()})
   runner.check(settings, _PARTS.value)
   study = runs.load(path)

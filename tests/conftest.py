@@ -24,6 +24,10 @@ if jaxlib.version.__version_info__ < (0, 11):
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
+from kdjax import xla_flags
+
+xla_flags.set_flags()  # so that tests and the programs that they start compute alike
+
 import jax
 import pytest
 from etils import epath

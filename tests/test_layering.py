@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import from the layers above its own, and from nothing else of this repository.
 LAYERS = [
-  ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'soap'],
+  ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'soap', 'xla_flags', 'intervals'],
   ['hosts', 'compiler'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
   ['files', 'data', 'views', 'gan_networks', 'events'],
