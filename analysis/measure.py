@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from analysis.runs import Study
-from kdjax import intervals, keys, losses, models, predictions, prefetch, steps
+from kdjax import devices, intervals, keys, losses, models, predictions, prefetch, steps
 from kdjax.steps import Variables
 
 SETS = ('distillation', 'test')
@@ -150,7 +150,7 @@ class Measure:
     Returns: values_PN, '<set>/<measure>' for the measures of `example_losses`; those of OF_LABELS of
       the N examples that have one. What is NaN is a network whose output is.
     """
-    shared = steps.replicate(shared)
+    shared = devices.replicate(shared)
     groups = _over_devices(np.asarray(coordinates_PK, np.float32))
     dispatched = (
       (count, self._dispatch(build, shared, coordinates_DK, reestimate))
@@ -196,21 +196,21 @@ class Measure:
     if key not in self._steps:
       bound = {'build': build, 'model': self.model}
       bound |= {'loss': self._loss} if step is _values else {}
-      self._steps[key] = steps.parallel(
+      self._steps[key] = devices.parallel(
         partial(step, **bound), num_sharded=num_sharded, sharded_output=True
       )
     return self._steps[key]
 
   def _placed_batches(self, name: str) -> list[Batch]:
     if name not in self._placed:
-      self._placed[name] = [steps.replicate(batch) for batch in self.batches(name)]
+      self._placed[name] = [devices.replicate(batch) for batch in self.batches(name)]
     return self._placed[name]
 
   def unpadded_batches(self) -> list[Batch]:
     """Of the distillation data, for statistics, in which padding would count."""
     if 'unpadded' not in self._placed:
       self._placed['unpadded'] = [
-        steps.replicate({'inputs': batch['inputs'][batch['weights'] > 0]})
+        devices.replicate({'inputs': batch['inputs'][batch['weights'] > 0]})
         for batch in self.batches('distillation')
       ]
     return self._placed['unpadded']

@@ -17,7 +17,7 @@ import PIL.Image
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, files, gan_steps, hosts, keys, steps, teachers, training
+from kdjax import data, devices, files, gan_steps, hosts, keys, teachers, training
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import MissingInputError
 from kdjax.gan_steps import Gan
@@ -80,7 +80,7 @@ def batches(
     # The devices share out each discriminator step's images, however many devices there are.
     batch = {name: x.reshape(per_step, size).T[share] for name, x in flat.items()}
     batch |= {'inputs': split.inputs_N[batch['indices']], 'positions': positions_B[share]}
-    yield steps.shard(batch), seed
+    yield devices.shard(batch), seed
 
 
 def _seed(run: Run) -> int:
@@ -104,7 +104,7 @@ def _train(run: Run) -> None:
     plan,
     like=jax.eval_shape(lambda: gan_steps.init_state(gan, 0)),
     init=lambda: gan_steps.init_state(gan, seed),
-    step=steps.parallel(partial(gan_steps.gan_step, gan=gan), donate=True),
+    step=devices.parallel(partial(gan_steps.gan_step, gan=gan), donate=True),
     inputs=lambda start: batches(run.splits['train'], section, seed, start),
     evaluate=lambda state: {},
     learning_rate=optax.linear_schedule(
@@ -119,21 +119,21 @@ def _load_generator(run: Run, gan: Gan) -> Variables:
   step = files.read_json(folder / 'complete.json')['step']
   with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
     state = checkpoints.restore(jax.eval_shape(lambda: gan_steps.init_state(gan, 0)), step)
-  return steps.replicate(state.generator)
+  return devices.replicate(state.generator)
 
 
 def _in_batches(
   step: Callable, variables: Variables, array_N: np.ndarray, name: str, batch_size: int, seed: int
 ) -> np.ndarray:
   """What a step gives for each of the N, in order. The last batch is filled up with its first."""
-  step = steps.parallel(step, gathered_output=True)
+  step = devices.parallel(step, gathered_output=True)
   found = []
   for start in range(0, len(array_N), batch_size):
     array_B = array_N[start : start + batch_size]
     count = len(array_B)
     padded_B = np.concatenate([array_B, np.repeat(array_B[:1], batch_size - count, axis=0)])
-    batch = steps.shard({name: padded_B[hosts.share(batch_size)]})
-    found.append(steps.unshard(step(variables, batch, seed))[:count])
+    batch = devices.shard({name: padded_B[hosts.share(batch_size)]})
+    found.append(devices.unshard(step(variables, batch, seed))[:count])
   return np.concatenate(found)
 
 

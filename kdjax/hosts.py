@@ -112,6 +112,11 @@ def share(batch_size: int) -> slice:
   return slice(index() * rows, (index() + 1) * rows)
 
 
+def devices() -> list[jax.Device]:
+  """The devices of all hosts, in the order of `jax.pmap`: one host's stand together."""
+  return [device for host in range(count()) for device in jax.local_devices(host)]
+
+
 def gather(value: Any) -> np.ndarray:
   """values_H of an array or number that each host has its own of. All must call it."""
   return multihost_utils.process_allgather(np.asarray(value))
@@ -170,6 +175,5 @@ def replicated(tree: Any) -> Any:
   """Arrays that all hosts have alike, as one array over all devices: what Orbax wants to save."""
   if count() == 1:
     return tree
-  devices = [d for host in range(count()) for d in jax.local_devices(host)]
-  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
+  mesh = jax.sharding.Mesh(np.array(devices()), ('devices',))
   return multihost_utils.host_local_array_to_global_array(tree, mesh, jax.sharding.PartitionSpec())

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from kdjax import data, hosts, keys, steps
+from kdjax import data, devices, hosts, keys, steps
 from kdjax.data import streaming
 from kdjax.views import View
 
@@ -37,7 +37,7 @@ class Inputs:
     """Gathers this host's share of the examples for a step, split over its devices."""
     rows = hosts.share(len(indices_B))
     indices_B, views_B = indices_B[rows], views_B[rows]
-    return steps.shard(self._gather(indices_B, views_B))
+    return devices.shard(self._gather(indices_B, views_B))
 
   def training(
     self, order_seed: int, batch_size: int, num_steps: int, start: int
@@ -66,7 +66,7 @@ class Inputs:
     gather = partial(_gather_rows, dataclasses.replace(self, view=None), plan)
     rows = range(batch_size)[hosts.share(batch_size)]
     num_workers = self.split.inputs_N.num_workers
-    return map(steps.shard, streaming.batches(gather, numbers, rows, num_workers))
+    return map(devices.shard, streaming.batches(gather, numbers, rows, num_workers))
 
   def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
     """A batch, or some rows of it: each follows from its index and view alone."""

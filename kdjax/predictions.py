@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from kdjax import config as config_lib
-from kdjax import files, hosts, losses, metrics, progress, steps, teachers
+from kdjax import devices, files, hosts, losses, metrics, progress, steps, teachers
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 from kdjax.store import DTYPES, PredictionStore
@@ -101,7 +101,7 @@ class OnlineTeacher:
     inputs = self._run.inputs[name]
     if name not in self._steps:
       step = partial(steps.ensemble_step, model=self._run.teacher_model, view=inputs.view)
-      self._steps[name] = steps.parallel(step, sharded_output=True)
+      self._steps[name] = devices.parallel(step, sharded_output=True)
     return self._steps[name](self._variables, batch, inputs.seed)
 
 

@@ -14,7 +14,19 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, files, keys, models, optimizers, prefetch, progress, steps, training, views
+from kdjax import (
+  data,
+  devices,
+  files,
+  keys,
+  models,
+  optimizers,
+  prefetch,
+  progress,
+  steps,
+  training,
+  views,
+)
 from kdjax.checkpoint import Checkpoints
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import DamageError, MissingInputError
@@ -229,14 +241,14 @@ class Run:
     """A step's outputs over examples, by default all. Arrays of the host, joined along examples."""
     key = (step.func, *sorted(step.keywords.items()))
     if key not in self._steps:
-      self._steps[key] = steps.parallel(step, gathered_output=True)
+      self._steps[key] = devices.parallel(step, gathered_output=True)
     indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
     batches = inputs.evaluation(indices_N, view, self.config.evaluation.batch_size)
     fetched, waiting = [], collections.deque()
 
     def fetch() -> None:
       outputs, count = waiting.popleft()
-      fetched.append(jax.tree.map(lambda x: steps.unshard(x)[:count], outputs))
+      fetched.append(jax.tree.map(lambda x: devices.unshard(x)[:count], outputs))
 
     for batch, count in prefetch.ahead(batches, training.BLOCKS_AHEAD):
       waiting.append((self._steps[key](variables, batch, inputs.seed), count))
@@ -262,7 +274,7 @@ class Run:
     step = files.read_json(folder / 'complete.json')['step'] if step is None else step
     with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
       state = checkpoints.restore(self.abstract_state(of), step)
-    return steps.replicate(state.variables)
+    return devices.replicate(state.variables)
 
   # Training.
 

@@ -1,4 +1,4 @@
-"""State, the pure train and predict steps, and the one place that pmaps.
+"""State, and the pure train and predict steps, which `devices.parallel` maps.
 
 A step sees one device's share of a batch, and one copy of everything else. What a batch holds says
 `views.make_view`; a label of −1 is none. Sums over the batch are summed over devices too, and BatchNorm
@@ -7,17 +7,15 @@ which each draws for itself. Metrics are of the whole batch. Axes: B batch of on
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from kdjax import hosts, keys, losses, models
+from kdjax import keys, losses, models
 from kdjax.models import AXIS_NAME
 from kdjax.views import Batch, View
 
@@ -187,90 +185,6 @@ def batch_moments_step(
   variables = {'params': variables['params'], 'batch_stats': zeros}
   _, updated = model.apply(variables, inputs, train=True, mutable=['batch_stats'])
   return jax.tree.map(lambda x: x / (1 - models.BATCH_NORM_MOMENTUM), updated['batch_stats'])
-
-
-def parallel(
-  step: Callable,
-  *,
-  num_sharded: int = 1,
-  sharded_output: bool = False,
-  gathered_output: bool = False,
-  donate: bool = False,
-  device: jax.Device | None = None,
-) -> Callable:
-  """Maps a step over the devices of all hosts; the only pmap of kdjax.
-
-  Each host calls it with its own share of the batch, and all call it.
-
-  Args:
-    step: (state or variables, `num_sharded` arguments from `shard`, seed) → outputs.
-    sharded_output: outputs differ between devices and get a leading device axis, as inputs have;
-      otherwise they are equal on all devices and come back as one.
-    gathered_output: as `sharded_output`, but of the devices of all hosts.
-    donate: the first argument's memory is reused; it must not be touched after the call.
-    device: the only one that works, on whole batches (`for_one_device`); by default all do.
-  """
-  if gathered_output and hosts.count() > 1:
-    step = partial(_gathered, step)
-  elif gathered_output:
-    sharded_output = True
-  return jax.pmap(
-    step,
-    axis_name=AXIS_NAME,
-    in_axes=(None, *[0] * num_sharded, None),
-    out_axes=0 if sharded_output else None,
-    donate_argnums=(0,) if donate else (),
-    devices=None if device is None else [device],
-  )
-
-
-def _gathered(step: Callable, *arguments: Any) -> Any:
-  return jax.lax.all_gather(step(*arguments), AXIS_NAME)
-
-
-def replicate(tree: Any, device: jax.Device | None = None) -> Any:
-  """Puts one copy of every array on each of this host's devices, as the outputs of steps are.
-
-  Or on one device alone, for a step that is only there.
-
-  Without it the first call of a step would compile for host arrays, and the second once more.
-  """
-  devices = jax.local_devices() if device is None else [device]
-  mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.device_put(tree, sharding, may_alias=False)  # a donated copy leaves the original
-
-
-def shard(tree: Any) -> Any:
-  """Splits the leading axis of every array over this host's devices: (B, ...) → (D, B / D, ...).
-
-  Of several hosts each has its own share of a batch (`hosts.share`).
-  """
-  num_devices = jax.local_device_count()
-  return jax.tree.map(lambda x: x.reshape(num_devices, len(x) // num_devices, *x.shape[1:]), tree)
-
-
-def unshard(array: jax.Array) -> np.ndarray:
-  """The inverse of `shard` for one array, on the host."""
-  array = np.asarray(array)
-  return array.reshape(-1, *array.shape[2:])
-
-
-def for_one_device(tree: Any) -> Any:
-  """What `shard` has split, for one device alone: (D, B / D, ...) → (1, B, ...)."""
-  return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tree)
-
-
-def stack(batches: Sequence[Any]) -> Any:
-  """What `shard` gave for K steps as what `several` takes: (D, B / D, ...) → (D, K, B / D, ...).
-
-  On the host, where it lies there: one array goes to the devices instead of K.
-  """
-
-  def stacked(*of_steps):
-    return (np if isinstance(of_steps[0], np.ndarray) else jnp).stack(of_steps, axis=1)
-
-  return jax.tree.map(stacked, *batches)
 
 
 def several(state: State, *arguments: Any, step: Callable) -> tuple[State, Metrics]:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import files, losses, metrics, predictions, steps, teachers, training
+from kdjax import devices, files, losses, metrics, predictions, steps, teachers, training
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
@@ -60,7 +60,7 @@ def distiller(
     ),
     alpha=section.alpha,
   )
-  mapped = partial(steps.parallel, num_sharded=2, donate=True)
+  mapped = partial(devices.parallel, num_sharded=2, donate=True)
   one, several = mapped(step), mapped(partial(steps.several, step=step))
   held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
 
@@ -135,7 +135,7 @@ def _with_own_batch_stats(run: Run, variables: steps.Variables) -> steps.Variabl
   variances plus the variance of their means.
   """
   inputs, batch_size = run.inputs['distillation'], run.config.student.batch_size
-  step = steps.parallel(
+  step = devices.parallel(
     partial(steps.batch_moments_step, model=run.student_model, view=inputs.view)
   )
   num_batches = -(-len(inputs.split) // batch_size)

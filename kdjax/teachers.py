@@ -11,7 +11,7 @@ from functools import partial
 
 import jax
 
-from kdjax import data, files, keys, metrics, progress, steps, training, views
+from kdjax import data, devices, files, keys, metrics, progress, steps, training, views
 from kdjax.errors import MissingInputError
 from kdjax.inputs import Inputs
 from kdjax.run import Run
@@ -42,8 +42,8 @@ def _train_in_parallel(run: Run, members: Sequence[int]) -> None:
   neither on how many others there are nor on how many devices. One loop gives a call to each device
   in turn; a call returns at once, and the device works on.
   """
-  devices, num_steps = jax.local_devices(), run.plan('teacher').num_steps
-  trainers = {device: trainer(run, device) for device in devices[: len(members)]}
+  num_steps, used = run.plan('teacher').num_steps, jax.local_devices()[: len(members)]
+  trainers = {device: trainer(run, device) for device in used}
   done = dict.fromkeys(members, 0)
   with progress.bar('teachers', len(members) * num_steps, 'steps') as show:
     for wait in (False, True):
@@ -124,11 +124,11 @@ def trainer(run: Run, device: jax.Device | None = None) -> Callable:
   plan, optimizer = run.plan('teacher'), run.optimizer('teacher')
   view = views.make_view(section.augmentation, run.config.augmentation)
   step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
-  mapped = partial(steps.parallel, donate=True, device=device)
+  mapped = partial(devices.parallel, donate=True, device=device)
   one, several = mapped(step), mapped(partial(steps.several, step=step))
 
   def everywhere(variables: steps.Variables) -> steps.Variables:
-    return variables if device is None else steps.replicate(variables)
+    return variables if device is None else devices.replicate(variables)
 
   def train(member: int, fit: Callable = training.fit) -> Iterator[tuple[int, str]] | None:
     folder = run.member_folder(member)
@@ -137,7 +137,7 @@ def trainer(run: Run, device: jax.Device | None = None) -> Callable:
 
     def batches(start: int) -> Iterator[tuple]:
       for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
-        yield batch if device is None else steps.for_one_device(batch), seed
+        yield batch if device is None else devices.for_one_device(batch), seed
 
     run.begin(folder, 'teacher')
     return fit(
@@ -149,7 +149,7 @@ def trainer(run: Run, device: jax.Device | None = None) -> Callable:
       step=one,
       several=several,
       inputs=batches,
-      place=partial(steps.replicate, device=device),
+      place=partial(devices.replicate, device=device),
       evaluate=lambda state: evaluate(run, everywhere(state.variables)),
       learning_rate=run.learning_rate('teacher'),
     )

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from kdjax import files, hosts, prefetch, progress, steps
+from kdjax import devices, files, hosts, prefetch, progress
 from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DivergedError
 from kdjax.events import Events
@@ -101,7 +101,7 @@ def advance(
   evaluate: Callable[[State], dict[str, float]],
   learning_rate: Callable[[int], Any],
   several: Callable[..., tuple[State, Metrics]] | None = None,
-  place: Callable[[State], State] = steps.replicate,
+  place: Callable[[State], State] = devices.replicate,
 ) -> Iterator[tuple[int, str]]:
   """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
 
@@ -174,7 +174,7 @@ def _as_one_call(block: list[tuple]) -> tuple[int, tuple]:
   if len(block) == 1:
     return 1, block[0]
   *batches, seeds = zip(*block, strict=True)
-  return len(block), (*map(steps.stack, batches), seeds[0])
+  return len(block), (*map(devices.stack, batches), seeds[0])
 
 
 class _Log:

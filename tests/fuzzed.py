@@ -19,6 +19,7 @@ from tiny_data import TEXT, image_feature, label_feature, write_tfds
 from kdjax import config as config_lib
 from kdjax import (
   data,
+  devices,
   gan,
   losses,
   models,
@@ -327,7 +328,7 @@ def _small(run: Run) -> ConfigDict:
 def _predict(run: Run) -> None:
   inputs = run.inputs['distillation']
   batch, _ = next(inputs.evaluation(np.arange(1), 0, 2 * jax.local_device_count()))
-  step = steps.parallel(partial(steps.predict_step, model=run.teacher_model, view=inputs.view))
+  step = devices.parallel(partial(steps.predict_step, model=run.teacher_model, view=inputs.view))
   variables = run.abstract_state('teacher').variables
   logits = jax.eval_shape(step, variables, batch, 0)
   assert logits.shape[-1] == run.description.num_classes

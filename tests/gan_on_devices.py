@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import data, gan, gan_steps, steps
+from kdjax import data, devices, gan, gan_steps
 
 SEED = 3
 SECTION = ConfigDict(
@@ -33,8 +33,8 @@ def main(out: str | pathlib.Path) -> None:
   images_NHWC = rng.randint(0, 256, (40, 8, 8, 1)).astype(np.uint8)
   split = data.Split(images_NHWC, np.zeros(40, np.int32))
   networks = gan_steps.make_gan(SECTION, (8, 8, 1))
-  step = steps.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
-  state = steps.replicate(gan_steps.init_state(networks, SEED))
+  step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
+  state = devices.replicate(gan_steps.init_state(networks, SEED))
   found = {}
   for i, arguments in enumerate(gan.batches(split, SECTION, SEED, 0)):
     state, metrics = step(state, *arguments)
@@ -43,9 +43,9 @@ def main(out: str | pathlib.Path) -> None:
   sample = partial(
     gan_steps.sample_step, generator=networks.generator, latent_size=networks.latent_size
   )
-  batch = steps.shard({'indices': np.arange(8, dtype=np.int32)})
-  found['samples'] = steps.unshard(
-    steps.parallel(sample, sharded_output=True)(state.generator, batch, SEED)
+  batch = devices.shard({'indices': np.arange(8, dtype=np.int32)})
+  found['samples'] = devices.unshard(
+    devices.parallel(sample, sharded_output=True)(state.generator, batch, SEED)
   ).astype(np.int32)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     found[f'state{jax.tree_util.keystr(path)}'] = np.asarray(leaf)

@@ -8,14 +8,17 @@ import json
 import pathlib
 import resource
 from functools import partial
+from unittest import mock
 
 import jax
 import numpy as np
+import optax
+import steps_on_devices
 from absl import app
 from etils import epath
 
 import launch
-from kdjax import data, files, hosts, steps, views
+from kdjax import data, devices, files, hosts, models, steps, views
 from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DamageError, UserError
 from kdjax.inputs import Inputs
@@ -80,14 +83,41 @@ def loaded() -> dict[str, list]:
   """The rows of a batch that this process loads, and a step's outputs for all rows."""
   inputs = numbered()
   batch = next(inputs.training(0, BATCH_SIZE, 1, 0))
-  step = steps.parallel(partial(steps.labels_step, view=inputs.view), gathered_output=True)
-  outputs = steps.unshard(step({}, batch, inputs.seed))
-  return {'indices': steps.unshard(batch['indices']).tolist(), 'outputs': outputs.tolist()}
+  step = devices.parallel(partial(steps.labels_step, view=inputs.view), gathered_output=True)
+  outputs = devices.unshard(step({}, batch, inputs.seed))
+  return {'indices': devices.unshard(batch['indices']).tolist(), 'outputs': outputs.tolist()}
+
+
+def stepped() -> dict[str, np.ndarray]:
+  """Two steps of a teacher on all devices, with each way to map: gradients, statistics and metrics.
+
+  The state moves by the gradient itself, and all is smooth in it: nothing can part by more than rounding.
+  """
+  model, optimizer = steps_on_devices.Network(steps_on_devices.CLASSES), optax.sgd(1.0)
+  view = views.make_view(('crop', 'flip'), steps_on_devices.AUGMENTATION)
+  step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
+  start = steps.init_state(models.init(model, jax.random.key(0), (8, 8, 1)), optimizer)
+  share, found = hosts.share(steps_on_devices.BATCH), {}
+  for name in devices.MAPS:
+    with mock.patch.object(devices, 'MAP', name):
+      mapped, state = devices.parallel(step, donate=True), devices.replicate(start)
+    for i in range(2):
+      batch = {key: x_B[share] for key, x_B in steps_on_devices.batch(i).items()}
+      state, metrics = mapped(state, devices.shard(batch), 0)
+      for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
+        found[f'{name}/{i}{jax.tree_util.keystr(path)}'] = np.asarray(leaf)
+  return found
+
+
+def take_steps(path: pathlib.Path, *place) -> None:
+  """Saves what `stepped` gives with the processes of `hosts.initialise(*place)`."""
+  hosts.initialise(*place)
+  np.savez(path, **stepped())
 
 
 def checkpointed(folder: epath.Path) -> str:
   with Checkpoints(folder / 'checkpoints') as checkpoints:
-    checkpoints.save(7, steps.replicate(STATE))
+    checkpoints.save(7, devices.replicate(STATE))
   with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
     return digest(checkpoints.restore(jax.eval_shape(lambda: STATE)))
 
@@ -97,7 +127,7 @@ def refused(folder: epath.Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
   with Checkpoints(folder / 'refused') as checkpoints:
     for step in (1, 2):  # at the second it is found that the first was not written
-      checkpoints.save(step, steps.replicate(STATE))
+      checkpoints.save(step, devices.replicate(STATE))
 
 
 def main(
@@ -115,4 +145,5 @@ def main(
   own.mkdir()
   found = decisions() | shared_files(epath.Path(folder)) | loaded()
   found['digest'] = checkpointed(epath.Path(folder))
+  np.savez(own / 'stepped.npz', **stepped())
   (own / 'found.json').write_text(json.dumps(found))

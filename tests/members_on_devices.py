@@ -9,19 +9,19 @@ import pathlib
 import jax
 from conftest import tiny_run
 
-from kdjax import teachers
+from kdjax import devices, teachers
 from kdjax.checkpoint import digest
 
 
 def main(workdir: pathlib.Path) -> None:
   run = tiny_run(workdir, teacher__members_in_parallel=True)
-  used, replicate = [], teachers.steps.replicate
+  used, replicate = [], devices.replicate
 
   def watched(tree, device=None):
     used.append(None if device is None else device.id)
     return replicate(tree, device)
 
-  teachers.steps.replicate = watched
+  devices.replicate = watched
   teachers.run(run)
   digests = [digest(teachers.load(run, i)) for i in range(run.config.teacher.num_members)]
   used = [device for device in used if device is not None]

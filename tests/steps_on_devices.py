@@ -1,10 +1,11 @@
-"""Takes a few student steps on all devices there are, and saves what comes out.
+"""Takes a few student steps on all devices there are, with each way to map, and saves what comes out.
 
-Beside that, the masks that dropout draws. test_steps.py does it on one CPU device and on more.
+Beside that, the masks that dropout draws. test_devices.py does it on one CPU device and on more.
 """
 
 import pathlib
 from functools import partial
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from kdjax import losses, models, optimizers, steps, views
+from kdjax import devices, losses, models, optimizers, steps, views
 
 SEED, BATCH, CLASSES = 3, 16, 4
 SECTION = ConfigDict(
@@ -40,6 +41,18 @@ def batch(step: int) -> dict[str, np.ndarray]:
   }
 
 
+class Network(nn.Module):
+  """One of each layer that differs between devices, without rectifiers: it is smooth in its weights."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Conv(4, (3, 3), use_bias=False)(x)
+    x = nn.tanh(models.NORMS['batch'](train)()(x))
+    return nn.Dense(self.num_classes)(x.mean((1, 2))), {}
+
+
 class Dropped(nn.Module):
   """Logits of all units, each either dropped or worth 2, through weights that start at 0."""
 
@@ -60,23 +73,26 @@ def dropout_masks(*seeds_and_steps: tuple[int, int]) -> list[np.ndarray]:
   num_devices = jax.local_device_count()
   model, optimizer = Dropped(num_devices + 1), optax.sgd(1.0)
   clean = views.make_view((), AUGMENTATION)
-  update = steps.parallel(partial(steps.teacher_step, model=model, optimizer=optimizer, view=clean))
+  update = devices.parallel(
+    partial(steps.teacher_step, model=model, optimizer=optimizer, view=clean)
+  )
   start = steps.init_state(models.init(model, jax.random.key(0), (8, 8, 1)), optimizer)
   one_each = {name: x[:1].repeat(num_devices, axis=0) for name, x in batch(0).items()}
   one_each['labels'] = np.arange(num_devices, dtype=np.int32)
   masks = []
   for seed, step in seeds_and_steps:
-    state, _ = update(start.replace(step=np.int32(step)), steps.shard(one_each), seed)
+    state, _ = update(start.replace(step=np.int32(step)), devices.shard(one_each), seed)
     gradient_KC = -np.asarray(state.params['Dense_0']['kernel'])
     masks.append(num_devices * (gradient_KC[:, -1:] - gradient_KC[:, :-1]).T)
   return masks
 
 
-def main(out: str | pathlib.Path) -> None:
-  model = models.PreActResNet(CLASSES, models.BasicBlock, 1, 4, 'batch')
+def trained() -> dict[str, np.ndarray]:
+  """What four steps log and leave, predictions, and the masks of dropout."""
+  model = Network(CLASSES)
   optimizer = optimizers.make_optimizer(SECTION, 10)
   view = views.make_view(('crop', 'flip', 'noise'), AUGMENTATION)  # which takes labels away
-  step = steps.parallel(
+  step = devices.parallel(
     partial(
       steps.student_step,
       model=model,
@@ -89,19 +105,33 @@ def main(out: str | pathlib.Path) -> None:
     num_sharded=2,
     donate=True,
   )
-  predict = steps.parallel(partial(steps.predict_step, model=model, view=view), sharded_output=True)
+  predict = partial(steps.predict_step, model=model, view=view)
   variables = models.init(model, jax.random.key(0), (8, 8, 1))
-  state = steps.replicate(steps.init_state(variables, optimizer))
+  state = devices.replicate(steps.init_state(variables, optimizer))
   found = {}
   for i in range(4):
     logits = np.random.RandomState(i).randn(BATCH, CLASSES).astype(np.float32)
-    teacher = steps.shard(jax.nn.log_softmax(logits))
-    state, metrics = step(state, steps.shard(batch(i)), teacher, SEED)
+    teacher = devices.shard(jax.nn.log_softmax(logits))
+    state, metrics = step(state, devices.shard(batch(i)), teacher, SEED)
     for name in metrics.names:
       found[f'{i}/{name}'] = np.asarray(metrics[name])
-  found['logits'] = steps.unshard(predict(state.variables, steps.shard(batch(0)), SEED))
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     found[f'state{jax.tree_util.keystr(path)}'] = np.asarray(leaf)
+  sharded, last = devices.shard(batch(0)), jax.local_devices()[-1]
+  on_all = devices.parallel(predict, gathered_output=True)(state.variables, sharded, SEED)
+  found['logits'] = devices.unshard(on_all)
+  on_last = devices.parallel(predict, sharded_output=True, device=last)(
+    devices.replicate(variables, last), devices.for_one_device(sharded), SEED
+  )
+  assert on_last.devices() == {last}
+  found['logits of the last device'] = devices.unshard(on_last)
   found['dropout_masks'] = np.stack(dropout_masks((SEED, 0), (SEED, 1), (SEED + 1, 0), (SEED, 0)))
-  found['num_devices'] = np.array(jax.local_device_count())
-  np.savez(out, **found)
+  return found
+
+
+def main(out: str | pathlib.Path) -> None:
+  found = {}
+  for name in devices.MAPS:
+    with mock.patch.object(devices, 'MAP', name):
+      found |= {f'{name}/{key}': value for key, value in trained().items()}
+  np.savez(out, num_devices=jax.local_device_count(), **found)

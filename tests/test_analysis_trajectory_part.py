@@ -20,7 +20,7 @@ from analysis.figures import trajectory as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
-from kdjax import intervals, losses, metrics, models, predictions, steps, student
+from kdjax import devices, intervals, losses, metrics, models, predictions, steps, student
 from kdjax.errors import ConfigError
 from kdjax.run import Run
 
@@ -144,7 +144,7 @@ def test_an_alignment_that_changes_the_function_is_not_used(study, tmp_path, mon
 
 
 def step_of(model, objective):
-  return steps.parallel(
+  return devices.parallel(
     partial(part.gradient_step, model=model, objective=objective),
   )
 
@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_the_training_step(study):
   """Of its norm, which `steps.student_step` logs, on the same batch."""
   measured, run = measure.Measure(study, SETTINGS.num_examples), study.run
   batch = part.gradient_batches(measured, study.seed)[0]
-  step = steps.parallel(
+  step = devices.parallel(
     partial(
       steps.student_step,
       model=run.student_model,
@@ -165,7 +165,7 @@ def test_the_gradient_is_that_of_the_training_step(study):
     ),
     num_sharded=2,
   )
-  shared = steps.shard(batch)
+  shared = devices.shard(batch)
   state = steps.init_state(study.student(), optax.sgd(0.1))
   after, logged = step(state, shared, shared['teacher_log_probs'], study.seed)
   gradient = step_of(run.student_model, measured.objective('distillation'))(
@@ -189,7 +189,7 @@ def test_at_student_is_teacher_the_gradient_is_zero():
     def objective(logits_BC, batch, temperature):
       return losses.distillation(logits_BC, batch['teacher_log_probs'], temperature)
 
-    shared = steps.shard(jax.tree.map(np.asarray, batch))
+    shared = devices.shard(jax.tree.map(np.asarray, batch))
     norms.append(float(optax.tree.norm(step_of(model, objective)((variables, 4.0), shared, 0))))
   assert norms[0] < 1e-5 and norms[1] > 0.1
 
@@ -200,7 +200,7 @@ def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path):
   fn = step_of(study.run.student_model, measured.objective('distillation'))
   final = jax.device_get(study.student())
   batches = part.gradient_batches(measured, study.seed)
-  gradients = [jax.device_get(fn((final, 4.0), steps.shard(b), study.seed)) for b in batches]
+  gradients = [jax.device_get(fn((final, 4.0), devices.shard(b), study.seed)) for b in batches]
   down = jax.tree.map(lambda x, *g: x - 0.5 * sum(g), final['params'], *gradients)
   # The ensemble would follow the planted member; the gradient was taken against the true one.
   planted = last_only(study, final | {'params': down})

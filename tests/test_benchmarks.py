@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,7 +11,20 @@ import pytest
 
 from analysis import runs
 from kdjax import files, losses
-from tests.benchmarks import growth, huge_pages, layers, loop, members, planes, store, timing, views
+from tests.benchmarks import (
+  dispatch,
+  gpu,
+  growth,
+  huge_pages,
+  layers,
+  loop,
+  members,
+  planes,
+  store,
+  students,
+  timing,
+  views,
+)
 
 
 def test_medians_are_of_pairs_that_were_timed_together():
@@ -120,3 +134,62 @@ def test_the_benchmark_of_layers_compares_equal_gradients(monkeypatch):
     assert jax.tree.structure(ours) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-5)
+
+
+def test_all_students_at_once_are_what_each_is_in_a_loop():
+  settings = students.Settings(num_students=2, per_call=2, num_steps=4, batch_size=4)
+  trained = {way: students.work('LeNet-5', settings, way)() for way in students.WAYS}
+  loop_of = trained.pop('loop')
+  weights = [jax.tree.leaves(state.params)[0] for state, _ in loop_of]
+  assert np.abs(weights[0] - weights[1]).max() > 1e-2  # they start elsewhere
+  assert [float(temperature) for _, temperature in loop_of] == [1, 16]
+  assert [int(state.step) for state, _ in loop_of] == [4, 4]
+  for way, other in trained.items():
+    if way in students.STACKED:
+      other = [jax.tree.map(lambda x, i=i: x[i], other) for i in range(2)]
+    compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5, err_msg=way)
+    jax.tree.map(compare, other, loop_of)
+
+
+def test_all_ways_to_dispatch_make_all_calls():
+  small, resnet = dispatch.states().values()
+  assert (len(jax.tree.leaves(small)), len(jax.tree.leaves(resnet))) == (2, 174)
+  for work in dispatch.works(small, calls=3).values():
+    assert jax.tree.map(float, work()) == {'weights': 3, 'bias': 3}
+
+
+PRINTS_A_ROW = """
+import json, sys
+print('a warning')
+print(json.dumps({'part': 'steps', 'setting': sys.argv[1], 'ratio': 2.5}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+  'then, told',
+  [
+    ('', None),
+    ('raise ValueError(3)', 'failed: ValueError: 3'),
+    ('import time; time.sleep(60)', gpu.STOPPED),
+  ],
+)
+def test_rows_of_the_benchmark_of_a_gpu_stay_whatever_comes_after_them(tmp_path, then, told):
+  out, part, found = tmp_path / 'rows.csv', gpu.PARTS[2], []
+  rows = gpu.run(part, True, 5, ('-c', PRINTS_A_ROW + then))
+  for row in gpu.measure(rows, [part], out, True, end=0):
+    found.append(row)
+    assert len(out.read_text().splitlines()) == 1 + len(found)  # at once
+  assert found[0] == gpu.Row('steps', '--part=3', ratio=2.5)
+  assert [row.work for row in found[1:-1]] == ([] if told is None else [told])
+  assert found[-1] == gpu.Row('steps', part.setting, work=gpu.STOPPED)  # its time is over
+
+
+def test_the_benchmark_of_a_gpu_says_what_it_would_do(monkeypatch, capsys, tmp_path):
+  cpu = gpu.DEVICE.row('cpu', 'JAX 1, cpu')
+  monkeypatch.setattr(gpu, 'run', lambda part, *_: [cpu])
+  monkeypatch.setattr(sys, 'argv', ['gpu', f'--out={tmp_path / "rows.csv"}'])
+  gpu.main()
+  told = capsys.readouterr().out
+  assert 'There is no GPU here' in told
+  assert all(f'{part.name}, {part.setting}' in told for part in gpu.PARTS)
+  assert not list(tmp_path.iterdir())

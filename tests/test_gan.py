@@ -11,17 +11,7 @@ import scipy.linalg
 from conftest import tiny_run
 from ml_collections import ConfigDict
 
-from kdjax import (
-  augmentations,
-  data,
-  files,
-  gan,
-  gan_steps,
-  keys,
-  models,
-  steps,
-  teachers,
-)
+from kdjax import augmentations, data, devices, files, gan, gan_steps, keys, models, teachers
 from kdjax.errors import MissingInputError
 from tests import launched
 
@@ -56,8 +46,8 @@ def one_step():
   networks = gan_steps.make_gan(section(), SHAPE)
   state = gan_steps.init_state(networks, 0)
   batch, seed = next(gan.batches(random_split(), section(), 0, 0))
-  step = steps.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
-  return (networks, state, batch, seed), step(steps.replicate(state), batch, seed)
+  step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
+  return (networks, state, batch, seed), step(devices.replicate(state), batch, seed)
 
 
 def sampler(networks):
@@ -65,9 +55,9 @@ def sampler(networks):
   step = partial(
     gan_steps.sample_step, generator=networks.generator, latent_size=networks.latent_size
   )
-  step = steps.parallel(step, sharded_output=True)
-  return lambda variables, indices: steps.unshard(
-    step(variables, steps.shard({'indices': np.asarray(indices, np.int32)}), 5)
+  step = devices.parallel(step, sharded_output=True)
+  return lambda variables, indices: devices.unshard(
+    step(variables, devices.shard({'indices': np.asarray(indices, np.int32)}), 5)
   )
 
 
@@ -112,7 +102,7 @@ def test_adam_has_no_momentum_and_both_learning_rates_fall_linearly():
 def test_a_step_reports_the_losses_of_its_networks(one_step):
   """The first discriminator loss is that of the initial networks, the generator's of the new one."""
   (networks, state, batch, seed), (after, metrics) = one_step
-  flat = {name: steps.unshard(x) for name, x in batch.items()}
+  flat = {name: devices.unshard(x) for name, x in batch.items()}
 
   def generate(k):
     latents = gan_steps.draw_latents(seed, 6, 'gan/training', flat['positions'], 0, k)
@@ -144,11 +134,11 @@ def test_a_step_takes_its_discriminator_steps_in_order_over_new_images():
     assert len(found) == 4 - start
     for i, (batch, seed) in enumerate(found, start):
       assert seed == 9
-      indices = steps.unshard(batch['indices'])
+      indices = devices.unshard(batch['indices'])
       for k in range(3):
         np.testing.assert_array_equal(indices[:, k], flat[3 * i + k]['indices'])
       np.testing.assert_array_equal(
-        steps.unshard(batch['inputs']), random_split().inputs_N[indices]
+        devices.unshard(batch['inputs']), random_split().inputs_N[indices]
       )
 
 

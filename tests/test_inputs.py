@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from conftest import tiny_run
 
-from kdjax import data, keys, steps
+from kdjax import data, devices, keys
 from kdjax.inputs import Inputs
 from kdjax.views import make_view
 
@@ -20,7 +20,7 @@ def run(tmp_path_factory):
 
 def test_epoch_e_sees_view_e_mod_num_views(run):
   batches = list(run.inputs['distillation'].training(0, 48, 42, start=0))
-  views = np.concatenate([steps.unshard(batch['views']) for batch in batches])
+  views = np.concatenate([devices.unshard(batch['views']) for batch in batches])
   expected = np.repeat([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1], 200)[: 48 * 42]
   np.testing.assert_array_equal(views, expected)
 
@@ -40,11 +40,11 @@ def test_evaluation_takes_every_example_once_and_fills_up_the_last_batch(run, nu
   indices = np.arange(num_examples) + 7
   batches = list(run.inputs['distillation'].evaluation(indices, view=2, batch_size=64))
   assert [count for _, count in batches] == counts
-  seen = [steps.unshard(batch['indices'])[:count] for batch, count in batches]
+  seen = [devices.unshard(batch['indices'])[:count] for batch, count in batches]
   np.testing.assert_array_equal(np.concatenate(seen), indices)
   for batch, _ in batches:
-    assert steps.unshard(batch['indices']).shape == (64,)
-    assert (steps.unshard(batch['views']) == 2).all()
+    assert devices.unshard(batch['indices']).shape == (64,)
+    assert (devices.unshard(batch['views']) == 2).all()
 
 
 # Partners and others. The examples' only pixel is their index, that of the others 200 + theirs.
@@ -64,7 +64,7 @@ def make_inputs(
 
 
 def unsharded(batch):
-  return jax.tree.map(steps.unshard, batch)
+  return jax.tree.map(devices.unshard, batch)
 
 
 def batch(inputs, indices, view=0):

@@ -16,7 +16,7 @@ LAYERS = [
   ['hosts', 'compiler'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
   ['files', 'data', 'views', 'gan_networks', 'events'],
-  ['steps', 'checkpoint', 'store', 'config', 'report', 'sweep_figure'],
+  ['steps', 'devices', 'checkpoint', 'store', 'config', 'report', 'sweep_figure'],
   ['inputs', 'training', 'gan_steps', 'rules'],
   ['validation'],
   ['run'],
@@ -39,15 +39,27 @@ ONLY = {
   'gan_networks': {'models'},
   'gan_steps': {'augmentations', 'gan_networks', 'keys', 'models', 'steps'},
   # One step knows no file.
-  'steps': {'hosts', 'keys', 'losses', 'models', 'views'},
-  'inputs': {'data', 'hosts', 'keys', 'steps', 'views'},
+  'steps': {'keys', 'losses', 'models', 'views'},
+  # What maps a step knows none.
+  'devices': {'errors', 'hosts', 'models'},
+  'inputs': {'data', 'devices', 'hosts', 'keys', 'steps', 'views'},
   'compiler': {'errors'},
   # They know files, but not what is in them.
   'files': {'errors', 'hosts'},
   'checkpoint': {'errors', 'files', 'hosts'},
   'store': {'errors', 'files'},
   'events': {'errors'},
-  'training': {'checkpoint', 'errors', 'events', 'files', 'hosts', 'prefetch', 'progress', 'steps'},
+  'training': {
+    'checkpoint',
+    'devices',
+    'errors',
+    'events',
+    'files',
+    'hosts',
+    'prefetch',
+    'progress',
+    'steps',
+  },
   'config': {'errors', 'files', 'sweep', 'views'},
   # The report reads what the stages wrote, and runs without them.
   'report': {'errors', 'files', 'data', 'metrics', 'figures'},
@@ -56,25 +68,23 @@ ONLY = {
 # The same for analysis/; packages count as one. The mathematics knows no run and no file.
 ANALYSIS = {
   'geometry': set(),
-  'intervals': set(),
-  'paths': {'intervals'},
+  'paths': set(),
   'permutations': set(),
   'alignment': {'permutations'},
   'lanczos': set(),
   'curvature': {'lanczos'},
-  'trajectory': {'intervals'},
-  'figures': {'intervals', 'lanczos'},
+  'trajectory': set(),
+  'figures': {'lanczos'},
   'runs': set(),
   'part': {'runs'},
-  'measure': {'intervals', 'runs'},
-  'basins': {'curvature', 'geometry', 'intervals', 'measure', 'part', 'paths'},
+  'measure': {'runs'},
+  'basins': {'curvature', 'geometry', 'measure', 'part', 'paths'},
 }
 ANALYSIS['parts'] = set(ANALYSIS)
 ANALYSIS['runner'] = {'part', 'parts', 'runs'}
 ANALYSIS['__main__'] = {'part', 'parts', 'runner', 'runs'}
 MATHEMATICS = (
   'geometry',
-  'intervals',
   'paths',
   'permutations',
   'alignment',

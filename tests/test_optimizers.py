@@ -9,7 +9,7 @@ from conftest import compilations
 from etils import epath
 from ml_collections import ConfigDict
 
-from kdjax import optimizers, soap, steps
+from kdjax import devices, optimizers, soap, steps
 from kdjax.checkpoint import Checkpoints
 
 NUM_STEPS = 3
@@ -296,9 +296,9 @@ def test_an_optimizer_runs_in_the_pmapped_step_and_compiles_once(name):
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  parallel = steps.parallel(step, donate=True)
+  parallel = devices.parallel(step, donate=True)
   params = random_params()
-  state = steps.replicate((params, optimizer.init(params)))
+  state = devices.replicate((params, optimizer.init(params)))
   repeated = lambda x: np.stack([x] * jax.local_device_count())
   with compilations() as count:
     for i in range(NUM_STEPS):

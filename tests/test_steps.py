@@ -2,16 +2,12 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import steps_on_devices
-from conftest import compilations
 from ml_collections import ConfigDict
 
-from kdjax import losses, models, optimizers, steps, views
-from tests import launched
+from kdjax import devices, losses, models, optimizers, steps, views
 
 CLEAN = views.make_view((), ConfigDict({'crop_padding': 0}))
 
@@ -62,7 +58,7 @@ def softmax(x):
 def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
   section = optimizer_config(nesterov=nesterov)
   optimizer = optimizers.make_optimizer(section, num_steps=3)
-  step = steps.parallel(
+  step = devices.parallel(
     partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN)
   )
   state = linear_state(optimizer)
@@ -72,7 +68,7 @@ def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
     x = batch(seed=i)['inputs'].reshape(6, 4) / 127.5 - 1
     targets = np.eye(3)[batch(seed=i)['labels']]
     gradient = x.T @ (softmax(x @ weights) - targets) / 6
-    state, metrics = step(state, steps.shard(batch(seed=i)), 0)
+    state, metrics = step(state, devices.shard(batch(seed=i)), 0)
     np.testing.assert_allclose(metrics['gradient_norm'][0], np.linalg.norm(gradient), rtol=1e-5)
     gradient += 0.01 * weights
     velocity = 0.9 * velocity + gradient
@@ -84,7 +80,7 @@ def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
 def student_step(optimizer, view=CLEAN, **fields):
   fields = {'loss': losses.LOSSES['kl'], 'temperature': lambda step: 4.0, 'alpha': 0.0} | fields
   step = partial(steps.student_step, model=Linear(), optimizer=optimizer, view=view, **fields)
-  return steps.parallel(step, num_sharded=2)
+  return devices.parallel(step, num_sharded=2)
 
 
 def random_log_probs(size=6):
@@ -103,7 +99,7 @@ def test_student_step_reports_the_mixed_loss_and_fidelity(alpha):
   state, inputs, teacher = linear_state(optimizer), batch(), random_log_probs()
   inputs['labels'][[1, 4]] = -1
   step = student_step(optimizer, alpha=alpha)
-  _, metrics = step(state, steps.shard(inputs), steps.shard(teacher), 0)
+  _, metrics = step(state, devices.shard(inputs), devices.shard(teacher), 0)
   logits, labelled = logits_of(inputs, state), inputs['labels'] >= 0
   nll = np.where(labelled, -np.log(softmax(logits))[np.arange(6), inputs['labels']], 0)
   kd = -16 * (softmax(teacher / 4) * np.log(softmax(logits / 4))).sum(-1)
@@ -128,7 +124,7 @@ def test_the_labels_of_the_view_count_not_those_of_the_data():
   num_labelled = int((labels >= 0).sum())
   assert 16 < num_labelled < 48
   step = student_step(optimizer, noise, alpha=0.3)
-  _, metrics = step(state, steps.shard(inputs), steps.shard(random_log_probs(64)), 0)
+  _, metrics = step(state, devices.shard(inputs), devices.shard(random_log_probs(64)), 0)
   assert metrics['accuracy'][1] == num_labelled
   logits = images.reshape(64, 4) @ state.params['Dense_0']['kernel']
   kd = losses.distillation(logits, random_log_probs(64), 4.0)
@@ -148,7 +144,7 @@ def test_the_student_descends_the_loss_that_it_is_given(name):
 
   loss, gradient = jax.value_and_grad(mean_loss)(state.params)
   step = student_step(optimizer, loss=losses.LOSSES[name])
-  after, metrics = step(state, steps.shard(inputs), steps.shard(teacher), 0)
+  after, metrics = step(state, devices.shard(inputs), devices.shard(teacher), 0)
   np.testing.assert_allclose(metrics['loss'][0] / 6, loss, rtol=1e-5)
   expected = state.params['Dense_0']['kernel'] - 0.5 * gradient['Dense_0']['kernel']
   np.testing.assert_allclose(after.params['Dense_0']['kernel'], expected, rtol=1e-5, atol=1e-6)
@@ -160,89 +156,37 @@ def test_the_temperature_is_that_of_the_step():
   step = student_step(optimizer, temperature=lambda step: 8.0 * 0.5**step)
   for temperature in (8.0, 4.0, 2.0):
     expected = losses.distillation(logits_of(inputs, state), teacher, temperature).sum()
-    state, metrics = step(state, steps.shard(inputs), steps.shard(teacher), 0)
+    state, metrics = step(state, devices.shard(inputs), devices.shard(teacher), 0)
     np.testing.assert_allclose(metrics['loss'][0], expected, rtol=1e-5)
-
-
-@pytest.fixture(scope='module')
-def on_devices(tmp_path_factory):
-  out = tmp_path_factory.mktemp('devices') / 'out.npz'
-  return {count: launched.saved_on_devices(steps_on_devices, count, out) for count in (1, 2, 8)}
-
-
-@pytest.mark.parametrize('count', [2, 8])
-def test_many_devices_give_what_one_gives(on_devices, count):
-  """Losses, gradients, BatchNorm statistics, momentum and predictions, after mixed steps."""
-  assert len(on_devices[1]) > 30
-  for name, expected in on_devices[1].items():
-    if name == 'dropout_masks':  # which each device draws for itself
-      continue
-    np.testing.assert_allclose(
-      on_devices[count][name], expected, rtol=2e-4, atol=2e-5, err_msg=name
-    )
-
-
-@pytest.mark.parametrize('count', [1, 2, 8])
-def test_dropout_draws_by_seed_step_and_device(on_devices, count):
-  masks = on_devices[count]['dropout_masks']
-  np.testing.assert_allclose(masks * (masks - 2), 0, atol=1e-4)  # 0, or 2 for what is kept
-  kept = masks.round() > 0
-  assert 0.35 < kept.mean() < 0.65
-  # One step, another, another seed, and then the first again.
-  *different, again = kept
-  assert len(np.unique(np.concatenate(different), axis=0)) == 3 * count
-  np.testing.assert_array_equal(again, different[0])
-
-
-def test_the_state_is_donated():
-  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
-  step = steps.parallel(
-    partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN), donate=True
-  )
-  state = steps.replicate(linear_state(optimizer))
-  step(state, steps.shard(batch()), 0)
-  assert state.params['Dense_0']['kernel'].is_deleted()
-
-
-def test_training_compiles_once():
-  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
-  step = steps.parallel(
-    partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN), donate=True
-  )
-  state = steps.replicate(linear_state(optimizer))
-  with compilations() as count:
-    for seed in range(4):
-      state, _ = step(state, steps.shard(batch(seed=seed)), seed)
-  assert count() == 1
 
 
 def test_ensemble_step_combines_in_probability_space():
   members = [models.init(Linear(), jax.random.key(i), (2, 2, 1)) for i in range(3)]
-  step = steps.parallel(
+  step = devices.parallel(
     partial(steps.ensemble_step, model=Linear(), view=CLEAN), sharded_output=True
   )
   x = batch()['inputs'].reshape(6, 4) / 127.5 - 1
   probs = np.mean([softmax(x @ m['params']['Dense_0']['kernel']) for m in members], axis=0)
-  log_probs = steps.unshard(step(members, steps.shard(batch()), 0))
+  log_probs = devices.unshard(step(members, devices.shard(batch()), 0))
   np.testing.assert_allclose(log_probs, np.log(probs), rtol=1e-5, atol=1e-6)
 
 
 def test_features_come_by_name():
   variables = models.init(Linear(), jax.random.key(0), (2, 2, 1))
-  step = steps.parallel(
+  step = devices.parallel(
     partial(steps.features_step, model=Linear(), view=CLEAN), sharded_output=True
   )
-  features = step(variables, steps.shard(batch()), 0)
+  features = step(variables, devices.shard(batch()), 0)
   pixels = batch()['inputs'].reshape(6, 4) / 127.5 - 1
   assert set(features) == {'pixels', 'last_first'}
-  np.testing.assert_allclose(steps.unshard(features['pixels']), pixels, atol=1e-6)
-  np.testing.assert_allclose(steps.unshard(features['last_first']), pixels[:, ::-1], atol=1e-6)
+  np.testing.assert_allclose(devices.unshard(features['pixels']), pixels, atol=1e-6)
+  np.testing.assert_allclose(devices.unshard(features['last_first']), pixels[:, ::-1], atol=1e-6)
 
 
 def test_labels_are_those_of_the_view():
   noise = views.make_view(('noise',), ConfigDict({'noise_probability': 0.5}))
-  step = steps.parallel(partial(steps.labels_step, view=noise), sharded_output=True)
-  found = steps.unshard(step({}, steps.shard(batch(64)), 3))
+  step = devices.parallel(partial(steps.labels_step, view=noise), sharded_output=True)
+  found = devices.unshard(step({}, devices.shard(batch(64)), 3))
   _, expected = jax.jit(noise)(3, batch(64))
   np.testing.assert_array_equal(found, expected)
   assert 16 < (found == -1).sum() < 48
@@ -256,13 +200,8 @@ def test_batch_moments_are_those_of_the_batch_alone():
       return models.NORMS['batch'](train)()(x), {}
 
   variables = models.init(Normed(), jax.random.key(0), (2, 2, 1))
-  step = steps.parallel(partial(steps.batch_moments_step, model=Normed(), view=CLEAN))
-  moments = step(variables, steps.shard(batch(64)), 0)['BatchNorm_0']
+  step = devices.parallel(partial(steps.batch_moments_step, model=Normed(), view=CLEAN))
+  moments = step(variables, devices.shard(batch(64)), 0)['BatchNorm_0']
   x = batch(64)['inputs'].reshape(64, 4) / 127.5 - 1
   np.testing.assert_allclose(moments['mean'], x.mean(0), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(moments['var'], x.var(0), rtol=1e-4)
-
-
-def test_shard_and_unshard_are_inverse():
-  x = jnp.arange(24.0).reshape(8, 3)
-  np.testing.assert_array_equal(steps.unshard(steps.shard(x)), x)

@@ -18,7 +18,7 @@ from analysis.figures import trajectory as drawing
 from analysis.measure import Batch, Measure, Objective
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
-from kdjax import keys, models, progress, steps
+from kdjax import devices, keys, models, progress
 from kdjax.errors import ConfigError
 from kdjax.intervals import ENDS
 from kdjax.steps import Variables
@@ -60,7 +60,7 @@ def compute_gradients(study: Study, settings: Settings, blocks: Blocks, checks: 
   measured = Measure(study, settings.num_examples)
   teachers = _teachers(study, measured, checks)
   batches = gradient_batches(measured, study.seed)
-  step_fn = steps.parallel(
+  step_fn = devices.parallel(
     partial(gradient_step, model=measured.model, objective=measured.objective('distillation'))
   )
 
@@ -97,7 +97,7 @@ def _gradients_at(
   at = variables, np.float32(temperature)
   gradients = [
     jax.device_get(
-      step_fn(at, steps.shard(batch), keys.derive_seed(study.seed, 'analysis/dropout', i))
+      step_fn(at, devices.shard(batch), keys.derive_seed(study.seed, 'analysis/dropout', i))
     )
     for i, batch in enumerate(batches)
   ]
@@ -121,7 +121,7 @@ def gradient_step(
   """The gradient of the mean objective over a batch, as `steps.student_step` has it in training.
 
   `at` are the variables and the loss's τ. BatchNorm takes the statistics of the batch, over all devices,
-  and dropout is on, with the masks of `seed`. Weight decay is not in it. For `steps.parallel`; `batch` is
+  and dropout is on, with the masks of `seed`. Weight decay is not in it. For `devices.parallel`; `batch` is
   one device's share.
   """
   variables, temperature = at

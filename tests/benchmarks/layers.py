@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from kdjax import models, progress, steps
+from kdjax import devices, models, progress
 from kdjax.models import convolution, layers
 from tests.benchmarks import synthetic, timing
 
@@ -47,8 +47,8 @@ def works(depth: int) -> dict[str, Callable[[], dict]]:
     with form:
       model = models.build(synthetic.config_of('resnet', depth).model, 10)
       variables = models.init(model, jax.random.key(0), images.shape[1:])
-      gradient = steps.parallel(partial(_gradient, model=model), sharded_output=True)
-      arguments = jax.device_put((variables, steps.shard(images)))
+      gradient = devices.parallel(partial(_gradient, model=model), sharded_output=True)
+      arguments = jax.device_put((variables, devices.shard(images)))
       jax.block_until_ready(gradient(*arguments, 0))  # compiled while the layers have this form
     found[name] = partial(_repeated, gradient, arguments)
   return found

@@ -18,7 +18,7 @@ import optax
 from etils import epath
 
 from analysis import runs
-from kdjax import losses, predictions, steps, student, teachers, views
+from kdjax import devices, losses, predictions, steps, student, teachers, views
 from kdjax.inputs import Inputs
 from kdjax.run import Run
 from tests.benchmarks import planes, synthetic, timing
@@ -159,7 +159,7 @@ def _prediction(run: Run, size: Size) -> tuple[int, dict]:
   inputs, model = run.inputs['distillation'], run.teacher_model
   batch_size = run.config.evaluation.batch_size
   batch, _ = next(inputs.evaluation(np.arange(batch_size), 0, batch_size))
-  step = steps.parallel(
+  step = devices.parallel(
     lambda variables, inputs, _: model.apply(variables, inputs, train=False)[0], sharded_output=True
   )
   variables, viewed = teachers.load(run, 0), _viewed(inputs, batch)[0]
@@ -189,7 +189,7 @@ def _analysis(run: Run, size: Size) -> tuple[int, dict]:
 def _viewed(inputs: Inputs, batch: dict) -> tuple[jax.Array, jax.Array]:
   """What a model gets of a batch, and the labels, on the devices."""
   view = lambda _, batch, seed: inputs.view(seed, batch)
-  return steps.parallel(view, sharded_output=True)({}, batch, inputs.seed)
+  return devices.parallel(view, sharded_output=True)({}, batch, inputs.seed)
 
 
 def _step(
@@ -211,7 +211,7 @@ def _step(
 
 def _bare(step, init, arguments: tuple, num_steps: int) -> None:
   mapped = _mapped(step, len(arguments))
-  state, resident = steps.replicate(init()), jax.device_put(arguments)
+  state, resident = devices.replicate(init()), jax.device_put(arguments)
   for i in range(num_steps):
     state, loss = mapped(state, *resident, i)
   jax.block_until_ready(loss)
@@ -219,7 +219,7 @@ def _bare(step, init, arguments: tuple, num_steps: int) -> None:
 
 @functools.cache
 def _mapped(step: partial, num_sharded: int):
-  return steps.parallel(step, num_sharded=num_sharded, donate=True)
+  return devices.parallel(step, num_sharded=num_sharded, donate=True)
 
 
 def _initial(run: Run, of: str) -> steps.State:

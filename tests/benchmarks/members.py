@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from kdjax import models, optimizers, progress, steps, views
+from kdjax import devices, models, optimizers, progress, steps, views
 from tests.benchmarks import synthetic, timing
 
 NUM_DEVICES, BATCH, REPEATS = 8, 128, 3
@@ -38,36 +38,36 @@ def rows() -> list[tuple[str, float, float, float]]:
 def measure(name: str, depth: int, num_steps: int) -> tuple[str, float, float, float]:
   """One row, on the devices of this process: as many members as there are devices."""
   config = synthetic.config_of(name, depth)
-  model, devices = models.build(config.model, 10), jax.local_devices()
+  model, members = models.build(config.model, 10), jax.local_devices()  # one on each
   optimizer = optimizers.make_optimizer(config.teacher, num_steps, 0)
   view = views.make_view(config.teacher.augmentation, config.augmentation)
   step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
-  on_all = steps.parallel(step, donate=True)
-  on_one = [steps.parallel(step, donate=True, device=device) for device in devices]
-  batch = steps.shard(_batch())
+  on_all = devices.parallel(step, donate=True)
+  on_one = [devices.parallel(step, donate=True, device=device) for device in members]
+  batch = devices.shard(_batch())
   init = jax.device_get(
     steps.init_state(models.init(model, jax.random.key(0), (32, 32, 3)), optimizer)
   )
 
   def in_turn() -> None:
-    for _ in devices:
-      state = steps.replicate(init)
+    for _ in members:
+      state = devices.replicate(init)
       for _ in range(num_steps):
         state, metrics = on_all(state, batch, 0)
       jax.block_until_ready(metrics)
 
   def in_parallel() -> None:
-    states = [steps.replicate(init, device) for device in devices]
+    states = [devices.replicate(init, device) for device in members]
     for _ in range(num_steps):
       dispatched = [
-        one(state, steps.for_one_device(batch), 0)
+        one(state, devices.for_one_device(batch), 0)
         for one, state in zip(on_one, states, strict=True)
       ]
       states = [state for state, _ in dispatched]
     jax.block_until_ready(dispatched)
 
   times = timing.in_turn({'in turn': in_turn, 'in parallel': in_parallel}, REPEATS)
-  num_examples = len(devices) * num_steps * BATCH
+  num_examples = len(members) * num_steps * BATCH
   speeds = {key: num_examples / float(np.median(of)) for key, of in times.items()}
   ratio = timing.ratio(times, 'in turn', 'in parallel')
   label = f'{name}-{depth}' if name == 'resnet' else name

@@ -14,7 +14,7 @@ from etils import epath
 from analysis import geometry, measure, runs
 from analysis.parts import planes
 from configs import digits_resnet
-from kdjax import keys, progress, stages, steps
+from kdjax import devices, keys, progress, stages, steps
 from tests.benchmarks import timing
 
 REPEATS, RESOLUTION, NUM_EXAMPLES = 3, 25, 128
@@ -64,7 +64,7 @@ def works(study: runs.Study, axis_P: np.ndarray, num_examples: int) -> dict:
   directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
   plane = geometry.Plane(variables['params'], *directions)
   shared = {'plane': plane, 'batch_stats': variables['batch_stats']}
-  passes = _bare_passes(measured, steps.replicate(variables))
+  passes = _bare_passes(measured, devices.replicate(variables))
 
   def whole(y: float) -> None:  # a block, as in the part
     coordinates_P2 = geometry.grid_coords(axis_P, np.array([y]))
@@ -87,9 +87,9 @@ def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
 
 def _bare_passes(measured: measure.Measure, variables: steps.Variables):
   """count → that many passes over all examples, which lie on the device."""
-  batches = [steps.replicate(b) for name in measured.sets for b in measured.batches(name)]
+  batches = [devices.replicate(b) for name in measured.sets for b in measured.batches(name)]
   for_statistics = measured.batches('distillation') if variables['batch_stats'] else []
-  for_statistics = [steps.replicate(batch) for batch in for_statistics]
+  for_statistics = [devices.replicate(batch) for batch in for_statistics]
 
   def bare(count: int) -> None:
     for _ in range(count):
