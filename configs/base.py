@@ -138,7 +138,7 @@ def _optimizer(
   section.warmup_epochs = 0.0  # of a linear rise from 0 to ...
   section.learning_rate = learning_rate  # ... this, and then cosine to ...
   section.final_learning_rate = final_learning_rate  # ... this
-  section.momentum = 0.9  # of SGD and Muon; of Adam, AdamW and SOAP: β1
-  section.beta2 = 0.999  # of Adam, AdamW and SOAP
+  section.momentum = 0.9  # of SGD and Muon; of Adam and AdamW: β1
+  section.beta2 = 0.999  # of Adam and AdamW
   section.nesterov = nesterov  # of SGD and Muon
-  section.weight_decay = 1e-4  # coupled (a gradient of L2), but decoupled for adamw, muon, soap
+  section.weight_decay = 1e-4  # coupled (a gradient of L2), but decoupled for adamw, muon

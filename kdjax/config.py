@@ -24,7 +24,6 @@ from kdjax.sweep import Sweep
 
 ARTEFACT_VERSION = 2  # raise it when a change of the code makes old artefacts wrong
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
-LONGEST_VALUE = 1000  # in characters; Python does not print integers that are much longer
 
 
 def load(
@@ -275,11 +274,6 @@ def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]
   if text is None:
     yield f'{field}: no value given; write --config.{field}=VALUE'
     return
-  if len(text) > LONGEST_VALUE:
-    yield (
-      f'{field} = {text[:20]}...: has {len(text)} characters; allowed: up to {LONGEST_VALUE} of them'
-    )
-    return
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
@@ -300,7 +294,7 @@ def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[s
   wanted = section.get_type(name)
   optional = is_optional(config, field)
   if wanted is float and type(value) is int:
-    value = float(str(value))  # ∞ where float(value) would raise
+    value = float(value)
   if wanted is tuple and type(value) is list:
     value = tuple(value)
   if type(value) is not wanted and not (value is None and optional):

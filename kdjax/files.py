@@ -35,12 +35,9 @@ NEEDS_CLOUD = (
 def is_reachable(path: str) -> bool:
   """Whether it can be a path here: a local one, or on gs:// where its package is installed."""
   scheme, separator, _ = path.partition('://')
-  if separator:
-    return f'{scheme}{separator}' == CLOUD and importlib.util.find_spec('gcsfs') is not None
-  try:
-    return b'\0' not in os.fsencode(path)
-  except UnicodeEncodeError:  # half of a pair of surrogates
-    return False
+  return not separator or (
+    f'{scheme}{separator}' == CLOUD and importlib.util.find_spec('gcsfs') is not None
+  )
 
 
 def is_refused(error: Exception) -> bool:

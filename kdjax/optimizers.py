@@ -8,8 +8,6 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
-from kdjax import soap
-
 # The root mean square of Muon's updates: what AdamW's is found to be (Liu et al. 2025, "Muon is
 # Scalable for LLM Training", Section 2.2), so that one learning rate and weight decay serve both.
 MUON_UPDATE_RMS = 0.2
@@ -95,33 +93,10 @@ def _kernels_as_matrices(params: Any) -> Any:
   return jax.tree.map_with_path(matrix, params)
 
 
-def _soap(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-  """SOAP for kernels (Vyas et al. 2024), Adam for all other parameters.
-
-  β1 is `momentum` and β2 `beta2`; it has no Nesterov momentum. Weight decay is decoupled.
-  """
-  directions = {
-    'kernel': soap.scale_by_soap(config.momentum, config.beta2),
-    'other': optax.scale_by_adam(config.momentum, config.beta2),
-  }
-  return optax.chain(
-    optax.partition(directions, _kernel_or_other),
-    optax.add_decayed_weights(config.weight_decay),
-    optax.scale_by_learning_rate(rate),
-  )
-
-
-def _kernel_or_other(params: Any) -> Any:
-  return jax.tree.map_with_path(
-    lambda path, _: 'kernel' if path[-1].key == 'kernel' else 'other', params
-  )
-
-
 # Name → (config section, schedule) → optimizer.
 OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]] = {
   'sgd': _sgd,
   'adam': _adam,
   'adamw': _adamw,
   'muon': _muon,
-  'soap': _soap,
 }

@@ -38,6 +38,7 @@ from kdjax.run import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
+QUICK = ROOT / 'tests' / 'quick_config.py'
 
 _PLACES = (os.environ.get('TFDS_DATA_DIR'), ROOT.parent / 'shared' / 'tensorflow_datasets')
 # A folder with real CIFAR-10 and MNIST, or None.
@@ -83,8 +84,8 @@ def copied(finished: Run, tmp_path: pathlib.Path, **fields) -> Run:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-  """Two more than there are cores: workers often wait, for programs that they started and for the disk."""
-  return 2 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+  """One more than there are cores: workers sometimes wait, and each imports for seconds of a core."""
+  return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

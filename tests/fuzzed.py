@@ -77,35 +77,13 @@ _NAMES = sorted(
   }
 )
 _STRINGS = [
-  *(
-    '',
-    ' ',
-    'Resnet',
-    'τ',
-    'no such',
-    '..',
-    '/no/such',
-    './no',
-    '~nobody/x',
-    'a' * 300,
-    '\0',
-    '/\0',
-  ),
-  *('gs://no/such', 's3://no/such', 'http://no/such', 'file:///no', 'x://'),
-  *(
-    'mnist:9.9.9',
-    'mnist/config',
-    'mnist:1.*.*',
-    'mnist/a=1',
-    'kaggle:x',
-    'a/b/c',
-    '\udcff',
-    '/dev/null',
-  ),
+  *('', ' ', 'Resnet', 'τ', 'no such', '..', '/no/such', './no', '~nobody/x', '/dev/null', 'x://'),
+  *('gs://no/such', 's3://no/such', 'http://no/such', 'file:///no', 'kaggle:x', 'a/b/c'),
+  *('mnist:9.9.9', 'mnist/config', 'mnist:1.*.*', 'mnist/a=1'),
 ]
 _INTEGERS = [
   *(-(10**9), -1, 0, 1, 2, 3, 5, 8, 14, 31, 56, 100, 1000, 49_999, 60_001, 10**6, 2**20, 10**8),
-  *(2**31 - 1, 2**31, 10**9, 10**9 + 1, 10**12, 2**63, 10**30, 10**400),
+  *(2**31 - 1, 2**31, 10**9, 10**9 + 1, 10**12, 2**63),
 ]
 _FLOATS = [
   *(-1.0, -0.0, 0.0, 1e-300, 1e-46, 1e-6, 0.01, 0.3, 0.5, 1 - 1e-9, 1.0, 1.5, 2.5, 90.0, 180.5),
@@ -128,19 +106,23 @@ _OF_TYPE = {
 _ANY = st.one_of(*_OF_TYPE.values(), st.sampled_from(_OTHERS))
 # What a shell may pass and `repr` never writes.
 _TEXTS = [
-  *(None, '', '(', "'", '{[1]: 2}', '0x' + 'f' * 5000, '1' * 5000, '2**3', 'nan', '1e999', '-0'),
   *(
+    None,
+    '',
+    '(',
+    "'",
+    '{[1]: 2}',
+    '2**3',
+    'nan',
+    '1e999',
+    '-0',
     '1_000',
     ' 1',
     '1 2',
-    'lambda: 0',
-    "__import__('os')",
-    '[' * 300,
-    '\udcff',
-    'None',
     '1,',
     'τ=1',
   ),
+  *('None', 'lambda: 0', "__import__('os')"),
 ]
 
 
@@ -167,30 +149,21 @@ def values(draw: st.DrawFn, config: ConfigDict, field: str, shipped: list) -> An
 
 
 @st.composite
-def changes(
-  draw: st.DrawFn, configs: dict[str, ConfigDict], shipped: dict[str, list]
-) -> tuple[str, dict]:
-  """The name of a config, and new values for one to three of its fields."""
-  spec = draw(st.sampled_from(sorted(configs)))
-  names = st.sampled_from(sorted(shipped))
-  fields = draw(st.lists(names, min_size=1, max_size=3, unique=True))
-  return spec, {field: draw(values(configs[spec], field, shipped[field])) for field in fields}
-
-
-@st.composite
 def overrides(
   draw: st.DrawFn, configs: dict[str, ConfigDict], shipped: dict[str, list]
 ) -> tuple[str, dict]:
-  """As `changes`, but the values are what a shell passes, and some fields are misspelt."""
-  spec, changed = draw(changes(configs, shipped))
-  misspelt = draw(st.integers(0, 3)) == 0
+  """The name of a config and what a shell passes for one to three fields, some of them misspelt."""
+  spec = draw(st.sampled_from(sorted(configs)))
+  names = st.sampled_from(sorted(shipped))
+  misspelt = draw(st.integers(0, 7)) == 0
   found = {}
-  for field, value in changed.items():
+  for field in draw(st.lists(names, min_size=1, max_size=3, unique=True)):
+    value = draw(values(configs[spec], field, shipped[field]))
+    text = value if isinstance(value, str) else repr(value)
     if misspelt:
       place = draw(st.integers(0, len(field) - 1))
       field = field[:place] + draw(st.sampled_from(['', '.', 'x', '=', 'τ'])) + field[place + 1 :]
-    text = value if isinstance(value, str) else repr(value)
-    found[field] = draw(st.sampled_from(_TEXTS)) if draw(st.integers(0, 3)) == 0 else text
+    found[field] = draw(st.sampled_from(_TEXTS)) if draw(st.integers(0, 7)) == 0 else text
   return spec, found
 
 

@@ -56,7 +56,8 @@ class Launch:
     return self._told('stdout'), self._told('stderr')
 
   def _told(self, stream: str) -> str:
-    return (pathlib.Path(self._outputs.name) / stream).read_text()
+    path = pathlib.Path(self._outputs.name) / stream
+    return path.read_text() if path.exists() else ''  # it has hardly begun
 
   @property
   def told(self) -> str:

@@ -26,7 +26,6 @@ def load(*overrides, spec=CIFAR):
   ('field', 'text', 'value'),
   [
     ('seed', '7', 7),
-    ('student.temperature', '1.5', 1.5),
     ('student.temperature', '1', 1.0),
     ('student.weight_decay', '1e-3', 1e-3),
     ('teacher.nesterov', 'True', True),
@@ -34,23 +33,12 @@ def load(*overrides, spec=CIFAR):
     ('dataset.name', "'cifar100'", 'cifar100'),
     ('dataset.data_dir', '~/sets/v-1.0', '~/sets/v-1.0'),
     ('dataset.data_dir', 'gs://bucket/sets', 'gs://bucket/sets'),
-    ('dataset.num_train', '100', 100),
     ('dataset.num_train', 'None', None),
-    ('student.num_epochs', 'None', None),
-    ('student.model.depth', '56', 56),
-    ('teacher.augmentation', "('flip',)", ('flip',)),
     ('teacher.augmentation', "['flip', 'crop']", ('flip', 'crop')),
     ('teacher.augmentation', '()', ()),
-    ('teacher.examples', '(0, 100)', (0, 100)),
     ('predictions.examples', '[100, 200]', (100, 200)),
-    ('predictions.extra', 'gan', 'gan'),
     ('predictions.extra', 'emnist/byclass', 'emnist/byclass'),
-    ('predictions.num_extra', '100', 100),
-    ('student.final_temperature', '1', 1.0),
-    ('student.warmup_epochs', '1', 1.0),
     ('evaluation.independent_seed', 'None', None),
-    ('gan.flip', 'False', False),
-    ('student.keep_checkpoints', '(0.0, 0.5)', (0.0, 0.5)),
   ],
 )
 def test_an_override_sets_its_field_and_no_other(field, text, value):
@@ -65,10 +53,8 @@ def test_an_override_sets_its_field_and_no_other(field, text, value):
   [
     ('seed', '1.0', 'an integer'),
     ('seed', 'True', 'an integer'),
-    ('seed', 'None', 'an integer'),
     ('teacher.nesterov', '1', 'True or False'),
     ('student.temperature', 'warm', 'a number'),
-    ('student.temperature', 'True', 'a number'),
     ('student.temperature', '{[1]: 2}', 'a number'),
     ('dataset.name', '10', 'a string'),
     ('dataset.num_train', 'all', 'an integer or None'),
@@ -103,15 +89,11 @@ def test_an_unknown_field_is_told_with_the_closest_one(field, hint):
   assert config == load()
 
 
-def test_good_overrides_apply_beside_wrong_ones():
-  overrides = [('student.tau', '1'), ('seed', '3'), ('seed', 'x'), ('student.alpha', '0.5')]
+def test_good_overrides_apply_beside_wrong_ones_and_the_last_counts():
+  overrides = [('student.tau', '1'), ('seed', '2'), ('seed', '3'), ('seed', 'x')]
   config, problems = config_lib.load(CIFAR, overrides)
   assert [problem.partition(' = ')[0] for problem in problems] == ['student.tau', 'seed']
-  assert (config.seed, config.student.alpha) == (3, 0.5)
-
-
-def test_the_last_of_two_overrides_counts():
-  assert load(('seed', '1'), ('seed', '2')).seed == 2
+  assert config.seed == 3
 
 
 # Loading.
@@ -132,21 +114,28 @@ def get_config(arg='small'):
   assert load(spec=str(tmp_path / 'mine')).model.width == 4
 
 
+BASE = 'from configs import base\ndef get_config():\n  config = base.get_config()\n  '
+
+
 @pytest.mark.parametrize(
   ('text', 'reason'),
   [
     (None, 'there is no file'),
-    ('config.student.tau = 1', 'tau'),
-    ("config.seed = 'one'", 'seed'),
-    ("raise ValueError('not like this')", 'not like this'),
+    ('def get_config(:', 'SyntaxError'),
+    ('', 'defines no get_config'),
+    ('get_config = 3', 'TypeError'),
+    ('import sys; sys.exit(0)', 'SystemExit'),
+    ('import no_such_module', 'no_such_module'),
+    ('def get_config(): return 3', 'returns no ConfigDict'),
+    (f'{BASE}config.student.tau = 1', 'tau'),
+    (f"{BASE}config.seed = 'one'", 'seed'),
+    ("def get_config(): raise ValueError('not like this')", 'not like this'),
   ],
 )
 def test_a_file_that_cannot_be_loaded_is_told_by_name(tmp_path, text, reason):
   path = tmp_path / 'mine.py'
-  if text:
-    path.write_text(
-      f'from configs import base\n\ndef get_config():\n  config = base.get_config()\n  {text}\n'
-    )
+  if text is not None:
+    path.write_text(text)
   with pytest.raises(ConfigError) as error:
     config_lib.load(str(path))
   (problem,) = error.value.problems
@@ -198,7 +187,6 @@ def test_optional_fields_are_those_that_base_makes_references():
   [
     # Of 1,000 examples in batches of 128.
     ({'num_steps': 125}, 125),
-    ({'num_epochs': 10**400}, 10**403 // 128),  # no float is as large
     ({'num_epochs': 16}, 125),
     ({'num_examples': 16_000}, 125),
     ({'num_epochs': 1}, 8),  # 7.8 rounded up
@@ -227,20 +215,21 @@ def test_the_student_model_is_the_teachers_but_for_what_is_set():
 # The distillation data.
 
 
-@pytest.mark.parametrize(
-  ('extra', 'replacement', 'needed'),
-  [('', '', False), ('gan', '', True), ('', 'gan', True), ('svhn_cropped', 'mnist', False)],
-)
-def test_who_needs_a_gan(extra, replacement, needed):
-  config = load(('predictions.extra', extra), ('predictions.replacement', replacement))
-  assert config_lib.needs_gan(config) == needed
+def test_who_needs_a_gan():
+  for extra, replacement, needed in [
+    ('', '', 0),
+    ('gan', '', 1),
+    ('', 'gan', 1),
+    ('svhn', 'mnist', 0),
+  ]:
+    config = load(('predictions.extra', extra), ('predictions.replacement', replacement))
+    assert config_lib.needs_gan(config) == needed
 
 
 def test_extra_images_are_counted_where_there_are_any():
-  assert config_lib.num_extra(load()) == 0
-  assert config_lib.num_extra(load(('predictions.num_extra', '7'))) == 0
-  extra = [('predictions.num_extra', '7'), ('predictions.extra', 'gan')]
-  assert config_lib.num_extra(load(*extra)) == 7
+  number, extra = ('predictions.num_extra', '7'), ('predictions.extra', 'gan')
+  found = [config_lib.num_extra(load(*fields)) for fields in ([], [number], [number, extra])]
+  assert found == [0, 0, 7]
 
 
 # The independent student.
@@ -327,8 +316,7 @@ def test_wrong_fields_of_points_and_overrides_are_told_once(tmp_path):
 
 
 def test_a_wrong_type_in_a_point_is_told_and_not_applied(tmp_path):
-  path = sweep_file(tmp_path, ('(1, 4)', "('warm',)"))
-  configs, problems = sweep_configs(path)
+  configs, problems = sweep_configs(sweep_file(tmp_path, ('(1, 4)', "('warm',)")))
   assert problems == ["student.temperature = 'warm': wrong type; allowed: a number"]
   assert configs[0].student.temperature == 4.0
 

@@ -13,10 +13,9 @@ needs_mount = pytest.mark.skipif(
 
 
 @pytest.fixture(scope='module')
-def workdir(finished, tmp_path_factory):
-  """The finished run with its report."""
+def workdir(tmp_path_factory):
+  """An undisturbed run."""
   folder = tmp_path_factory.mktemp('undisturbed') / 'run'
-  shutil.copytree(finished.workdir, folder)
   assert workdirs.attempt(folder) is None
   return folder
 

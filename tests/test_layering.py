@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import from the layers above its own, and from nothing else of this repository.
 LAYERS = [
-  ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'soap', 'xla_flags', 'intervals'],
+  ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'xla_flags', 'intervals'],
   ['hosts', 'compiler'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
   ['files', 'data', 'views', 'gan_networks', 'events'],
@@ -33,7 +33,6 @@ LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in mod
 ONLY = {
   # Mathematics that knows nothing of a run, nor of each other.
   **{module: set() for module in LAYERS[2]},
-  'optimizers': {'soap'},
   'views': {'augmentations', 'keys'},
   'data': {'errors', 'keys'},
   'gan_networks': {'models'},

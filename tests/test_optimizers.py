@@ -1,7 +1,6 @@
 """Optimizers against updates worked out in NumPy, their schedules, and their states."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -9,7 +8,7 @@ from conftest import compilations
 from etils import epath
 from ml_collections import ConfigDict
 
-from kdjax import devices, optimizers, soap, steps
+from kdjax import devices, optimizers, steps
 from kdjax.checkpoint import Checkpoints
 
 NUM_STEPS = 3
@@ -135,90 +134,6 @@ def test_muon_orthogonalizes_the_momentum_of_kernels(nesterov):
 
 def test_muon_gives_adamw_to_all_but_kernels():
   assert_trajectory(section('muon'), adamw_update, OTHERS)
-
-
-@pytest.mark.parametrize('shape', [(30, 8), (8, 30), (3, 3, 4, 8)])
-def test_muon_steps_are_near_orthogonal_and_of_adamw_size(shape):
-  gradient = {'kernel': np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-  optimizer = optimizers.make_optimizer(section('muon', weight_decay=0.0), NUM_STEPS)
-  params = jax.tree.map(jnp.zeros_like, gradient)
-  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-  update = np.asarray(updates['kernel'])
-  # A matrix with orthonormal rows or columns, times a size: all singular values are equal.
-  matrix = -update.reshape(-1, shape[-1]) / (0.5 * 0.2 * np.sqrt(max(update.size // 8, 8)))
-  left, _, right = np.linalg.svd(gradient['kernel'].reshape(matrix.shape), full_matrices=False)
-  rotated = left.T @ matrix @ right.T  # diagonal: the singular vectors are those of the gradient
-  assert (np.diag(rotated) > 0.65).all() and (np.diag(rotated) < 1.25).all()
-  np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-4)
-  assert 0.1 < np.sqrt(np.mean(update**2)) / 0.5 < 0.25
-
-
-def soap_direction(gradient, memory, i, sides):
-  """Vyas et al. 2024, Algorithms 3 and 4, in float64."""
-  identity = dict(zip(('left', 'right'), map(np.eye, gradient.shape), strict=True))
-  bases = memory.setdefault('bases', identity)
-  for side, outer in (('left', gradient @ gradient.T), ('right', gradient.T @ gradient)):
-    memory[side] = 0.99 * memory.get(side, 0) + 0.01 * outer
-    if side in sides and i == 0:
-      bases[side] = np.linalg.svd(memory[side])[0]
-    elif side in sides and i % soap.STEPS_PER_BASIS == 0:
-      bases[side] = np.linalg.qr(memory[side] @ bases[side])[0]
-  if i == 0:
-    return np.zeros_like(gradient)
-  left, right = bases['left'], bases['right']
-  memory['m'] = 0.9 * memory.get('m', 0) + 0.1 * gradient
-  memory['v'] = 0.99 * memory.get('v', 0) + 0.01 * (left.T @ gradient @ right) ** 2
-  m, v = memory['m'] / (1 - 0.9**i), memory['v'] / (1 - 0.99**i)
-  return left @ ((left.T @ m @ right) / (np.sqrt(v) + 1e-8)) @ right.T
-
-
-def soap_updates(gradients):
-  """Of one kernel, without learning rate and weight decay."""
-  scale = soap.scale_by_soap(0.9, 0.99)
-  update = jax.jit(scale.update)
-  state, found = scale.init(jnp.zeros_like(gradients[0])), []
-  for gradient in gradients:
-    direction, state = update(jnp.asarray(gradient, jnp.float32), state)
-    found.append(np.asarray(direction))
-  return found
-
-
-NUM_SOAP_STEPS = 2 * soap.STEPS_PER_BASIS + 2
-
-
-@pytest.mark.parametrize(
-  'shape, longest, sides',
-  [((5, 5), 5, ('left', 'right')), ((2, 3, 5), 5, ('right',)), ((4, 7), 5, ('left',))],
-)
-def test_soap_is_adam_in_the_eigenbasis_of_the_sides(shape, longest, sides, monkeypatch):
-  monkeypatch.setattr(soap, 'LONGEST_SIDE', longest)
-  gradients = np.random.default_rng(0).normal(size=(NUM_SOAP_STEPS, *shape))
-  memory = {}
-  for i, found in enumerate(soap_updates(gradients)):
-    expected = soap_direction(gradients[i].reshape(-1, shape[-1]), memory, i, sides)
-    np.testing.assert_allclose(found, expected.reshape(shape), atol=2e-4, err_msg=f'step {i}')
-
-
-def test_soap_does_not_depend_on_the_axes():
-  """Rotated gradients give rotated updates, as Adam's do not."""
-  rng = np.random.default_rng(1)
-  gradients = rng.normal(size=(NUM_SOAP_STEPS, 6, 6))
-  left, right = (np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2))
-  rotated = soap_updates(left @ gradients @ right)
-  for expected, found in zip(soap_updates(gradients), rotated, strict=True):
-    np.testing.assert_allclose(found, left @ expected @ right, atol=5e-4)
-
-
-def test_soap_gives_adamw_to_all_but_kernels():
-  assert_trajectory(section('soap'), adamw_update, OTHERS)
-
-
-def test_beta2_and_momentum_reach_all_that_have_them():
-  for name in ('adam', 'adamw', 'muon', 'soap'):
-    usual = trajectory(section(name), random_params())[-1]
-    for field in ('momentum', 'beta2'):
-      other = trajectory(section(name, **{field: 0.5}), random_params())[-1]
-      assert np.abs(other['conv']['bias'] - usual['conv']['bias']).max() > 1e-3, (name, field)
 
 
 # Learning rates.

@@ -49,16 +49,24 @@ def test_every_command_is_valid(command, monkeypatch):
 
 
 def test_the_commands_for_digits_run_one_after_the_other(finished, tmp_path):
-  """As they stand there, but for the sizes; the first finds its work done."""
+  """As they stand there, but for the sizes. Another temperature trains a student and nothing else."""
   copied(finished, tmp_path)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
   bash = '\n'.join(re.findall(r'```bash\n(.*?)```', README, re.DOTALL))
   commands = [c for c in bash.splitlines() if c.startswith('python launch.py')]
-  assert len(commands) == 5
+  for flag in ('--config.student.temperature=1', '--verify'):
+    assert any(flag in command for command in commands)
   for command in commands:
     done = launched.run(tmp_path, *flags_of(command), f'--config={TINY}')
     assert done.returncode == 0, f'{command}: {done.stderr}'
-  assert (tmp_path / 'report.html').exists()
-  assert len(list(tmp_path.glob('students/*/result.json'))) == 2
+  assert {path: path.stat().st_mtime_ns for path in before} == before
+  made = {path for path in tmp_path.rglob('*') if path.is_file()} - set(before)
+  assert {path.relative_to(tmp_path).parts[0] for path in made} == {
+    'students',
+    'report.html',
+    'results.csv',
+  }
+  assert len((tmp_path / 'results.csv').read_text().splitlines()) == 1 + 2
 
 
 def test_the_snippet_runs_on_a_finished_run(finished):

@@ -17,12 +17,7 @@ from kdjax.store import PredictionStore, kvstore
 def test_all_folders_of_a_run_stay_in_its_bucket(tmp_path):
   config = tiny_run(tmp_path).config
   run = Run(config, epath.Path('gs://bucket/some/dir'))
-  folders = [
-    run.member_folder(1),
-    run.gan_folder,
-    run.predictions_folder,
-    run.student_folder,
-  ]
+  folders = [run.member_folder(1), run.gan_folder, run.predictions_folder, run.student_folder]
   assert [folder.as_posix() for folder in folders] == [
     f'gs://bucket/some/dir/teachers/{config_lib.teacher_fingerprint(config)}/member_1',
     f'gs://bucket/some/dir/gans/{config_lib.gan_fingerprint(config)}',
@@ -144,10 +139,7 @@ def test_predictions_and_features_are_the_models_in_the_order_of_the_indices(fin
 
 def test_labels_are_those_that_a_view_leaves(finished, tmp_path):
   run = copied(
-    finished,
-    tmp_path,
-    predictions__augmentation=('noise',),
-    augmentation__noise_probability=0.5,
+    finished, tmp_path, predictions__augmentation=('noise',), augmentation__noise_probability=0.5
   )
   inputs, own = run.inputs['distillation'], run.splits['train'].labels_N
   first, second = (run.labels(inputs, view) for view in (0, 1))

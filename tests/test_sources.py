@@ -22,7 +22,7 @@ from tiny_data import (
 )
 
 from kdjax import data
-from kdjax.data import sources, texts
+from kdjax.data import sources
 from kdjax.errors import UserError
 
 # TFDS.
@@ -154,19 +154,18 @@ def test_a_set_that_is_no_classification_is_told(tmp_path, features):
     data.describe(section(name='tiny', data_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize('names', [('test', 'extra'), ('validation',), ('extra',)])
-def test_a_set_without_the_needed_splits_is_told(tmp_path, names):
-  write_tfds(tmp_path, IMAGES, {name: some_records(2) for name in names})
-  with pytest.raises(UserError, match=r"dataset\.name = 'tiny': has the splits \["):
-    data.describe(section(name='tiny', data_dir=str(tmp_path)))
-
-
-def test_imagenet_without_its_validation_split_is_told(tmp_path):
-  write_tfds(tmp_path, IMAGES, {'train': some_records(20)}, 'imagenet2012', '5.1.0')
-  with pytest.raises(
-    UserError, match=r"has the splits \['train'\]. Needed: 'train' and 'validation'"
-  ):
-    data.describe(section(name='imagenet2012', data_dir=str(tmp_path)))
+@pytest.mark.parametrize(
+  ('name', 'splits', 'needed'),
+  [
+    ('tiny', ('test', 'extra'), ''),
+    ('tiny', ('validation',), ''),
+    ('imagenet2012', ('train',), "Needed: 'train' and 'validation'"),
+  ],
+)
+def test_a_set_without_the_needed_splits_is_told(tmp_path, name, splits, needed):
+  write_tfds(tmp_path, IMAGES, {split: some_records(2) for split in splits}, name, '5.1.0')
+  with pytest.raises(UserError, match=rf"dataset\.name = '{name}': has the splits \[.*{needed}"):
+    data.describe(section(name=name, data_dir=str(tmp_path)))
 
 
 def test_a_split_without_labels_is_told(tmp_path):
@@ -202,18 +201,13 @@ def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monke
   ):
     assert part in message
   assert ('is not installed' in message) == (tensorflow is None)
-  assert not list(tmp_path.iterdir())
-
-
-def test_loading_a_missing_set_prepares_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'installed')
   with pytest.raises(UserError, match=r"dataset\.name = 'mnist'"):
     data.load(section(name='mnist', data_dir=str(tmp_path)))
-  assert not list(tmp_path.iterdir())
+  assert not list(tmp_path.iterdir())  # nothing was prepared
 
 
 @pytest.mark.parametrize(
-  'name', ['no_such_set', '', 'two words', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist']
+  'name', ['no_such_set', '', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist']
 )
 def test_a_name_that_tfds_does_not_know_is_told(tmp_path, name):
   with pytest.raises(UserError) as error:
@@ -231,56 +225,88 @@ def test_a_set_whose_builder_needs_what_is_not_installed_is_told(monkeypatch):
     data.describe(section(name='coco'), prepare=False)
 
 
-# Texts.
+# Sets that have no split but 'train': a tenth is held out.
+
+LABELS = np.repeat([0, 1, 2], [30, 20, 10])[np.random.default_rng(5).permutation(60)]
 
 
-def write_reviews(place):
-  train = [b'A good film. A good cast', b'Bad film', b'good, GOOD; not-seen', b'A bad plot']
-  splits = {
-    'train': [{'text': text, 'label': i % 2} for i, text in enumerate(train)],
-    'test': [{'text': b'not a bad test test test film', 'label': 1}],
-  }
-  features = {'text': TEXT, 'label': label_feature(2)}
-  write_tfds(place, features, splits, 'imdb_reviews/plain_text', class_names='neg pos')
-  return section(name='imdb_reviews', data_dir=str(place), min_count=2, max_tokens=4)
+def write_train_alone(place):
+  images = random_images(60, *SHAPE)
+  write_tfds(place, IMAGES, {'train': records(images, LABELS), 'extra': some_records(2)})
+  return section(name='tiny', data_dir=str(place)), images
 
 
-def test_texts_become_tokens_of_the_training_vocabulary(tmp_path):
-  config = write_reviews(tmp_path)
-  # good 4, a 3, bad and film 2; the rest once or in the test set only.
-  assert data.describe(config) == data.Description((4,), ('neg', 'pos'), 4, 1, vocabulary_size=5)
+def test_a_tenth_of_a_set_without_a_test_split_is_held_out(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, 'BLOCK', 7)
+  config, images = write_train_alone(tmp_path)
+  assert data.describe(config) == data.Description(SHAPE, ('cat', 'dog', 'owl'), 54, 6)
   splits = data.load(config)
-  expected = [[2, 1, 4, 2], [3, 4, 0, 0], [1, 1, 0, 0], [2, 3, 0, 0]]
-  np.testing.assert_array_equal(splits['train'].inputs_N, expected)
-  np.testing.assert_array_equal(splits['train'].labels_N, [0, 1, 0, 1])
-  np.testing.assert_array_equal(splits['test'].inputs_N, [[2, 3, 4, 0]])
-  assert splits['train'].inputs_N.dtype == np.int32
+  np.testing.assert_array_equal(np.bincount(splits['test'].labels_N), [2, 2, 2])
+  np.testing.assert_array_equal(np.bincount(splits['train'].labels_N), [28, 18, 8])
+  place = {image.tobytes(): row for row, image in enumerate(images)}
+  rows = {name: [place[x.tobytes()] for x in split.inputs_N] for name, split in splits.items()}
+  assert sorted(rows['train'] + rows['test']) == list(range(60))  # each in one of the two
+  for name, split in splits.items():
+    assert rows[name] == sorted(rows[name])
+    np.testing.assert_array_equal(split.labels_N, LABELS[rows[name]])
 
 
-def test_the_vocabulary_does_not_depend_on_the_chosen_examples(tmp_path):
-  config = write_reviews(tmp_path)
-  config.num_train, config.num_val = 2, 1
-  splits = data.load(config)
-  everything = data.load(write_reviews(tmp_path / 'again'))['train']
-  for name, part in (('val', (0, 1)), ('train', (1, 3))):
-    expected = data.part(everything, part).inputs_N
-    np.testing.assert_array_equal(splits[name].inputs_N, expected)
-  assert data.describe(config).vocabulary_size == 5
+def test_what_is_held_out_does_not_depend_on_what_is_read(tmp_path):
+  config, _ = write_train_alone(tmp_path)
+  everything = data.load(config)
+  config.num_train, config.num_val, config.num_test = 12, 6, 3
+  some = data.load(config)
+  for name, whole, part in (
+    ('val', 'train', (0, 6)),
+    ('train', 'train', (6, 18)),
+    ('test', 'test', (0, 3)),
+  ):
+    expected = data.part(everything[whole], part)
+    np.testing.assert_array_equal(some[name].inputs_N, expected.inputs_N)
+    np.testing.assert_array_equal(np.bincount(some[name].labels_N), [len(expected) // 3] * 3)
 
 
-def test_texts_are_read_once_for_their_vocabulary(tmp_path, monkeypatch):
-  config = write_reviews(tmp_path)
-  data.describe(config)
-  monkeypatch.setattr(texts, 'vocabulary', None)  # a call would fail
-  data.describe(config)
-  data.load(config)
+def test_a_broken_record_is_told_by_its_place_in_the_stored_split(tmp_path):
+  written = some_records(20)
+  written[13]['image'] = b'no image'
+  write_tfds(tmp_path, IMAGES, {'train': written})
+  with pytest.raises(UserError, match="record 13 of 'train'"):
+    data.load(section(name='tiny', data_dir=str(tmp_path)))
 
 
-def test_a_vocabulary_of_nothing_is_told(tmp_path):
-  config = write_reviews(tmp_path)
-  config.min_count = 5
-  with pytest.raises(UserError, match=r'^dataset\.min_count = 5: no word of imdb_reviews'):
-    data.describe(config)
+@pytest.mark.parametrize('extra', ['tiny', 'tiny:1.0.0'])
+@pytest.mark.parametrize('name', ['tiny', 'tiny:1.0.0'])
+def test_test_images_do_not_come_back_as_unlabelled_ones(tmp_path, name, extra):
+  config, _ = write_train_alone(tmp_path)
+  config.name = name
+  with pytest.raises(UserError, match=rf"^predictions\.extra = '{extra}': .* whose test examples"):
+    data.extra_size(extra, config)
+  assert data.extra_size(extra, section(name='digits', data_dir=str(tmp_path), num_val=9)) == 60
+
+
+@pytest.mark.parametrize('name', ['digits', 'tiny'])
+def test_neither_do_those_for_validation(tmp_path, name):
+  write_tfds(tmp_path, IMAGES, {'train': some_records(20), 'test': some_records(4)})
+  config = section(name=name, data_dir=str(tmp_path), num_val=5)
+  with pytest.raises(UserError, match=rf"^predictions\.extra = '{name}': .* dataset\.num_val = 0$"):
+    data.extra_size(name, config)
+  config.num_val = 0
+  assert data.extra_size(name, config) == {'digits': 1437, 'tiny': 20}[name]
+
+
+def test_unlabelled_images_are_those_of_the_training_split(tmp_path):
+  """Of SVHN beside CIFAR-10, say; its split 'extra' is not read."""
+  images = random_images(6, 32, 32, 3, seed=1)
+  features = {'image': image_feature(32, 32, 3), 'label': label_feature(10)}
+  beside = records(images, np.arange(6))
+  splits = {'train': beside, 'test': beside[:2], 'extra': beside[:1]}
+  write_tfds(tmp_path, features, splits, 'svhn_cropped', '3.1.0', class_names=None)
+  own = records(random_images(2, 32, 32, 3), [0, 1])
+  write_tfds(tmp_path, features, {'train': own, 'test': own}, 'cifar10', '3.0.2', class_names=None)
+  config, field = section(name='cifar10', data_dir=str(tmp_path)), 'predictions.replacement'
+  assert data.extra_size('svhn_cropped', config, field) == 6
+  found = data.load_extra('svhn_cropped', config, (32, 32, 3), field=field)
+  assert {image.tobytes() for image in found} == {image.tobytes() for image in images}
 
 
 # Real sets, where they are.
@@ -293,18 +319,14 @@ def real_section(name):
 
 
 @pytest.mark.parametrize(
-  ('name', 'shape', 'num_train', 'num_test'),
-  [('cifar10', (32, 32, 3), 50_000, 10_000), ('mnist', (28, 28, 1), 60_000, 10_000)],
+  ('name', 'shape', 'num_train'), [('cifar10', (32, 32, 3), 50_000), ('mnist', (28, 28, 1), 60_000)]
 )
-def test_description_of_a_real_set(name, shape, num_train, num_test):
-  description = data.describe(real_section(name), prepare=False)
-  assert description.input_shape == shape
-  assert (description.num_train, description.num_test) == (num_train, num_test)
-  assert description.num_classes == 10
-
-
-@pytest.mark.parametrize('name', ['cifar10', 'mnist'])
-def test_the_first_examples_of_a_real_set_are_those_in_its_file(name, monkeypatch):
+def test_the_first_examples_of_a_real_set_are_those_in_its_file(
+  name, shape, num_train, monkeypatch
+):
+  found = data.describe(real_section(name), prepare=False)
+  assert (found.input_shape, found.num_classes) == (shape, 10)
+  assert (found.num_train, found.num_test) == (num_train, 10_000)
   config = real_section(name)
   monkeypatch.setattr(sources.Tfds, 'size', lambda self, split: 20)  # all take seconds
   splits = data.load(config)

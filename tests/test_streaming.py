@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import checked_config
 import jax
 import numpy as np
 import pytest
@@ -352,22 +351,6 @@ def test_distillation_data_can_be_streamed_with_others_beside_and_among_them(tmp
   assert_same_batches(found, expected)
   assert (expected[0]['labels'] >= 0).all() and (expected[2]['labels'] == -1).all()
   assert {'others', 'partners'} < set(expected[0])
-
-
-# Configs.
-
-
-def test_what_cannot_be_streamed_is_told(monkeypatch):
-  checked_config.pretend(monkeypatch)
-  gan = {'dataset.streaming': True, 'predictions.extra': 'gan', 'predictions.num_extra': 10}
-  (problem,) = checked_config.problems_of(checked_config.load(fields=gan))
-  assert problem.startswith('dataset.streaming = True: the GAN learns from images in memory')
-  config = checked_config.load('imdb_bilstm.py', {'dataset.streaming': True})
-  (problem,) = checked_config.problems_of(config)
-  assert problem.startswith('dataset.streaming = True: is for images, and imdb_reviews has texts')
-  config = checked_config.load(fields={'dataset.num_workers': -1})
-  (problem,) = checked_config.problems_of(config)
-  assert problem == 'dataset.num_workers = -1: allowed: an integer in [0, 1000]'
 
 
 # The benchmark.

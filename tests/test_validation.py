@@ -1,4 +1,4 @@
-"""Validation: every rule with a value that breaks it, and that nothing valid is refused."""
+"""Validation, one field at a time: every rule with a value that breaks it and the last ones it allows."""
 
 import checked_config
 import pytest
@@ -96,17 +96,6 @@ BROKEN = {
   'evaluation.num_bootstrap': 0,
   'evaluation.num_cka_examples': 3,
 }
-
-
-@pytest.fixture(autouse=True)
-def prepare_arguments(monkeypatch):
-  """What `data.describe`, which is replaced, was told about preparing the data set."""
-  return checked_config.pretend(monkeypatch)
-
-
-# One rule at a time.
-
-
 ANY_OF_THEIR_TYPE = {
   'dataset.streaming',
   'dataset.name',
@@ -118,16 +107,98 @@ ANY_OF_THEIR_TYPE = {
   'predictions.replacement',
   'gan.flip',
 }
+# The first and last values that rules allow.
+ALLOWED = {
+  'seed': (0, 2**31 - 1),
+  'dataset.num_train': (50_000,),
+  'dataset.num_test': (10_000,),
+  'dataset.num_val': (49_999,),
+  'model.depth': (110,),
+  'model.name': ('lenet', 'vgg'),
+  'teacher.momentum': (0.0,),
+  'teacher.augmentation': ((), ('flip', 'crop')),
+  'teacher.examples': ((0, 50_000),),
+  'predictions.dtype': ('bfloat16',),
+  'predictions.examples': ((49_999, 50_000),),
+  'predictions.replaced': (1.0,),
+  'predictions.replacement': ('gan', 'mnist'),
+  'predictions.augmentation': (('noise', 'crop', 'mixup', 'color_jitter'),),
+  'student.alpha': (0.0, 0.99),
+  'student.init_lambda': (1.0,),
+  'student.final_learning_rate': (0.0,),
+  'student.keep_checkpoints': ((), (0.0, 0.999)),
+  'student.optimizer': ('muon',),
+  'student.loss': ('logit_mse',),
+  'student.final_temperature': (0.01,),
+  'student.warmup_epochs': (299.9,),
+  'augmentation.crop_padding': (0, 31),
+  'augmentation.hue': (0.5,),
+  'augmentation.rotation_degrees': (180.0,),
+  'augmentation.noise_probability': (0.0,),
+  'evaluation.num_cka_examples': (0, 4),
+  'evaluation.independent_seed': (None, 2),
+}
 
 
-def test_every_rule_is_broken_once():
+@pytest.fixture(autouse=True)
+def prepare_arguments(monkeypatch):
+  """What `data.describe`, which is replaced, was told about preparing the data set."""
+  return checked_config.pretend(monkeypatch)
+
+
+# One rule at a time.
+
+
+def test_every_field_has_a_rule_and_every_rule_is_broken_once():
+  assert set(rules.RULES) == set(config_lib.leaves(load()))
   assert set(BROKEN) | ANY_OF_THEIR_TYPE == set(rules.RULES), (
     'Give every rule a value that breaks it, in BROKEN.'
   )
 
 
-def test_every_field_has_a_rule():
-  assert set(rules.RULES) == set(config_lib.leaves(load()))
+def test_all_broken_rules_are_told_at_once_with_field_value_and_what_is_allowed():
+  config = load(fields=BROKEN | {'predictions.extra': 'gan'})
+  problems = problems_of(config, problems=['student.tau = 1: no such field'])
+  assert problems[0] == 'student.tau = 1: no such field'
+  expected = {f'{f} = {value!r}: allowed: {rules.RULES[f][1]}' for f, value in BROKEN.items()}
+  assert expected <= set(problems)
+  with pytest.raises(ConfigError, match=f'has {len(problems) - 1} problems;') as error:
+    validation.check(config, 1)
+  assert all(f'\n  {problem}' in str(error.value) for problem in expected)
+
+
+@pytest.mark.parametrize('field', ALLOWED)
+def test_the_last_values_that_a_rule_allows_are_valid(field):
+  for value in ALLOWED[field]:
+    validation.check(load(fields={field: value}), num_devices=1)
+
+
+def test_names_are_told_with_those_that_there_are():
+  (problem,) = problems_of(load(fields={'student.optimizer': 'lion'}))
+  assert problem == "student.optimizer = 'lion': allowed: one of sgd, adam, adamw, muon"
+  (problem,) = problems_of(load(fields={'teacher.augmentation': ('mixup',)}))  # takes the labels
+  assert problem == (
+    "teacher.augmentation = ('mixup',): allowed: any of flip, vertical_flip, crop, rotation, "
+    'brightness, contrast, saturation, hue, color_jitter, each once, or ()'
+  )
+  (problem,) = problems_of(load(fields={'teacher.augmentation': ('crop', 'crop')}))
+  assert problem.startswith("teacher.augmentation = ('crop', 'crop'): ")
+
+
+@pytest.mark.parametrize('value', [(1, 2, 3), (-1, 5), (3, 2), (0, 1.5), (False, True), ('a', 'b')])
+def test_a_part_is_a_start_and_a_later_stop(value):
+  (problem,) = problems_of(load(fields={'predictions.examples': value}))
+  assert problem.startswith(f'predictions.examples = {value!r}: allowed: (start, stop)')
+
+
+def test_none_is_for_optional_fields_alone():
+  optional = {f for f in config_lib.leaves(load()) if config_lib.is_optional(load(), f)}
+  fields = dict.fromkeys(optional) | {'teacher.num_steps': 10, 'student.num_examples': 10_000}
+  validation.check(load(fields=fields), num_devices=1)
+  needed = [field for field in config_lib.leaves(load()) if field not in optional]
+  problems = problems_of(load(fields=dict.fromkeys(needed)))
+  for field in needed:
+    assert any(problem.startswith(f'{field} = None: not optional') for problem in problems), field
 
 
 def test_a_config_that_lacks_or_adds_fields_is_told():
@@ -143,153 +214,11 @@ def test_a_config_that_lacks_or_adds_fields_is_told():
   assert problems[2].startswith('student.temprature = 1.0: no such field')
 
 
-def test_an_augmentation_comes_once():
-  fields = {'teacher.augmentation': ('crop', 'crop')}
-  (problem,) = problems_of(load(fields=fields))
-  assert problem.startswith("teacher.augmentation = ('crop', 'crop'): ")
-
-
-def test_a_crop_must_show_some_of_the_image():
-  (problem,) = problems_of(load('digits_resnet.py', {'augmentation.crop_padding': 8}))
-  assert problem.startswith('augmentation.crop_padding = 8: allowed: less than the 8 pixels')
-  validation.check(load('digits_resnet.py', {'augmentation.crop_padding': 7}), num_devices=1)
-
-
-@pytest.mark.parametrize('field', BROKEN)
-def test_a_broken_rule_is_told_with_field_value_and_what_is_allowed(field):
-  beside = {'predictions.extra': 'gan'} if field == 'predictions.num_extra' else {}
-  problems = problems_of(load(fields={field: BROKEN[field]} | beside))
-  start = f'{field} = {BROKEN[field]!r}: allowed: {rules.RULES[field][1]}'
-  assert start in problems
-  # Others may follow from it, such as that two durations are set.
-  assert not [p for p in problems if p.startswith(field + ' ') and p != start]
-
-
-@pytest.mark.parametrize(
-  ('field', 'value', 'allowed'),
-  [
-    ('model.name', 'lstm', 'one of resnet, lenet, vgg, resnet50, bilstm'),
-    ('student.model.name', 'lstm', 'one of resnet, lenet, vgg, resnet50, bilstm'),
-    ('student.optimizer', 'lion', 'one of sgd, adam, adamw, muon, soap'),
-    (
-      'student.loss',
-      'mse',
-      'one of kl, reverse_kl, symmetric_kl, hard_labels, brier, logit_mse',
-    ),
-    (
-      'teacher.augmentation',
-      ('mixup',),  # leaves no labels, which a teacher needs
-      'any of flip, vertical_flip, crop, rotation, brightness, contrast, saturation, hue, '
-      'color_jitter, each once, or ()',
-    ),
-    (
-      'predictions.augmentation',
-      ('cutout',),
-      'any of flip, vertical_flip, crop, rotation, brightness, contrast, saturation, hue, '
-      'color_jitter, mixup, noise, each once, or ()',
-    ),
-  ],
-)
-def test_a_name_that_does_not_exist_is_told_with_those_that_do(field, value, allowed):
-  (problem,) = problems_of(load(fields={field: value}))
-  assert problem == f'{field} = {value!r}: allowed: {allowed}'
-
-
-@pytest.mark.parametrize('value', [(1, 2, 3), (-1, 5), (3, 2), (0, 1.5), (False, True), ('a', 'b')])
-def test_a_part_is_a_start_and_a_later_stop(value):
-  (problem,) = problems_of(load(fields={'predictions.examples': value}))
-  assert problem.startswith(f'predictions.examples = {value!r}: allowed: (start, stop)')
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('seed', 0),
-    ('seed', 2**31 - 1),
-    ('student.alpha', 0.0),
-    ('student.alpha', 0.99),
-    ('student.init_lambda', 1.0),
-    ('student.final_learning_rate', 0.0),
-    ('student.keep_checkpoints', ()),
-    ('student.keep_checkpoints', (0.0, 0.999)),
-    ('teacher.momentum', 0.0),
-    ('teacher.augmentation', ()),
-    ('teacher.augmentation', ('flip', 'crop')),
-    ('model.depth', 110),
-    ('model.name', 'lenet'),
-    ('augmentation.crop_padding', 0),
-    ('dataset.num_train', 50_000),
-    ('dataset.num_test', 10_000),
-    ('dataset.num_val', 49_999),
-    ('predictions.dtype', 'bfloat16'),
-    ('teacher.examples', (0, 50_000)),
-    ('predictions.examples', (49_999, 50_000)),
-    ('predictions.replaced', 1.0),
-    ('predictions.replacement', 'gan'),
-    ('predictions.augmentation', ('noise', 'crop', 'mixup', 'color_jitter')),
-    ('student.optimizer', 'muon'),
-    ('student.loss', 'logit_mse'),
-    ('student.final_temperature', 0.01),
-    ('student.warmup_epochs', 299.9),
-    ('augmentation.hue', 0.5),
-    ('augmentation.rotation_degrees', 180.0),
-    ('augmentation.noise_probability', 0.0),
-    ('model.name', 'vgg'),
-    ('evaluation.num_cka_examples', 0),
-    ('evaluation.num_cka_examples', 4),
-    ('evaluation.independent_seed', 2),
-  ],
-)
-def test_the_last_value_that_a_rule_allows_is_valid(field, value):
-  validation.check(load(fields={field: value}), num_devices=1)
-
-
-def test_none_is_told_for_every_field_that_is_not_optional():
-  for field in config_lib.leaves(load()):
-    config = load(fields={field: None})
-    if not config_lib.is_optional(config, field):
-      assert any(p.startswith(f'{field} = None: ') for p in problems_of(config)), field
-
-
-def test_none_is_valid_for_optional_fields_beside_a_duration():
-  optional = [f for f in config_lib.leaves(load()) if config_lib.is_optional(load(), f)]
-  fields = dict.fromkeys(optional) | {'teacher.num_steps': 10, 'student.num_examples': 10_000}
-  validation.check(load(fields=fields), num_devices=1)
-
-
-# All at once.
-
-
-def test_all_problems_come_in_one_message():
-  config = load(fields=BROKEN)
-  problems = problems_of(config, problems=['student.tau = 1: no such field'])
-  fields = [problem.partition(' = ')[0] for problem in problems]
-  assert fields[0] == 'student.tau'
-  assert set(BROKEN) <= set(fields)
-  with pytest.raises(ConfigError) as error:
-    validation.check(config, 1)
-  assert all(f'\n  {field} = ' in str(error.value) for field in BROKEN)
-
-
-def test_problems_of_the_overrides_are_raised_for_a_valid_config():
-  assert problems_of(load(), problems=['x = 1: no such field']) == ['x = 1: no such field']
-
-
-def test_the_message_counts_the_problems():
-  with pytest.raises(ConfigError, match='has 1 problem;'):
-    validation.check(load(fields={'seed': -1}), 1)
-  with pytest.raises(ConfigError, match='has 2 problems;'):
-    validation.check(load(fields={'seed': -1, 'model.width': 0}), 1)
-
-
 def test_a_data_set_is_prepared_only_if_all_else_is_right(prepare_arguments):
   validation.check(load(), 1)
   problems_of(load(fields={'seed': -1}))
-  problems_of(load(), problems=['x = 1: no such field'])
+  assert problems_of(load(), problems=['x = 1: no such field']) == ['x = 1: no such field']
   assert prepare_arguments == [True, False, False]
-
-
-def test_a_missing_data_set_is_one_problem_among_the_others():
   problems = problems_of(load(fields={'dataset.name': 'stl10', 'seed': -1}))
   assert [p.partition(':')[0] for p in problems] == ['seed = -1', "dataset.name = 'stl10'"]
 

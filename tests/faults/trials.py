@@ -3,13 +3,17 @@
 import pathlib
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from tests import launched as programs
 from tests.faults import processes, workdirs
-from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, TINY, Outcome
-from tests.launched import Launch, start
+from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, QUICK, Outcome
+from tests.launched import Launch
+
+start = partial(programs.start, config=QUICK)
 
 MOMENTS = (  # after which a process is killed: files that appear in the course of a run
   'teachers/*/member_0/config.json',
@@ -56,7 +60,7 @@ OF_THE_OTHERS = (  # of what the tiny config has not: the GAN, and after it the 
 
 
 def _ended(
-  launched: Launch, workdir: pathlib.Path, expected: dict, config: pathlib.Path = TINY
+  launched: Launch, workdir: pathlib.Path, expected: dict, config: pathlib.Path = QUICK
 ) -> Outcome:
   """The outcome of a process that should have come to its end."""
   if launched.wait():
@@ -71,7 +75,7 @@ def killed(
   expected: dict[str, Any],
   moments: Sequence[str],
   delays: Sequence[float],
-  config: pathlib.Path = TINY,
+  config: pathlib.Path = QUICK,
 ) -> tuple[int, Outcome]:
   """Kills a run at each moment in turn, starts it again, and lets it end.
 

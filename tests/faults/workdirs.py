@@ -20,6 +20,7 @@ from kdjax.run import Run
 from kdjax.store import PredictionStore
 from tests.launched import TINY
 
+QUICK = TINY.with_name('quick_config.py')
 ALL_STAGES = TINY.with_name('all_stages_config.py')
 OF_THE_CLOCK = ('examples_per_second',)  # what differs between two undisturbed runs
 IDENTICAL, CLEAR_ERROR, BAD = 'identical', 'clear error', 'BAD'
@@ -39,7 +40,7 @@ def run_of(workdir: pathlib.Path, config: pathlib.Path) -> Run:
   return Run(loaded, epath.Path(workdir))
 
 
-def attempt(workdir: pathlib.Path, config: pathlib.Path = TINY) -> str | None:
+def attempt(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> str | None:
   """Runs all stages as `launch.py` does. Returns the message of the error, if there is one."""
   run = run_of(workdir, config)
   try:
@@ -49,7 +50,7 @@ def attempt(workdir: pathlib.Path, config: pathlib.Path = TINY) -> str | None:
   return None
 
 
-def results(workdir: pathlib.Path, config: pathlib.Path = TINY) -> dict[str, Any]:
+def results(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> dict[str, Any]:
   """All that must be the same, bit for bit: logs, last checkpoints, the store and result.json.
 
   result.json has the independent student in it, if there is one, and the store the images of the GAN.
