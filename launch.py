@@ -43,9 +43,9 @@ from kdjax import (
   files,
   hosts,
   progress,
-  report,
   stages,
-  sweep_figure,
+  sweep_report,
+  tables,
   validation,
   verification,
 )
@@ -132,7 +132,7 @@ def _run() -> None:
     return
   run = stages.run(config, _workdir(), _STAGES.value)
   if 'report' in _STAGES.value:
-    progress.console.print(report.terminal_table(evaluation.result(run)))
+    progress.console.print(*tables.terminal(evaluation.result(run)))
     progress.console.print(f'report: {run.workdir / "report.html"}', soft_wrap=True)
 
 
@@ -150,8 +150,8 @@ def _run_sweep(problems: list[str]) -> None:
     stages.run_sweep(chosen, workdir, _STAGES.value)
   finally:  # what is done is shown, whatever failed
     results = evaluation.results(configs, workdir)
-    paths = sweep_figure.write(workdir, name, sweep, results, command=_command_of)
-    progress.console.print(sweep_figure.terminal_table(sweep, results))
+    paths = sweep_report.write(workdir, name, sweep, results, command=_command_of)
+    progress.console.print(*sweep_report.terminal_tables(sweep, results))
     progress.console.print('\n'.join(map(str, paths)), soft_wrap=True)
 
 

@@ -15,7 +15,7 @@ import scipy.linalg
 import scipy.stats
 from scipy.special import log_softmax, rel_entr
 
-from kdjax import intervals, metrics
+from kdjax import intervals
 
 Tree = dict[str, Any]  # nested dicts of arrays
 Values = dict[str, np.ndarray]  # 'x' with its interval 'x/low' and 'x/high'
@@ -240,7 +240,7 @@ def prediction_distances(
         'jensen_shannon': jensen_shannon(log_probs_KNC[i], log_probs_KNC[j]),
       }
       for name, values_N in of_pair.items():
-        interval = metrics.bootstrap_interval(values_N, num_resamples, make_rng())
+        interval = intervals.bootstrap_interval(values_N, num_resamples, make_rng())
         for end, value in zip(intervals.ENDS, (values_N.mean(), *interval), strict=True):
           # The root of a percentile interval is the interval of the root.
           value = np.sqrt(value) if name == 'jensen_shannon' else value

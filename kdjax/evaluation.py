@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from kdjax import config as config_lib
 from kdjax import (
+  comparison,
   files,
   hosts,
   independent,
@@ -25,16 +25,20 @@ from kdjax import (
   teachers,
   training,
 )
+from kdjax import config as config_lib
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
+
+# Models that are compared with the teacher, by their names in result.json: their names in logits.npz.
+WRITTEN = {comparison.STUDENT: 'student', comparison.INDEPENDENT: 'independent'}
 
 
 def run(run: Run) -> bool:
   """Evaluates the student if it was not evaluated. Returns whether it was not.
 
-  Writes logits.npz, the student's logits and the teacher's log_probs on every split, and then
-  result.json. config.json becomes this run's: it says what result.json was made with, and where the
-  data is now.
+  Writes logits.npz, the logits of the student and of the independent student and the teacher's log_probs
+  on every split, and then result.json. config.json becomes this run's: it says what result.json was made
+  with, and where the data is now.
   """
   if is_evaluated(run):
     run.write_config(run.student_folder, replace=True)
@@ -63,7 +67,9 @@ def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teache
       for member_NC in log_probs_MNC
     ]
     results[name]['teacher_wrong'] = _where_teacher_is_wrong(piece, num_resamples)
-    arrays[f'{name}/student_logits_NC'] = piece.student_NC
+    arrays |= {
+      f'{name}/{WRITTEN[who]}_logits_NC': logits_NC for who, logits_NC in piece.pupils_NC.items()
+    }
     arrays[f'{name}/teacher_log_probs_NC'] = piece.teacher_NC
   inputs = run.inputs['distillation']
   results['distillation'] = _result(
@@ -88,7 +94,7 @@ def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teache
   }
   result = {'fingerprints': fingerprints, 'evaluation': _settings(run), 'splits': results}
   if run.config.evaluation.num_cka_examples:
-    result['cka'] = _cka(run, pupils['fidelity'])
+    result['cka'] = _cka(run, pupils[comparison.STUDENT])
   files.write_json(run.student_folder / 'result.json', result)
 
 
@@ -152,21 +158,20 @@ def results(configs: Iterable[ConfigDict], workdir: epath.Path) -> dict[int, dic
   return {index: result(run) for index, run in runs if is_evaluated(run)}
 
 
-# Who is compared with the teacher, under the name that the comparison has in result.json.
-
-
 @dataclasses.dataclass(frozen=True)
 class _Pupil:
+  """A model that is compared with the teacher."""
+
   run: Run
   variables: Any
 
 
 def _pupils(run: Run) -> dict[str, _Pupil]:
-  pupils = {'fidelity': _Pupil(run, student.load(run))}
+  pupils = {comparison.STUDENT: _Pupil(run, student.load(run))}
   require_independent(run)
   if independent.is_wanted(run):
     other = independent.counterpart(run)
-    pupils['independent'] = _Pupil(other, student.load(other))
+    pupils[comparison.INDEPENDENT] = _Pupil(other, student.load(other))
   return pupils
 
 
@@ -180,7 +185,14 @@ class _Piece:
 
   @property
   def student_NC(self) -> np.ndarray:
-    return self.pupils_NC['fidelity']
+    return self.pupils_NC[comparison.STUDENT]
+
+  def fidelity(self, chosen: np.ndarray | slice = slice(None)) -> dict[str, comparison.Fidelity]:
+    """Fidelity of every pupil on the chosen examples."""
+    return {
+      who: comparison.fidelity(logits_NC[chosen], self.teacher_NC[chosen])
+      for who, logits_NC in self.pupils_NC.items()
+    }
 
 
 def _piece(
@@ -199,60 +211,41 @@ def _piece(
 
 
 def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
-  """Averages over all examples, and the intervals of fidelity over examples.
+  """Averages over all examples, and `comparison.compare` of fidelity.
 
-  'student' and 'teacher' are empty where no example has a label.
+  'student' and 'teacher' are empty where no example has a label. `pieces` are views of the same examples.
   """
   of_student, of_teacher, num_examples, num_labelled = metrics.Sums(), metrics.Sums(), 0, 0
-  values: dict[str, list[dict[str, np.ndarray]]] = {}
+  views: dict[str, list[comparison.Fidelity]] = {}
   for piece in pieces:
     labelled_N = piece.labels_N >= 0
     if labelled_N.any():
       labels_N = piece.labels_N[labelled_N]
       of_student.add(metrics.generalization_values(piece.student_NC[labelled_N], labels_N))
       of_teacher.add(metrics.generalization_values(piece.teacher_NC[labelled_N], labels_N))
-    for who, logits_NC in piece.pupils_NC.items():
-      values.setdefault(who, []).append(metrics.fidelity_values(logits_NC, piece.teacher_NC))
+    for who, fidelity in piece.fidelity().items():
+      views.setdefault(who, []).append(fidelity)
     num_examples += len(piece.labels_N)
     num_labelled += labelled_N.sum()
   means = {
     'student': metrics.generalization_means(of_student) if num_labelled else {},
     'teacher': metrics.generalization_means(of_teacher) if num_labelled else {},
   }
-  by_example = {
-    who: {key: np.mean([v[key] for v in of_views], axis=0) for key in of_views[0]}
-    for who, of_views in values.items()
-  }
-  return {'num_examples': num_examples} | means | _with_intervals(by_example, num_resamples)
+  models = {who: comparison.over_views(of_views) for who, of_views in views.items()}
+  return {'num_examples': num_examples} | means | _compared(models, num_resamples)
 
 
 def _where_teacher_is_wrong(piece: _Piece, num_resamples: int) -> dict[str, Any]:
   """Fidelity on the examples that the teacher gets wrong: there, being right is no agreement."""
-  wrong_N = piece.teacher_NC.argmax(-1) != piece.labels_N
+  wrong_N = (piece.labels_N >= 0) & (piece.teacher_NC.argmax(-1) != piece.labels_N)
   if not wrong_N.any():
     return {'num_examples': 0}
-  values = {
-    who: metrics.fidelity_values(logits_NC[wrong_N], piece.teacher_NC[wrong_N])
-    for who, logits_NC in piece.pupils_NC.items()
-  }
-  return {'num_examples': int(wrong_N.sum())} | _with_intervals(values, num_resamples)
+  compared = _compared(piece.fidelity(wrong_N), num_resamples)
+  return {'num_examples': int(wrong_N.sum())} | compared
 
 
-def _with_intervals(values: dict[str, dict[str, np.ndarray]], num_resamples: int) -> dict[str, Any]:
-  """{who: {measure: mean}, 'intervals': {who: {measure: [low, high]}}} of values for each example."""
-  means = {who: metrics.fidelity_means(metrics.Sums().add(of)) for who, of in values.items()}
-  intervals = {
-    who: {
-      key: list(metrics.bootstrap_interval(values_N, num_resamples, _rng(key)))
-      for key, values_N in of.items()
-    }
-    for who, of in values.items()
-  }
-  return means | {'intervals': intervals}
-
-
-def _rng(measure: str) -> np.random.Generator:
-  return keys.numpy_rng(0, f'bootstrap/{measure}')
+def _compared(models: dict[str, comparison.Fidelity], num_resamples: int) -> dict[str, Any]:
+  return comparison.compare(models, num_resamples, keys.numpy_rng(0, 'bootstrap'))
 
 
 def _cka(run: Run, pupil: _Pupil) -> dict[str, dict[str, float | None]]:

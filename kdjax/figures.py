@@ -42,11 +42,11 @@ class _Curve:
   label: str | None = None
 
 
-def loss(rows_of_runs: Sequence[Rows], color: str, title: str) -> str | None:
-  """The training loss against epochs. None if nothing was logged."""
+def loss(rows_of_runs: Sequence[Rows], color: str, title: str, unit: str) -> str | None:
+  """The training loss, in `unit`, '' for none, against epochs. None if nothing was logged."""
   faint = len(rows_of_runs) > 1
   curves = [_Curve(rows, 'train/loss', color, faint=faint) for rows in rows_of_runs]
-  return _draw_curves(title, curves, 'loss (nats)')
+  return _draw_curves(title, curves, f'loss ({unit})' if unit else 'loss')
 
 
 def accuracy(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
@@ -60,16 +60,16 @@ def accuracy(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
   return _draw_curves('Accuracy through training', curves, 'accuracy (%)', scale=100)
 
 
-def agreement(student_rows: Rows) -> str | None:
-  """Top-1 agreement of the student with its teacher, by split."""
+def agreement(student_rows: Rows, baseline: float | None) -> str | None:
+  """Top-1 agreement of the student with its teacher, by split; `baseline` as in `kl`."""
   curves = _by_split(student_rows, 'top1_agreement')
-  return _draw_curves('Agreement through training', curves, 'top-1 agreement (%)', scale=100)
+  return _draw_curves('Agreement through training', curves, 'top-1 agreement (%)', 100, baseline)
 
 
-def kl(student_rows: Rows) -> str | None:
-  """KL(teacher ‖ student), by split."""
+def kl(student_rows: Rows, baseline: float | None) -> str | None:
+  """KL(teacher ‖ student), by split; `baseline` is the trained independent student's on test, if any."""
   curves = _by_split(student_rows, 'predictive_kl')
-  return _draw_curves('KL through training', curves, 'KL (nats)')
+  return _draw_curves('KL through training', curves, 'KL (nats)', baseline=baseline)
 
 
 def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
@@ -120,8 +120,14 @@ def _by_split(rows: Rows, name: str, who: str = '') -> list[_Curve]:
   ]
 
 
-def _draw_curves(title: str, curves: Sequence[_Curve], ylabel: str, scale: float = 1) -> str | None:
-  """Draws those curves whose key was logged. None if there is none."""
+def _draw_curves(
+  title: str,
+  curves: Sequence[_Curve],
+  ylabel: str,
+  scale: float = 1,
+  baseline: float | None = None,
+) -> str | None:
+  """Draws those curves whose key was logged, and a level line. None if there is no curve."""
   drawn = [curve for curve in curves if any(curve.key in row for row in curve.rows)]
   if not drawn:
     return None
@@ -141,6 +147,9 @@ def _draw_curves(title: str, curves: Sequence[_Curve], ylabel: str, scale: float
         markersize=2 if curve.faint else 3.5,
         label=curve.label,
       )
+    if baseline is not None:
+      level = {'color': COLORS['ink'], 'linestyle': '-.', 'linewidth': 1.2}
+      axes.axhline(scale * baseline, **level, label='independent, test')
     axes.set_xlabel('epochs of training')
     axes.set_ylabel(ylabel)
     _log_if_wide(axes)

@@ -168,6 +168,8 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]
   'logit_mse': logit_mse,
 }
 
+UNITS = {'brier': '', 'logit_mse': 'squared logits'}  # of the losses that are not in nats
+
 
 # Losses that take no notice of the temperature.
 WITHOUT_TEMPERATURE = ('hard_labels', 'logit_mse')
@@ -184,3 +186,9 @@ def temperature_at(
   if final is None:
     return start
   return start * (final / start) ** jnp.minimum(step / num_steps, 1.0)
+
+
+def unit(name: str, alpha: float) -> str:
+  """The unit of a loss of LOSSES, mixed with that of the labels, in nats, if α > 0; '' for none."""
+  own = UNITS.get(name, 'nats')
+  return '' if alpha > 0 and own != 'nats' else own

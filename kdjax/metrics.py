@@ -1,13 +1,15 @@
 """Generalization and fidelity of whole prediction arrays (paper, Section 3), in float64 on the host.
 
 Values are computed for each example and averaged once over all of them, so that no batch size and no
-ragged last batch can enter; `Sums` is for arrays that come in pieces. Axes: N example, C class.
+ragged last batch can enter; `Sums` is for arrays that come in pieces. Fidelity is measured at τ = 1.
+Axes: N example, C class.
 """
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 NUM_BINS = 10  # of the calibration error: equal widths on [0, 1]
+TOP = 5  # classes of 'top5_agreement', which is 1 for everyone where there are no more
 
 
 class Sums:
@@ -97,28 +99,66 @@ def fidelity_means(sums: Sums) -> dict[str, float]:
   return {name: float(sums.mean(name)) for name in ('top1_agreement', 'predictive_kl')}
 
 
-def bootstrap_interval(
-  values_N: np.ndarray, num_resamples: int, rng: np.random.Generator, level: float = 0.95
-) -> tuple[float, float] | None:
-  """The percentile bootstrap interval of the mean over examples (Efron & Tibshirani 1993, ch. 13).
+def finer_fidelity_values(
+  student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Measures of fidelity that look at the whole predicted distribution, for each example, shape (N,).
 
-  Examples are resampled, so each must stand in `values_N` once: average the views of one image first.
+  Returns:
+    'total_variation': ½ Σ_c |p_c − q_c|, in [0, 1]; 0 for equal distributions.
+    'top5_agreement': the fraction of the teacher's five most probable classes that are among the student's
+      five. Of equally probable classes the lower one comes first. Left out where there are fewer than six.
+    'rank_correlation': Spearman's correlation of the class probabilities, in [−1, 1]. Equal probabilities,
+      which a store in float16 has, share their mean rank; 0 where all classes of one side are equal, which
+      then ranks nothing.
+  """
+  student_NC, teacher_NC = np.asarray(student_logits_NC), np.asarray(teacher_log_probs_NC)
+  probs_NC, other_NC = (softmax(x.astype(np.float64), axis=-1) for x in (student_NC, teacher_NC))
+  order_NC, student_ranks_NC = _ranks(student_NC)  # of logits: probabilities may underflow
+  teacher_order_NC, teacher_ranks_NC = _ranks(teacher_NC)
+  found = {'total_variation': 0.5 * np.abs(probs_NC - other_NC).sum(axis=-1)}
+  if student_NC.shape[-1] > TOP:
+    shared_NTT = order_NC[:, :TOP, None] == teacher_order_NC[:, None, :TOP]
+    found['top5_agreement'] = shared_NTT.sum(axis=(-2, -1)) / TOP
+  return found | {'rank_correlation': _correlation(student_ranks_NC, teacher_ranks_NC)}
+
+
+def _ranks(values_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Classes from the largest value down, and each class's place among them; ties share the mean place."""
+  order_NC = np.argsort(-values_NC, axis=-1, kind='stable')
+  sorted_NC = np.take_along_axis(values_NC, order_NC, axis=-1)
+  places_C = np.arange(values_NC.shape[-1])
+  begins_NC = np.ones(sorted_NC.shape, bool)  # a group of equal values
+  begins_NC[:, 1:] = sorted_NC[:, 1:] != sorted_NC[:, :-1]
+  ends_NC = np.ones_like(begins_NC)
+  ends_NC[:, :-1] = begins_NC[:, 1:]
+  first_NC = np.maximum.accumulate(np.where(begins_NC, places_C, 0), axis=-1)
+  last_NC = np.where(ends_NC, places_C, places_C[-1])[:, ::-1]
+  last_NC = np.minimum.accumulate(last_NC, axis=-1)[:, ::-1]
+  ranks_NC = np.empty(sorted_NC.shape)
+  np.put_along_axis(ranks_NC, order_NC, (first_NC + last_NC) / 2, axis=-1)
+  return order_NC, ranks_NC
+
+
+def _correlation(x_NC: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
+  """Pearson's correlation of each row; 0 where a row is constant."""
+  x_NC, y_NC = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (x_NC, y_NC))
+  scale_N = np.sqrt((x_NC**2).sum(axis=-1) * (y_NC**2).sum(axis=-1))
+  products_N = (x_NC * y_NC).sum(axis=-1)
+  return np.divide(products_N, scale_N, out=np.zeros_like(scale_N), where=scale_N > 0)
+
+
+def cohens_kappa(agreement: np.ndarray, student_C: np.ndarray, teacher_C: np.ndarray) -> np.ndarray:
+  """Agreement beyond chance, κ = (p_o − p_e) / (1 − p_e) (Cohen 1960).
 
   Args:
-    values_N: a value for each example, such as 'top1_agreement' of `fidelity_values`.
-    num_resamples: how many times N examples are drawn with replacement.
-    rng: such as `keys.numpy_rng`; equal generators give equal intervals.
-    level: of confidence, in (0, 1).
+    agreement: p_o, the fraction of examples on which both predict the same class; any leading axes.
+    student_C, teacher_C: how often each predicts each class, as fractions of the examples. By chance they
+      agree with p_e = Σ_c student_c teacher_c.
 
-  Returns: (low, high), or None where there is no example.
+  Returns: κ ≤ 1; 0 is what independent predictions with these frequencies have. NaN where both predict
+  one and the same class for all examples.
   """
-  values_N = np.asarray(values_N, np.float64)
-  num_examples = len(values_N)
-  if num_examples == 0:
-    return None
-  means = [
-    values_N[rng.integers(num_examples, size=num_examples)].mean() for _ in range(num_resamples)
-  ]
-  tail = (1 - level) / 2
-  low, high = np.quantile(means, [tail, 1 - tail])
-  return float(low), float(high)
+  chance = np.sum(student_C * teacher_C, axis=-1)
+  room = np.where(chance < 1, 1 - chance, np.nan)
+  return (agreement - chance) / room

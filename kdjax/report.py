@@ -1,4 +1,4 @@
-"""Results in; `report.html`, one self-contained page, `results.csv` and a terminal table out.
+"""Results in; `report.html`, one self-contained page, and `results.csv` out.
 
 It reads what the other stages wrote and imports none of them. Axes: N example, C class.
 """
@@ -14,32 +14,15 @@ from typing import Any
 import jinja2
 import numpy as np
 from etils import epath
-from rich import box
-from rich.table import Table
 from scipy.special import softmax
 
-from kdjax import data, figures, files, metrics
+from kdjax import data, figures, files, formats, losses, metrics, tables
 from kdjax.errors import DamageError
+from kdjax.formats import NOTHING
 
 TEMPLATE = epath.Path(__file__).parent / 'report.html.j2'
 STYLE = TEMPLATE.parent / 'page.css'
 NUM_EXAMPLES = 12  # of test images on which teacher and student disagree
-
-SPLITS = {  # in the order of the tables
-  'train': 'train',
-  'val': 'validation',
-  'test': 'test',
-  'distillation': 'distillation views',
-}
-MEASURES = {  # as result.json names them: as the tables do
-  'accuracy': 'accuracy (%)',
-  'nll': 'NLL (nats)',
-  'ece': 'ECE (%)',
-  'top1_agreement': 'agreement (%)',
-  'predictive_kl': 'KL (nats)',
-}
-COMPARED = ('accuracy', 'top1_agreement', 'predictive_kl')  # between students
-NOTHING = '–'  # in the place of a value that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +89,15 @@ def write(
     digest=digest,
     nothing=NOTHING,
     this=this,
-    measures=MEASURES,
-    splits=_headline(this.result, SPLITS),
-    controls=_controls(this.result),
+    measures=tables.MEASURES,
+    splits=tables.headline(this.result, tables.SPLITS),
+    controls=tables.controls(this.result),
+    finer=tables.finer(this.result),
+    conclusions=tables.conclusions(this.result['splits']['test']),
     cka=this.result.get('cka', {}),
     gan=_gan(*gan) if gan else None,
     analyses=_analyses(analyses),
-    figures=_curves(student_rows, [rows for rows in member_rows if rows]),
+    figures=_curves(this, student_rows, [rows for rows in member_rows if rows]),
     **_on_test(student_folder, test(), class_names),
     **_comparison(students),
   )
@@ -121,24 +106,6 @@ def write(
   # Last: its seal says that both are written, from the files that are there.
   files.write_text(page, html + _seal(html.encode(), rows.encode(), digest))
   return True
-
-
-def terminal_table(result: dict[str, Any]) -> Table:
-  """The headline table: teacher's members, ensemble and student, on train and on test.
-
-  Args:
-    result: the content of result.json.
-  """
-  table = Table(box=box.SIMPLE)  # fits into 80 columns
-  table.add_column('split (images)', no_wrap=True)
-  for heading in MEASURES.values():
-    table.add_column(heading, justify='right')
-  for split in _headline(result, ('train', 'test')):
-    table.add_section()
-    table.add_row(f'{split["name"]} ({split["num_examples"]:,})', style='bold')
-    for name, cells in split['rows']:
-      table.add_row(f'  {name}', *cells)
-  return table
 
 
 # Reading.
@@ -199,56 +166,6 @@ def _flatten(nested: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 # The parts of the page.
 
 
-def _headline(result: dict[str, Any], names: Iterable[str]) -> list[dict[str, Any]]:
-  """For each split: its name, 'num_examples', and 'rows' of (who, cells in the order of MEASURES)."""
-  splits = []
-  for name in names:
-    if name in result['splits']:
-      values = result['splits'][name]
-      rows = [(f'member {i}', _cells(m)) for i, m in enumerate(values.get('members', []))]
-      rows.append(('ensemble', _cells(values['teacher'])))
-      rows.append(('student', _cells(values['student'] | values['fidelity'])))
-      if 'independent' in values:
-        rows.append(('independent student', _cells(values['independent'])))
-      num_examples = values['num_examples']
-      splits.append({'name': SPLITS[name], 'num_examples': num_examples, 'rows': rows})
-  return splits
-
-
-def _cells(values: dict[str, float], keys: Iterable[str] = tuple(MEASURES)) -> list[str]:
-  def text(key: str) -> str:
-    if key not in values:
-      return NOTHING
-    return f'{100 * values[key]:.2f}' if '%' in MEASURES[key] else f'{values[key]:.4f}'
-
-  return [text(key) for key in keys]
-
-
-def _controls(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-  """Fidelity on the test set beside its controls: (which examples, rows of (who, cells))."""
-  test = result['splits']['test']
-  groups = []
-  for title, values in (
-    ('all', test),
-    ('those that the teacher gets wrong', test.get('teacher_wrong', {})),
-  ):
-    rows = [
-      (name, [_with_interval(values, who, key) for key in ('top1_agreement', 'predictive_kl')])
-      for who, name in (('fidelity', 'student'), ('independent', 'independent student'))
-      if who in values
-    ]
-    if rows:
-      groups.append((f'{title} ({values["num_examples"]:,})', rows))
-  return groups
-
-
-def _with_interval(values: dict[str, Any], who: str, key: str) -> str:
-  """'97.1 (96.4 to 97.8)'."""
-  mean, (low, high) = values[who][key], values['intervals'][who][key]
-  mean, low, high = (_cells({key: value}, [key])[0] for value in (mean, low, high))
-  return f'{mean} ({low} to {high})'
-
-
 def _gan(samples: epath.Path, quality: epath.Path) -> dict[str, Any]:
   return files.read_json(quality) | {'image': _png_uri(samples)}
 
@@ -267,13 +184,17 @@ def _png_uri(path: epath.Path) -> str:
   return f'data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'
 
 
-def _curves(student_rows: figures.Rows, member_rows: list[figures.Rows]) -> dict[str, str | None]:
+def _curves(
+  this: Student, student_rows: figures.Rows, member_rows: list[figures.Rows]
+) -> dict[str, str | None]:
+  unit = losses.unit(this.config['student.loss'], this.config['student.alpha'])
+  baseline = this.result['splits']['test'].get('independent', {})
   return {
-    'student_loss': figures.loss([student_rows], 'student', 'Training loss of the student'),
-    'member_loss': figures.loss(member_rows, 'teacher', 'Training loss of the members'),
+    'student_loss': figures.loss([student_rows], 'student', 'Training loss of the student', unit),
+    'member_loss': figures.loss(member_rows, 'teacher', 'Training loss of the members', 'nats'),
     'accuracy': figures.accuracy(student_rows, member_rows),
-    'agreement': figures.agreement(student_rows),
-    'kl': figures.kl(student_rows),
+    'agreement': figures.agreement(student_rows, baseline.get('top1_agreement')),
+    'kl': figures.kl(student_rows, baseline.get('predictive_kl')),
   }
 
 
@@ -326,13 +247,22 @@ def _comparison(students: list[Student]) -> dict[str, Any]:
     fields = [_plain(student.config.get(name)) for name in differing]
     test = student.result['splits']['test']
     cells = [NOTHING if field is None else field for field in fields]
-    cells += _cells(test['student'] | test['fidelity'], COMPARED)
+    cells += tables.cells(test['student'], ['accuracy'])
+    for key in tables.FIDELITY:
+      cells += tables.cells(test['fidelity'], [key]) + tables.cells(
+        test.get('independent', {}), [key]
+      )
+      cells += tables.difference_cells(test, key)
     return {'fingerprint': student.fingerprint, 'cells': cells}
 
+  headings = [f'test {tables.MEASURES["accuracy"]}']
+  for key in tables.FIDELITY:
+    label = tables.MEASURES[key]
+    headings += [f'test {label}', 'independent student', 'difference', 'verdict']
   return {
     'students': [row(student) for student in sorted(students, key=order)],
     'differing': differing,
-    'compared': [MEASURES[key] for key in COMPARED],
+    'compared': headings,
   }
 
 
@@ -355,10 +285,18 @@ def _csv(students: Sequence[Student]) -> str:
   return buffer.getvalue()
 
 
-def _measures(student: Student) -> dict[str, float]:
+def _measures(student: Student) -> dict[str, Any]:
+  """Numbers and words of result.json by dotted name; an interval's ends are NAME.low and NAME.high."""
   splits = student.result['splits']
-  flat = _flatten({name: splits[name] for name in SPLITS if name in splits})
-  return {name: value for name, value in flat.items() if not isinstance(value, list)}
+  flat = {}
+  for name, value in _flatten(
+    {name: splits[name] for name in tables.SPLITS if name in splits}
+  ).items():
+    if not isinstance(value, list):
+      flat[name] = value
+    elif not name.endswith('.members'):
+      flat |= {f'{name}.low': value[0], f'{name}.high': value[1]}
+  return flat
 
 
 def _plain(value: Any) -> Any:
@@ -374,5 +312,5 @@ def _environment() -> jinja2.Environment:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters['percent'] = lambda fraction: f'{100 * fraction:.1f} %'
+  environment.filters['percent'] = formats.percent
   return environment

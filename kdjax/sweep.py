@@ -12,6 +12,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdjax import intervals
+from kdjax.intervals import Estimate
+
 INDEPENDENT = 'evaluation.independent_seed'
 MAX_SERIES = 6  # more cannot be told apart in a figure
 
@@ -74,6 +77,9 @@ class Cell:
   count: int = 0  # trials that have the measure
   paper_mean: float | None = None
   paper_std: float | None = None
+  independent: 'Cell | None' = None  # of a measure of fidelity: the independent student's
+  difference: Estimate | None = None  # student minus independent student, paired over trials
+  num_pairs: int = 0  # trials that have both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +107,12 @@ def expand(sweep: Sweep) -> list[SweepRun]:
 
 
 def summarise(sweep: Sweep, results: Mapping[int, Mapping[str, Any]]) -> list[Row]:
-  """Mean and standard deviation over the trials there are, for each point in its order.
+  """Means over the trials there are, for each point in its order.
+
+  A measure of fidelity, at `....fidelity....` in result.json, has the independent student's beside it, and
+  their difference with Student's t interval over trials, each trial's student paired with its independent
+  student. The interval is approximate: with trials over `seed`, the student of one trial is the
+  independent student of another.
 
   Args:
     results: the content of result.json by index of the run. Those that are not there are `missing`; a
@@ -124,6 +135,12 @@ def command(run: SweepRun, start: str = 'python launch.py') -> str:
   """The shell command of one run: `start` with a flag for each field."""
   flags = [shlex.quote(f'--config.{field}={value}') for field, value in run.fields.items()]
   return ' '.join([start, *flags])
+
+
+def has_difference(rows: Sequence[Row]) -> list[bool]:
+  """For each panel, whether any point has an independent student to compare with."""
+  columns = zip(*(row.cells for row in rows), strict=True)
+  return [any(cell.num_pairs for cell in cells) for cells in columns]
 
 
 def series_names(sweep: Sweep) -> list[str]:
@@ -186,17 +203,37 @@ def _added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
 
 
 def _cell(sweep: Sweep, panel: Panel, point: Point, results: Sequence[Mapping[str, Any]]) -> Cell:
-  found = [_look_up(result, panel.measure) for result in results]
-  values = [panel.scale * value for value in found if value is not None]
   paper = sweep.paper.get(panel.measure, {}).get(point.key)
   paper_mean, paper_std = paper if isinstance(paper, tuple) else (paper, None)
-  return Cell(
-    mean=statistics.fmean(values) if values else None,
-    std=statistics.stdev(values) if len(values) > 1 else None,
-    count=len(values),
-    paper_mean=paper_mean,
-    paper_std=paper_std,
+  cell = dataclasses.replace(
+    _mean(_values(panel, panel.measure, results)), paper_mean=paper_mean, paper_std=paper_std
   )
+  baseline = panel.measure.replace('.fidelity.', '.independent.')
+  if baseline == panel.measure:
+    return cell
+  both = [_values(panel, measure, results) for measure in (panel.measure, baseline)]
+  pairs = [pair for pair in zip(*both, strict=True) if None not in pair]
+  return dataclasses.replace(
+    cell,
+    independent=_mean(both[1]) if any(value is not None for value in both[1]) else None,
+    difference=intervals.paired(*zip(*pairs, strict=True)) if pairs else None,
+    num_pairs=len(pairs),
+  )
+
+
+def _mean(values: Sequence[float | None]) -> Cell:
+  known = [value for value in values if value is not None]
+  return Cell(
+    mean=statistics.fmean(known) if known else None,
+    std=statistics.stdev(known) if len(known) > 1 else None,
+    count=len(known),
+  )
+
+
+def _values(panel: Panel, measure: str, results: Sequence[Mapping[str, Any]]) -> list[float | None]:
+  """A value of each result in the unit of the panel's label."""
+  found = [_look_up(result, measure) for result in results]
+  return [None if value is None else panel.scale * value for value in found]
 
 
 def _look_up(result: Any, path: str) -> float | None:

@@ -14,23 +14,42 @@ MEMBERS = [
   {'accuracy': 0.71, 'nll': 0.81, 'ece': 0.01, 'top1_agreement': 0.92, 'predictive_kl': 0.31},
   {'accuracy': 0.72, 'nll': 0.82, 'ece': 0.02, 'top1_agreement': 0.93, 'predictive_kl': 0.32},
 ]
-SPLIT = {
+SPLIT = {  # of three classes: there is no top-5 agreement
   'num_examples': 6,
   'student': {'accuracy': 0.9712, 'nll': 0.125, 'ece': 0.0345},
   'teacher': {'accuracy': 0.9834, 'nll': 0.0625, 'ece': 0.0123},
-  'fidelity': {'top1_agreement': 0.8767, 'predictive_kl': 0.0432},
+  'fidelity': {'top1_agreement': 0.8767, 'predictive_kl': 0.0432, 'cohens_kappa': 0.8},
+  'independent': {'top1_agreement': 0.7654, 'predictive_kl': 0.0478, 'cohens_kappa': None},
   'intervals': {
-    'fidelity': {'top1_agreement': [0.8501, 0.9002], 'predictive_kl': [0.0402, 0.0455]},
-    'independent': {'top1_agreement': [0.7, 0.8], 'predictive_kl': [0.3, 0.4]},
+    'fidelity': {
+      'top1_agreement': [0.8501, 0.9002],
+      'predictive_kl': [0.0402, 0.0455],
+      'cohens_kappa': [0.7, 0.9],
+    },
+    'independent': {
+      'top1_agreement': [0.7, 0.99999],  # less than 100 %
+      'predictive_kl': [0.03, 0.05],
+      'cohens_kappa': None,
+    },
   },
-  'independent': {'top1_agreement': 0.7654, 'predictive_kl': 0.3456},
+  'difference': {
+    'top1_agreement': {'mean': 0.1113, 'interval': [0.07, 0.15], 'verdict': 'higher'},
+    'predictive_kl': {
+      'mean': -0.0046,
+      'interval': [-0.0125, 0.0018],
+      'verdict': 'cannot be told',
+    },
+    'cohens_kappa': {'mean': None, 'interval': None, 'verdict': 'cannot be told'},
+  },
 }
-WRONG = {  # on the examples that the teacher gets wrong
+WRONG = {  # on the examples that the teacher gets wrong; there is no independent student here
   'num_examples': 2,
-  'fidelity': {'top1_agreement': 0.5, 'predictive_kl': 0.7},
-  'intervals': {'fidelity': {'top1_agreement': [0.1, 0.9], 'predictive_kl': [0.6, 0.8]}},
+  'fidelity': {'top1_agreement': 0.5, 'predictive_kl': 0.7, 'cohens_kappa': 0.0},
+  'intervals': {
+    'fidelity': {'top1_agreement': None, 'predictive_kl': [0.6, 0.8], 'cohens_kappa': None}
+  },
 }
-DISTILLATION = SPLIT | {'fidelity': {'top1_agreement': 0.9911, 'predictive_kl': 0.0021}}
+DISTILLATION = SPLIT | {'fidelity': SPLIT['fidelity'] | {'top1_agreement': 0.9911}}
 RESULT = {
   'splits': {
     'train': SPLIT | {'members': MEMBERS},

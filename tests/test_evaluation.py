@@ -11,13 +11,14 @@ import pytest
 from conftest import ROOT, copied, tiny_run
 from scipy.special import softmax
 from scipy.stats import entropy
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss
 
 from kdjax import (
   augmentations,
   evaluation,
   files,
   independent,
+  intervals,
   keys,
   metrics,
   predictions,
@@ -117,10 +118,20 @@ def test_the_independent_student_is_held_against_this_teacher(compared, result, 
   logits = other.predict(other.student_model, student.load(other), other.inputs[split])
   teacher = arrays[f'{split}/teacher_log_probs_NC']
   found = result['splits'][split]
-  assert found['independent'] == metrics.fidelity(logits, teacher)
+  np.testing.assert_array_equal(arrays[f'{split}/independent_logits_NC'], logits)
+  assert found['independent'] == with_all_measures(logits, teacher)
   assert found['independent'] != found['fidelity']
   wrong = teacher.argmax(-1) != compared.splits[split].labels_N
-  assert found['teacher_wrong']['independent'] == metrics.fidelity(logits[wrong], teacher[wrong])
+  expected = with_all_measures(logits[wrong], teacher[wrong])
+  assert found['teacher_wrong']['independent'] == expected
+
+
+def with_all_measures(logits, teacher):
+  """All six, by independent code where test_metrics.py does not hold them against such."""
+  values = metrics.finer_fidelity_values(logits, teacher)
+  found = metrics.fidelity(logits, teacher) | {name: of.mean() for name, of in values.items()}
+  found['cohens_kappa'] = cohen_kappa_score(logits.argmax(-1), teacher.argmax(-1))
+  return pytest.approx(found, rel=1e-9)
 
 
 def test_the_independent_student_sees_the_very_views_of_this_one(compared, result):
@@ -182,7 +193,10 @@ def test_without_an_independent_student_there_is_nothing_to_do(finished):
   assert finished.config.evaluation.independent_seed is None
   assert not independent.run(finished)
   splits = evaluation.result(finished)['splits']
-  assert not any('independent' in of or 'independent' in of['intervals'] for of in splits.values())
+  for of in splits.values():
+    assert not {'independent', 'difference'} & {*of, *of['intervals']}
+  arrays = np.load(finished.student_folder / 'logits.npz')
+  assert not [name for name in arrays if 'independent' in name]
 
 
 def test_an_independent_student_that_is_missing_is_told_with_the_command(finished, tmp_path):
@@ -196,37 +210,52 @@ def test_an_independent_student_that_is_missing_is_told_with_the_command(finishe
 # Intervals.
 
 
-@pytest.mark.parametrize('who', ['fidelity', 'independent'])
 @pytest.mark.parametrize('split', [*SPLITS, 'distillation'])
-def test_intervals_hold_the_mean(result, split, who):
+def test_intervals_hold_the_mean(result, split):
   found = result['splits'][split]
   parts = [found] if split == 'distillation' else [found, found['teacher_wrong']]
   for part in parts:
-    for measure, (low, high) in part['intervals'][who].items():
-      assert low <= part[who][measure] <= high
-      assert low < high
+    assert part['num_examples'] >= 6  # fewer have no intervals
+    for who in ('fidelity', 'independent'):
+      for measure, (low, high) in part['intervals'][who].items():
+        assert low <= part[who][measure] <= high
+        assert low < high
+    for measure, of in part['difference'].items():
+      low, high = of['interval']
+      mean = part['fidelity'][measure] - part['independent'][measure]
+      assert low <= of['mean'] == pytest.approx(mean) and mean <= high
+      assert of['verdict'] == intervals.verdict(low, high)
 
 
 def test_intervals_are_of_the_bootstrap_over_examples(compared, result, arrays):
-  student, teacher = probabilities(arrays, 'test')
-  agreement = (student.argmax(-1) == teacher.argmax(-1)).astype(np.float64)
-  wrong = teacher.argmax(-1) != compared.splits['test'].labels_N
+  values = {
+    who: metrics.fidelity_values(
+      arrays[f'test/{name}_logits_NC'], arrays['test/teacher_log_probs_NC']
+    )
+    for who, name in (('fidelity', 'student'), ('independent', 'independent'))
+  }
+  wrong = arrays['test/teacher_log_probs_NC'].argmax(-1) != compared.splits['test'].labels_N
   found = result['splits']['test']
-  for part, values in [(found, agreement), (found['teacher_wrong'], agreement[wrong])]:
-    assert part['intervals']['fidelity']['top1_agreement'] == interval(values, 'top1_agreement')
+  for part, chosen in [(found, slice(None)), (found['teacher_wrong'], wrong)]:
+    for measure in ('top1_agreement', 'predictive_kl'):
+      of = {who: values[who][measure][chosen] for who in values}
+      for who, values_N in of.items():
+        np.testing.assert_allclose(part['intervals'][who][measure], interval(values_N))
+      # The same resamples for both: the interval is that of the difference of each example.
+      difference = interval(of['fidelity'] - of['independent'])
+      np.testing.assert_allclose(part['difference'][measure]['interval'], difference, rtol=1e-6)
 
 
 def test_an_image_counts_once_in_the_interval_however_many_views_it_has(compared, result):
   found = result['splits']['distillation']
   for measure, values in distillation_values(compared, compared).items():
     assert len(values) == 200
-    expected = interval(values, measure)
+    expected = interval(values)
     np.testing.assert_allclose(found['intervals']['fidelity'][measure], expected, rtol=1e-4)
 
 
-def interval(values, measure) -> list[float]:
-  rng = keys.numpy_rng(0, f'bootstrap/{measure}')
-  return list(metrics.bootstrap_interval(values, NUM_RESAMPLES, rng))
+def interval(values):
+  return intervals.bootstrap_interval(values, NUM_RESAMPLES, keys.numpy_rng(0, 'bootstrap'))
 
 
 # Features.

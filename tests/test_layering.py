@@ -12,11 +12,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import from the layers above its own, and from nothing else of this repository.
 LAYERS = [
-  ['errors', 'keys', 'progress', 'prefetch', 'sweep', 'figures', 'xla_flags', 'intervals'],
-  ['hosts', 'compiler'],
+  ['errors', 'keys', 'progress', 'prefetch', 'figures', 'formats', 'xla_flags', 'intervals'],
+  ['hosts', 'compiler', 'sweep', 'tables'],
   ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
-  ['files', 'data', 'views', 'gan_networks', 'events'],
-  ['steps', 'devices', 'checkpoint', 'store', 'config', 'report', 'sweep_figure'],
+  ['files', 'data', 'views', 'gan_networks', 'events', 'comparison', 'sweep_figure'],
+  ['steps', 'devices', 'checkpoint', 'store', 'config', 'report', 'sweep_report'],
   ['inputs', 'training', 'gan_steps', 'rules'],
   ['validation'],
   ['run'],
@@ -61,8 +61,12 @@ ONLY = {
   },
   'config': {'errors', 'files', 'sweep', 'views'},
   # The report reads what the stages wrote, and runs without them.
-  'report': {'errors', 'files', 'data', 'metrics', 'figures'},
-  'sweep_figure': {'figures', 'files', 'sweep'},
+  'report': {'errors', 'files', 'data', 'losses', 'metrics', 'figures', 'formats', 'tables'},
+  'tables': {'formats'},
+  'sweep': {'intervals'},
+  'sweep_figure': {'figures', 'sweep'},
+  'sweep_report': {'figures', 'files', 'formats', 'sweep', 'sweep_figure'},
+  'comparison': {'intervals', 'metrics'},
 }
 # The same for analysis/; packages count as one. The mathematics knows no run and no file.
 ANALYSIS = {

@@ -324,3 +324,17 @@ def test_the_temperature_is_annealed_geometrically():
   expected = [8, 8 / 2**0.5, 4, 4 / 2**0.5, 2, 2 / 2**0.5, 1, 1]  # and no further
   np.testing.assert_allclose([at(step) for step in range(8)], expected, rtol=1e-6)
   assert losses.temperature_at(0, 6, 8.0, 1.0) == 8
+
+
+@pytest.mark.parametrize(
+  ('name', 'alpha', 'expected'),
+  [
+    ('kl', 0.0, 'nats'),
+    ('reverse_kl', 0.5, 'nats'),
+    ('logit_mse', 0.0, 'squared logits'),
+    ('logit_mse', 0.5, ''),  # a sum of squared logits and nats
+    ('brier', 0.0, ''),
+  ],
+)
+def test_units(name, alpha, expected):
+  assert losses.unit(name, alpha) == expected

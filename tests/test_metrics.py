@@ -157,50 +157,65 @@ def test_sums_divide_once_by_all_examples():
   assert sums.mean('x') == 4.0  # the mean of the pieces' means is 6
 
 
-def interval(values, num_resamples=2000, seed=0, **options):
-  return metrics.bootstrap_interval(values, num_resamples, np.random.default_rng(seed), **options)
+# The whole predicted distribution.
 
 
-@pytest.mark.parametrize(('level', 'z'), [(0.95, 1.9600), (0.5, 0.6745)])
-def test_bootstrap_of_a_fraction_is_the_normal_approximation(level, z):
-  num_examples = 10_000
-  correct = np.arange(num_examples) < 8000
-  error = np.sqrt(0.8 * 0.2 / num_examples)
-  low, high = interval(correct, level=level)
-  assert low == pytest.approx(0.8 - z * error, abs=0.15 * error)
-  assert high == pytest.approx(0.8 + z * error, abs=0.15 * error)
+def finer(student, teacher):
+  return metrics.finer_fidelity_values(np.asarray(student, float), np.asarray(teacher, float))
 
 
-def test_bootstrap_is_that_of_scipy():
-  values = np.random.default_rng(1).exponential(size=25)  # skewed: the interval is lopsided
-  expected = scipy.stats.bootstrap(
-    (values,), np.mean, n_resamples=20_000, method='percentile', random_state=1
-  ).confidence_interval
-  lengths = np.subtract([values.mean(), expected.high], [expected.low, values.mean()])
-  assert lengths[1] > 1.1 * lengths[0]
-  assert interval(values, 20_000) == pytest.approx(expected, abs=0.05 * lengths.sum() / 2)
+def test_total_variation_golden():
+  student = np.log([[0.5, 0.3, 0.2], [0.25, 0.25, 0.5], [1 - 2e-300, 1e-300, 1e-300]])
+  teacher = np.log([[0.2, 0.3, 0.5], [0.25, 0.25, 0.5], [1e-300, 1 - 2e-300, 1e-300]])
+  np.testing.assert_allclose(finer(student, teacher)['total_variation'], [0.3, 0, 1], atol=1e-12)
 
 
-def test_bootstrap_covers_the_true_mean_as_often_as_its_level_says():
-  rng = np.random.default_rng(2)
-  num_trials = 500
-  hits = 0
-  for i in range(num_trials):
-    low, high = interval(rng.normal(3.0, 2.0, size=50), 200, seed=i, level=0.9)
-    hits += low <= 3.0 <= high
-  # 0.9 but for 50 examples and 200 resamples: a bit less. The standard error is 0.013.
-  assert 0.85 < hits / num_trials < 0.93
+def test_rank_correlation_is_that_of_scipy_with_ties():
+  student, teacher, _ = make_predictions(40, 9)
+  student, teacher = student.round(0), teacher.round(0)  # most rows have ties
+  expected = [scipy.stats.spearmanr(*rows).statistic for rows in zip(student, teacher, strict=True)]
+  np.testing.assert_allclose(finer(student, teacher)['rank_correlation'], expected, atol=1e-12)
 
 
-def test_bootstrap_of_equal_values_has_no_width():
-  assert interval(np.full(5, 0.25, np.float32)) == (0.25, 0.25)
-  assert interval(np.array([7.0])) == (7.0, 7.0)
+def test_rank_correlation_golden():
+  teacher = [[1, 2, 3, 4]] * 4 + [[0, 0, 0, 0]]
+  student = [[10, 20, 30, 41], [4, 3, 2, 1], [1, 2, 4, 3], [7, 7, 7, 7], [7, 7, 7, 7]]
+  # 1 − 6 Σ d² / (n (n² − 1)): 1 − 12 / 60; rows without a ranking have none to share.
+  expected = [1, -1, 0.8, 0, 0]
+  np.testing.assert_allclose(finer(student, teacher)['rank_correlation'], expected, atol=1e-12)
 
 
-def test_bootstrap_without_examples_is_none():
-  assert interval(np.zeros(0)) is None
+def test_ranks_are_of_logits_whose_probabilities_underflow():
+  logits = np.array([[0, -2000, -3000, -4000]])
+  assert finer(logits, logits[:, [0, 2, 1, 3]])['rank_correlation'] == pytest.approx(0.8)
 
 
-def test_bootstrap_repeats_with_the_generator():
-  values = np.random.default_rng(3).normal(size=100)
-  assert interval(values, 50) == interval(values, 50) != interval(values, 50, seed=1)
+def test_top5_agreement_golden():
+  teacher = [[9, 8, 7, 6, 5, 4, 3]] * 4
+  student = [
+    [5, 6, 7, 8, 9, 0, 0],  # the same five in another order
+    [0, 8, 7, 6, 5, 9, 4],  # one of them replaced
+    [1, 1, 0, 0, 0, 9, 9],
+    [0, 0, 0, 0, 0, 0, 0],  # of equals the lower classes come first
+  ]
+  expected = [1, 0.8, 0.6, 1]  # third: classes 5, 6, 0, 1 and, the first of equals, 2
+  np.testing.assert_allclose(finer(student, teacher)['top5_agreement'], expected)
+
+
+def test_of_many_equal_classes_the_lowest_come_first():
+  levels = np.random.default_rng(0).integers(2, size=1000)
+  teacher = np.zeros(1000)
+  teacher[np.flatnonzero(levels)[:5]] = [3, 1, 4, 2, 5]
+  assert finer([levels], [teacher])['top5_agreement'] == 1
+
+
+@pytest.mark.parametrize(('num_classes', 'is_there'), [(5, False), (6, True)])
+def test_top5_agreement_is_left_out_where_it_is_always_one(num_classes, is_there):
+  student, teacher, _ = make_predictions(8, num_classes)
+  assert ('top5_agreement' in finer(student, teacher)) == is_there
+
+
+def test_kappa_golden():
+  # Cohen's own form of the table: 0.7 observed, 0.6 · 0.5 + 0.4 · 0.5 = 0.5 by chance.
+  assert metrics.cohens_kappa(0.7, np.array([0.6, 0.4]), np.array([0.5, 0.5])) == pytest.approx(0.4)
+  assert np.isnan(metrics.cohens_kappa(1.0, np.array([1.0, 0]), np.array([1.0, 0])))

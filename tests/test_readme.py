@@ -90,7 +90,9 @@ def test_the_snippet_runs_on_a_finished_run(finished):
 
 
 def test_the_parts_of_the_analysis_are_those_that_there_are():
-  rows = re.findall(r'^\| ((?:`\w+`(?:, )?)+) \|', PAGES[ROOT / 'docs' / 'analysis.md'], re.MULTILINE)
+  rows = re.findall(
+    r'^\| ((?:`\w+`(?:, )?)+) \|', PAGES[ROOT / 'docs' / 'analysis.md'], re.MULTILINE
+  )
   assert [name for row in rows for name in re.findall(r'`(\w+)`', row)] == list(PARTS)
 
 

@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 import pytest
-import rich.console
 from etils import epath
 from pages import Page
 from reported_run import (
@@ -53,7 +52,7 @@ def page(written) -> Page:
 def test_headline_table_holds_every_number(page):
   student = ['student', '97.12', '0.1250', '3.45', '87.67', '0.0432']
   ensemble = ['ensemble', '98.34', '0.0625', '1.23', '–', '–']
-  independent = ['independent student', '–', '–', '–', '76.54', '0.3456']
+  independent = ['independent student', '–', '–', '–', '76.54', '0.0478']
   members = [
     ['member 0', '71.00', '0.8100', '1.00', '92.00', '0.3100'],
     ['member 1', '72.00', '0.8200', '2.00', '93.00', '0.3200'],
@@ -72,24 +71,77 @@ def test_headline_table_holds_every_number(page):
     independent,
     ['Distillation views, 6 examples'],
     ensemble,
-    [*student[:4], '99.11', '0.0021'],
+    [*student[:4], '99.11', '0.0432'],
     independent,
   ]
 
 
-def test_controls_of_fidelity_with_their_intervals(page):
+AGREEMENT = [
+  'agreement (%)',
+  '87.67 (85.01 to 90.02)',
+  '76.54 (70.00 to 99.99)',
+  '+11.13 (+7.00 to +15.00)',
+  'higher',
+]
+KL = [
+  'KL (nats)',
+  '0.0432 (0.0402 to 0.0455)',
+  '0.0478 (0.0300 to 0.0500)',
+  '−0.0046 (−0.0125 to +0.0018)',
+  'cannot be told',
+]
+KAPPA = ['Cohen’s κ', '0.8000 (0.7000 to 0.9000)', '–', '–', 'cannot be told']
+HEADINGS = ['', 'student', 'independent student', 'difference', 'verdict']
+
+
+def test_fidelity_stands_beside_its_controls_with_intervals_and_verdicts(page):
   assert page.tables[1] == [
-    ['', 'agreement (%)', 'KL (nats)'],
+    HEADINGS,
     ['Test examples: all (6)'],
-    ['student', '87.67 (85.01 to 90.02)', '0.0432 (0.0402 to 0.0455)'],
-    ['independent student', '76.54 (70.00 to 80.00)', '0.3456 (0.3000 to 0.4000)'],
+    AGREEMENT,
+    KL,
     ['Test examples: those that the teacher gets wrong (2)'],
-    ['student', '50.00 (10.00 to 90.00)', '0.7000 (0.6000 to 0.8000)'],
+    ['agreement (%)', '50.00', '–', '–', '–'],
+    ['KL (nats)', '0.7000 (0.6000 to 0.8000)', '–', '–', '–'],
   ]
 
 
+def test_every_measure_of_fidelity_on_every_split(page):
+  on_views = ['agreement (%)', '99.11 (85.01 to 90.02)', *AGREEMENT[2:]]
+  assert page.tables[2] == [
+    HEADINGS,
+    ['train (6)'],
+    *(AGREEMENT, KL, KAPPA),
+    ['test (6)'],
+    *(AGREEMENT, KL, KAPPA),
+    ['distillation views (6)'],
+    *(on_views, KL, KAPPA),
+  ]
+
+
+def test_the_difference_is_told_in_words(page):
+  assert (
+    'The student’s agreement with the teacher is higher than the independent student’s (difference '
+    '+11.13 percentage points, 95 % interval +7.00 to +15.00). The student’s KL from the teacher '
+    'cannot be told from the independent student’s (difference −0.0046 nats, 95 % interval −0.0125 '
+    'to +0.0018).'
+  ) in page.text
+
+
+def test_without_an_independent_student_the_page_says_what_is_missing(run):
+  result = json.loads(json.dumps(RESULT))
+  for split in result['splits'].values():
+    del split['independent'], split['difference'], split['intervals']['independent']
+  run.put(STUDENT, 'result.json', json.dumps(result))
+  run.write()
+  page = Page(run.page.read_text())
+  assert 'No independent student was trained, so nothing tells how much' in page.text
+  assert page.tables[1][2] == ['agreement (%)', AGREEMENT[1], '–', '–', '–']
+  assert 'an independent student on' not in page.text and 'level line' not in page.text
+
+
 def test_cka_by_feature_and_member(page):
-  assert page.tables[2] == [['feature', 'member 0', 'member 1'], ['stage1', '0.988', '–']]
+  assert page.tables[3] == [['feature', 'member 0', 'member 1'], ['stage1', '0.988', '–']]
 
 
 def test_analyses_of_the_student_come_in_their_order(run):
@@ -141,18 +193,12 @@ def test_texts_have_no_pictures(run):
 
 def test_answer_in_words(page):
   assert 'reaches 97.1 % test accuracy and agrees with its teacher on 87.7 % of the' in page.text
-  assert 'that it was trained on it agrees on 99.1 %' in page.text
+  assert 'of the test examples (an independent student on 76.5 %); on the views' in page.text
+  assert (
+    'that it was trained on it agrees on 99.1 % (an independent student on 76.5 %). The'
+    in page.text
+  )
   assert 'an ensemble of 2 networks, reaches 98.3 %' in page.text
-
-
-def test_terminal_table():
-  console = rich.console.Console(width=80)
-  with console.capture() as capture:
-    console.print(report.terminal_table(RESULT))
-  lines = [line.split() for line in capture.get().splitlines()]
-  assert ['test', '(6)'] in lines
-  assert lines.count(['student', '97.12', '0.1250', '3.45', '87.67', '0.0432']) == 2
-  assert lines.count(['member', '1', '72.00', '0.8200', '2.00', '93.00', '0.3200']) == 2
 
 
 def test_page_is_self_contained_and_well_formed(written, page):
@@ -175,8 +221,26 @@ def test_page_is_self_contained_and_well_formed(written, page):
   ],
 )
 def test_axes_have_labels_at_any_scale(values, labels):
-  svg = figures.loss([[{'epoch': v, 'train/loss': v} for v in values]], 'student', 'Loss')
+  svg = figures.loss([[{'epoch': v, 'train/loss': v} for v in values]], 'student', 'Loss', '')
   assert set(labels) <= {text.strip() for text in Page(svg).texts}
+
+
+def test_the_loss_has_its_own_unit(run, monkeypatch):
+  monkeypatch.undo()  # the figures are drawn
+  run.put(
+    STUDENT,
+    'config.json',
+    json.dumps(CONFIG | {'student': CONFIG['student'] | {'loss': 'logit_mse'}}),
+  )
+  run.write()
+  texts = [text.strip() for text in Page(run.page.read_text()).texts]
+  assert texts.count('loss (squared logits)') == 1  # the student's
+  assert texts.count('loss (nats)') == 1  # the members'
+
+
+def test_curves_of_fidelity_have_the_level_of_the_independent_student(page):
+  assert page.texts.count('independent, test') == 2
+  assert page.text.count('The level line is the trained independent student on test.') == 2
 
 
 def test_page_without_the_teachers_folder(tmp_path):
@@ -204,6 +268,10 @@ def test_results_csv(written):
   assert float(first['test.student.accuracy']) == 0.9712
   assert float(first['test.teacher.nll']) == 0.0625
   assert float(first['distillation.fidelity.top1_agreement']) == 0.9911
+  assert first['test.intervals.fidelity.top1_agreement.high'] == '0.9002'
+  assert first['test.difference.predictive_kl.interval.low'] == '-0.0125'
+  assert first['test.difference.predictive_kl.verdict'] == 'cannot be told'
+  assert first['test.difference.cohens_kappa.mean'] == ''
 
 
 def test_results_csv_has_the_columns_of_all_students(run):
@@ -216,10 +284,13 @@ def test_results_csv_has_the_columns_of_all_students(run):
 
 
 def test_comparison_shows_what_differs(page):
+  differing = ['student', 'student.temperature', 'test accuracy (%)']
+  others = ['independent student', 'difference', 'verdict']
+  cells = ['97.12', '87.67', '76.54', *AGREEMENT[3:], '0.0432', '0.0478', *KL[3:]]
   assert page.tables[-1] == [
-    ['student', 'student.temperature', 'test accuracy (%)', 'test agreement (%)', 'test KL (nats)'],
-    [OTHER, '1.0', '97.12', '87.67', '0.0432'],
-    [STUDENT, '4.0', '97.12', '87.67', '0.0432'],
+    [*differing, 'test agreement (%)', *others, 'test KL (nats)', *others],
+    [OTHER, '1.0', *cells],
+    [STUDENT, '4.0', *cells],
   ]
 
 

@@ -1,8 +1,10 @@
 """Sweeps: the runs that they expand to, and means over made-up results."""
 
 import dataclasses
+import math
 
 import pytest
+import scipy.stats
 
 from kdjax import sweep as sweep_lib
 from kdjax.sweep import Cell, Panel, Point, Sweep
@@ -77,6 +79,47 @@ def test_summarise_golden():
   assert first.missing == ()
   assert second.cells == (Cell(90, None, 1), Cell(None, None, 0, 0.25))
   assert [(run.index, run.trial) for run in second.missing] == [(1, 0), (3, 1)]
+
+
+def paired(agreement, independent):
+  return {
+    'splits': {
+      'test': {
+        'fidelity': {'top1_agreement': agreement},
+        'independent': {'top1_agreement': independent},
+      }
+    }
+  }
+
+
+def test_the_difference_is_paired_over_trials():
+  """The trials differ by much more than student and independent student of one do."""
+  values = [(0.60, 0.58), (0.70, 0.685), (0.80, 0.775)]
+  results = {2 * trial: paired(*both) for trial, both in enumerate(values)}
+  cell = sweep_lib.summarise(SWEEP, results)[0].cells[0]
+  assert (cell.mean, cell.independent.mean) == pytest.approx((70, 68))
+  assert (cell.count, cell.independent.count, cell.num_pairs) == (3, 3, 3)
+  # Differences of 2, 1.5 and 2.5 points: 2 ± 4.303 · 0.5 / √3.
+  of = cell.difference
+  assert (of.mean, of.low, of.high) == pytest.approx((2, 2 - 1.2421, 2 + 1.2421), abs=1e-4)
+  student, independent = zip(*values, strict=True)
+  expected = scipy.stats.ttest_rel(student, independent).confidence_interval()
+  assert (of.low, of.high) == pytest.approx([100 * end for end in expected], rel=1e-9)
+  assert of.verdict == 'higher'
+
+
+def test_one_trial_has_a_difference_without_an_interval():
+  cell = sweep_lib.summarise(SWEEP, {0: paired(0.6, 0.5), 2: result(0.7)})[0].cells[0]
+  assert (cell.count, cell.independent.count, cell.num_pairs) == (2, 1, 1)
+  assert cell.difference.mean == pytest.approx(10)
+  assert math.isnan(cell.difference.low) and cell.difference.verdict == 'cannot be told'
+
+
+def test_only_fidelity_has_an_independent_student():
+  panel = Panel('splits.test.independent.top1_agreement', 'independent agreement (%)', 100)
+  row = sweep_lib.summarise(changed(panels=(panel,)), {0: paired(0.6, 0.5), 2: paired(0.7, 0.5)})[0]
+  assert row.cells == (Cell(pytest.approx(50), pytest.approx(0), 2),)
+  assert sweep_lib.has_difference([row]) == [False]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import PIL.Image
 import pytest
 import rich.console
 from etils import epath
+from matplotlib.colors import to_hex
 
-from kdjax import figures, sweep_figure
+from kdjax import figures, sweep_figure, sweep_report
 from kdjax import sweep as sweep_lib
 from kdjax.sweep import Panel, Point, Sweep
 
@@ -45,17 +46,31 @@ def result(agreement):
 
 
 RESULTS = {i: result(value) for i, value in enumerate(AGREEMENTS)}
+# The same with independent students, 3 points lower in the first trial and 5 in the second.
+PAIRED = {
+  i: {
+    'splits': {
+      'test': {
+        'fidelity': {'top1_agreement': value},
+        'independent': {'top1_agreement': value - (0.03 if i < 4 else 0.05)},
+      }
+    }
+  }
+  for i, value in enumerate(AGREEMENTS)
+}
+# 4 ± 12.706 · √2 / √2 points; of m = 3 at τ = 1 there is one pair.
+HALF = 12.7062
 NAMED_RESULTS = {0: result(0.79), 1: result(0.835)}
 
 
 def written(folder, sweep=NUMBERS, results=RESULTS, **options):
-  paths = sweep_figure.write(epath.Path(folder), 'sweep', sweep, results, **options)
+  paths = sweep_report.write(epath.Path(folder), 'sweep', sweep, results, **options)
   return {path.suffix[1:]: path for path in paths}
 
 
 def drawn(sweep, results):
   with figures.style(sweep.title):
-    return sweep_figure._draw(sweep, sweep_lib.summarise(sweep, results))
+    return sweep_figure.draw(sweep, sweep_lib.summarise(sweep, results))
 
 
 def points(axes, hollow):
@@ -72,8 +87,23 @@ def points(axes, hollow):
 
 def bars(axes):
   """Ends of the error bars, sorted. Of one that is not drawn there are none."""
-  ends = [segment for bars in axes.collections for segment in bars.get_segments()]
+  lines = [of for of in axes.collections if hasattr(of, 'get_segments')]
+  ends = [segment for bars in lines for segment in bars.get_segments()]
   return sorted(np.round(end, 6).tolist() for end in ends if np.size(end))
+
+
+def bands(axes):
+  """{colour: {x: (low, high)}} of the shaded bands, where they have a width."""
+  found = {}
+  for band in axes.collections:
+    if not hasattr(band, 'get_segments'):
+      ends = {}
+      for x, y in np.round(np.concatenate([path.vertices for path in band.get_paths()]), 6):
+        ends.setdefault(x, set()).add(y)
+      found[to_hex(band.get_facecolor()[0])] = {
+        x: (min(ys), max(ys)) for x, ys in ends.items() if len(ys) > 1
+      }
+  return found
 
 
 def page_table(text):
@@ -81,22 +111,60 @@ def page_table(text):
   return [re.findall(r'<t[hd][^>]*>(?:<span>)?(.*?)(?:</span>)?</t[hd]>', row) for row in rows]
 
 
-def test_lines_and_bars_are_the_means_and_deviations():
-  axes = drawn(NUMBERS, RESULTS).axes[0]
+def test_lines_bands_and_bars_are_the_means_and_deviations():
+  results = {**RESULTS, 7: result(0.66)}
+  axes = drawn(NUMBERS, results).axes[0]
   blue, red = list(sweep_figure.COLORS.values())[:2]
-  assert points(axes, hollow=False) == {
-    blue: ([1, 16], [58, 65]),
-    red: ([1, 16], [62, 72]),
-  }
+  assert points(axes, hollow=False) == {blue: ([1, 16], [58, 65]), red: ([1, 16], [64, 72])}
   assert points(axes, hollow=True) == {blue: ([1], [58.04]), red: ([16], [71.56])}
-  std = np.sqrt(2)  # of 57 and 59; that of 70 and 74 is twice as much. The paper's is 0.5.
-  expected = [
-    [[1, 58 - std], [1, 58 + std]],
-    [[1, 57.54], [1, 58.54]],
-    [[16, 65 - std], [16, 65 + std]],
-    [[16, 72 - 2 * std], [16, 72 + 2 * std]],
-  ]
-  assert bars(axes) == sorted(np.round(expected, 6).tolist())
+  std = np.sqrt(2)  # of 57 and 59; those of 62 and 66, 70 and 74 are twice as much
+  expected = {
+    blue: {1: (58 - std, 58 + std), 16: (65 - std, 65 + std)},
+    red: {1: (64 - 2 * std, 64 + 2 * std), 16: (72 - 2 * std, 72 + 2 * std)},
+  }
+  for color, band in bands(axes).items():
+    for x, ends in expected[color].items():
+      assert band[x] == pytest.approx(ends, abs=1e-5)
+  assert bars(axes) == [[[1, 57.54], [1, 58.54]]]  # the paper's
+
+
+def test_a_single_point_has_bars_in_place_of_a_band():
+  sweep = dataclasses.replace(NUMBERS, points=NUMBERS.points[:1], paper={})
+  axes = drawn(sweep, {0: result(0.64), 1: result(0.66)}).axes[0]
+  std = np.sqrt(2)
+  assert bars(axes) == np.round([[[16, 65 - std], [16, 65 + std]]], 6).tolist()
+  assert bands(axes) == {}
+
+
+@pytest.mark.parametrize(
+  ('sweep', 'axis'),
+  [(NUMBERS, 1), (dataclasses.replace(NUMBERS, points=[Point({}, x) for x in 'ab']), 0)],
+  ids=['numbers', 'names'],
+)
+def test_the_difference_has_a_panel_with_intervals(sweep, axis):
+  results = PAIRED if sweep is NUMBERS else {**PAIRED, 2: PAIRED[4], 3: PAIRED[5]}
+  figure = drawn(dataclasses.replace(sweep, paper={}), results)
+  assert len(figure.axes) == len(sweep.panels) + 1
+  axes = figure.axes[2]
+  label = (axes.get_xlabel, axes.get_ylabel)[axis]()
+  assert label == 'student − independent:\nagreement (points)'
+  ends = sorted((low[axis], high[axis]) for low, high in bars(axes))
+  assert len(ends) == (3 if sweep is NUMBERS else 2)
+  if sweep is NUMBERS:
+    assert np.allclose(ends, [(4 - HALF, 4 + HALF)] * 3, atol=1e-3)
+  low, high = (axes.get_xlim, axes.get_ylim)[axis]()
+  assert low < min(ends)[0] < max(ends)[1] < high
+  figure.draw_without_rendering()
+  (legend,) = figure.legends
+  assert 'independent student' in [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_independent_student_is_drawn_beside_every_measure_of_fidelity():
+  first, second, _ = drawn(NUMBERS, PAIRED).axes
+  crosses = [line for line in first.lines if line.get_marker() == 'x']
+  ys = [np.round(line.get_ydata().astype(float), 6).tolist() for line in crosses]
+  assert ys == [[54, 61], [59, 68]]
+  assert not [line for line in second.lines if line.get_marker() == 'x']
 
 
 def test_named_points_are_read_from_above():
@@ -182,26 +250,25 @@ def test_what_the_names_are_stands_once_on_their_left(x_label, num_panels):
 
 
 def test_csv_golden(tmp_path):
-  rows = list(csv.reader(io.StringIO(written(tmp_path)['csv'].read_text())))
-  assert rows[0] == [
-    'series',
-    'x',
-    'measure',
-    'label',
-    'mean',
-    'std',
-    'count',
-    'paper_mean',
-    'paper_std',
+  rows = list(csv.DictReader(io.StringIO(written(tmp_path, results=PAIRED)['csv'].read_text())))
+  assert len(rows) == 4 * 2
+  first, blank, second, missing = rows[0], rows[1], rows[2], rows[6]
+  assert [first[name] for name in ('series', 'x', 'measure', 'label', 'count')] == [
+    *('m = 1', '16', AGREEMENT, 'agreement (%)', '2')
   ]
-  assert len(rows) == 1 + 4 * 2
-  first, missing = rows[1], rows[7]
-  assert first[:4] == ['m = 1', '16', AGREEMENT, 'agreement (%)']
-  assert list(map(float, first[4:7])) == pytest.approx([65, np.sqrt(2), 2])
-  assert first[7:] == ['', '']
-  assert missing == ['m = 3', '1', AGREEMENT, 'agreement (%)', '62.0', '', '1', '', '']
-  assert rows[3][7:] == ['58.04', '0.5']
-  assert rows[2][4:] == ['', '', '0', '', '']
+  expected = {
+    **{'mean': 65, 'std': 2**0.5, 'independent_mean': 61, 'independent_std': 0},
+    **{'difference': 4, 'difference_low': 4 - HALF, 'difference_high': 4 + HALF, 'num_pairs': 2},
+  }
+  found = {name: float(first[name]) for name in expected}
+  assert found == pytest.approx(expected, abs=1e-3)
+  assert first['verdict'] == 'cannot be told'
+  assert (second['paper_mean'], second['paper_std']) == ('58.04', '0.5')
+  assert (missing['mean'], missing['std'], missing['count']) == ('62.0', '', '1')
+  assert (missing['difference_low'], missing['num_pairs']) == ('', '1')
+  assert {name for name, value in blank.items() if value} == {
+    *('series', 'x', 'measure', 'label', 'count')
+  }
 
 
 def test_page_golden(tmp_path):
@@ -234,6 +301,30 @@ def test_page_of_a_finished_sweep_names_no_missing_runs(tmp_path):
   assert page_table(text)[1:] == [
     ['baseline', '79.00', '–', '1'],
     ['mixup', '83.50', '83.5', '1'],
+  ]
+
+
+def test_page_says_what_the_interval_is_over(tmp_path):
+  text = written(tmp_path, results=PAIRED)['html'].read_text()
+  plain = ' '.join(text.split())
+  assert (
+    'Values are means over up to n&nbsp;=&nbsp;2 trials, which differ in <code>seed</code>, ±'
+    in plain
+  )
+  assert 'one standard deviation, which shaded bands show in the figure.' in plain
+  assert (
+    'is over the n trials (Student&#39;s t' in plain or "the n trials (Student's t, paired" in plain
+  )
+  values, differences = text.split('<h2>Student minus')
+  assert page_table(values)[0][1:4] == ['agreement (%)', 'independent student', 'paper']
+  assert page_table(values)[2] == ['16', '65.00 ± 1.41', '61.00 ± 0.00', '–', '–', '2']
+  assert page_table(differences) == [
+    ['temperature τ', 'difference', '95 % interval', 'verdict', 'n'],
+    ['agreement (points)'],
+    ['m = 1, 16', '+4.00', '−8.71 to +16.71', 'cannot be told', '2'],
+    ['m = 1, 1', '+4.00', '−8.71 to +16.71', 'cannot be told', '2'],
+    ['m = 3, 16', '+4.00', '−8.71 to +16.71', 'cannot be told', '2'],
+    ['m = 3, 1', '+3.00', '–', 'cannot be told', '1'],
   ]
 
 
@@ -271,31 +362,29 @@ def test_same_inputs_same_bytes_in_another_process(tmp_path):
   assert pdf.startswith(b'%PDF') and b'CreationDate' not in pdf
 
 
-def test_terminal_table():
-  console = rich.console.Console(width=100)
-  with console.capture() as capture:
-    console.print(sweep_figure.terminal_table(NUMBERS, RESULTS))
-  lines = [' '.join(line.split()) for line in capture.get().splitlines()]
-  assert 'temperature τ agreement (%) paper CKA trials' in lines
-  assert 'm = 1 16 65.00 ± 1.41 – – 2' in lines
-  assert '1 58.00 ± 1.41 58.04 ± 0.5 – 2' in lines
-  assert 'm = 3 16 72.00 ± 2.83 71.56 – 2' in lines
-  assert '1 62.00 – – 1 of 2' in lines
-
-
-def test_many_measures_stand_below_one_another_in_80_columns():
-  others = (Panel('splits.test.fidelity.predictive_kl', 'KL (nats)'), Panel('cka.b', 'another CKA'))
-  sweep = dataclasses.replace(NUMBERS, panels=(*PANELS, *others))
+def printed(sweep, results):
   console = rich.console.Console(width=80)
   with console.capture() as capture:
-    console.print(sweep_figure.terminal_table(sweep, RESULTS))
-  lines = [' '.join(line.split()) for line in capture.get().splitlines()]
-  start = lines.index('agreement (%)')
-  assert lines[start + 1 : start + 5] == [
-    'm = 1 16 65.00 ± 1.41 – 2',
-    'm = 1 1 58.00 ± 1.41 58.04 ± 0.5 2',
-    'm = 3 16 72.00 ± 2.83 71.56 2',
-    'm = 3 1 62.00 – 1 of 2',
-  ]
-  assert lines[lines.index('CKA') + 1] == 'm = 1 16 – – 2'
-  assert {'KL (nats)', 'another CKA', 'temperature τ measured paper trials'} <= set(lines)
+    console.print(*sweep_report.terminal_tables(sweep, results))
+  text = capture.get()
+  assert '…' not in text
+  return [' '.join(line.split()) for line in text.splitlines()]
+
+
+def test_terminal_tables():
+  lines = printed(NUMBERS, RESULTS)
+  start = lines.index('Figure 9: <τ> & m: agreement (%)')
+  assert 'temperature τ agreement (%) paper trials' in lines[start:]
+  assert 'm = 1, 16 65.00 ± 1.41 – 2' in lines
+  assert 'm = 1, 1 58.00 ± 1.41 58.04 ± 0.5 2' in lines
+  assert 'm = 3, 16 72.00 ± 2.83 71.56 2' in lines
+  assert 'm = 3, 1 62.00 – 1 of 2' in lines
+  assert 'm = 1, 16 – 2' in lines[lines.index('Figure 9: <τ> & m: CKA') :]
+
+
+def test_terminal_tables_with_an_independent_student():
+  lines = printed(NUMBERS, PAIRED)
+  assert 'm = 1, 1 58.00 ± 1.41 54.00 ± 0.00 58.04 ± 0.5 2' in lines
+  assert 'student − independent student: agreement (points)' in lines
+  assert 'm = 1, 16 +4.00 −8.71 to +16.71 cannot be told 2' in lines
+  assert 'm = 3, 1 +3.00 – cannot be told 1' in lines

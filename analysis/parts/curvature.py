@@ -20,7 +20,7 @@ from analysis.figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POIN
 from analysis.lanczos import Krylov
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
-from kdjax import intervals, keys, metrics, progress
+from kdjax import intervals, keys, progress
 
 RADIUS = 0.002  # of the ball of sharpness, as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
 TRACE_PROBES = 6  # for each probe of the densities: one costs a product, and not lanczos_steps
@@ -198,7 +198,7 @@ def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arr
   }
   for name, values_N in (('loss', losses_N), ('sharpness', mean_loss.losses(shift_P) - losses_N)):
     rng = keys.numpy_rng(study.seed, 'analysis/curvature/bootstrap')
-    low, high = metrics.bootstrap_interval(values_N, intervals.NUM_RESAMPLES, rng)
+    low, high = intervals.bootstrap_interval(values_N, intervals.NUM_RESAMPLES, rng)
     arrays |= {
       name: values_N.mean(),
       f'{name}/low': np.array(low),

@@ -1,0 +1,30 @@
+"""Numbers as text, for tables and pages."""
+
+from collections.abc import Sequence
+
+NOTHING = '–'  # in the place of a value that is not there
+
+
+def number(value: float | None, percent: bool, sign: bool = False) -> str:
+  """A value of a measure: percent with two digits behind the point, any other number with four.
+
+  Only what is exactly 100 percent is shown as 100: 99.996 becomes 99.99. None becomes NOTHING.
+  """
+  return NOTHING if value is None else _fixed(value, 2 if percent else 4, percent, sign)
+
+
+def percent(fraction: float) -> str:
+  """'87.7 %' of 0.877. Only a fraction of exactly 1 is shown as 100."""
+  return f'{_fixed(100 * fraction, 1, True, False)} %'
+
+
+def interval(ends: Sequence[float] | None, percent: bool, sign: bool = False) -> str:
+  """'0.7000 to 0.8000', or NOTHING where the interval is not known."""
+  return NOTHING if ends is None else ' to '.join(number(end, percent, sign) for end in ends)
+
+
+def _fixed(value: float, digits: int, percent: bool, sign: bool) -> str:
+  if percent and value < 100 <= round(value, digits):
+    value = 100 - 10**-digits
+  text = f'{value:+z.{digits}f}' if sign else f'{value:z.{digits}f}'  # z: −0.00 is 0.00
+  return text.replace('-', '−')
