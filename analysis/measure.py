@@ -49,7 +49,7 @@ def example_losses(
   teacher_BC, labels_B = batch['teacher_log_probs'], batch['labels']
   loss_B = loss(logits_BC, teacher_BC, temperature)
   if alpha:
-    loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha)
+    loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, batch['labelled'])
   correct_B = (logits_BC.argmax(-1) == labels_B).astype(jnp.float32)
   measures = {
     'loss': loss_B,
@@ -108,13 +108,15 @@ class Measure:
     """The examples in batches of one size; what fills up the last has weight 0.
 
     Each has inputs_BX as the model takes them, labels_B (−1: none), teacher_log_probs_BC of the
-    ensemble, and weights_B.
+    ensemble, weights_B, and labelled_B, the fraction of all examples that have a label.
     """
     count = self.num_examples(name)
     size = min(count, self._run.config.evaluation.batch_size)
     indices = np.arange(-(-count // size) * size)
     padded = {key: x[np.minimum(indices, count - 1)] for key, x in self._examples[name].items()}
     padded['weights'] = (indices < count).astype(np.float32)
+    fraction = (self._examples[name]['labels'] >= 0).mean()
+    padded['labelled'] = np.full(len(indices), fraction, np.float32)
     return [
       {key: x[start : start + size] for key, x in padded.items()}
       for start in range(0, len(indices), size)

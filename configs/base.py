@@ -19,7 +19,12 @@ def get_config() -> ConfigDict:
   )
   # Of TFDS; None: TFDS_DATA_DIR, then ~/tensorflow_datasets. For 'folder': train/CLASS/*, test/CLASS/*.
   config.dataset.data_dir = placeholder(str)
-  config.dataset.num_train = placeholder(int)  # class-balanced subset; None: all
+  config.dataset.num_train = placeholder(
+    int
+  )  # class-balanced subset, the same each time; None: all
+  # Which class-balanced parts `teacher.examples` and `predictions.examples` take; None: `seed`, so that
+  # trials and independent students have parts of their own.
+  config.dataset.subset_seed = placeholder(int)
   config.dataset.num_val = 0  # held out of the training set; choices are made there
   config.dataset.num_test = placeholder(int)  # None: all
   config.dataset.image_size = placeholder(int)  # images are resized and cropped to it; None: as is
@@ -37,6 +42,9 @@ def get_config() -> ConfigDict:
     16  # filters of the first stage, doubled in each later one; bilstm: cell size
   )
   config.model.norm = 'batch'  # resnet and resnet50: 'batch' or 'layer'
+  # resnet: a projection shortcut reads a block's input after norm and ReLU ('activated', He et al. 2016)
+  # or before them ('raw', as in the paper's public code).
+  config.model.shortcut = 'activated'
   # 'float32' or 'bfloat16', of what layers compute; weights, logits and losses are always float32.
   config.model.dtype = 'float32'
 
@@ -46,7 +54,7 @@ def get_config() -> ConfigDict:
   # devices train one member after the other. The faster way for small models.
   config.teacher.members_in_parallel = False
   config.teacher.examples = ()  # (start, stop) in class-balanced order: what it learns; (): all
-  _duration(config.teacher, num_epochs=200)
+  _duration(config.teacher, num_epochs=200)  # 0: stays untrained, a control
   config.teacher.batch_size = 256  # over all devices
   _optimizer(config.teacher, learning_rate=0.1, final_learning_rate=0.0, nesterov=False)
   config.teacher.augmentation = ('crop', 'flip')  # of kdjax.augmentations, in this order
@@ -57,12 +65,11 @@ def get_config() -> ConfigDict:
   config.predictions.num_views = 300  # student epoch e reads view e mod num_views
   config.predictions.dtype = 'float16'  # of the stored log_probs: float16, bfloat16 or float32
   # The distillation data: which training examples, what is done to them, and what else.
-  config.predictions.examples = ()  # as teacher.examples
+  config.predictions.examples = ()  # as teacher.examples; (0, 0): none, with `extra`
   config.predictions.augmentation = ('crop', 'flip')  # the teacher's, 'mixup' and 'noise', in order
   config.predictions.extra = ''  # unlabelled images added: of a TFDS set, a folder, or 'gan'
-  config.predictions.num_extra = placeholder(int)  # how many
-  config.predictions.replacement = ''  # images that take the place of others: as `extra`
-  config.predictions.replaced = 0.2  # the probability, anew for each example and view
+  config.predictions.num_extra = placeholder(int)  # how many; an epoch has so many more examples
+  config.predictions.augment_extra = True  # whether `augmentation` is done to these, too
 
   config.student = ConfigDict()
   config.student.seed = placeholder(int)  # init and data order; None: `seed`. Views follow `seed`
@@ -72,7 +79,7 @@ def get_config() -> ConfigDict:
   config.student.loss = 'kl'  # of kdjax.losses.LOSSES
   config.student.temperature = 4.0  # τ
   config.student.final_temperature = placeholder(float)  # τ falls to it geometrically; None: stays
-  config.student.alpha = 0.0  # α, the weight of the true labels where there are any
+  config.student.alpha = 0.0  # α, the weight of the true labels where there are any; 1: labels only
   config.student.init_lambda = 0.0  # λ: 0 starts at random, 1 at the first member's weights
   config.student.init_from = 'final'  # which of the member's weights: 'final' or 'initial'
   config.student.keep_checkpoints = (0.0, 0.1, 0.25, 0.5, 0.75)
@@ -81,11 +88,13 @@ def get_config() -> ConfigDict:
   config.student.model.depth = placeholder(int)
   config.student.model.width = placeholder(int)
   config.student.model.norm = placeholder(str)
+  config.student.model.shortcut = placeholder(str)
   config.student.model.dtype = placeholder(str)
 
   config.augmentation = ConfigDict()
   config.augmentation.crop_padding = 4  # pixels of black on each side before a random crop
   config.augmentation.rotation_degrees = 20.0  # the largest angle
+  config.augmentation.rotation_interpolation = 'bilinear'  # or 'nearest', torchvision's default
   config.augmentation.brightness = 0.2  # the largest change, as a fraction; so the next two
   config.augmentation.contrast = 0.2
   config.augmentation.saturation = 0.2

@@ -22,6 +22,7 @@ _BITS = 16  # after the binary point, of factors, cosines and shifts of the hue
 _ONE = 1 << _BITS
 _WEIGHT_BITS = 10  # of each axis of the bilinear weights: an 8-bit value times two fits an int32
 LARGEST_SIDE = 2048  # of an image: sums over all of its pixels and fixed-point places fit an int32
+INTERPOLATIONS = ('bilinear', 'nearest')
 _NUM_ANGLES = 4097  # that a rotation chooses from; odd, so that 0 is one of them
 _LUMA = np.round(np.array([0.299, 0.587, 0.114]) * _ONE).astype(np.int32)  # ITU-R BT.601
 
@@ -51,24 +52,29 @@ def crop(key: jax.Array, image_HWC: jax.Array, padding: int) -> jax.Array:
   return jax.lax.dynamic_slice(padded_HWC, (top, left, 0), image_HWC.shape)
 
 
-def rotation(key: jax.Array, image_HWC: jax.Array, degrees: float) -> jax.Array:
+def rotation(
+  key: jax.Array, image_HWC: jax.Array, degrees: float, interpolation: str = 'bilinear'
+) -> jax.Array:
   """Rotates by a uniform angle in [−degrees, degrees], one of 4097 equally spaced ones."""
   # A table, since devices differ in the last bits of jnp.cos.
   angles_A = np.deg2rad(np.linspace(-degrees, degrees, _NUM_ANGLES))
   table_A2 = jnp.asarray(np.stack([np.cos(angles_A), np.sin(angles_A)], axis=-1), jnp.float32)
   cos, sin = table_A2[jax.random.randint(key, (), 0, _NUM_ANGLES, jnp.int32)]
-  return rotate(image_HWC, cos, sin)
+  return rotate(image_HWC, cos, sin, interpolation)
 
 
-def rotate(image_HWC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Rotates counter-clockwise about the image's centre, with bilinear interpolation.
+def rotate(
+  image_HWC: jax.Array, cos: jax.Array, sin: jax.Array, interpolation: str = 'bilinear'
+) -> jax.Array:
+  """Rotates counter-clockwise about the image's centre.
 
   A pixel is a sample at its centre, so the image's centre is at row (H − 1) / 2 and column
-  (W − 1) / 2. The plane around the image is black (−1), and an edge fades into it over one pixel.
+  (W − 1) / 2. The plane around the image is black (−1); bilinear, an edge fades into it over one pixel.
 
   Args:
     image_HWC: H + W at most 16,000.
     cos, sin: (), of the angle; rounded to 16 bits.
+    interpolation: 'bilinear' or 'nearest', of INTERPOLATIONS.
   """
   cos, sin = _fixed_point(cos), _fixed_point(sin)
   height, width, num_channels = image_HWC.shape
@@ -81,11 +87,13 @@ def rotate(image_HWC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   padded_HWC = jnp.pad(_to_bytes(image_HWC), ((1, 2), (1, 2), (0, 0)))
   pixels_PC = padded_HWC.reshape(-1, num_channels)
 
-  def shifted(rows: int, columns: int) -> jax.Array:
+  def shifted(rows: int | jax.Array, columns: int | jax.Array) -> jax.Array:
     index_HW = (row_HW + rows) * (width + 3) + column_HW + columns
     return jnp.take(pixels_PC, index_HW, axis=0, mode='clip')
 
   one = 1 << _WEIGHT_BITS
+  if interpolation == 'nearest':
+    return unit_cube(shifted(2 * down_HW >= one, 2 * right_HW >= one))
   right_HWC, down_HWC = right_HW[..., None], down_HW[..., None]
   upper_HWC = (one - right_HWC) * shifted(0, 0) + right_HWC * shifted(0, 1)
   lower_HWC = (one - right_HWC) * shifted(1, 0) + right_HWC * shifted(1, 1)
@@ -259,7 +267,7 @@ _FUNCTIONS = {
   'flip': (flip, ()),
   'vertical_flip': (vertical_flip, ()),
   'crop': (crop, ('crop_padding',)),
-  'rotation': (rotation, ('rotation_degrees',)),
+  'rotation': (rotation, ('rotation_degrees', 'rotation_interpolation')),
   'brightness': (brightness, ('brightness',)),
   'contrast': (contrast, ('contrast',)),
   'saturation': (saturation, ('saturation',)),

@@ -92,11 +92,20 @@ def num_extra(config: ConfigDict) -> int:
 
 
 def needs_gan(config: ConfigDict) -> bool:
-  return 'gan' in (config.predictions.extra, config.predictions.replacement)
+  return config.predictions.extra == 'gan'
+
+
+def subset_seed(config: ConfigDict) -> int:
+  """Decides which examples `teacher.examples` and `predictions.examples` take."""
+  return config.seed if config.dataset.subset_seed is None else config.dataset.subset_seed
 
 
 def independent(config: ConfigDict) -> ConfigDict:
-  """The same experiment from another seed: the baseline of fidelity (paper, Section 3)."""
+  """The same experiment from another seed: the baseline of fidelity (paper, Section 3).
+
+  Both are distilled on the same images, unless a section takes a part of the training set: then the other
+  one has parts of its own, as its teacher has (or the same ones, if `dataset.subset_seed` is set).
+  """
   other = config.copy_and_resolve_references()
   other.update_from_flattened_dict(
     {
@@ -118,6 +127,7 @@ def teacher_fingerprint(config: ConfigDict) -> str:
     dataset=_dataset(config),
     model=_model(config.model),
     teacher=_teacher(config.teacher),
+    subset=_subset(config, 'teacher'),
     augmentation=views.fields(config.teacher.augmentation, config.augmentation),
   )
 
@@ -137,6 +147,7 @@ def predictions_fingerprint(config: ConfigDict) -> str:
     num_test=config.dataset.num_test,
     dtype=predictions.dtype if predictions.mode == 'stored' else None,
     distillation=_distillation_data(config),
+    subset=_subset(config, 'predictions'),
     augmentation=views.fields(predictions.augmentation, config.augmentation),
   )
 
@@ -145,11 +156,14 @@ def _distillation_data(config: ConfigDict) -> dict[str, Any]:
   """The fields that say what a student is distilled on, as far as they count."""
   predictions = config.predictions
   unused = ['mode', 'num_views', 'dtype']
-  unused += [] if predictions.extra else ['num_extra']
-  unused += [] if predictions.replacement else ['replaced']
-  gan = [gan_fingerprint(config)] if needs_gan(config) else []
-  gan += [config.gan.num_samples] if predictions.replacement == 'gan' else []
+  unused += [] if predictions.extra else ['num_extra', 'augment_extra']
+  gan = gan_fingerprint(config) if needs_gan(config) else None
   return _without(predictions, *unused) | {'gan': gan}
+
+
+def _subset(config: ConfigDict, section: str) -> int | None:
+  """The subset seed, if the section takes a part of the training set."""
+  return subset_seed(config) if any(config[section].examples) else None
 
 
 def student_fingerprint(config: ConfigDict) -> str:
@@ -165,8 +179,9 @@ def student_fingerprint(config: ConfigDict) -> str:
 
 
 def _dataset(config: ConfigDict) -> dict[str, Any]:
-  """Without what says where the training data lie, and how they are read."""
-  return _without(config.dataset, 'data_dir', 'num_test', 'streaming', 'num_workers')
+  """The fields that decide the training data as a whole, and not their place or how they are read."""
+  unused = 'data_dir', 'num_test', 'streaming', 'num_workers', 'subset_seed'
+  return _without(config.dataset, *unused)
 
 
 def _teacher(section: ConfigDict) -> dict[str, Any]:

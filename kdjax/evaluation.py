@@ -87,6 +87,9 @@ def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teache
     num_resamples,
   )
   files.write_arrays(run.student_folder / 'logits.npz', arrays)
+  results['distillation']['last_epoch'] = training.last_epoch_means(
+    run.student_folder, run.plan('student')
+  )
   fingerprints = {
     'teacher': config_lib.teacher_fingerprint(run.config),
     'predictions': config_lib.predictions_fingerprint(run.config),

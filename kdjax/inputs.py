@@ -1,10 +1,9 @@
 """What a model sees: a split, the view that is taken of it, and the seed that decides the view.
 
-Which other images an example meets in a view, as the partner of a mixture or to be replaced by, follows
-from (view, index) alone: from one table over all examples for each view. They are gathered here, with
-the examples; the view mixes and replaces on the device. Images that stay on disk are gathered ahead of
-time by threads or processes: what batch k holds follows from k. Axes: N example, K others, B batch, X
-whatever an input has.
+The partner of an example in a mixture follows from (view, index) alone: from one table over all
+examples for each view. Partners are gathered here, with the examples; the view mixes on the device.
+Images that stay on disk are gathered ahead of time by threads or processes: what batch k holds follows
+from k. Axes: N example, B batch.
 """
 
 import dataclasses
@@ -30,7 +29,6 @@ class Inputs:
   view: View  # runs inside the step
   seed: int
   num_views: int | None = None  # epoch e sees view e mod num_views; None: a fresh view each epoch
-  others_KX: np.ndarray | streaming.StreamedImages | None = None  # that examples are replaced by
   has_partners: bool = False  # whether the view is a mixture with another example
 
   def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
@@ -72,18 +70,13 @@ class Inputs:
     """A batch, or some rows of it: each follows from its index and view alone."""
     batch = self._look(indices_B, views_B)
     if self.has_partners:
-      tables = partial(_partners, self.seed, len(self.split))
-      batch['partners'] = self._look(_look_up(tables, indices_B, views_B), views_B)
+      partners_B = _partners_of(self.seed, len(self.split), indices_B, views_B)
+      batch['partners'] = self._look(partners_B, views_B)
     return batch
 
   def _look(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
-    """The examples, each with the one that may take its place."""
     inputs, labels = self.split.inputs_N[indices_B], self.split.labels_N[indices_B]
-    batch = {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
-    if self.others_KX is not None:
-      tables = partial(_others, self.seed, len(self.split), len(self.others_KX))
-      batch['others'] = self.others_KX[_look_up(tables, indices_B, views_B)]
-    return batch
+    return {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
 
 
 def _of_step(
@@ -106,14 +99,14 @@ def _gather_rows(inputs: Inputs, plan: Plan, number: int, rows: slice) -> steps.
   return inputs._gather(indices_B[rows], views_B[rows])
 
 
-def _look_up(
-  table: Callable[[int], np.ndarray], indices_B: np.ndarray, views_B: np.ndarray
+def _partners_of(
+  seed: int, num_examples: int, indices_B: np.ndarray, views_B: np.ndarray
 ) -> np.ndarray:
-  """table(v)[index] for each example."""
+  """The index of the example that each example is mixed with in its view."""
   found_B = np.empty_like(indices_B)
   for view in np.unique(views_B):
     of_view = views_B == view
-    found_B[of_view] = table(int(view))[indices_B[of_view]]
+    found_B[of_view] = _partners(seed, num_examples, int(view))[indices_B[of_view]]
   return found_B
 
 
@@ -125,10 +118,3 @@ def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
   """For each example the one that it is mixed with; everyone is a partner once."""
   rng = keys.numpy_rng(seed, 'view/partners', view)
   return rng.permutation(num_examples).astype(np.int32)
-
-
-@functools.lru_cache(TABLES_KEPT)
-def _others(seed: int, num_examples: int, num_others: int, view: int) -> np.ndarray:
-  """For each example the one that takes its place, if the view replaces it."""
-  rng = keys.numpy_rng(seed, 'view/others', view)
-  return rng.integers(num_others, size=num_examples).astype(np.int32)

@@ -29,17 +29,26 @@ def cross_entropy(logits_BC: jax.Array, labels_B: jax.Array) -> jax.Array:
 
 
 def with_labels(
-  loss_B: jax.Array, logits_BC: jax.Array, labels_B: jax.Array, alpha: float
+  loss_B: jax.Array,
+  logits_BC: jax.Array,
+  labels_B: jax.Array,
+  alpha: float,
+  labelled: float | jax.Array,
 ) -> jax.Array:
   """α L_NLL + (1 − α) L_KD (paper, Section 3), with L_KD = `loss_B`.
 
-  Labels are in [0, C), or negative where there is none. There L_NLL and its gradient are 0, and
-  L_KD keeps its weight 1 − α, so that it counts the same for every example.
+  L_KD is a mean over all examples, and L_NLL over the labelled ones: the mean over all of what is
+  returned is α (1/L) Σ_labelled NLL + (1 − α) (1/N) Σ L_KD, with L of N examples labelled.
+
+  Args:
+    labels_B: in [0, C), or negative where there is none. There L_NLL and its gradient are 0.
+    labelled: L / N of the whole batch, over all devices, () or (B,). 0 is allowed: L_NLL is 0.
 
   Returns: losses_B.
   """
   nll_B = cross_entropy(logits_BC, jnp.maximum(labels_B, 0))
-  return alpha * jnp.where(labels_B >= 0, nll_B, 0.0) + (1 - alpha) * loss_B
+  weight = alpha / jnp.where(labelled == 0, 1, labelled)
+  return weight * jnp.where(labels_B >= 0, nll_B, 0.0) + (1 - alpha) * loss_B
 
 
 def kl_divergence(teacher_log_probs_BC: jax.Array, student_logits_BC: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ def learning_rate(config: ConfigDict, num_steps: int, warmup_steps: int = 0) -> 
   Raises:
     ValueError: the warm-up leaves no step for the cosine.
   """
+  num_steps = max(num_steps, 1)  # a network that stays untrained has none
   if warmup_steps == 0:  # of which optax would log that it is strange
     final = config.final_learning_rate / config.learning_rate
     return optax.cosine_decay_schedule(config.learning_rate, num_steps, alpha=final)

@@ -41,6 +41,10 @@ def _is_part(x) -> bool:
 
 
 _PART = (_is_part, '(start, stop), whole numbers with 0 ≤ start < stop, or () for all')
+_PART_OR_NONE = (
+  lambda x: x == (0, 0) or _is_part(x),
+  f'{_PART[1]}, or (0, 0) for none, with predictions.extra',
+)
 _FRACTIONS = (
   lambda x: all(_is_number(f) and 0 <= f < 1 for f in x),
   'fractions of training in [0, 1), or ()',
@@ -56,11 +60,11 @@ _MOMENTUM = _within(0, 0.999999)
 _EVENTS = _is_whole(1, 10**6)
 
 
-def _training_rules(section: str) -> dict[str, tuple]:
+def _training_rules(section: str, shortest: int) -> dict[str, tuple]:
   rules = {
-    'num_epochs': _is_whole(1),
-    'num_steps': _is_whole(1),
-    'num_examples': _is_whole(1),
+    'num_epochs': _is_whole(shortest),
+    'num_steps': _is_whole(shortest),
+    'num_examples': _is_whole(shortest),
     'batch_size': _is_whole(1, 2**20),
     'optimizer': _is_one_of(optimizers.OPTIMIZERS),
     'warmup_epochs': _within(0, LARGEST),
@@ -85,6 +89,7 @@ def _model_rules(section: str) -> dict[str, tuple]:
     ),
     f'{section}.width': _is_whole(1, 10_000),
     f'{section}.norm': _is_one_of(models.NORMS),
+    f'{section}.shortcut': _is_one_of(models.SHORTCUTS),
     f'{section}.dtype': _is_one_of(models.DTYPES),
   }
 
@@ -94,6 +99,7 @@ RULES = {
   'dataset.name': _ANY_STRING,
   'dataset.data_dir': (files.is_reachable, f'a folder; {files.NEEDS_CLOUD}'),
   'dataset.num_train': _is_whole(1),
+  'dataset.subset_seed': _SEED,
   'dataset.num_val': _is_whole(0),
   'dataset.num_test': _is_whole(1),
   'dataset.image_size': _is_whole(1, augmentations.LARGEST_SIDE),
@@ -105,28 +111,28 @@ RULES = {
   'teacher.num_members': _is_whole(1, 10_000),
   'teacher.members_in_parallel': _ANY_BOOL,
   'teacher.examples': _PART,
-  **_training_rules('teacher'),
+  **_training_rules('teacher', shortest=0),
   'teacher.augmentation': _are_some_of(augmentations.AUGMENTATIONS),
   'predictions.mode': _is_one_of(('stored', 'online')),
   'predictions.num_views': _is_whole(1, 10**6),
   'predictions.dtype': _is_one_of(store.DTYPES),
-  'predictions.examples': _PART,
+  'predictions.examples': _PART_OR_NONE,
   'predictions.augmentation': _are_some_of(views.NAMES),
   'predictions.extra': _PLACE,
   'predictions.num_extra': _is_whole(1),
-  'predictions.replacement': _PLACE,
-  'predictions.replaced': _within(0, 1, '(]'),
+  'predictions.augment_extra': _ANY_BOOL,
   'student.seed': _SEED,
-  **_training_rules('student'),
+  **_training_rules('student', shortest=1),
   'student.loss': _is_one_of(losses.LOSSES),
   'student.temperature': _within(0.01, 1000),
   'student.final_temperature': _within(0.01, 1000),
-  'student.alpha': _within(0, 1, '[)'),
+  'student.alpha': _within(0, 1),
   'student.init_lambda': _within(0, 1),
   'student.init_from': _is_one_of(('final', 'initial')),
   **_model_rules('student.model'),
   'augmentation.crop_padding': _is_whole(0),
   'augmentation.rotation_degrees': _within(0, 180),
+  'augmentation.rotation_interpolation': _is_one_of(augmentations.INTERPOLATIONS),
   'augmentation.brightness': _within(0, 1),
   'augmentation.contrast': _within(0, 1),
   'augmentation.saturation': _within(0, 1),

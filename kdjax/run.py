@@ -92,20 +92,14 @@ class Run:
 
   @cached_property
   def extra_inputs(self) -> dict[str, np.ndarray | StreamedImages]:
-    """Unlabelled inputs beside the data set's: 'extra' ones, and the 'replacement' of others."""
-    predictions = self.config.predictions
-    found = {}
-    if predictions.extra:
-      count = config_lib.num_extra(self.config)
-      found['extra'] = self._unlabelled(predictions.extra, count)
-    if predictions.replacement:
-      found['replacement'] = self._unlabelled(predictions.replacement, None)
-    return found
-
-  def _unlabelled(self, name: str, count: int | None) -> np.ndarray | StreamedImages:
+    """{'extra': the unlabelled inputs that are added to the data set's}, or {} if there are none."""
+    name, count = self.config.predictions.extra, config_lib.num_extra(self.config)
+    if not name:
+      return {}
     if name == 'gan':
-      return self.gan_samples(count)
-    return data.load_extra(name, self.config.dataset, self.description.input_shape, count)
+      return {'extra': self.gan_samples(count)}
+    shape = self.description.input_shape
+    return {'extra': data.load_extra(name, self.config.dataset, shape, count)}
 
   def gan_samples(self, count: int | None = None) -> np.ndarray:
     """The first samples of the GAN, by default all, as uint8 images_NHWC.
@@ -173,15 +167,19 @@ class Run:
     return {name: Inputs(split, clean, self.config.seed, 1) for name, split in self.splits.items()}
 
   def _distillation_inputs(self) -> Inputs:
-    predictions, extra = self.config.predictions, self.extra_inputs
-    split = data.part(self.splits['train'], predictions.examples)
-    if 'extra' in extra:
-      split = split.joined(_unlabelled_split(extra['extra']))
-    others_KX = extra.get('replacement')
-    replaced = 0 if others_KX is None else predictions.replaced
-    view = views.make_view(predictions.augmentation, self.config.augmentation, replaced)
+    predictions, num_augmented = self.config.predictions, None
+    split = self.part('predictions')
+    if predictions.extra:
+      num_augmented = None if predictions.augment_extra else len(split)
+      split = split.joined(_unlabelled_split(self.extra_inputs['extra']))
+    view = views.make_view(predictions.augmentation, self.config.augmentation, num_augmented)
     has_partners = 'mixup' in predictions.augmentation
-    return Inputs(split, view, self.config.seed, predictions.num_views, others_KX, has_partners)
+    return Inputs(split, view, self.config.seed, predictions.num_views, has_partners)
+
+  def part(self, section: str) -> data.Split:
+    """The training examples that the section 'teacher' or 'predictions' takes."""
+    examples = self.config[section].examples
+    return data.part(self.splits['train'], examples, config_lib.subset_seed(self.config))
 
   # Models.
 

@@ -70,7 +70,7 @@ def teacher_step(
 ) -> tuple[State, Metrics]:
   """One step on the cross-entropy with the labels. `seed` decides the views and the dropout."""
 
-  def losses_and_metrics(logits_BC, labels_B):
+  def losses_and_metrics(logits_BC, labels_B, _):
     return losses.cross_entropy(logits_BC, labels_B), {}
 
   return _update(
@@ -99,10 +99,10 @@ def student_step(
     temperature: step → τ.
   """
 
-  def losses_and_metrics(logits_BC, labels_B):
+  def losses_and_metrics(logits_BC, labels_B, labelled):
     loss_B = loss(logits_BC, teacher_log_probs_BC, temperature(state.step))
     if alpha:
-      loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha)
+      loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, labelled)
     agreement_B = logits_BC.argmax(-1) == teacher_log_probs_BC.argmax(-1)
     kl_B = losses.kl_divergence(teacher_log_probs_BC, logits_BC)
     return loss_B, {'top1_agreement': agreement_B, 'predictive_kl': kl_B}
@@ -116,7 +116,9 @@ def _update(
   state: State,
   batch: Batch,
   seed: jax.Array,
-  losses_and_metrics: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+  losses_and_metrics: Callable[
+    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+  ],
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
@@ -130,17 +132,17 @@ def _update(
     (logits_BC, _), updated = model.apply(
       variables, inputs, train=True, mutable=['batch_stats'], rngs={'dropout': dropout}
     )
-    loss_B, metrics_B = losses_and_metrics(logits_BC, labels_B)
+    loss_B, metrics_B = losses_and_metrics(logits_BC, labels_B, num_labelled / count)
     metrics_B |= {'loss': loss_B, 'accuracy': logits_BC.argmax(-1) == labels_B}
     return loss_B.sum() / count, (metrics_B, updated.get('batch_stats', {}))
 
   count = jax.lax.psum(len(inputs), AXIS_NAME)
+  num_labelled = jax.lax.psum((labels_B >= 0).sum(), AXIS_NAME)
   gradient, (metrics_B, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
   gradient = jax.lax.psum(gradient, AXIS_NAME)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   sums = jax.lax.psum({name: x_B.sum() for name, x_B in metrics_B.items()}, AXIS_NAME)
   metrics = {name: (total, count) for name, total in sums.items()}
-  num_labelled = jax.lax.psum((labels_B >= 0).sum(), AXIS_NAME)
   metrics['accuracy'] = sums['accuracy'], num_labelled
   metrics['gradient_norm'] = optax.tree.norm(gradient), 1
   state = State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)

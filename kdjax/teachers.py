@@ -11,7 +11,7 @@ from functools import partial
 
 import jax
 
-from kdjax import data, devices, files, keys, metrics, progress, steps, training, views
+from kdjax import devices, files, keys, metrics, progress, steps, training, views
 from kdjax.errors import MissingInputError
 from kdjax.inputs import Inputs
 from kdjax.run import Run
@@ -133,7 +133,7 @@ def trainer(run: Run, device: jax.Device | None = None) -> Callable:
   def train(member: int, fit: Callable = training.fit) -> Iterator[tuple[int, str]] | None:
     folder = run.member_folder(member)
     seed = member_seed(run, member)
-    inputs = Inputs(data.part(run.splits['train'], section.examples), view, seed)
+    inputs = Inputs(run.part('teacher'), view, seed)
 
     def batches(start: int) -> Iterator[tuple]:
       for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):

@@ -16,6 +16,7 @@ from kdjax.errors import DivergedError
 from kdjax.events import Events
 from kdjax.steps import Metrics, State
 
+LAST_EPOCH = ('train/top1_agreement', 'train/predictive_kl', 'train/loss')
 DIVERGED = 'diverged.json'  # in the folder of a training that did: it would again
 STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
 BLOCKS_AHEAD = 2  # calls whose inputs are gathered while the devices work
@@ -38,9 +39,14 @@ class Plan:
   steps_per_dispatch: int = 1  # at most
 
   @property
+  def last_epoch(self) -> int:
+    """The step that the last epoch begins after: from there on, every example comes at least once."""
+    return max(0, self.num_steps - -(-self.num_examples // self.batch_size))
+
+  @property
   def stops(self) -> frozenset[int]:
     """Steps after which metrics are fetched. Every save is one, so that a restart finds the same."""
-    return self.logs | self.evals | self.saves | self.keeps
+    return self.logs | self.evals | self.saves | self.keeps | {self.last_epoch}
 
   def epoch(self, step: int) -> float:
     return step * self.batch_size / self.num_examples
@@ -76,7 +82,7 @@ def make_plan(
     num_examples,
     logs=spread(num_logs),
     evals=spread(num_evals),
-    saves=spread(num_checkpoints),
+    saves=spread(num_checkpoints) or frozenset({0}),  # of no steps: the start is the end
     keeps=frozenset(round(fraction * num_steps) for fraction in keep_checkpoints),
     steps_per_dispatch=steps_per_dispatch,
   )
@@ -210,6 +216,24 @@ class _Log:
       self._events.close()
 
 
+def last_epoch_means(folder: epath.Path, plan: Plan) -> dict[str, float]:
+  """Means of 'train/...' values of the log over the last epoch of a complete training.
+
+  They are of the network in train mode while it still changed, over the views of that epoch: what
+  the paper's public code calls train agreement. {} if the log has no rows of the last epoch.
+  """
+  rows = files.read_json_lines(folder / 'metrics.jsonl')
+  steps_before = [0, *(row['step'] for row in rows)]
+  lengths = [row['step'] - before for row, before in zip(rows, steps_before, strict=False)]
+  last = [(row, n) for row, n in zip(rows, lengths, strict=True) if row['step'] > plan.last_epoch]
+  num_steps = sum(n for _, n in last)
+  return {
+    key.removeprefix('train/'): sum(row[key] * n for row, n in last) / num_steps
+    for key in LAST_EPOCH
+    if last and all(key in row for row, _ in last)
+  }
+
+
 def is_complete(folder: epath.Path) -> bool:
   """Whether training came to its end, and its last checkpoint and its log are still there.
 
@@ -250,7 +274,7 @@ def _start(
     state = checkpoints.restore(like)
     return int(state.step), place(state)
   state = init()
-  if 0 in plan.keeps:
+  if 0 in plan.saves | plan.keeps:
     checkpoints.save(0, state)
   return 0, place(state)
 

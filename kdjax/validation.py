@@ -102,12 +102,14 @@ def _unread_problems(config: ConfigDict) -> Iterator[str]:
   of_student, of_teacher = (models.SHAPED_BY.get(name) for name in names)
   if of_student is None or of_teacher is None:  # unknown, as is told elsewhere
     return
-  for field in ('depth', 'width', 'norm'):
+  for field in ('depth', 'width', 'norm', 'shortcut'):
     value = config.student.model[field]
     if value is not None and field not in of_student:
       yield f'student.model.{field} = {value!r}: {names[0]} has no {field}; allowed: None'
-  if config.model.norm == 'layer' and 'norm' not in of_student | of_teacher:
-    yield f"model.norm = 'layer': {names[1]} has no norm to choose; allowed: 'batch', the default"
+  for field, default in (('norm', 'batch'), ('shortcut', 'activated')):
+    value = config.model[field]
+    if value != default and field not in of_student | of_teacher:
+      yield f'model.{field} = {value!r}: {names[1]} has no {field} to choose; allowed: {default!r}, the default'
 
 
 def _student_problems(config: ConfigDict) -> Iterator[str]:
@@ -128,9 +130,8 @@ def _student_problems(config: ConfigDict) -> Iterator[str]:
       'temperature; allowed: None'
     )
   noise = config.augmentation.noise_probability * ('noise' in config.predictions.augmentation)
-  replaced = config.predictions.replaced * bool(config.predictions.replacement)
-  if student.alpha > 0 and 1 in (noise, replaced):
-    yield f'student.alpha = {student.alpha}: no example keeps its label; allowed: 0'
+  if student.alpha > 0 and (noise == 1 or config.predictions.examples == (0, 0)):
+    yield f'student.alpha = {student.alpha}: no example has a label; allowed: 0'
   if student.alpha > 0 and 'mixup' in config.predictions.augmentation:
     yield (
       f'student.alpha = {student.alpha}: a mixture of two images has no one true label; allowed: 0 '
@@ -146,6 +147,11 @@ def _distillation_problems(config: ConfigDict) -> Iterator[str]:
     yield (
       f'predictions.num_extra = {predictions.num_extra}: of what? allowed: None, or with '
       'predictions.extra'
+    )
+  if predictions.examples == (0, 0) and not predictions.extra:
+    yield (
+      'predictions.examples = (0, 0): nothing is left to distil on; allowed: with predictions.extra, or '
+      '() for all'
     )
   if predictions.extra == 'gan' and (predictions.num_extra or 0) > config.gan.num_samples:
     yield (
@@ -223,8 +229,7 @@ def _data_problems(config: ConfigDict, description: data.Description) -> Iterato
     yield from _image_problems(config, description)
   else:
     yield from _text_problems(config)
-  for field in ('extra', 'replacement'):
-    yield from _extra_problems(config, field)
+  yield from _extra_problems(config)
 
 
 def _feature_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
@@ -259,12 +264,15 @@ def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
     if name == 'student':
       num_examples += config_lib.num_extra(config) or 0
     num_steps = config_lib.num_steps(section, num_examples)
+    if not num_examples:  # as is told elsewhere
+      continue
+    warmup_steps = round(section.warmup_epochs * num_examples / section.batch_size)
     if not _are_countable(num_steps, section.batch_size, num_examples):
       yield (
         f'{name}.{durations[0]} = {section[durations[0]]}: are {num_steps} steps of '
         f'{section.batch_size} of {num_examples} examples; allowed: up to {LARGEST} steps and epochs'
       )
-    elif round(section.warmup_epochs * num_examples / section.batch_size) >= num_steps:
+    elif warmup_steps and warmup_steps >= num_steps:
       yield (
         f'{name}.warmup_epochs = {section.warmup_epochs}: allowed: less than the '
         f'{num_steps * section.batch_size / num_examples:g} epochs of the whole training'
@@ -282,19 +290,18 @@ def _gan_problems(config: ConfigDict, description: data.Description) -> Iterator
   if config.dataset.streaming:
     yield (
       'dataset.streaming = True: the GAN learns from images in memory, and its own are there too; '
-      "allowed: False, or no 'gan' in predictions.extra and predictions.replacement"
+      "allowed: False, or another predictions.extra than 'gan'"
     )
   if not gan_networks.num_halvings(*shape[:2]):
     yield (
-      f'predictions.extra, predictions.replacement: the GAN cannot grow images of {min(shape[:2])} '
-      f'pixels, the size of {config.dataset.name}: it doubles a start of at least '
-      f"{gan_networks.MIN_SIDE}; allowed: no 'gan'"
+      f"predictions.extra = 'gan': the GAN cannot grow images of {min(shape[:2])} pixels, the size of "
+      f'{config.dataset.name}: it doubles a start of at least {gan_networks.MIN_SIDE}; allowed: another'
     )
   for name, least in (('train', 4), ('test', 2)):  # a covariance wants two, of halves too
     if sizes[name] < least:
       yield (
-        f"dataset.num_{name} = {sizes[name]}: allowed with 'gan' in predictions.extra or "
-        f'predictions.replacement: at least {least}, to judge its images by'
+        f"dataset.num_{name} = {sizes[name]}: allowed with predictions.extra = 'gan': at least {least}, "
+        'to judge its images by'
       )
   num_steps, num_train = section.num_steps * section.num_discriminator_steps, sizes['train']
   if num_train > 0 and not _are_countable(num_steps, section.batch_size, num_train):
@@ -357,9 +364,8 @@ def _text_problems(config: ConfigDict) -> Iterator[str]:
     section, leaf = field.split('.')
     if config[section][leaf]:
       yield f'{field} = {config[section][leaf]}: is for images, and {name} has texts; allowed: ()'
-  for field in ('extra', 'replacement'):
-    if config.predictions[field] == 'gan':
-      yield f"predictions.{field} = 'gan': makes images, and {name} has texts; allowed: other texts"
+  if config_lib.needs_gan(config):
+    yield f"predictions.extra = 'gan': makes images, and {name} has texts; allowed: other texts"
 
 
 def _model_names(config: ConfigDict) -> dict[str, str]:
@@ -373,15 +379,15 @@ def _models_for(texts: bool) -> str:
   return f'Allowed here: {", ".join(names)}'
 
 
-def _extra_problems(config: ConfigDict, field: str) -> Iterator[str]:
+def _extra_problems(config: ConfigDict) -> Iterator[str]:
   """Whether the source of unlabelled images is there, and large enough."""
-  name, wanted = config.predictions[field], config.predictions.num_extra
-  if name in ('', 'gan') or not _keeps_rules(config, f'predictions.{field}'):
+  name, wanted = config.predictions.extra, config.predictions.num_extra
+  if name in ('', 'gan') or not _keeps_rules(config, 'predictions.extra'):
     return
   try:
-    available = data.extra_size(name, config.dataset, field=f'predictions.{field}')
+    available = data.extra_size(name, config.dataset)
   except UserError as error:
     yield str(error)
     return
-  if field == 'extra' and wanted is not None and wanted > available:
+  if wanted is not None and wanted > available:
     yield f'predictions.num_extra = {wanted}: allowed: at most the {available} images of {name}'

@@ -2,8 +2,7 @@
 
 An example's index and its view number decide its augmentation exactly, whatever else is in the
 batch. The prediction store relies on it: a stored prediction belongs to one (view, index). Runs on
-device, inside jit: so does the choice between an example and another image in its place, and the
-coefficient of a mixture. Which other images there are to choose from is for who loads them, `inputs.py`.
+device, inside jit. `inputs.py` gathers the examples, and their partners for mixtures.
 Axes: B batch, H W C image, X whatever an input has.
 """
 
@@ -31,7 +30,7 @@ NAMES = (*AUGMENTATIONS, *UNLABELLED)
 FIELDS = augmentations.FIELDS | {'mixup': (), 'noise': ('noise_probability',)}
 
 
-def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> View:
+def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | None = None) -> View:
   """The view that applies the named augmentations in order; no names give the example as it is.
 
   With 'mixup', what is named before it is done to the example and to its partner, each by its own
@@ -40,11 +39,10 @@ def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> 
   Args:
     names: of NAMES. Each draws from its own stream, so adding one leaves the others' draws.
     config: the config section `augmentation`.
-    replaced: the probability that another input takes an example's place, before all else.
+    num_augmented: examples of this index and above stay as they are; None: all are augmented.
 
-  Returns: view(seed, batch). A batch has 'inputs', 'labels', 'indices' and 'views', where examples
-    may be replaced also 'others', and for 'mixup' also 'partners', a batch of those that the
-    examples are mixed with; all with the same leading axis.
+  Returns: view(seed, batch). A batch has 'inputs', 'labels', 'indices' and 'views', and for 'mixup'
+    also 'partners', a batch of the examples that these are mixed with; all with the same leading axis.
   """
 
   def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
@@ -62,14 +60,14 @@ def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> 
     return _scaled(images_BHWC), labels_B
 
   def view(seed, batch):
-    inputs_BX, labels_B = _chosen(seed, batch, replaced)
+    inputs_BX, labels_B = batch['inputs'], batch['labels']
     if not jnp.issubdtype(inputs_BX.dtype, jnp.uint8):  # tokens of a text
       return inputs_BX, labels_B
     return apply(names, seed, inputs_BX, labels_B, batch['indices'], batch['views'])
 
   def mixed_view(seed, batch):
     place = names.index('mixup')
-    before, after = make_view(names[:place], config, replaced), names[place + 1 :]
+    before, after = make_view(names[:place], config, num_augmented), names[place + 1 :]
     (images_BHWC, labels_B), (partners_BHWC, _) = (
       before(seed, batch),
       before(seed, batch['partners']),
@@ -80,7 +78,19 @@ def make_view(names: Sequence[str], config: ConfigDict, replaced: float = 0) -> 
     no_labels_B = jnp.full_like(labels_B, NO_LABEL)
     return apply(after, seed, mixed_BHWC, no_labels_B, batch['indices'], batch['views'])
 
-  return mixed_view if 'mixup' in names else view
+  augment = mixed_view if 'mixup' in names else view
+  if num_augmented is None or not names:
+    return augment
+
+  def partly_augmented_view(seed, batch):
+    images_BHWC, labels_B = augment(seed, batch)
+    is_augmented_B = batch['indices'] < num_augmented
+    return (
+      jnp.where(is_augmented_B[:, None, None, None], images_BHWC, _scaled(batch['inputs'])),
+      jnp.where(is_augmented_B, labels_B, batch['labels']),
+    )
+
+  return partly_augmented_view
 
 
 def _scaled(images_BHWC: jax.Array) -> jax.Array:
@@ -90,19 +100,6 @@ def _scaled(images_BHWC: jax.Array) -> jax.Array:
 
 def _keys(name: str, seed: jax.Array, batch: Batch) -> jax.Array:
   return jax.vmap(partial(keys.stream, seed, f'view/{name}'))(batch['views'], batch['indices'])
-
-
-def _chosen(seed: jax.Array, batch: Batch, replaced: float) -> tuple[jax.Array, jax.Array]:
-  """The examples, some of them replaced by their 'others', which have no label."""
-  inputs_BX, labels_B = batch['inputs'], batch['labels']
-  if not replaced:
-    return inputs_BX, labels_B
-  replaced_B = jax.vmap(partial(jax.random.bernoulli, p=replaced))(_keys('replaced', seed, batch))
-  replaced_BX = jnp.expand_dims(replaced_B, range(1, inputs_BX.ndim))
-  return (
-    jnp.where(replaced_BX, batch['others'], inputs_BX),
-    jnp.where(replaced_B, NO_LABEL, labels_B),
-  )
 
 
 def augmented(
@@ -125,6 +122,6 @@ def augmented(
   return AUGMENTATIONS[name](key, image_HWC, config), label
 
 
-def fields(names: Sequence[str], config: ConfigDict) -> dict[str, float]:
+def fields(names: Sequence[str], config: ConfigDict) -> dict[str, float | str]:
   """Those fields of the section `augmentation` that a view of these names depends on."""
   return {field: config[field] for name in names for field in FIELDS[name]}

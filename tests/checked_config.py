@@ -43,9 +43,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
       raise UserError(f'dataset.name = {config.name!r}: not there')
     return DESCRIPTIONS[config.name]
 
-  def extra_size(name: str, _: ConfigDict, field: str) -> int:
+  def extra_size(name: str, _: ConfigDict) -> int:
     if name not in NUM_EXTRA:
-      raise UserError(f'{field} = {name!r}: not there')
+      raise UserError(f'{data.EXTRA} = {name!r}: not there')
     return NUM_EXTRA[name]
 
   monkeypatch.setattr(data, 'describe', describe)

@@ -279,7 +279,7 @@ def _small(run: Run) -> ConfigDict:
   config = run.config.copy_and_resolve_references()
   batch_size = 2 * jax.local_device_count()
   for of in ('teacher', 'student'):
-    section, num_steps = config[of], run.plan(of).num_steps
+    section, num_steps = config[of], max(run.plan(of).num_steps, 1)
     section.num_epochs, section.num_steps, section.num_examples = None, num_steps, None
     section.batch_size, section.warmup_epochs = batch_size, 0.0
   config.gan.batch_size = batch_size

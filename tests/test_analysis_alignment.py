@@ -40,6 +40,7 @@ CASES = {
   'vgg': (models.VGG16(NUM_CLASSES, 2), make_images(64, 8)),
   'basic': (preact(models.BasicBlock, 2, 4, 'batch'), make_images(8)),
   'basic_layer': (preact(models.BasicBlock, 1, 4, 'layer'), make_images(8)),
+  'basic_raw': (preact(models.BasicBlock, 1, 4, 'batch').clone(shortcut='raw'), make_images(8)),
   'bottleneck': (preact(models.BottleneckBlock, 2, 2, 'batch'), make_images(8)),
   'resnet50': (models.ResNet50(NUM_CLASSES, 2, 'batch'), make_images(64)),
   'resnet50_layer': (models.ResNet50(NUM_CLASSES, 2, 'layer'), make_images(64)),
@@ -153,7 +154,9 @@ def test_a_flattened_image_is_its_channels_at_each_position():
 
 
 def test_all_models_have_a_spec():
-  config = ConfigDict({'depth': 8, 'width': 2, 'norm': 'batch', 'dtype': 'float32'})
+  config = ConfigDict(
+    {'depth': 8, 'width': 2, 'norm': 'batch', 'shortcut': 'activated', 'dtype': 'float32'}
+  )
   for name in models.MODELS:
     config.name = name
     model = models.build(config, NUM_CLASSES, vocabulary_size=20)

@@ -189,6 +189,8 @@ def test_examples_without_a_label_count_where_none_is_needed(study):
   examples = measured._examples['distillation']
   examples['labels'] = np.where(kept_N, examples['labels'], -1)
   measured._placed.clear()
+  for name, fraction in (('distillation', kept_N.mean()), ('test', 1)):
+    np.testing.assert_allclose(measured.batches(name)[0]['labelled'], fraction, rtol=1e-6)
   found = measured.variables(study.student())
   for name in measure.OF_LABELS:
     key = f'distillation/{name}'
@@ -230,6 +232,7 @@ def test_measures_without_a_label():
   batch = {
     'teacher_log_probs': jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])),
     'labels': jnp.array([0, -1]),
+    'labelled': jnp.array([0.5, 0.5]),
   }
   logits_BC = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8]]))
   loss = {'loss': losses.distillation, 'temperature': 1.0, 'alpha': 0.5}
@@ -242,7 +245,8 @@ def test_measures_without_a_label():
   kl = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
   np.testing.assert_allclose(found['predictive_kl'][0], kl, rtol=1e-5)
   entropy = -(0.2 * np.log(0.2) + 0.8 * np.log(0.8))
-  np.testing.assert_allclose(found['loss'], [np.log(2), 0.5 * entropy], rtol=1e-5)
+  # α is 1/2 of a mean over the one example that has a label, so all of it over both.
+  np.testing.assert_allclose(found['loss'], [1.5 * np.log(2), 0.5 * entropy], rtol=1e-5)
 
 
 def test_without_teachers_their_stored_predictions_serve(study, measured, monkeypatch):

@@ -22,6 +22,7 @@ CONFIG = ConfigDict(
   {
     'crop_padding': 2,
     'rotation_degrees': 20.0,
+    'rotation_interpolation': 'bilinear',
     'brightness': 0.2,
     'contrast': 0.3,
     'saturation': 0.4,
@@ -101,6 +102,22 @@ def test_rotate_interpolates_in_the_image_surrounded_by_black(shape, degrees):
   result = apply(augmentations.rotate, images, cos, sin)
   # Half a level of rounding, and what coordinates of 10 bits after the point leave.
   np.testing.assert_allclose(result, np.stack(expected, -1), atol=0.8)
+
+
+@pytest.mark.parametrize('interpolation', augmentations.INTERPOLATIONS)
+def test_rotate_is_pillows(interpolation):
+  images = random_images(31, 31, 1)
+  expected = Image.fromarray(images[..., 0].astype(np.float32)).rotate(
+    25, Image.Resampling[interpolation.upper()]
+  )
+  rotate = functools.partial(augmentations.rotate, interpolation=interpolation)
+  result = apply(rotate, images, *cos_sin(25))[..., 0]
+  if interpolation == 'nearest':
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+    return
+  y, x = np.indices((31, 31)) - 15
+  inside = np.hypot(y, x) < 14  # Pillow does not blend an edge with black
+  np.testing.assert_allclose(result[inside], np.asarray(expected)[inside], atol=0.8)
 
 
 @pytest.mark.parametrize('quarters', [0, 1, 2, 3])

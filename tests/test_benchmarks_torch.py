@@ -50,7 +50,14 @@ KINDS = ('params', 'batch_stats')
 
 @pytest.mark.parametrize('train', [False, True])
 def test_both_models_are_the_same(train):
-  section = {'name': 'resnet', 'depth': 20, 'width': WIDTH, 'norm': 'batch', 'dtype': 'float32'}
+  section = {
+    'name': 'resnet',
+    'depth': 20,
+    'width': WIDTH,
+    'norm': 'batch',
+    'shortcut': 'activated',
+    'dtype': 'float32',
+  }
   model = models.build(ConfigDict(section), CLASSES)
   variables = random_variables(model, IMAGES, -0.4, 0.4)
 

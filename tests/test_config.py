@@ -167,9 +167,10 @@ def test_optional_fields_are_those_that_base_makes_references():
   config = load()
   optional = {name for name in config_lib.leaves(config) if config_lib.is_optional(config, name)}
   durations = {f'{s}.{d}' for s in ('teacher', 'student') for d in config_lib.DURATIONS}
-  model = {f'student.model.{name}' for name in ('name', 'depth', 'width', 'norm', 'dtype')}
+  model = {f'student.model.{name}' for name in config.model}
   dataset = {f'dataset.{name}' for name in ('data_dir', 'num_train', 'num_test', 'image_size')}
   others = {
+    'dataset.subset_seed',
     'predictions.num_extra',
     'student.seed',
     'student.final_temperature',
@@ -206,7 +207,14 @@ def test_durations_in_steps_epochs_and_examples_agree(duration, steps):
 
 def test_the_student_model_is_the_teachers_but_for_what_is_set():
   config = load(('student.model.depth', '56'), ('student.model.norm', 'layer'))
-  expected = {'name': 'resnet', 'depth': 56, 'width': 16, 'norm': 'layer', 'dtype': 'float32'}
+  expected = {
+    'name': 'resnet',
+    'depth': 56,
+    'width': 16,
+    'norm': 'layer',
+    'shortcut': 'activated',
+    'dtype': 'float32',
+  }
   assert config_lib.student_model(config).to_dict() == expected
   assert config.model.depth == 20
   assert config_lib.student_model(load()) == load().model
@@ -215,15 +223,9 @@ def test_the_student_model_is_the_teachers_but_for_what_is_set():
 # The distillation data.
 
 
-def test_who_needs_a_gan():
-  for extra, replacement, needed in [
-    ('', '', 0),
-    ('gan', '', 1),
-    ('', 'gan', 1),
-    ('svhn', 'mnist', 0),
-  ]:
-    config = load(('predictions.extra', extra), ('predictions.replacement', replacement))
-    assert config_lib.needs_gan(config) == needed
+@pytest.mark.parametrize(('extra', 'needed'), [('', False), ('gan', True), ('svhn_cropped', False)])
+def test_who_needs_a_gan(extra, needed):
+  assert config_lib.needs_gan(load(('predictions.extra', extra))) == needed
 
 
 def test_extra_images_are_counted_where_there_are_any():

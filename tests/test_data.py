@@ -162,6 +162,17 @@ def test_halves_are_disjoint_and_balanced():
   assert [row for row in rows(train) if row in set(first)] == first
 
 
+@pytest.mark.parametrize('seed', [0, 1])
+def test_a_seed_decides_which_examples_a_part_has(seed):
+  """Class-balanced and nested with every seed, and halves of one seed have nothing in common."""
+  train = data.load(section(num_train=1000))['train']
+  small, half, rest = (data.part(train, p, seed) for p in ((0, 200), (0, 500), (500, 1000)))
+  np.testing.assert_array_equal(np.bincount(small.labels_N), np.full(10, 20))
+  assert set(rows(small)) < set(rows(half)) and not set(rows(half)) & set(rows(rest))
+  other = set(rows(data.part(train, (0, 200), seed + 1)))
+  assert 20 < len(other & set(rows(small))) < 60  # 40 are expected
+
+
 def test_no_part_is_all():
   train = data.load(section(num_train=30))['train']
   assert rows(data.part(train, ())) == rows(train)
@@ -233,7 +244,6 @@ def test_an_unlabelled_split_is_preferred(tmp_path, unlabelled):
 
 
 def test_missing_extra_inputs_are_told(tmp_path):
-  field = 'predictions.replacement'
   config = section(data_dir=str(tmp_path))
   for name, problem in (
     ('svhn_cropped', 'not found in array_record format'),
@@ -241,9 +251,9 @@ def test_missing_extra_inputs_are_told(tmp_path):
     (str(tmp_path / 'none'), 'no image in this folder'),
     (str(tmp_path), 'no image in this folder'),
   ):
-    for ask in (data.extra_size, lambda *a, **k: data.load_extra(*a, (8, 8, 1), **k)):
-      with pytest.raises(UserError, match=rf'^predictions\.replacement = {name!r}: .*{problem}'):
-        ask(name, config, field=field)
+    for ask in (data.extra_size, lambda *a: data.load_extra(*a, (8, 8, 1))):
+      with pytest.raises(UserError, match=rf'^predictions\.extra = {name!r}: .*{problem}'):
+        ask(name, config)
 
 
 def test_too_few_extra_inputs_are_told(tmp_path):

@@ -109,6 +109,21 @@ def test_members_are_compared_with_their_ensemble(compared, result):
   assert members[0]['predictive_kl'] > 0
 
 
+def test_the_last_epoch_of_the_training_is_in_the_result(compared, result):
+  """In train mode: of the steps 30 to 34, as 200 examples are 4.2 batches of 48."""
+  found = result['splits']['distillation']['last_epoch']
+  rows = files.read_json_lines(compared.student_folder / 'metrics.jsonl')
+  places = [row['step'] for row in rows]
+  assert set(found) == {'top1_agreement', 'predictive_kl', 'loss'} and 29 in places
+  for name, value in found.items():
+    total = sum(
+      row[f'train/{name}'] * (row['step'] - before)
+      for before, row in zip([0, *places], rows, strict=False)
+      if row['step'] > 29
+    )
+    assert value == pytest.approx(total / 5)
+
+
 # The independent student.
 
 

@@ -31,6 +31,7 @@ FIELDS = {
   'dataset.name': ('cifar100', ALL),
   'dataset.data_dir': ('elsewhere', NONE),
   'dataset.num_train': (1000, ALL),
+  'dataset.subset_seed': (1, NONE),
   'dataset.num_val': (1000, ALL),
   'dataset.num_test': (1000, PREDICTIONS),
   'dataset.image_size': (16, ALL),
@@ -42,6 +43,7 @@ FIELDS = {
   'model.depth': (56, ALL),
   'model.width': (8, ALL),
   'model.norm': ('layer', ALL),
+  'model.shortcut': ('raw', ALL),
   'model.dtype': ('bfloat16', ALL),
   'teacher.num_members': (6, STUDENT),  # members can be added to an ensemble
   'teacher.members_in_parallel': (True, ALL),
@@ -67,8 +69,7 @@ FIELDS = {
   'predictions.augmentation': ((), PREDICTIONS),
   'predictions.extra': ('svhn_cropped', PREDICTIONS),
   'predictions.num_extra': (100, NONE),
-  'predictions.replacement': ('svhn_cropped', PREDICTIONS),
-  'predictions.replaced': (0.5, NONE),
+  'predictions.augment_extra': (False, NONE),
   'student.seed': (1, STUDENT),
   'student.num_epochs': (301, STUDENT),
   'student.num_steps': (10, STUDENT),
@@ -93,9 +94,11 @@ FIELDS = {
   'student.model.depth': (56, STUDENT),
   'student.model.width': (8, STUDENT),
   'student.model.norm': ('layer', STUDENT),
+  'student.model.shortcut': ('raw', STUDENT),
   'student.model.dtype': ('bfloat16', STUDENT),
   'augmentation.crop_padding': (2, ALL),
   'augmentation.rotation_degrees': (10.0, NONE),
+  'augmentation.rotation_interpolation': ('nearest', NONE),
   'augmentation.brightness': (0.1, NONE),
   'augmentation.contrast': (0.1, NONE),
   'augmentation.saturation': (0.1, NONE),
@@ -155,7 +158,7 @@ def changed_artefacts(config, field, value):
 AUGMENTATION_FIELDS = {
   'crop': {'crop_padding'},
   'flip': set(),
-  'rotation': {'rotation_degrees'},
+  'rotation': {'rotation_degrees', 'rotation_interpolation'},
   'brightness': {'brightness'},
   'color_jitter': {'brightness', 'contrast', 'saturation', 'hue'},
   'mixup': set(),
@@ -181,23 +184,43 @@ def test_a_field_of_an_augmentation_counts_where_the_augmentation_is_used(sectio
 GAN_FIELDS = [field for field in FIELDS if field.startswith('gan.')]
 
 
-@pytest.mark.parametrize('kind', ['extra', 'replacement'])
-def test_fields_of_the_gan_count_where_its_images_are_used(kind):
+def test_fields_of_the_gan_count_where_its_images_are_used():
   for field in GAN_FIELDS:
-    config = load((f'predictions.{kind}', 'gan'))
     # The first samples stay what they are when there are more.
-    counts = kind == 'replacement' or field != 'gan.num_samples'
-    expected = PREDICTIONS if counts else NONE
-    assert changed_artefacts(config, field, FIELDS[field][0]) == expected, field
+    expected = NONE if field == 'gan.num_samples' else PREDICTIONS
+    found = changed_artefacts(load(('predictions.extra', 'gan')), field, FIELDS[field][0])
+    assert found == expected, field
+
+
+@pytest.mark.parametrize('field', ['predictions.num_extra', 'predictions.augment_extra'])
+def test_fields_of_extra_images_count_where_there_are_any(field):
+  config = load(('predictions.extra', 'svhn_cropped'))
+  assert changed_artefacts(config, field, FIELDS[field][0]) == PREDICTIONS
 
 
 @pytest.mark.parametrize(
-  ('kind', 'field', 'value'),
-  [('extra', 'num_extra', 100), ('replacement', 'replaced', 0.5)],
+  ('section', 'examples', 'artefacts'),
+  [
+    ('teacher', (0, 200), ALL),
+    ('predictions', (0, 200), PREDICTIONS),
+    ('predictions', (0, 0), NONE),
+  ],
 )
-def test_how_many_other_images_counts_where_there_are_any(kind, field, value):
-  config = load((f'predictions.{kind}', 'svhn_cropped'))
-  assert changed_artefacts(config, f'predictions.{field}', value) == PREDICTIONS
+def test_the_subset_seed_counts_where_a_part_is_taken(section, examples, artefacts):
+  config = load()
+  config[section].examples = examples
+  assert changed_artefacts(config, 'dataset.subset_seed', 1) == artefacts
+
+
+def test_the_subset_is_that_of_the_seed_unless_another_is_set():
+  """So trials and independent students take parts of their own, and `seed` alone names them."""
+  config = load(('teacher.examples', '(0, 200)'))
+  assert config_lib.subset_seed(config) == 0
+  assert config_lib.subset_seed(config_lib.independent(config)) == 1000
+  before = fingerprints(config)
+  config.dataset.subset_seed = 0
+  assert fingerprints(config) == before
+  assert config_lib.subset_seed(config_lib.independent(config)) == 0
 
 
 def test_a_gan_is_shared_by_all_teachers_and_students_of_a_data_set():

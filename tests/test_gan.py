@@ -335,7 +335,7 @@ def test_more_samples_can_be_drawn_later(trained, monkeypatch):
 
 
 def test_no_step_is_taken_without_a_teacher_to_judge(tmp_path):
-  run = tiny_run(tmp_path, predictions__replacement='gan', **tiny_fields())
+  run = tiny_run(tmp_path, predictions__extra='gan', **tiny_fields())
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     gan.run(run)
   assert not run.gan_folder.exists()

@@ -1,4 +1,4 @@
-"""Inputs: which examples and views a batch has, and which other images they may meet."""
+"""Inputs: which examples and views a batch has, and which partners they are mixed with."""
 
 import jax
 import numpy as np
@@ -9,8 +9,6 @@ from conftest import tiny_run
 from kdjax import data, devices, keys
 from kdjax.inputs import Inputs
 from kdjax.views import make_view
-
-NUM_EXAMPLES, NUM_OTHERS = 200, 50
 
 
 @pytest.fixture(scope='module')
@@ -47,20 +45,17 @@ def test_evaluation_takes_every_example_once_and_fills_up_the_last_batch(run, nu
     assert (devices.unshard(batch['views']) == 2).all()
 
 
-# Partners and others. The examples' only pixel is their index, that of the others 200 + theirs.
+# Partners. The examples' only pixel is their index.
 
 
-def make_inputs(
-  seed=0, num_examples=NUM_EXAMPLES, num_others=None, has_partners=False, view=None
-) -> Inputs:
+NUM_EXAMPLES = 200
+EVERYONE = np.arange(NUM_EXAMPLES)
+
+
+def make_inputs(seed=0, num_examples=NUM_EXAMPLES) -> Inputs:
   pixels = np.arange(num_examples, dtype=np.uint8)[:, None, None, None]
   split = data.Split(pixels, np.arange(num_examples, dtype=np.int32) % 10)
-  others = None
-  if num_others is not None:
-    others = np.arange(NUM_EXAMPLES, NUM_EXAMPLES + num_others, dtype=np.uint8)
-    others = others[:, None, None, None]
-  view = view or make_view((), None)
-  return Inputs(split, view, seed, others_KX=others, has_partners=has_partners)
+  return Inputs(split, make_view((), None), seed, has_partners=True)
 
 
 def unsharded(batch):
@@ -74,12 +69,13 @@ def batch(inputs, indices, view=0):
   return jax.tree.map(lambda x: x[:, 0, 0, 0].astype(int) if x.ndim == 4 else x, found)
 
 
-EVERYONE = np.arange(NUM_EXAMPLES)
+def partners_of(inputs, indices, view=0):
+  return batch(inputs, indices, view)['partners']['indices']
 
 
 @pytest.mark.parametrize('view', [0, 1, 299])
 def test_partners_are_one_permutation_of_all_for_each_view(view):
-  found = batch(make_inputs(3, has_partners=True), EVERYONE, view)
+  found = batch(make_inputs(3), EVERYONE, view)
   expected = keys.numpy_rng(3, 'view/partners', view).permutation(NUM_EXAMPLES)
   np.testing.assert_array_equal(found['inputs'], EVERYONE)
   partners = found['partners']
@@ -92,86 +88,35 @@ def test_partners_are_one_permutation_of_all_for_each_view(view):
 
 def test_partners_are_uniform_over_views():
   """Of example 3 among 20, in 2,000 views."""
-  views = np.arange(2000)
-  found = batch(make_inputs(num_examples=20, has_partners=True), np.full(2000, 3), views)
-  counts = np.bincount(found['partners']['inputs'], minlength=20)
-  assert scipy.stats.chisquare(counts).pvalue > 1e-3
+  found = partners_of(make_inputs(num_examples=20), np.full(2000, 3), np.arange(2000))
+  assert scipy.stats.chisquare(np.bincount(found, minlength=20)).pvalue > 1e-3
 
 
-def test_others_are_one_table_for_each_view():
-  """Any of them, with equal probability, and the examples themselves stay as they are."""
-  inputs = make_inputs(5, num_others=NUM_OTHERS)
-  found = [batch(inputs, EVERYONE, view) for view in range(20)]
-  for of_view in found:
-    np.testing.assert_array_equal(of_view['inputs'], EVERYONE)
-    np.testing.assert_array_equal(of_view['labels'], EVERYONE % 10)
-  others = np.stack([of_view['others'] for of_view in found]) - NUM_EXAMPLES
-  counts = np.bincount(others.reshape(-1), minlength=NUM_OTHERS)
-  assert len(counts) == NUM_OTHERS and scipy.stats.chisquare(counts).pvalue > 1e-3
-  expected = keys.numpy_rng(5, 'view/others', 3).integers(NUM_OTHERS, size=NUM_EXAMPLES)
-  np.testing.assert_array_equal(others[3], expected)
-
-
-def test_a_partner_has_the_other_of_its_own_index():
-  inputs = make_inputs(num_others=NUM_OTHERS, has_partners=True)
-  found = batch(inputs, EVERYONE, 6)
-  of_partners = batch(inputs, found['partners']['indices'], 6)
-  np.testing.assert_array_equal(found['partners']['others'], of_partners['others'])
-  alone = batch(make_inputs(has_partners=True), EVERYONE, 6)
-  np.testing.assert_array_equal(found['partners']['indices'], alone['partners']['indices'])
-  of_one = batch(make_inputs(num_others=NUM_OTHERS), EVERYONE, 6)
-  np.testing.assert_array_equal(found['others'], of_one['others'])
-
-
-def test_a_replaced_example_is_seen_as_one_of_the_others():
-  """From the split and the others to the step, which sees in half of all places one of them."""
-  inputs = make_inputs(num_others=NUM_OTHERS, view=make_view((), None, 0.5))
-  found = batch(inputs, EVERYONE, 2)
-  gathered = inputs.batch(EVERYONE.astype(np.int32), np.full(NUM_EXAMPLES, 2, np.int32))
-  images, labels = inputs.view(0, unsharded(gathered))
-  pixels = np.round((np.asarray(images)[:, 0, 0, 0] + 1) * 127.5).astype(int)
-  replaced = np.asarray(labels) == -1
-  np.testing.assert_array_equal(pixels, np.where(replaced, found['others'], EVERYONE))
-  assert 60 < replaced.sum() < 140
-
-
-def flat(batch):
-  """With the partners' arrays beside the others'."""
-  leaves = jax.tree_util.tree_leaves_with_path(batch)
-  return {jax.tree_util.keystr(path): x for path, x in leaves}
-
-
-def test_whom_an_example_meets_does_not_depend_on_the_batch():
+def test_a_partner_does_not_depend_on_the_batch():
   """Nor on what was asked for before: views come in any order, and more of them than are kept."""
-  inputs = make_inputs(num_others=NUM_OTHERS, has_partners=True)
-  views = [flat(batch(inputs, EVERYONE, view)) for view in range(10)]
+  inputs = make_inputs()
+  views = [partners_of(inputs, EVERYONE, view) for view in range(10)]
   rng = np.random.default_rng(0)
   indices, numbers = rng.integers(NUM_EXAMPLES, size=300), rng.integers(10, size=300)
-  mixed = flat(batch(inputs, indices, numbers))
-  assert len(mixed) == 10
-  for name, found in mixed.items():
-    expected = [views[v][name][i] for i, v in zip(indices, numbers, strict=True)]
-    np.testing.assert_array_equal(found, expected)
-    pairs = zip(indices[:9], numbers, strict=False)
-    alone = [flat(batch(inputs, [i], v))[name][0] for i, v in pairs]
-    np.testing.assert_array_equal(alone, expected[:9])
+  expected = [views[v][i] for i, v in zip(indices, numbers, strict=True)]
+  np.testing.assert_array_equal(partners_of(inputs, indices, numbers), expected)
+  alone = [partners_of(inputs, [i], v)[0] for i, v in zip(indices[:9], numbers, strict=False)]
+  np.testing.assert_array_equal(alone, expected[:9])
 
 
-@pytest.mark.parametrize('changed', [{'seed': 1}, {'view': 1}], ids=['seed', 'view'])
-def test_seeds_and_views_differ(changed):
-  def found(seed=0, view=0):
-    return batch(make_inputs(seed, num_others=NUM_OTHERS, has_partners=True), EVERYONE, view)
-
-  first, other = found(), found(**changed)
-  assert (first['partners']['indices'] == other['partners']['indices']).sum() < 8
-  assert (first['others'] == other['others']).sum() < 20
+@pytest.mark.parametrize(('seed', 'view'), [(1, 0), (0, 1)])
+def test_seeds_and_views_differ(seed, view):
+  first, other = (
+    partners_of(make_inputs(), EVERYONE),
+    partners_of(make_inputs(seed), EVERYONE, view),
+  )
+  assert (first == other).sum() < 8
 
 
 def test_training_batches_that_reach_into_the_next_epoch_have_the_partners_of_both_views():
-  inputs = make_inputs(num_others=NUM_OTHERS, has_partners=True)
+  inputs = make_inputs()
   (found,) = inputs.training(0, 48, 5, start=4)
-  found = flat(unsharded(found))
-  assert set(found["['views']"]) == {0, 1}
-  expected = flat(batch(inputs, found["['indices']"], found["['views']"]))
-  for name in ("['inputs']", "['others']", "['partners']['inputs']"):
-    np.testing.assert_array_equal(found[name][:, 0, 0, 0], expected[name])
+  found = unsharded(found)
+  assert set(found['views']) == {0, 1}
+  expected = partners_of(inputs, found['indices'], found['views'])
+  np.testing.assert_array_equal(found['partners']['inputs'][:, 0, 0, 0], expected)

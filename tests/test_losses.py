@@ -13,7 +13,7 @@ FUNCTIONS = {  # of (student logits, teacher log_probs, labels)
   'cross_entropy': lambda student, teacher, labels: losses.cross_entropy(student, labels),
   'kl_divergence': lambda student, teacher, labels: losses.kl_divergence(teacher, student),
   'with_labels': lambda student, teacher, labels: losses.with_labels(
-    losses.distillation(student, teacher, 4.0), student, labels, 0.25
+    losses.distillation(student, teacher, 4.0), student, labels, 0.25, 1.0
   ),
   **{
     name: lambda student, teacher, labels, loss=loss: loss(student, teacher, 4.0)
@@ -292,21 +292,28 @@ def test_gradients_tend_to_that_of_logit_mse(name, scale):
 # Labels, where there are any.
 
 
-def test_with_labels_mixes_where_there_is_a_label():
+@pytest.mark.parametrize('alpha', [0.3, 1.0])
+def test_with_labels_averages_the_nll_over_the_labelled(alpha):
   student, teacher, _ = make_inputs()
   labels = np.array([0, -1, 2, -7, 1])
   loss_B = losses.distillation(student, teacher, 4.0)
-  nll_B = -scipy.special.log_softmax(student, axis=-1)[np.arange(5), [0, 0, 2, 0, 1]]
-  nll_B[[1, 3]] = 0
-  mixed = losses.with_labels(loss_B, student, labels, 0.3)
-  np.testing.assert_allclose(mixed, 0.3 * nll_B + 0.7 * loss_B, rtol=1e-5)
+  nll_B = -scipy.special.log_softmax(np.asarray(student), axis=-1)[[0, 2, 4], [0, 2, 1]]
+  mixed = losses.with_labels(loss_B, student, labels, alpha, 3 / 5)
+  expected = alpha * nll_B.mean() + (1 - alpha) * loss_B.mean()
+  np.testing.assert_allclose(mixed.mean(), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    np.asarray(mixed)[[1, 3]], (1 - alpha) * np.asarray(loss_B)[[1, 3]], rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize('labels', [[-1, -1], [-1, 2]])
 def test_no_label_gives_no_gradient(labels):
   logits = jnp.array([[1e4, -1e4, 0.0], [0.0, 1.0, 2.0]])
   labels = jnp.array(labels)
-  gradient = jax.grad(lambda z: losses.with_labels(jnp.zeros(2), z, labels, 0.25).sum())(logits)
+  labelled = (labels >= 0).mean()
+  gradient = jax.grad(lambda z: losses.with_labels(jnp.zeros(2), z, labels, 0.25, labelled).mean())(
+    logits
+  )
   probs = scipy.special.softmax([0.0, 1.0, 2.0])
   expected = 0.25 * (probs - [0, 0, 1]) * (labels[1] >= 0)
   np.testing.assert_allclose(gradient, [np.zeros(3), expected], rtol=1e-5)

@@ -36,11 +36,19 @@ def build(
   depth=8,
   width=4,
   norm='batch',
+  shortcut='activated',
   dtype='float32',
   num_classes=10,
   vocabulary_size=None,
 ):
-  section = {'name': name, 'depth': depth, 'width': width, 'norm': norm, 'dtype': dtype}
+  section = {
+    'name': name,
+    'depth': depth,
+    'width': width,
+    'norm': norm,
+    'shortcut': shortcut,
+    'dtype': dtype,
+  }
   return models.build(ConfigDict(section), num_classes, vocabulary_size)
 
 
@@ -49,6 +57,7 @@ def dtype_of(shape):
 
 
 BOTTLENECK = models.PreActResNet(10, models.BottleneckBlock, 1, 4, 'batch')
+RAW_BOTTLENECK = BOTTLENECK.clone(shortcut='raw')
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 2)).astype(np.float32)
 
 
@@ -61,6 +70,7 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 2)).astype(np.float
     (build(depth=20, width=16), CIFAR, 272_282),
     (build(depth=20, width=16, num_classes=100), CIFAR, 278_132),
     (build(depth=20, width=16, norm='layer'), CIFAR, 272_282),
+    (build(depth=20, width=16, shortcut='raw'), CIFAR, 272_282),
     (build(depth=56, width=16), CIFAR, 590_426),
     (build(depth=56, width=16, num_classes=100), CIFAR, 613_556),
     (build('lenet'), MNIST, 61_706),
@@ -80,6 +90,7 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 2)).astype(np.float
     '20',
     '20, 100 classes',
     '20, layer',
+    '20, raw',
     '56',
     '56, 100 classes',
     'lenet',
@@ -170,7 +181,7 @@ def test_every_model_has_a_smallest_image_or_takes_tokens():
 
 def test_the_fields_that_shape_a_model_are_those_that_it_says():
   for name in models.MODELS:
-    others = {'depth': 14, 'width': 8, 'norm': 'layer'}
+    others = {'depth': 14, 'width': 8, 'norm': 'layer', 'shortcut': 'raw'}
     first = build(name, vocabulary_size=9)
     found = {f for f, v in others.items() if build(name, vocabulary_size=9, **{f: v}) != first}
     assert found == models.SHAPED_BY[name], name
@@ -242,7 +253,7 @@ def test_initial_weights_follow_from_the_seed():
 # Values.
 
 
-def resnet_by_hand(variables, x, sizes=(3, 3), axes=BATCH, train=False):
+def resnet_by_hand(variables, x, sizes=(3, 3), axes=BATCH, train=False, raw=False):
   """A pre-activation ResNet with one block a stage, whose kernels have the given sizes."""
   params, all_stats = variables['params'], variables['batch_stats']
   layer = 'LayerNorm' if axes == LAYER else 'BatchNorm'
@@ -259,7 +270,7 @@ def resnet_by_hand(variables, x, sizes=(3, 3), axes=BATCH, train=False):
     y = norm_relu(x, 0, name)
     stride = 1 if stage == 1 else 2
     if 'shortcut' in params[name]:
-      x = conv(y, params[name]['shortcut']['kernel'], stride, padding=0)
+      x = conv(x if raw else y, params[name]['shortcut']['kernel'], stride, padding=0)
     for i, size in enumerate(sizes):
       y = y if i == 0 else norm_relu(y, i, name)
       strides = stride if i == sizes.index(3) else 1
@@ -285,10 +296,12 @@ def lenet_by_hand(variables, x):
   ('model', 'by_hand', 'options'),
   [
     (build(), resnet_by_hand, {}),
+    (build(shortcut='raw'), resnet_by_hand, {'raw': True}),
     (BOTTLENECK, resnet_by_hand, {'sizes': (1, 3, 1)}),
+    (RAW_BOTTLENECK, resnet_by_hand, {'sizes': (1, 3, 1), 'raw': True}),
     (build('lenet'), lenet_by_hand, {}),
   ],
-  ids=['basic', 'bottleneck', 'lenet'],
+  ids=['basic', 'raw basic', 'bottleneck', 'raw bottleneck', 'lenet'],
 )
 def test_logits_are_those_of_numpy(model, by_hand, options):
   variables = random_variables(model, IMAGES)

@@ -20,7 +20,14 @@ CASES = [*[(name, 'batch') for name in SHAPES], ('resnet', 'layer'), ('bilstm', 
 
 
 def build(name, norm, dtype):
-  section = {'name': name, 'depth': 8, 'width': 4, 'norm': norm, 'dtype': dtype}
+  section = {
+    'name': name,
+    'depth': 8,
+    'width': 4,
+    'norm': norm,
+    'shortcut': 'activated',
+    'dtype': dtype,
+  }
   return models.build(ConfigDict(section), CLASSES, VOCABULARY)
 
 

@@ -2,13 +2,14 @@
 
 import os
 
+import jax
 import numpy as np
 import pytest
 from conftest import copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import data, teachers
+from kdjax import data, steps, teachers
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.run import Run
 from kdjax.store import PredictionStore, kvstore
@@ -93,6 +94,33 @@ def test_the_distillation_data_are_the_part_and_then_the_extra_images(tmp_path):
   assert run.inputs['train'].split is run.splits['train']
 
 
+def test_extra_images_alone_can_be_distilled_on_and_stay_as_they_are(tmp_path):
+  fields = {'predictions__extra': 'digits', 'predictions__num_extra': 30, 'dataset__num_val': 0}
+  fields |= {'predictions__examples': (0, 0), 'predictions__augment_extra': False}
+  run = tiny_run(tmp_path, **fields)
+  inputs, extra = run.inputs['distillation'], run.extra_inputs['extra']
+  np.testing.assert_array_equal(inputs.split.inputs_N, extra)
+  assert run.num_examples['student'] == 30
+  batch = jax.tree.map(steps.unshard, inputs.batch(np.arange(30), np.zeros(30, np.int32)))
+  images, labels = inputs.view(0, batch)  # crops, but for these
+  np.testing.assert_allclose(images, extra / np.float32(127.5) - 1, atol=1e-6)
+  assert (np.asarray(labels) == -1).all()
+
+
+def test_parts_are_taken_by_the_subset_seed(tmp_path):
+  fields = {'teacher__examples': (0, 60), 'predictions__examples': (0, 60)}
+
+  def part(section, **more):
+    return tiny_run(tmp_path, **fields, **more).part(section).inputs_N.tobytes()
+
+  assert part('teacher') == part('predictions') == part('teacher', dataset__subset_seed=0)
+  assert part('teacher', seed=1) != part('teacher')
+  assert part('teacher', seed=1) == part('predictions', dataset__subset_seed=1)
+  run = tiny_run(tmp_path, **fields, seed=1)
+  for name, split in tiny_run(tmp_path).splits.items():  # whatever the seed is
+    assert run.splits[name] is split
+
+
 def test_the_checksum_of_the_student_covers_the_extra_images(tmp_path):
   plain = tiny_run(tmp_path, dataset__num_val=0)
   fields = {'predictions__extra': 'digits', 'predictions__num_extra': 30, 'dataset__num_val': 0}
@@ -108,8 +136,7 @@ def test_the_checksum_of_the_student_covers_the_extra_images(tmp_path):
 
 def test_gan_samples_are_the_first_ones_or_all(tmp_path):
   fields = {'predictions__extra': 'gan', 'predictions__num_extra': 2}
-  fields |= {'predictions__replacement': 'gan', 'gan__num_samples': 3}
-  run = tiny_run(tmp_path, **fields)
+  run = tiny_run(tmp_path, **fields, gan__num_samples=3)
   with pytest.raises(MissingInputError, match='--stages=gan'):
     run.gan_samples(2)
   images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1)
@@ -117,8 +144,8 @@ def test_gan_samples_are_the_first_ones_or_all(tmp_path):
   np.savez(run.gan_folder / 'samples.npz', images_NHWC=images)
   run.begin(run.gan_folder, 'teacher')
   np.testing.assert_array_equal(run.gan_samples(2), images[:2])
+  np.testing.assert_array_equal(run.gan_samples(), images)
   np.testing.assert_array_equal(run.extra_inputs['extra'], images[:2])
-  np.testing.assert_array_equal(run.extra_inputs['replacement'], images)
 
 
 # What models say.

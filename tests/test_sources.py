@@ -303,9 +303,9 @@ def test_unlabelled_images_are_those_of_the_training_split(tmp_path):
   write_tfds(tmp_path, features, splits, 'svhn_cropped', '3.1.0', class_names=None)
   own = records(random_images(2, 32, 32, 3), [0, 1])
   write_tfds(tmp_path, features, {'train': own, 'test': own}, 'cifar10', '3.0.2', class_names=None)
-  config, field = section(name='cifar10', data_dir=str(tmp_path)), 'predictions.replacement'
-  assert data.extra_size('svhn_cropped', config, field) == 6
-  found = data.load_extra('svhn_cropped', config, (32, 32, 3), field=field)
+  config = section(name='cifar10', data_dir=str(tmp_path))
+  assert data.extra_size('svhn_cropped', config) == 6
+  found = data.load_extra('svhn_cropped', config, (32, 32, 3))
   assert {image.tobytes() for image in found} == {image.tobytes() for image in images}
 
 

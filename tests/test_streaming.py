@@ -124,16 +124,15 @@ def test_nothing_is_decoded_before_it_is_asked_for(photos, monkeypatch):
 # Batches.
 
 
-def inputs_of(split: data.Split, others=None, **fields) -> Inputs:
-  return Inputs(split, make_view((), None), seed=3, others_KX=others, **fields)
+def inputs_of(split: data.Split, **fields) -> Inputs:
+  return Inputs(split, make_view((), None), seed=3, **fields)
 
 
 @pytest.mark.parametrize('batch_size', [48, 64, 33, 7])
 def test_streamed_batches_are_those_in_memory(photos, batch_size):
-  """With partners and others, from the beginning and from any step."""
+  """With partners, from the beginning and from any step."""
   resident, streamed = (
-    inputs_of(splits['train'], splits['test'].inputs_N, num_views=2, has_partners=True)
-    for splits in both(of_photos(photos))
+    inputs_of(splits['train'], num_views=2, has_partners=True) for splits in both(of_photos(photos))
   )
   expected = list(resident.training(5, batch_size, 12, 0))
   assert_same_batches(streamed.training(5, batch_size, 12, 0), expected)
@@ -332,12 +331,11 @@ def test_other_data_are_noticed_streamed_or_not(tmp_path):
         run.check_data(checksum, run.workdir, 'teacher')
 
 
-def test_distillation_data_can_be_streamed_with_others_beside_and_among_them(tmp_path):
+def test_distillation_data_can_be_streamed_with_extra_images(tmp_path):
   fields = {
     'dataset__num_val': 0,
     'predictions__extra': 'digits',
     'predictions__num_extra': 30,
-    'predictions__replacement': 'digits',
     'predictions__examples': (50, 150),
     'predictions__augmentation': ('mixup',),
   }
@@ -350,7 +348,7 @@ def test_distillation_data_can_be_streamed_with_others_beside_and_among_them(tmp
   found, expected = ([batch for batch, _ in of] for of in batches)
   assert_same_batches(found, expected)
   assert (expected[0]['labels'] >= 0).all() and (expected[2]['labels'] == -1).all()
-  assert {'others', 'partners'} < set(expected[0])
+  assert 'partners' in expected[0]
 
 
 # The benchmark.

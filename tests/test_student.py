@@ -130,6 +130,26 @@ def test_the_student_may_have_a_model_and_a_seed_of_its_own(finished, tmp_path):
   assert digest(found) == digest(run.init_variables(run.student_model, 7))
 
 
+def test_controls(tmp_path):
+  """All stages of a student that learns labels alone beside a teacher that never learnt anything."""
+  run = tiny_run(
+    tmp_path,
+    teacher__num_members=1,
+    teacher__num_epochs=0,
+    predictions__dtype='float32',
+    student__alpha=1.0,
+    student__num_epochs=2,
+    student__keep_checkpoints=(),
+  )
+  for stage in ('teachers', 'predictions', 'student', 'evaluation', 'report'):
+    stages.STAGES[stage](run)
+  assert digest(teachers.load(run, 0)) == digest(teachers.initial(run, 0))
+  before = student.load(run)
+  run.config.student.loss = 'brier'  # whatever is learnt from the teacher, the student is the same
+  assert student.run(run)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, student.load(run))
+
+
 def test_data_recycling(tmp_path):
   """A student is distilled on D1 alone, from a teacher that learnt from D0 alone."""
   run = tiny_run(

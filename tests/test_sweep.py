@@ -191,10 +191,7 @@ def test_a_good_sweep_has_no_problems():
       {'paper': {'nll': {}}},
       [f"the paper's nll has no panel; measures of panels: {AGREEMENT}, {KL}"],
     ),
-    (
-      {'paper': {KL: {('m = 1', 16): 0.2}}},
-      [f"the paper's {KL} at ('m = 1', 16) has no point"],
-    ),
+    ({'paper': {KL: {('m = 1', 16): 0.2}}}, [f"the paper's {KL} at ('m = 1', 16) has no point"]),
   ],
   ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
 )

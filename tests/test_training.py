@@ -100,6 +100,37 @@ def test_metrics_are_means_over_all_steps_since_the_last_row(tmp_path):
   assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
 
 
+def test_the_last_epoch_has_a_mean_of_its_own(tmp_path):
+  """45 examples in batches of 10: the last five steps."""
+  values = np.random.default_rng(0).random(NUM_STEPS)
+
+  def agreeing(state, x, value):
+    state, metrics = step(state, x)
+    pairs = {name: metrics[name] for name in metrics.names}
+    return state, Metrics.of(pairs | {'top1_agreement': (10 * value, 10)})
+
+  the_plan = plan(num_examples=45, num_logs=1, num_evals=1, keep_checkpoints=(0.9,))
+  assert the_plan.last_epoch == 15
+  fit(
+    tmp_path,
+    lambda start: ((x, values[i]) for i, (x,) in enumerate(batches(start), start)),
+    the_plan,
+    the_step=agreeing,
+  )
+  found = training.last_epoch_means(epath.Path(tmp_path), the_plan)
+  assert set(found) == {'loss', 'top1_agreement'}
+  assert found['top1_agreement'] == pytest.approx(values[15:].mean(), rel=1e-6)
+  assert plan(num_examples=10_000).last_epoch == 0
+
+
+def test_a_training_of_no_steps_leaves_its_start(tmp_path):
+  fit(tmp_path, the_plan=plan(num_steps=0, keep_checkpoints=()))
+  assert training.is_complete(epath.Path(tmp_path))
+  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
+    assert digest(checkpoints.restore(jax.eval_shape(init), 0)) == digest(init())
+  assert rows(tmp_path) == []
+
+
 def test_a_metric_of_labels_counts_only_what_has_them(tmp_path):
   """Steps 1 to 4 have no label, and 5 to 8 have 0 to 3 of them."""
   counts = np.maximum(np.arange(NUM_STEPS) - 4, 0).clip(max=3)

@@ -16,7 +16,7 @@ def prepare_arguments(monkeypatch):
 
 # (fields, how the one problem of the config begins)
 NAMES = ('crop', 'contrast', 'saturation', 'hue', 'color_jitter')
-GAN = {'predictions.replacement': 'gan'}
+GAN = {'predictions.extra': 'gan', 'predictions.num_extra': 1}
 NUM_EXTRA = 'predictions.num_extra'
 TOGETHER = [
   # Durations.
@@ -74,10 +74,13 @@ TOGETHER = [
   ),
   ({'predictions.extra': 'shvn', NUM_EXTRA: 5}, "predictions.extra = 'shvn': not there"),
   ({'predictions.extra': 's3://bucket', NUM_EXTRA: 1}, "predictions.extra = 's3://bucket'"),
-  ({'predictions.replacement': 'nmist'}, "predictions.replacement = 'nmist': not there"),
+  (
+    {'predictions.examples': (0, 0)},
+    'predictions.examples = (0, 0): nothing is left to distil on; allowed: ',
+  ),
   (
     GAN | {'dataset.name': 'odd'},
-    'predictions.extra, predictions.replacement: the GAN cannot grow images of 33 pixels',
+    "predictions.extra = 'gan': the GAN cannot grow images of 33 pixels",
   ),
   (
     GAN | {'gan.num_steps': 10**9},
@@ -111,10 +114,10 @@ TOGETHER = [
     for loss in ('hard_labels', 'logit_mse')
   ),
   *(
-    (fields | {'student.alpha': 0.5}, 'student.alpha = 0.5: no example keeps its label; allowed: 0')
+    (fields | {'student.alpha': 0.5}, 'student.alpha = 0.5: no example has a label; allowed: 0')
     for fields in (
       {'predictions.augmentation': ('noise',), 'augmentation.noise_probability': 1.0},
-      {'predictions.replacement': 'mnist', 'predictions.replaced': 1.0},
+      {'predictions.examples': (0, 0), 'predictions.extra': 'mnist', NUM_EXTRA: 60_000},
     )
   ),
   (

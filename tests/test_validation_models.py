@@ -64,6 +64,8 @@ def test_cka_needs_a_feature_that_both_models_have():
     ({'student.model.width': 32}, 'lenet'),
     ({'student.model.depth': 56}, 'lenet'),
     ({'student.model.norm': 'layer'}, 'lenet'),
+    ({'student.model.shortcut': 'raw'}, 'lenet'),
+    ({'model.shortcut': 'raw'}, 'lenet'),
     ({'student.model.name': 'vgg', 'student.model.depth': 56}, 'vgg'),
     ({'student.model.name': 'vgg', 'student.model.norm': 'batch'}, 'vgg'),
     ({'student.model.name': 'resnet50', 'student.model.depth': 56}, 'resnet50'),

@@ -119,7 +119,14 @@ def test_a_teacher_that_is_replaced_is_no_drift(computed_in):
 
 def test_what_a_compiler_joins_in_bfloat16_is_drift():
   """Compiled as one program, and operation by operation, each of which rounds."""
-  section = {'name': 'resnet', 'depth': 20, 'width': 8, 'norm': 'layer', 'dtype': 'bfloat16'}
+  section = {
+    'name': 'resnet',
+    'depth': 20,
+    'width': 8,
+    'norm': 'layer',
+    'shortcut': 'activated',
+    'dtype': 'bfloat16',
+  }
   model = models.build(ConfigDict(section), 10)
   variables = models.init(model, jax.random.key(0), (8, 8, 1))
   variables['params']['Dense_0']['kernel'] *= 8  # as sure as a trained one

@@ -1,4 +1,4 @@
-"""Views that more than one image goes into: mixtures, and examples that others take the place of."""
+"""Views whose examples are not all treated alike: mixtures of two, and extra examples left as they are."""
 
 import numpy as np
 import pytest
@@ -61,71 +61,36 @@ def test_a_mixture_has_no_label(names):
   np.testing.assert_array_equal(labels_of(names, batch), [-1] * 6)
 
 
-# Replaced examples.
+# Extra examples, those of index 10 and above, that are not augmented.
 
 
-def replaced_in(batch, probability, names=(), seed=0):
-  """Inputs, labels, and which examples were replaced in a view of none but that."""
-  inputs, labels = compiled_view(names, probability)(seed, batch)
-  plain, _ = compiled_view((), probability)(seed, batch)
-  return np.asarray(inputs), np.asarray(labels), differs(plain, in_unit_cube(batch['inputs']))
-
-
-def two_images(num_examples, view=0):
-  """All examples are one image, and all that may take their places another."""
-  first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 2, 3, 1), dtype=np.uint8)
-  shape = (num_examples, 2, 3, 1)
-  return batch_of(np.broadcast_to(first, shape), view) | {'others': np.broadcast_to(second, shape)}
-
-
-@pytest.mark.parametrize('probability', [0.2, 1.0])
-def test_others_take_the_place_of_examples_and_leave_no_label(probability):
-  batch = two_images(5000)
-  inputs, labels, replaced = replaced_in(batch, probability)
-  assert scipy.stats.binomtest(int(replaced.sum()), 5000, probability).pvalue > 1e-3
-  chosen = np.where(replaced[:, None, None, None], batch['others'], batch['inputs'])
-  np.testing.assert_array_equal(inputs, inputs_of((), batch | {'inputs': chosen}))
-  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
-  assert inputs.dtype == np.float32 and labels.dtype == np.int32
-
-
-@pytest.mark.parametrize('changed', [{'seed': 1}, {'view': 1}], ids=['seed', 'view'])
-def test_who_is_replaced_is_drawn_anew_for_every_seed_and_view(changed):
-  def found(seed=0, view=0):
-    return replaced_in(two_images(5000, view), 0.5, seed=seed)[2]
-
-  differ = found() != found(**changed)
-  assert scipy.stats.binomtest(int(differ.sum()), 5000, 0.5).pvalue > 1e-3
-
-
-def test_names_apply_to_whatever_has_taken_the_place():
+@pytest.mark.parametrize('names', [('flip', 'crop'), ('noise',)], ids='+'.join)
+def test_examples_from_an_index_on_stay_as_they_are(names):
   batch = make_batch()
-  inputs, labels, replaced = replaced_in(batch, 0.5, ('flip', 'crop', 'contrast'))
-  assert 0 < replaced.sum() < 6
-  chosen = np.where(replaced[:, None, None, None], batch['others'], batch['inputs'])
-  expected = inputs_of(('flip', 'crop', 'contrast'), batch | {'inputs': chosen})
-  np.testing.assert_array_equal(inputs, expected)
-  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
+  inputs, labels = compiled_view(names, 10)(0, batch)
+  augmented = batch['indices'] < 10
+  assert 0 < augmented.sum() < 6
+  everywhere = augmented[:, None, None, None]
+  clean, all_augmented = inputs_of((), batch), inputs_of(names, batch)
+  np.testing.assert_array_equal(inputs, np.where(everywhere, all_augmented, clean))
+  expected = np.where(augmented, labels_of(names, batch), batch['labels'])
+  np.testing.assert_array_equal(labels, expected)
 
 
-def test_a_partner_is_replaced_by_the_draw_of_its_own_index():
+def test_an_extra_partner_is_mixed_in_as_it_is():
   batch = make_batch()
-  first, second = (compiled_view(('flip',), 0.5)(0, b)[0] for b in (batch, batch['partners']))
-  mixed, labels, _ = replaced_in(batch, 0.5, ('flip', 'mixup'))
-  _, rest = coefficients_of(mixed, np.asarray(first), np.asarray(second))
-  assert rest < 1e-6
-  _, _, replaced = replaced_in(batch['partners'], 0.5)
-  assert 0 < replaced.sum() < 6
-  np.testing.assert_array_equal(labels, [-1] * 6)
+  mixed, _ = compiled_view(('flip', 'crop', 'mixup'), 10)(0, batch)
+  first, second = (compiled_view(('flip', 'crop'), 10)(0, b)[0] for b in (batch, batch['partners']))
+  augmented = batch['indices'] < 10
+  pairs = (np.asarray(x)[augmented] for x in (mixed, first, second))
+  coefficients, rest = coefficients_of(*pairs)
+  assert rest < 1e-6 and (coefficients < 1).all()
+  assert (batch['partners']['indices'][augmented] >= 10).any()
+  np.testing.assert_array_equal(np.asarray(mixed)[~augmented], inputs_of((), batch)[~augmented])
 
 
-def test_tokens_are_replaced_too():
-  batch = make_batch()
-  rng = np.random.default_rng(0)
-  tokens = {name: rng.integers(0, 99, (6, 4), dtype=np.int32) for name in ('inputs', 'others')}
-  found, labels = compiled_view((), 0.5)(0, batch | tokens)
-  replaced = replaced_in(batch, 0.5)[2]
-  np.testing.assert_array_equal(
-    found, np.where(replaced[:, None], tokens['others'], tokens['inputs'])
-  )
-  np.testing.assert_array_equal(labels, np.where(replaced, -1, batch['labels']))
+def test_texts_have_extra_examples_too():
+  batch = make_batch() | {'inputs': np.arange(24, dtype=np.int32).reshape(6, 4)}
+  tokens, labels = compiled_view((), 10)(0, batch)
+  np.testing.assert_array_equal(tokens, batch['inputs'])
+  np.testing.assert_array_equal(labels, batch['labels'])

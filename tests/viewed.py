@@ -14,6 +14,7 @@ CONFIG = ConfigDict(
   {
     'crop_padding': PADDING,
     'rotation_degrees': 20.0,
+    'rotation_interpolation': 'bilinear',
     'brightness': 0.2,
     'contrast': 0.3,
     'saturation': 0.4,
@@ -24,8 +25,8 @@ CONFIG = ConfigDict(
 
 
 @functools.cache
-def compiled_view(names, replaced=0):
-  return jax.jit(views.make_view(names, CONFIG, replaced))
+def compiled_view(names, num_augmented=None):
+  return jax.jit(views.make_view(names, CONFIG, num_augmented))
 
 
 @functools.cache
@@ -59,7 +60,6 @@ def make_batch():
   def of(*indices):
     return {
       'inputs': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
-      'others': rng.integers(0, 256, (6, 6, 8, 3), dtype=np.uint8),
       'labels': np.array([3, 0, 9, 3, 1, 7], np.int32),
       'indices': np.array(indices, np.int32),
       'views': np.array([0, 3, 1, 299, 0, 1], np.int32),

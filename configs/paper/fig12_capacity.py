@@ -43,6 +43,7 @@ def get_sweep(arg: str = '') -> Sweep:
       recipes.AGREEMENT,
       recipes.INDEPENDENT,
       recipes.TRAIN_AGREEMENT,
+      recipes.LAST_EPOCH,
       recipes.ACCURACY,
     ),
     trials=2 if arg else 3,

@@ -1,11 +1,11 @@
-"""Figure 4: data recycling. Teachers learn D0; students are distilled on D0, D1 or both.
+"""Figures 4 and 5 (middle): teachers learn D0; students are distilled on D0, D1 or both.
 
     python launch.py --config=configs/paper/fig4_recycling.py --sweep          # a GPU node, days; not run
     python launch.py --config=configs/paper/fig4_recycling.py:temperature --sweep    # its right half
     python launch.py --config=configs/paper/fig4_recycling.py:small --sweep    # 18 minutes on one core
     python launch.py --config=configs/paper/fig4_recycling.py:small_temperature --sweep
 
-D0 and D1 are class-balanced halves of the training set. In the paper D0, which the teachers know by
+D0 and D1 are class-balanced halves of the training set, others in each trial. In the paper D0, which the teachers know by
 heart, gives higher accuracy and lower fidelity than D1, and both together are best. With one --workdir for
 both halves, the second finds its three teachers trained.
 """
@@ -47,7 +47,14 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 4: teachers learn D0, students are distilled on D0, D1 or both',
     x_label='temperature τ' if 'temperature' in arg else 'teachers in the ensemble, m',
     points=points,
-    panels=(recipes.AGREEMENT, recipes.INDEPENDENT, recipes.ACCURACY, recipes.KL),
+    panels=(
+      recipes.AGREEMENT,
+      recipes.INDEPENDENT,
+      recipes.ACCURACY,
+      recipes.KL,
+      recipes.TRAIN_AGREEMENT,
+      recipes.LAST_EPOCH,
+    ),
     trials=2 if 'small' in arg else 3,
     caption='The paper: D0 gives higher accuracy and lower fidelity than D1; both together are best, and '
     'agreement tops out near 85 %.',

@@ -3,8 +3,9 @@
     python launch.py --config=configs/paper/fig6a_optimizers.py --sweep          # GPUs, days; not run
     python launch.py --config=configs/paper/fig6a_optimizers.py:small --sweep    # 24 minutes on one core
 
-ResNet-20 with LayerNorm, self-distillation on CIFAR-100 without weight decay. The paper has SGD and Adam;
-Muon is ours.
+ResNet-20 with LayerNorm, self-distillation on CIFAR-100 without weight decay. Agreement is on the augmented
+distillation data: at the end, and as a mean over the last epoch, as the paper's public code has it. The
+paper has SGD and Adam; Muon is ours.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +48,12 @@ def get_sweep(arg: str = '') -> Sweep:
       for name, fields in OPTIMIZERS.items()
       for num_epochs in NUM_EPOCHS[arg]
     ],
-    panels=(recipes.TRAIN_AGREEMENT, recipes.AGREEMENT, recipes.INDEPENDENT),
+    panels=(
+      recipes.TRAIN_AGREEMENT,
+      recipes.LAST_EPOCH,
+      recipes.AGREEMENT,
+      recipes.INDEPENDENT,
+    ),
     trials=2 if arg else 3,
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: PAPER},
   )

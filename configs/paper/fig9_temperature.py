@@ -3,7 +3,7 @@
     python launch.py --config=configs/paper/fig9_temperature.py --sweep          # GPUs, days; not run
     python launch.py --config=configs/paper/fig9_temperature.py:small --sweep    # 4 minutes on one core, after fig4
 
-The paper: τ = 4 is best for accuracy, and agreement gains no more from there on.
+Each trial has another half. The paper: τ = 4 is best for accuracy, and agreement gains no more from there on.
 """
 
 from ml_collections import ConfigDict

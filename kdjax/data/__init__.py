@@ -25,6 +25,7 @@ from kdjax.data.streaming import StreamedImages
 from kdjax.errors import UserError
 
 NUM_DIGITS_TEST = 360
+EXTRA = 'predictions.extra'  # the field that names a set of unlabelled inputs
 # Of checksums that have seen the images only in part, so that they are compared with their like.
 SAMPLED = 'sampled-'
 NUM_SAMPLED = 1024  # images of each split; a change of 0.45 % of all is missed once in 100 times
@@ -138,32 +139,29 @@ def part_size(num_examples: int, examples: Sequence[int]) -> int:
   return examples[1] - examples[0] if examples else num_examples
 
 
-def part(split: Split, examples: Sequence[int]) -> Split:
+def part(split: Split, examples: Sequence[int], seed: int = 0) -> Split:
   """The examples at positions start, ..., stop − 1 of the class-balanced order, by their index.
 
-  Parts that begin at 0 are class-balanced and nested: (0, n) of all training examples are those of
-  `dataset.num_train` = n. Of classes equally frequent, so is every other part that begins and ends at
+  Parts that begin at 0 are class-balanced and nested. Of classes equally frequent, so is every other part that begins and ends at
   a multiple of their number, such as the halves of data recycling (Stanton et al. 2021, Figure 4).
 
   Args:
     examples: (start, stop), or () for all.
+    seed: decides the order.
   """
   if not examples:
     return split
   start, stop = examples
-  return split.take(np.sort(balanced_order(split.labels_N)[start:stop]))
+  return split.take(np.sort(balanced_order(split.labels_N, seed)[start:stop]))
 
 
-def extra_size(
-  name: str, config: ConfigDict, field: str = 'predictions.extra', prepare: bool = False
-) -> int:
+def extra_size(name: str, config: ConfigDict) -> int:
   """How many unlabelled inputs `load_extra` finds. Reads none.
 
   Raises:
-    UserError: they are not there, or are texts where the data set has images (or the reverse). Names
-      `field`.
+    UserError: they are not there, or are texts where the data set has images (or the reverse).
   """
-  source = _open_extra(name, config, field, prepare)
+  source = _open_extra(name, config)
   return source.size(source.extra_split)
 
 
@@ -172,7 +170,6 @@ def load_extra(
   config: ConfigDict,
   input_shape: tuple[int, ...],
   count: int | None = None,
-  field: str = 'predictions.extra',
 ) -> np.ndarray | StreamedImages:
   """inputs_N without labels from another data set, of the form that the `dataset` section has.
 
@@ -187,13 +184,13 @@ def load_extra(
   Raises:
     UserError: as `extra_size`, or there are fewer than `count`.
   """
-  source = _open_extra(name, config, field, prepare=False)
+  source = _open_extra(name, config)
   size = source.size(source.extra_split)
   if count is not None and count > size:
-    raise UserError(f'{field} = {name!r}: has {size} inputs, and {count} were asked for')
+    raise UserError(f'{EXTRA} = {name!r}: has {size} inputs, and {count} were asked for')
   indices = keys.numpy_rng(0, 'extra').permutation(size)[:count]
   if config.streaming:
-    reader = _Reader(config.to_json(), source.extra_split, tuple(input_shape), name, field)
+    reader = _Reader(config.to_json(), source.extra_split, tuple(input_shape), name)
     return _stream(reader, indices, config)
   decode = _decoder(source, config, input_shape, resize=True, to_grey=True)
   return _read(source, source.extra_split, indices, decode, input_shape).inputs_N
@@ -291,21 +288,21 @@ def _open(config: ConfigDict, prepare: bool) -> _Source:
   return sources.Tfds(config.name, config.data_dir, prepare)
 
 
-def _open_extra(name: str, config: ConfigDict, field: str, prepare: bool) -> _Source:
+def _open_extra(name: str, config: ConfigDict) -> _Source:
   if name in EMBEDDED:
     source = _Embedded(name)
   elif name.startswith(('/', './', '../', '~')) or '://' in name:
-    source = sources.Unlabelled(name, field)
+    source = sources.Unlabelled(name, EXTRA)
   else:
     data_dir = None if config.name == sources.FOLDER else config.data_dir
-    source = sources.Tfds(name, data_dir, prepare, field, labelled=False)
+    source = sources.Tfds(name, data_dir, field=EXTRA, labelled=False)
   own = _open(config, prepare=False)
   if source.extra_split == 'train' and source.set_name == own.set_name:
-    _check_nothing_is_held_out(own, config, f'{field} = {name!r}')
+    _check_nothing_is_held_out(own, config, f'{EXTRA} = {name!r}')
   if source.is_text != own.is_text:
     kinds = {True: 'texts', False: 'images'}
     raise UserError(
-      f'{field} = {name!r}: has {kinds[source.is_text]}. Needed: {kinds[own.is_text]}, as those of '
+      f'{EXTRA} = {name!r}: has {kinds[source.is_text]}. Needed: {kinds[own.is_text]}, as those of '
       f'dataset.name = {config.name!r}'
     )
   return source
@@ -357,8 +354,7 @@ class _Reader:
   dataset: str  # the section as JSON
   split: str  # of the source
   shape: tuple[int, int, int]
-  extra: str | None = None  # the name of another data set, and the field that has it
-  field: str = ''
+  extra: str | None = None  # the name of another data set
 
   def __call__(self, indices_B: np.ndarray) -> np.ndarray:
     source, decode = _opened(self)
@@ -374,7 +370,7 @@ def _opened(reader: _Reader) -> tuple[_Source, Callable]:
     source = _open(config, prepare=False)
     resize, to_grey = config.image_size is not None, False
   else:
-    source = _open_extra(reader.extra, config, reader.field, prepare=False)
+    source = _open_extra(reader.extra, config)
     resize = to_grey = True
   return source, _decoder(source, config, reader.shape, resize, to_grey)
 

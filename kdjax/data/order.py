@@ -54,9 +54,9 @@ def _permutations(seed: int, num_examples: int) -> Callable[[int], np.ndarray]:
   return permutation
 
 
-def balanced_order(labels_N: np.ndarray) -> np.ndarray:
-  """A fixed random order in which the first n hold each class equally often, as far as they last."""
-  shuffled = keys.numpy_rng(0, 'subset').permutation(len(labels_N))
+def balanced_order(labels_N: np.ndarray, seed: int = 0) -> np.ndarray:
+  """A random order in which the first n hold each class equally often, as far as they last."""
+  shuffled = keys.numpy_rng(seed, 'subset').permutation(len(labels_N))
   rank_N = np.empty(len(labels_N), int)  # how many of its own class come before
   for label in np.unique(labels_N):
     of_label = np.flatnonzero(labels_N[shuffled] == label)

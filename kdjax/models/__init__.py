@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from kdjax.models.bilstm import BiLSTM
 from kdjax.models.layers import AXIS_NAME, BATCH_NORM_MOMENTUM, DTYPES, NORMS, Features
 from kdjax.models.lenet import LeNet5
-from kdjax.models.resnet import BasicBlock, BottleneckBlock, PreActResNet, resnet_block
+from kdjax.models.resnet import SHORTCUTS, BasicBlock, BottleneckBlock, PreActResNet, resnet_block
 from kdjax.models.resnet50 import ResNet50
 from kdjax.models.vgg import VGG16
 
@@ -30,6 +30,7 @@ __all__ = [
   'MODELS',
   'NORMS',
   'SHAPED_BY',
+  'SHORTCUTS',
   'SMALLEST_SIDE',
   'TAKES_TOKENS',
   'VGG16',
@@ -58,7 +59,9 @@ def _lenet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
 def _resnet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
   block, blocks_per_stage = resnet_block(config.depth)
   dtype = DTYPES[config.dtype]
-  return PreActResNet(num_classes, block, blocks_per_stage, config.width, config.norm, dtype)
+  return PreActResNet(
+    num_classes, block, blocks_per_stage, config.width, config.norm, dtype, config.shortcut
+  )
 
 
 def _resnet50(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
@@ -78,7 +81,7 @@ MODELS: dict[str, Callable[[ConfigDict, int, int | None], nn.Module]] = {
 }
 # The fields of a `model` section that shape a model; of the others it knows nothing.
 SHAPED_BY = {
-  'resnet': {'depth', 'width', 'norm'},
+  'resnet': {'depth', 'width', 'norm', 'shortcut'},
   'lenet': set(),
   'vgg': {'width'},
   'resnet50': {'width', 'norm'},

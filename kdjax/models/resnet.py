@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kdjax.models.layers import NORMS, Conv1x1, Conv3x3, Features, Norm, classify
 
+SHORTCUTS = ('activated', 'raw')
 BOTTLENECK_FROM_DEPTH = (
   56  # 20 is basic and 56 bottleneck in the paper, though both fit 6n+2 and 9n+2
 )
@@ -21,6 +22,7 @@ class BasicBlock(nn.Module):
   stride: int
   norm: Norm
   dtype: Any = jnp.float32
+  projects_raw: bool = False
   expansion = 1
 
   @nn.compact
@@ -39,6 +41,7 @@ class BottleneckBlock(nn.Module):
   stride: int
   norm: Norm
   dtype: Any = jnp.float32
+  projects_raw: bool = False
   expansion = 4
 
   @nn.compact
@@ -53,11 +56,17 @@ class BottleneckBlock(nn.Module):
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, y: jax.Array) -> jax.Array:
-  """The identity where shapes allow it, else a projection of the activated input."""
+  """The identity where shapes allow it, else a projection of the input `x`.
+
+  It reads the input after norm and ReLU, `y`, as He et al. (2016) do, or with `projects_raw` before
+  them, as the paper's public code does.
+  """
   filters = block.filters * block.expansion
   if x.shape[-1] == filters and block.stride == 1:
     return x
-  return Conv1x1(filters, strides=block.stride, dtype=block.dtype, name='shortcut')(y)
+  return Conv1x1(filters, strides=block.stride, dtype=block.dtype, name='shortcut')(
+    x if block.projects_raw else y
+  )
 
 
 class PreActResNet(nn.Module):
@@ -69,6 +78,7 @@ class PreActResNet(nn.Module):
   width: int
   norm: str
   dtype: Any = jnp.float32
+  shortcut: str = 'activated'  # or 'raw': what projections read
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
@@ -79,7 +89,8 @@ class PreActResNet(nn.Module):
       for i in range(self.blocks_per_stage):
         stride = 2 if stage > 0 and i == 0 else 1
         name = f'stage{stage + 1}_block{i + 1}'
-        x = self.block(self.width * 2**stage, stride, norm, self.dtype, name=name)(x)
+        raw = self.shortcut == 'raw'
+        x = self.block(self.width * 2**stage, stride, norm, self.dtype, raw, name=name)(x)
       features[f'stage{stage + 1}'] = x
     x = nn.relu(norm()(x))
     x = features['pooled'] = jnp.mean(x, axis=(1, 2))

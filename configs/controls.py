@@ -1,0 +1,46 @@
+"""Controls: what is left of agreement without distillation, and without anything to distil.
+
+    python launch.py --config=configs/controls.py --sweep          # CIFAR-100, ResNet-56; GPUs; not run
+    python launch.py --config=configs/controls.py:small --sweep    # about 8 minutes on one core; not run
+
+Three students of the same recipe, each with its independent student: one distilled from a trained teacher
+(the baseline), one that learns the labels alone (α = 1) from the same images, and one distilled from a
+teacher of random weights. Labels alone show how far two networks agree because both are right; the untrained
+teacher, whether a student can copy a function that has nothing to do with the labels.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import recipes
+from kdjax.sweep import Point, Sweep
+
+CONTROLS = {
+  'distillation': {},
+  'labels only': {'student.alpha': 1.0},
+  'untrained teacher': {'teacher.num_epochs': 0},
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  recipes.check(arg, 'small')
+  config = recipes.cifar100(num_members=1)
+  return recipes.shrink(config) if arg else config
+
+
+def get_sweep(arg: str = '') -> Sweep:
+  return Sweep(
+    title='Controls: distillation, labels only and an untrained teacher',
+    x_label='the student learns from',
+    points=[Point(fields, name) for name, fields in CONTROLS.items()],
+    panels=(
+      recipes.AGREEMENT,
+      recipes.INDEPENDENT,
+      recipes.KL,
+      recipes.ACCURACY,
+      recipes.TEACHER,
+      recipes.TRAIN_AGREEMENT,
+    ),
+    trials=2 if arg else 3,
+    caption='Agreement with the own teacher against that of the independent student, whose teacher is '
+    'another. Labels only: the same images and recipe with α = 1.',
+  )
