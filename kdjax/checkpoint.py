@@ -95,12 +95,9 @@ class Checkpoints:
       DamageError: they cannot be read, or are not what was saved.
     """
     beside = self._read(step, digest=ocp.args.JsonRestore()).digest
-    if 'log' not in beside and 'log_sha256' not in beside:
-      return []  # an older version saved it
-    rows = beside.get('log', [])
-    if beside.get('log_sha256') != _log_digest(rows):
+    if 'log' not in beside or beside.get('log_sha256') != _log_digest(beside['log']):
       raise self._damage(step, 'is damaged: the log in it is not the one saved')
-    return rows
+    return beside['log']
 
   def _read(self, step: int | None, **arguments: Any) -> Any:
     step = self._manager.latest_step() if step is None else step

@@ -22,7 +22,7 @@ from kdjax import sweep as sweep_lib
 from kdjax.errors import ConfigError
 from kdjax.sweep import Sweep
 
-ARTEFACT_VERSION = 2  # raise it when a change of the code makes old artefacts wrong
+ARTEFACT_VERSION = 3  # raise it when a change of the code makes old artefacts wrong
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
 
 
@@ -125,8 +125,8 @@ def teacher_fingerprint(config: ConfigDict) -> str:
   return _hash(
     seed=config.seed,
     dataset=_dataset(config),
-    model=_model(config.model),
-    teacher=_teacher(config.teacher),
+    model=config.model,
+    teacher=_without(config.teacher, 'num_members'),
     subset=_subset(config, 'teacher'),
     augmentation=views.fields(config.teacher.augmentation, config.augmentation),
   )
@@ -174,7 +174,7 @@ def student_fingerprint(config: ConfigDict) -> str:
     mode=config.predictions.mode,
     student=_without(config.student, 'model', 'seed'),
     seed=student_seed(config),
-    model=_model(student_model(config)),
+    model=student_model(config),
   )
 
 
@@ -182,19 +182,6 @@ def _dataset(config: ConfigDict) -> dict[str, Any]:
   """The fields that decide the training data as a whole, and not their place or how they are read."""
   unused = 'data_dir', 'num_test', 'streaming', 'num_workers', 'subset_seed'
   return _without(config.dataset, *unused)
-
-
-def _teacher(section: ConfigDict) -> dict[str, Any]:
-  # Members in parallel are others than those that all devices train together: sums are rounded
-  # differently, and dropout draws other masks. What was trained before they could be keeps its name.
-  return _without(
-    section, 'num_members', *['members_in_parallel'] * (not section.members_in_parallel)
-  )
-
-
-def _model(section: ConfigDict) -> dict[str, Any]:
-  # Models without a dtype were float32: what they left keeps its name.
-  return _without(section, *['dtype'] * (section.dtype == 'float32'))
 
 
 def _without(section: ConfigDict, *fields: str) -> dict[str, Any]:

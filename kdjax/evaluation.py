@@ -29,6 +29,9 @@ from kdjax import config as config_lib
 from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
+# The version of result.json. Raise it when a change of the code gives other numbers, or more of them, for
+# the same student: a result of another version is computed again.
+VERSION = 1
 # Models that are compared with the teacher, by their names in result.json: their names in logits.npz.
 WRITTEN = {comparison.STUDENT: 'student', comparison.INDEPENDENT: 'independent'}
 
@@ -95,7 +98,12 @@ def _evaluate(run: Run, pupils: 'dict[str, _Pupil]', teacher: predictions.Teache
     'predictions': config_lib.predictions_fingerprint(run.config),
     'student': config_lib.student_fingerprint(run.config),
   }
-  result = {'fingerprints': fingerprints, 'evaluation': _settings(run), 'splits': results}
+  result = {
+    'version': VERSION,
+    'fingerprints': fingerprints,
+    'evaluation': _settings(run),
+    'splits': results,
+  }
   if run.config.evaluation.num_cka_examples:
     result['cka'] = _cka(run, pupils[comparison.STUDENT])
   files.write_json(run.student_folder / 'result.json', result)
@@ -113,13 +121,15 @@ def require_independent(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-  """Whether both files are there, and result.json has what the `evaluation` section asks for."""
+  """Whether both files are there, and result.json is of VERSION and has what `evaluation` asks for."""
   path, logits = (run.student_folder / name for name in ('result.json', 'logits.npz'))
 
   def is_there() -> bool:
     if not (path.exists() and logits.exists()):
       return False
     found = files.read_json(path)
+    if found.get('version') != VERSION:
+      return False
     has_baseline = 'independent' in found['splits']['test']
     return _answers(found.get('evaluation', {}), _settings(run)) and has_baseline == wants_baseline
 

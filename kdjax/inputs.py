@@ -8,14 +8,24 @@ from k. Axes: N example, B batch.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, devices, hosts, keys, steps
 from kdjax.data import streaming
 from kdjax.views import View
+
+RECORDED = 4096  # examples whose draws are in a record, without their images
+SHOWN = 8  # examples with a label whose images are in it, and as many without
+PIXELS = 64  # values of each image
+# Levels of 256. Views are the same bits everywhere as far as they are known to be; another order of
+# floating-point operations could move a mixture to the next level, and an augmentation after it double that.
+ROUNDING = 2
 
 # Which examples a batch has, and in which views: its number → indices_B, views_B.
 Plan = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -57,6 +67,37 @@ class Inputs:
     for start, batch in zip(starts, batches, strict=True):
       yield batch, min(batch_size, len(indices_N) - start)
 
+  def record(self, view: int) -> dict[str, str]:
+    """Data that distinguish one view from every other, in less than 3 kB (see `is_same_view`).
+
+    Returns:
+      'draws': a digest of whole numbers, which are the same on every machine: the labels, which say who
+        is replaced by noise, and whom each example is mixed with; of up to 4,096 examples. Texts add some
+        tokens.
+      'levels': 64 values of each of 16 images in 8 bits, as hexadecimal digits. Eight of the images are of
+        examples that the view leaves no label, if there are any.
+    """
+    rng = keys.numpy_rng(0, 'record')
+    indices_B = rng.permutation(len(self.split))[:RECORDED].astype(np.int32)
+    numbers = self._numbers(indices_B, np.full_like(indices_B, view))
+    blank = self._with_images(numbers, blank=True)
+    labels_B = np.asarray(_compiled(self.view, output=1)(self.seed, blank))
+    sha = hashlib.sha256(labels_B.tobytes())
+    for array_B in jax.tree.leaves(numbers):
+      sha.update(array_B.tobytes())
+    unlabelled_first = np.argsort(labels_B >= 0, kind='stable')
+    shown = np.concatenate([unlabelled_first[:SHOWN], unlabelled_first[-SHOWN:]])
+    batch = self._with_images(jax.tree.map(lambda x: x[shown], numbers))
+    inputs_BX = np.asarray(_compiled(self.view, output=0)(self.seed, batch))
+    inputs_BP = inputs_BX.reshape(len(shown), -1)
+    inputs_BP = inputs_BP[:, rng.permutation(inputs_BP.shape[1])[:PIXELS]]
+    levels = b''
+    if jnp.issubdtype(inputs_BP.dtype, jnp.integer):
+      sha.update(inputs_BP.tobytes())
+    else:
+      levels = np.clip(np.round((inputs_BP + 1) * 127.5), 0, 255).astype(np.uint8).tobytes()
+    return {'draws': sha.hexdigest(), 'levels': levels.hex()}
+
   def _batches(self, plan: Plan, numbers: range, batch_size: int) -> Iterator[steps.Batch]:
     """The batches that a plan has for these numbers."""
     if not self.split.is_streamed:
@@ -68,15 +109,43 @@ class Inputs:
 
   def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
     """A batch, or some rows of it: each follows from its index and view alone."""
-    batch = self._look(indices_B, views_B)
+    return self._with_images(self._numbers(indices_B, views_B))
+
+  def _numbers(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
+    """A batch without its images."""
+    batch = {'labels': self.split.labels_N[indices_B], 'indices': indices_B, 'views': views_B}
     if self.has_partners:
       partners_B = _partners_of(self.seed, len(self.split), indices_B, views_B)
-      batch['partners'] = self._look(partners_B, views_B)
+      alone = dataclasses.replace(self, has_partners=False)
+      batch['partners'] = alone._numbers(partners_B, views_B)
     return batch
 
-  def _look(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
-    inputs, labels = self.split.inputs_N[indices_B], self.split.labels_N[indices_B]
-    return {'inputs': inputs, 'labels': labels, 'indices': indices_B, 'views': views_B}
+  def _with_images(self, numbers: steps.Batch, blank: bool = False) -> steps.Batch:
+    """The batch that `_numbers` stands for; with `blank`, of zeros that take no memory."""
+    source, indices_B = self.split.inputs_N, numbers['indices']
+    if blank:
+      images = np.broadcast_to(np.zeros((), source.dtype), (len(indices_B), *source.shape[1:]))
+    else:
+      images = source[indices_B]
+    batch = numbers | {'inputs': images}
+    if 'partners' in numbers:
+      batch['partners'] = self._with_images(numbers['partners'], blank)
+    return batch
+
+
+@functools.lru_cache(8)
+def _compiled(view: View, output: int) -> Callable[[int, steps.Batch], jax.Array]:
+  """A view's inputs (output 0) or labels (1) alone, so that nothing else is computed."""
+  return jax.jit(lambda seed, batch: view(seed, batch)[output])
+
+
+def is_same_view(one: dict[str, str], other: dict[str, str] | None) -> bool:
+  """Whether two of `Inputs.record` are of the same view, made by whatever processor and version of JAX."""
+  if other is None:
+    return False
+  levels, others = (np.frombuffer(bytes.fromhex(x['levels']), np.uint8) for x in (one, other))
+  same_draws = one['draws'] == other['draws'] and len(levels) == len(others)
+  return same_draws and np.abs(levels.astype(int) - others).max(initial=0) <= ROUNDING
 
 
 def _of_step(

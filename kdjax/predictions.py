@@ -15,11 +15,14 @@ from scipy.special import log_softmax
 
 from kdjax import config as config_lib
 from kdjax import devices, files, hosts, losses, metrics, progress, steps, teachers
-from kdjax.errors import MissingInputError
+from kdjax.errors import DamageError, MissingInputError
+from kdjax.inputs import is_same_view
 from kdjax.run import Run
 from kdjax.store import DTYPES, PredictionStore
 
 COMBINED = 10_000  # examples at once
+INPUTS = 'inputs.json'  # what the predictions are of
+VIEWS = (0, 1)  # that it has; a view is the same however many there are
 
 _ensemble_log_probs = jax.jit(losses.ensemble_log_probs)
 
@@ -116,6 +119,7 @@ def open_teacher(run: Run) -> Teacher:
   require(run)
   store = PredictionStore(run.predictions_folder)
   run.check_data(store.meta['data_checksum'], store.folder, 'student')
+  require_same_inputs(run)
   for name, inputs in run.inputs.items():
     store.check(name, len(inputs.split), run.description.num_classes)
   num_members, num_views = run.config.teacher.num_members, run.config.predictions.num_views
@@ -154,8 +158,53 @@ def run(run: Run) -> bool:
     if is_stored(run):  # by another process, while this one waited
       return False
     run.begin(run.predictions_folder, 'student')  # what is there must be of the same data
+    if hosts.decide(lambda: (run.predictions_folder / 'logits').exists()):
+      require_same_inputs(run)
+    elif hosts.is_main():
+      files.write_json(run.predictions_folder / INPUTS, _inputs(run))
     _store(run, members)
   return True
+
+
+def require_same_inputs(run: Run) -> None:
+  """Compares a few views, as they are rendered now, with those that the predictions are of.
+
+  A fingerprint names fields of a config; the code that draws and renders can change beneath it.
+
+  Raises:
+    DamageError: they are other ones, or there is no record of them.
+  """
+  folder = run.predictions_folder
+
+  def check() -> bool:
+    path = folder / INPUTS
+    recorded, now = files.read_json(path) if path.exists() else {}, _inputs(run)
+    differing = [
+      f'view {view} of {name}'
+      for name, views in now.items()
+      for view in views
+      if not is_same_view(views[view], recorded.get(name, {}).get(view))
+    ]
+    if differing:
+      why = 'are of other inputs than are rendered now' if recorded else f'have lost their {INPUTS}'
+      raise DamageError(
+        f'the predictions in {folder} {why} ({", ".join(differing)}): a student would learn of one image '
+        f'what the teacher said of another. Delete {folder} and run with --stages=predictions to make '
+        'them anew, or go back to the version of kdjax that made them.'
+      )
+    return True
+
+  hosts.decide(check)
+
+
+def _inputs(run: Run) -> dict[str, dict[str, dict[str, str]]]:
+  """Records of some views, by the name of the inputs and the view."""
+  return {
+    name: {
+      str(view): of_name.record(view) for view in (VIEWS if name == 'distillation' else VIEWS[:1])
+    }
+    for name, of_name in run.inputs.items()
+  }
 
 
 def _store(run: Run, members: list[steps.Variables]) -> None:

@@ -245,7 +245,7 @@ def is_complete(folder: epath.Path) -> bool:
       return False
     complete, log = files.read_json(folder / 'complete.json'), folder / 'metrics.jsonl'
     content = log.read_bytes() if log.exists() else b''
-    if complete.get('log_sha256') not in (None, files.checksum(content)):  # None: an older version
+    if complete['log_sha256'] != files.checksum(content):
       return False
     return (folder / 'checkpoints' / str(complete['step'])).exists()
 

@@ -104,12 +104,7 @@ def summary(sample: Sample) -> str:
 
 def _read_all(store: PredictionStore) -> int:
   """Compares everything with its digest, what larger ensembles have too. Returns how many views."""
-  digests = store.meta.get('digests')
-  if digests is None:
-    raise MissingInputError(
-      f'{store.folder / "meta.json"} has no digests to verify with: an older version wrote it. Delete it '
-      'and run with --stages=predictions: the predictions stay.'
-    )
+  digests = store.meta['digests']
   wanted = [(name, *map(int, key.split('/'))) for name, of in digests.items() for key in of]
   with progress.bar('reading', len(wanted), 'views') as show:
     for done, (name, member, view) in enumerate(wanted, 1):

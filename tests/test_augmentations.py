@@ -5,7 +5,6 @@ Flip and crop are tested as views, in test_views.py. A level is one of the 256 o
 
 import colorsys
 import functools
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -38,20 +37,6 @@ ALL = {
 } | {
   'noise': lambda key, image, _: augmentations.noise(key, image, 0.5)[0],
   'mixup': augmentations.mixup,
-}
-# CRC-32 of the results of `test_golden`.
-GOLDEN = {
-  'flip': 933914432,
-  'vertical_flip': 3956538343,
-  'crop': 2113104575,
-  'rotation': 1421027427,
-  'brightness': 2918801855,
-  'contrast': 3323489294,
-  'saturation': 2544462052,
-  'hue': 368615378,
-  'color_jitter': 3766144426,
-  'noise': 3972234356,
-  'mixup': 3326263083,
 }
 
 
@@ -331,13 +316,3 @@ def test_an_8_bit_image_stays_one(name):
   result = compiled(name)(example_keys(7), images, images)
   grid = augmentations.unit_cube(jnp.arange(256, dtype=jnp.uint8))
   assert np.isin(result, grid).all()
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_golden(name):
-  images = augmentations.unit_cube(jnp.asarray(random_images(7, 6, 8, 3)))
-  result = np.asarray(compiled(name)(example_keys(7), images, images[::-1]))
-  assert zlib.crc32(result.tobytes()) == GOLDEN[name], (
-    'Views are not what they were. That is legitimate only together with a higher '
-    'config.ARTEFACT_VERSION, since stored predictions belong to the old ones.'
-  )

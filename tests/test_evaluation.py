@@ -311,6 +311,12 @@ def test_a_result_without_cka_is_none_for_those_that_ask_for_it(finished):
   assert not evaluation.is_evaluated(asking)
 
 
+def test_a_result_of_another_version_is_evaluated_again(finished, monkeypatch):
+  assert evaluation.is_evaluated(finished)
+  monkeypatch.setattr(evaluation, 'VERSION', evaluation.VERSION + 1)
+  assert not evaluation.is_evaluated(finished)
+
+
 # Students of which all is known.
 
 

@@ -278,12 +278,11 @@ def test_fingerprints_are_the_same_in_another_process():
     'print(config.teacher_fingerprint(this), config.predictions_fingerprint(this), '
     'config.student_fingerprint(this))'
   )
-  for salt in ('1', '2'):
-    printed = subprocess.run(
-      [sys.executable, '-c', script],
-      env=os.environ | {'PYTHONHASHSEED': salt, 'PYTHONPATH': str(ROOT)},
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout
-    assert printed.split() == list(fingerprints(load(spec=DIGITS)).values())
+  printed = subprocess.run(
+    [sys.executable, '-c', script],
+    env=os.environ | {'PYTHONHASHSEED': '1', 'PYTHONPATH': str(ROOT)},  # ours is another
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  assert printed.split() == list(fingerprints(load(spec=DIGITS)).values())

@@ -1,23 +1,44 @@
+import contextlib
 import json
 import shutil
 import threading
 import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import copied, tiny_run
 from etils import epath
+from ml_collections import ConfigDict
+from tiny_data import random_images, write_files
+from viewed import CONFIG
 
-from kdjax import data, evaluation, losses, predictions, stages, student, teachers
+from kdjax import (
+  data,
+  evaluation,
+  keys,
+  losses,
+  predictions,
+  stages,
+  student,
+  teachers,
+  verification,
+  views,
+)
+from kdjax import inputs as inputs_lib
 from kdjax.errors import DamageError, MissingInputError
+from kdjax.inputs import Inputs, is_same_view
 from kdjax.predictions import OnlineTeacher, StoredTeacher
+from kdjax.run import Run
 from kdjax.store import PredictionStore
 
 
-@pytest.fixture
-def float32_run(finished, tmp_path):
-  run = copied(finished, tmp_path, predictions__dtype='float32')
+@pytest.fixture(scope='module')
+def float32_run(finished, tmp_path_factory):
+  fields = {'student__num_epochs': 2, 'student__keep_checkpoints': (), 'training__num_evals': 1}
+  place = tmp_path_factory.mktemp('float32')
+  run = copied(finished, place, predictions__dtype='float32', **fields)
   predictions.run(run)
   return run
 
@@ -73,11 +94,13 @@ def test_mixtures_and_noise_are_predicted_as_the_student_sees_them(finished, tmp
 
 
 def test_extra_images_are_distilled_on_without_labels(finished, tmp_path):
+  write_files(
+    tmp_path / 'others', {f'{i}.png': x for i, x in enumerate(random_images(60, 8, 8, 1))}
+  )
   run = copied(
     finished,
-    tmp_path,
-    dataset__num_val=0,  # which would be among the extra images
-    predictions__extra='digits',
+    tmp_path / 'run',
+    predictions__extra=str(tmp_path / 'others'),
     predictions__num_extra=50,
     predictions__num_views=2,
     predictions__dtype='float32',
@@ -86,7 +109,7 @@ def test_extra_images_are_distilled_on_without_labels(finished, tmp_path):
     student__alpha=0.3,
     evaluation__num_views=1,
   )
-  for stage in ('teachers', 'predictions', 'student', 'evaluation'):
+  for stage in ('predictions', 'student', 'evaluation'):
     assert stages.STAGES[stage](run)
   assert_stored_is_online(run)
   inputs = run.inputs['distillation']
@@ -110,8 +133,9 @@ def test_views_differ(finished):
   assert np.abs(views[1] - views[2]).max() > 0.01
 
 
-def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(float32_run, tmp_path):
-  online = tiny_run(tmp_path, predictions__mode='online')
+def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(float32_run):
+  online = Run(float32_run.config.copy_and_resolve_references(), float32_run.workdir)
+  online.config.predictions.mode = 'online'
   for run in (float32_run, online):
     stages.STAGES['student'](run)
     stages.STAGES['evaluation'](run)
@@ -155,10 +179,8 @@ def test_the_store_says_what_the_models_say(finished):
   """Against the members, called one by one, without the code that batches and stores."""
   images = finished.splits['test'].inputs_N[:7] / 127.5 - 1
   model = finished.teacher_model
-  logits = [
-    model.apply(teachers.load(finished, i), images.astype(np.float32), train=False)[0]
-    for i in range(2)
-  ]
+  apply = jax.jit(lambda variables: model.apply(variables, images.astype(np.float32), train=False))
+  logits = [apply(teachers.load(finished, i))[0] for i in range(2)]
   expected = jax.nn.log_softmax(np.stack(logits))
   stored = predictions.open_teacher(finished)
   np.testing.assert_allclose(stored.members('test')[:, :7], expected, atol=5e-3)
@@ -173,7 +195,7 @@ def test_a_larger_ensemble_and_more_views_reuse_what_is_there(finished, tmp_path
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     predictions.run(run)
-  assert teachers.run(run)
+  shutil.copytree(run.member_folder(1), run.member_folder(2))  # takes less than training it
   assert predictions.run(run)
   changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
   assert changed <= {'meta.json', 'zarr.json'}
@@ -234,6 +256,107 @@ def test_another_test_set_needs_no_other_teachers(finished, tmp_path):
   assert not teachers.run(run)
   teachers.load(run, 0)
   assert run.predictions_folder.name != finished.predictions_folder.name
+
+
+# What the predictions are of.
+
+
+SMALL_CHANGES = ConfigDict(
+  CONFIG.to_dict() | {'rotation_degrees': 3.0, 'brightness': 0.03, 'noise_probability': 0.02}
+)
+
+
+@contextlib.contextmanager
+def other_draws(stream):
+  """Gives other numbers for a stream, as a change of the code might."""
+  tables = inputs_lib._others, inputs_lib._partners
+  renamed = lambda name: f'{name}, drawn otherwise' if name == stream else name
+  with pytest.MonkeyPatch.context() as patch:
+    for function in ('stream', 'numpy_rng'):
+      draw = getattr(keys, function)
+      patch.setattr(keys, function, lambda seed, name, *i, draw=draw: draw(seed, renamed(name), *i))
+    for table in tables:
+      table.cache_clear()
+    yield
+  for table in tables:
+    table.cache_clear()
+
+
+def record(names=(), replaced=0.0, levels=0.0, view=1):
+  """Of 500 examples, some perhaps replaced by 40 others, and of pixels moved by some of 256 levels."""
+  images = random_images(540, 6, 8, 3)
+  split = data.Split(images[:500], np.arange(500, dtype=np.int32) % 10)
+  exact = views.make_view(names, SMALL_CHANGES, replaced)
+  moved = lambda seed, batch: jax.tree.map(jnp.add, exact(seed, batch), (levels / 127.5, 0))
+  others = images[500:] if replaced else None
+  return Inputs(split, moved, 3, 3, others, 'mixup' in names).record(view)
+
+
+@pytest.mark.parametrize(
+  ('stream', 'names', 'replaced'),
+  [
+    ('view/crop', ('crop', 'flip'), 0),
+    ('view/flip', ('crop', 'flip'), 0),
+    ('view/rotation', ('rotation',), 0),
+    ('view/brightness', ('brightness',), 0),
+    ('view/mixup', ('mixup',), 0),
+    ('view/partners', ('mixup',), 0),
+    ('view/noise', ('noise',), 0),
+    ('view/replaced', (), 0.02),
+    ('view/others', (), 0.02),
+  ],
+)
+def test_other_draws_and_other_views_never_pass(stream, names, replaced):
+  """Also where the change is small, or of one example in fifty."""
+  before = record(names, replaced)
+  with other_draws(stream):
+    assert not is_same_view(before, record(names, replaced))
+  assert is_same_view(before, record(names, replaced))
+  assert not is_same_view(before, record(names, replaced, view=0))
+
+
+@pytest.mark.parametrize(('levels', 'is_same'), [(1.9, True), (3, False)])
+def test_a_view_that_is_rounded_otherwise_passes(levels, is_same):
+  """As by another processor or version of JAX."""
+  before, after = record(('crop',)), record(('crop',), levels=levels)
+  assert before['levels'] != after['levels']
+  assert is_same_view(before, after) == is_same
+
+
+def test_texts_and_splits_of_a_few_have_records():
+  split = data.Split(np.arange(21, dtype=np.int32).reshape(3, 7), np.zeros(3, np.int32))
+  clean = views.make_view((), None)
+  before = Inputs(split, clean, 0, 1).record(0)
+  assert before['levels'] == ''
+  split.inputs_N[2, 6] += 1
+  assert not is_same_view(before, Inputs(split, clean, 0, 1).record(0))
+
+
+def test_predictions_of_other_draws_are_not_used(finished, tmp_path):
+  """By a student, an evaluation or --verify, nor are more added to them."""
+  run = lambda **fields: tiny_run(tmp_path, **fields)
+  folder = copied(finished, tmp_path).predictions_folder
+  (run().student_folder / 'result.json').unlink()
+  uses = [
+    lambda: student.run(run(student__temperature=2.0)),
+    lambda: evaluation.run(run()),
+    lambda: verification.verify(run()),
+    lambda: predictions.run(run(predictions__num_views=4)),
+  ]
+  with other_draws('view/crop'):
+    for use in uses:
+      with pytest.raises(DamageError, match=rf'{folder} are of other inputs.*view 1 of distill'):
+        use()
+  assert not (run().student_folder / 'result.json').exists()
+  (folder / 'inputs.json').unlink()
+  for use in uses:
+    with pytest.raises(
+      DamageError, match=rf'lost their inputs\.json.*Delete {folder} and run with'
+    ):
+      use()
+  shutil.rmtree(folder)
+  assert predictions.run(run())
+  predictions.open_teacher(run())
 
 
 # Reading ahead.
