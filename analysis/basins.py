@@ -166,8 +166,8 @@ def perturbations(
   """Directions of length 1 away from a teacher, by name.
 
   'random' is filter-normalised (Li et al. 2018), so that it leaves biases and norms as they are. 'sharp'
-  is the eigenvector of the Hessian's largest eigenvalue, its largest entry positive. 'flat' is uniform on
-  the sphere, less its part along the `settings.num_eigenpairs` sharpest eigenvectors.
+  is the eigenvector of the Hessian's largest eigenvalue, its largest entry positive. 'flat' has next to no
+  curvature (`curvature.flat_direction`).
 
   Args:
     mean_loss: the distillation loss at the teacher.
@@ -177,7 +177,7 @@ def perturbations(
   return {
     'random': jax.tree.map(lambda x: x / np.float32(geometry.norm(random)), random),
     'sharp': _with_sign(curvature.top_eigenvector(mean_loss, rng, num_steps)),
-    'flat': curvature.flat_direction(mean_loss, rng, settings.num_eigenpairs, num_steps),
+    'flat': curvature.flat_direction(mean_loss, rng, num_steps),
   }
 
 

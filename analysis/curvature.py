@@ -1,10 +1,8 @@
 """Curvature of the mean loss over a fixed data set: products, traces, sharp directions, sharpness.
 
-Functions of (loss, parameters) that know nothing of training. Parameters and directions are flat
-float32 vectors in the order of `jax.flatten_util.ravel_pytree`; `MeanLoss.tree` leads back. BatchNorm
-uses the running statistics it is given, which are held fixed: the loss is a function of the
-parameters alone, and every example counts by itself.
-Axes: P parameter, N example, B batch, C class, K probe or direction, L layer.
+Functions of (loss, parameters) that know nothing of training; `surface` has an example. Parameters and
+directions are flat float32 vectors in the order of `jax.flatten_util.ravel_pytree`; `MeanLoss.tree` leads
+back. Axes: P parameter, N example, B batch, C class, K probe or direction, L layer.
 """
 
 import dataclasses
@@ -12,18 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from analysis.lanczos import lanczos
+from analysis.lanczos import Krylov, lanczos
+from analysis.trajectory import jackknife
 from kdjax.errors import UserError
-from kdjax.steps import Variables
 
-Batch = dict[str, Any]  # 'inputs', 'weights' and what the loss reads
-Forward = Callable[[Variables, jax.Array], jax.Array]  # (variables, inputs) → logits_BC
+Batch = dict[str, Any]  # 'inputs' and what the loss reads
+Forward = Callable[[Any, jax.Array], jax.Array]  # (params, inputs) → logits_BC
 Loss = Callable[[jax.Array, Batch], jax.Array]  # (logits_BC, batch) → losses_B
 
 
@@ -39,19 +36,27 @@ class MeanLoss:
   `forward` and `loss` are the same objects.
   """
 
-  def __init__(self, forward: Forward, loss: Loss, variables: Variables, batches: Sequence[Batch]):
+  def __init__(
+    self,
+    forward: Forward,
+    loss: Loss,
+    params: Any,
+    batches: Sequence[Batch],
+    normalised: bool = False,
+  ):
     """Puts everything on the device.
 
     Args:
-      variables: the point: 'params' and 'batch_stats', the latter held fixed.
-      batches: all of one size, with 'inputs' and 'weights': 1, or 0 for what fills up a batch.
+      params: the point, a tree of float32 arrays.
+      batches: each weighs by its size; each size is compiled once.
+      normalised: whether an example's logits depend on the others of its batch, as with BatchNorm.
     """
+    self.normalised = normalised
     self._bound = {'forward': forward, 'loss': loss}
-    self._variables = jax.device_put(variables)
+    self._params = jax.device_put(params)
     self._batches = [jax.device_put(batch) for batch in batches]
-    self._there = [np.asarray(batch['weights']) > 0 for batch in batches]
-    self.num_examples = sum(int(there_B.sum()) for there_B in self._there)
-    self.theta_P, self._unravel = ravel_pytree(self._variables['params'])
+    self.num_examples = sum(len(batch['inputs']) for batch in batches)
+    self.theta_P, self._unravel = ravel_pytree(self._params)
 
   @property
   def num_parameters(self) -> int:
@@ -64,10 +69,8 @@ class MeanLoss:
   def losses(self, shift_P: np.ndarray | float = 0.0) -> np.ndarray:
     """losses_N at θ + `shift_P`."""
     theta_P = self.theta_P + shift_P
-    outputs = [_losses(theta_P, self._variables, batch, **self._bound) for batch in self._batches]
-    return np.concatenate(
-      [np.asarray(x)[there] for x, there in zip(outputs, self._there, strict=True)]
-    )
+    outputs = [_losses(theta_P, self._params, batch, **self._bound) for batch in self._batches]
+    return np.concatenate(outputs)
 
   def gradient(self, shift_P: np.ndarray | float = 0.0) -> tuple[float, np.ndarray]:
     """The mean loss and its gradient_P at θ + `shift_P`."""
@@ -87,109 +90,128 @@ class MeanLoss:
     """
     return np.asarray(self._mean(_gvp, self.theta_P, jnp.asarray(vector_P)))
 
+  def ggn_diagonal(self) -> np.ndarray:
+    """diag(G)_P without an estimate: C backward passes for each example, and their C · P numbers.
+
+    G = mean Jᵀ (∇²_z loss) J for any loss. For cross-entropies and KL to q at τ = 1, tr G is the mean of
+    Σ_y q_y ‖Jᵀ (e_y − q)‖². Each example is taken by itself.
+
+    Raises:
+      ValueError: logits depend on the other examples of the batch.
+    """
+    if self.normalised:
+      raise ValueError('the exact diagonal takes examples one by one, and BatchNorm does not')
+    totals_P = jnp.zeros_like(self.theta_P)
+    for batch in self._batches:
+      for i in range(len(batch['inputs'])):
+        totals_P += _ggn_diagonal(self.theta_P, self._params, batch, np.int32(i), **self._bound)
+    return np.asarray(totals_P / self.num_examples)
+
   def _mean(self, step: Callable, *vectors: jax.Array) -> Any:
     totals = None
     for batch in self._batches:
-      sums = step(*vectors, self._variables, batch, **self._bound)
+      sums = step(*vectors, self._params, batch, **self._bound)
       totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     return jax.tree.map(lambda x: x / self.num_examples, totals)
 
 
-def forward(model: nn.Module) -> Forward:
-  """The logits of a model of kdjax without dropout, with BatchNorm's statistics held fixed."""
-  return partial(_forward, model=model)
+# Inside jit, sums over one batch. Of `params` only the shapes count.
 
 
-def _forward(variables: Variables, inputs: jax.Array, *, model: nn.Module) -> jax.Array:
-  return model.apply(variables, inputs, train=False)[0]
+def _logits(theta_P: jax.Array, params: Any, batch: Batch, forward: Forward) -> jax.Array:
+  return forward(ravel_pytree(params)[1](theta_P), batch['inputs'])
 
 
-# Inside jit, sums over one batch.
-
-
-def _logits(theta_P: jax.Array, variables: Variables, batch: Batch, forward: Forward) -> jax.Array:
-  params = ravel_pytree(variables['params'])[1](theta_P)
-  return forward({**variables, 'params': params}, batch['inputs'])
-
-
-def _sum(theta_P: jax.Array, variables: Variables, batch: Batch, forward: Forward, loss: Loss):
-  losses_B = loss(_logits(theta_P, variables, batch, forward), batch)
-  return jnp.sum(losses_B * batch['weights'])
+def _sum(theta_P: jax.Array, params: Any, batch: Batch, forward: Forward, loss: Loss) -> jax.Array:
+  return jnp.sum(loss(_logits(theta_P, params, batch, forward), batch))
 
 
 _jit = partial(jax.jit, static_argnames=('forward', 'loss'))
 
 
 @_jit
-def _losses(theta_P, variables, batch, *, forward, loss):
-  return loss(_logits(theta_P, variables, batch, forward), batch)
+def _losses(theta_P, params, batch, *, forward, loss):
+  return loss(_logits(theta_P, params, batch, forward), batch)
 
 
 @_jit
-def _value_and_gradient(theta_P, variables, batch, *, forward, loss):
-  return jax.value_and_grad(_sum)(theta_P, variables, batch, forward, loss)
+def _value_and_gradient(theta_P, params, batch, *, forward, loss):
+  return jax.value_and_grad(_sum)(theta_P, params, batch, forward, loss)
 
 
 @_jit
-def _hvp(theta_P, vector_P, variables, batch, *, forward, loss):
-  gradient = lambda theta_P: jax.grad(_sum)(theta_P, variables, batch, forward, loss)
+def _hvp(theta_P, vector_P, params, batch, *, forward, loss):
+  gradient = lambda theta_P: jax.grad(_sum)(theta_P, params, batch, forward, loss)
   return jax.jvp(gradient, (theta_P,), (vector_P,))[1]
 
 
 @_jit
-def _gvp(theta_P, vector_P, variables, batch, *, forward, loss):
-  logits = lambda theta_P: _logits(theta_P, variables, batch, forward)
-  summed = lambda logits_BC: jnp.sum(loss(logits_BC, batch) * batch['weights'])
+def _gvp(theta_P, vector_P, params, batch, *, forward, loss):
+  logits = lambda theta_P: _logits(theta_P, params, batch, forward)
+  summed = lambda logits_BC: jnp.sum(loss(logits_BC, batch))
   logits_BC, changes_BC = jax.jvp(logits, (theta_P,), (vector_P,))
   products_BC = jax.jvp(jax.grad(summed), (logits_BC,), (changes_BC,))[1]
   return jax.vjp(logits, theta_P)[1](products_BC)[0]
 
 
-# Traces.
+@_jit
+def _ggn_diagonal(theta_P, params, batch, i, *, forward, loss):
+  example = {key: jax.lax.dynamic_slice_in_dim(x, i, 1) for key, x in batch.items()}
+  logits = lambda theta_P: _logits(theta_P, params, example, forward)[0]
+  logits_C, pullback = jax.vjp(logits, theta_P)
+  hessian_CC = jax.hessian(lambda logits_C: loss(logits_C[None], example)[0])(logits_C)
+  jacobian_CP = jax.vmap(lambda unit_C: pullback(unit_C)[0])(jnp.eye(len(logits_C)))
+  return jnp.sum(jacobian_CP * (hessian_CC @ jacobian_CP), axis=0)
+
+
+# Traces and norms.
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
-  """What each probe v says of a matrix A; means over probes are unbiased."""
+class Probed:
+  """What each probe v says of H and of G; means over probes are unbiased."""
 
-  layers_KL: np.ndarray  # the part of vᵀ A v within a layer, for the trace of its diagonal block
-  total_K: np.ndarray  # vᵀ A v, for the trace
-  squares_K: np.ndarray  # ‖A v‖², for ‖A‖_F²
-
-
-@dataclasses.dataclass(frozen=True)
-class Traces:
   layers: list[str]
-  hessian: Trace
-  ggn: Trace
+  hessian_KL: np.ndarray  # the part of vᵀ H v within a layer, for the trace of its diagonal block
+  ggn_KL: np.ndarray  # the same of G
+  ggn_squares_K: np.ndarray  # ‖G v‖², for ‖G‖_F²
+  rest_squares_K: np.ndarray  # ‖(H − G) v‖²
 
 
-def traces(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Traces:
-  """Hutchinson's estimates (1990) of the traces of H and G and of their diagonal blocks.
+def probed(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Probed:
+  """Hutchinson's estimates (1990) of traces of H and G, and of squared Frobenius norms of G and H − G.
 
-  H and G see the same probes, so that the errors of their difference cancel where the two agree.
+  Where logits are piecewise linear in each single weight, diag(H) is diag(G) whatever the loss: so it is
+  with ReLU and without BatchNorm, or with BatchNorm's statistics held fixed. So tr H − tr G says
+  nothing of the mismatch there, and ‖H − G‖_F / ‖G‖_F (`mismatch`) does.
 
   Args:
-    probes: of `lanczos.rademacher`, each a vector_P.
+    probes: of `lanczos.rademacher`, each a vector_P. H and G see the same ones.
   """
-  rows = {'hvp': [], 'gvp': []}
+  traces, squares = [], []
   for probe_P in probes:
-    for name, found in rows.items():
-      product_P = getattr(mean_loss, name)(probe_P)
-      layers = layer_sums(mean_loss.tree(probe_P * product_P))
-      exact_P = product_P.astype(np.float64)
-      found.append((list(layers.values()), probe_P @ exact_P, exact_P @ exact_P))
-  hessian, ggn = (
-    Trace(*(np.array(column) for column in zip(*found, strict=True))) for found in rows.values()
-  )
-  return Traces(list(layer_sums(mean_loss.tree(mean_loss.theta_P))), hessian, ggn)
+    products = mean_loss.hvp(probe_P), mean_loss.gvp(probe_P)
+    layers = [layer_sums(mean_loss.tree(probe_P * product_P)) for product_P in products]
+    traces.append([list(of.values()) for of in layers])
+    hessian_P, ggn_P = (product_P.astype(np.float64) for product_P in products)
+    squares.append([np.sum(ggn_P**2), np.sum((hessian_P - ggn_P) ** 2)])
+  return Probed(list(layers[0]), *np.swapaxes(traces, 0, 1), *np.transpose(squares))
+
+
+def mismatch(found: Probed) -> np.ndarray:
+  """‖H − G‖_F / ‖G‖_F as (value, low, high); the 95 % interval is a jackknife over probes."""
+
+  def ratio(kept_K: np.ndarray) -> np.ndarray:
+    return np.sqrt(found.rest_squares_K[kept_K].sum() / found.ggn_squares_K[kept_K].sum())
+
+  return np.maximum(jackknife(ratio, len(found.ggn_squares_K)), 0)
 
 
 def layer_sums(tree: Any) -> dict[str, float]:
   """The sum of all entries of each layer, in float64; a layer is what owns parameters: 'block/Conv_0'."""
   sums: dict[str, float] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    name = '/'.join(str(entry.key) for entry in path[:-1])
+    name = jax.tree_util.keystr(path[:-1] or path, simple=True, separator='/')
     sums[name] = sums.get(name, 0.0) + float(np.asarray(leaf).sum(dtype=np.float64))
   return sums
 
@@ -205,38 +227,26 @@ def top_eigenvector(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: in
   Raises:
     NoSharpDirectionError: no direction curves upwards.
   """
-  return mean_loss.tree(_top_eigenvectors(mean_loss, rng, 1, num_steps)[0])
-
-
-def flat_direction(
-  mean_loss: MeanLoss, rng: np.random.Generator, num_eigenvectors: int = 10, num_steps: int = 40
-) -> Any:
-  """A random unit direction orthogonal to the eigenvectors of H's largest eigenvalues, as a tree.
-
-  Before the projection it is uniform on the sphere.
-
-  Raises:
-    NoSharpDirectionError: no direction curves upwards.
-  """
-  vectors_KP = _top_eigenvectors(mean_loss, rng, num_eigenvectors, num_steps)
-  random_P = rng.normal(size=mean_loss.num_parameters)
-  for _ in range(2):  # float32 eigenvectors are orthonormal up to rounding
-    random_P -= (vectors_KP @ random_P) @ vectors_KP
-  return mean_loss.tree(random_P / np.linalg.norm(random_P))
-
-
-def _top_eigenvectors(
-  mean_loss: MeanLoss, rng: np.random.Generator, num: int, num_steps: int
-) -> np.ndarray:
-  start_P = rng.normal(size=mean_loss.num_parameters)
-  _, _, vectors_KP = lanczos(mean_loss.hvp, start_P, num_steps).largest(num)
+  _, _, vectors_KP = _krylov(mean_loss, rng, num_steps).largest(1)
   if not len(vectors_KP):
     raise NoSharpDirectionError(
       f'the Hessian of the loss of {mean_loss.num_examples} examples has no positive eigenvalue, so that '
       'no direction is the sharpest: the loss does not change here, or falls on all sides. Take more '
       'examples (--curvature_examples), or leave out what perturbs along sharp directions (returns).'
     )
-  return vectors_KP
+  return mean_loss.tree(vectors_KP[0])
+
+
+def flat_direction(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: int = 40) -> Any:
+  """A unit direction v of next to no curvature, as a tree: the smallest ‖H v‖ of a Krylov space.
+
+  The space is that of a random vector, most of which lies along eigenvalues near 0 already.
+  """
+  return mean_loss.tree(_krylov(mean_loss, rng, num_steps).flattest())
+
+
+def _krylov(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: int) -> Krylov:
+  return lanczos(mean_loss.hvp, rng.normal(size=mean_loss.num_parameters), num_steps)
 
 
 # Sharpness.

@@ -17,6 +17,7 @@ from scipy.stats import norm
 Multiply = Callable[[np.ndarray], np.ndarray]  # v_P → (A v)_P
 
 BREAKDOWN = 1e-5  # of max |T|: what float32 products leave of a residual that is zero
+CONVERGED = 1e-2  # error bound of an eigenvalue that counts as found, relative to it
 COLUMNS = 65536  # of a basis that are converted to float64 at a time
 
 
@@ -66,6 +67,31 @@ class Krylov:
     vectors_KP = vectors_TT[:, largest_K].T.astype(np.float32) @ self.basis_TP
     return values_T[largest_K], bounds_T[largest_K], vectors_KP
 
+  def converged(self) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues that are found to `CONVERGED`, in descending order; none that is zero.
+
+    The rest of the Ritz values stand for many eigenvalues each.
+
+    Returns: indices_K into `eigenvalues` and `quadrature`, and float32 unit vectors_KP.
+    """
+    values_T, bounds_T, vectors_TT = self.eigenvalues()
+    sizes_T = np.abs(values_T)
+    found_T = (bounds_T <= CONVERGED * sizes_T) & (sizes_T > BREAKDOWN * sizes_T.max())
+    indices_K = np.flatnonzero(found_T)[::-1]
+    return indices_K, vectors_TT[:, indices_K].T.astype(np.float32) @ self.basis_TP
+
+  def flattest(self) -> np.ndarray:
+    """The float32 unit vector_P of the space that A changes least, argmin ‖A v‖.
+
+    For v = Qᵀ y it is ‖T y‖² + β² y_T²: the last singular vector of T with one more row.
+    """
+    size = len(self.alphas_T)
+    extended = (
+      np.diag(self.alphas_T) + np.diag(self.betas_T[:-1], 1) + np.diag(self.betas_T[:-1], -1)
+    )
+    extended = np.concatenate([extended, self.betas_T[-1] * np.eye(size)[-1:]])
+    return np.linalg.svd(extended)[2][-1].astype(np.float32) @ self.basis_TP
+
   def deviation(self) -> float:
     """max |Q Qᵀ − I|, how far the basis is from orthonormal; summed in float64."""
     deviation_TT = -np.eye(len(self.basis_TP))
@@ -111,6 +137,13 @@ def lanczos(
       break
     vector_P = rest_P / betas[-1]
   return Krylov(np.array(alphas), np.array(betas), basis_TP[: len(alphas)])
+
+
+def without(vectors_KP: np.ndarray, vector_P: np.ndarray) -> np.ndarray:
+  """A vector less its part along orthonormal ones."""
+  for _ in range(2):  # float32 vectors are orthonormal up to rounding
+    vector_P = vector_P - (vectors_KP @ vector_P) @ vectors_KP
+  return vector_P
 
 
 def rademacher(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -12,14 +12,12 @@ from analysis import measure
 from analysis.figures import curvature as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import curvature
-from kdjax import figures, losses
+from kdjax import figures, losses, models
 
 SETTINGS = Settings(curvature_examples=7, num_eigenpairs=3, lanczos_steps=30, num_probes=4)
 PARTS = {part.name: part for part in curvature.PARTS}
-PLACES = [
-  f'{point}/{loss}' for point in drawing.POINTS for loss in ('distillation', 'cross_entropy')
-]
-TAU = 2.0
+TAU, LABELS = 2.0, np.arange(7) % 4
+INPUTS = np.random.default_rng(9).normal(size=(7, 5)).astype(np.float32)
 
 
 class Linear(nn.Module):
@@ -28,53 +26,57 @@ class Linear(nn.Module):
     return nn.Dense(4, use_bias=False)(x), {}
 
 
+class Normed(nn.Module):
+  """ReLU and BatchNorm."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = models.NORMS['batch'](train)()(nn.Dense(6)(x))
+    return nn.Dense(4, use_bias=False)(nn.relu(x)), {}
+
+
 def kernel(seed):
   return np.random.default_rng(seed).normal(size=(5, 4)).astype(np.float32)
 
 
-def variables(seed):
-  return {'params': {'Dense_0': {'kernel': kernel(seed)}}, 'batch_stats': {}}
+def points_of(model):
+  names = ('initial', 'student', 'teacher 0', 'sibling')
+  if isinstance(model, Linear):
+    make = lambda seed: {'params': {'Dense_0': {'kernel': kernel(seed)}}, 'batch_stats': {}}
+  else:
+    make = lambda seed: jax.device_get(models.init(model, jax.random.key(seed), (5,)))
+  return {name: make(seed) for seed, name in enumerate(names)}
 
 
-POINTS = {
-  'initial': variables(0),
-  'student': variables(1),
-  'teacher 0': variables(2),
-  'sibling': variables(3),
-}
-INPUTS = np.random.default_rng(9).normal(size=(7, 5)).astype(np.float32)
+def made_measure(model, labels=LABELS):
+  """Seven examples in two batches; the teacher predicts what `kernel(2)` does."""
 
-
-class SmallMeasure(measure.Measure):
-  """Seven examples in two batches; the teacher is 'teacher 0'."""
-
-  labels = np.arange(7) % 4
-
-  def __init__(self, study, num_examples):
+  def make(study, num_examples):
     assert num_examples == 7
-    self.model = Linear()
-    self._loss = {'loss': losses.distillation, 'temperature': TAU, 'alpha': 0.0}
-    self._examples = {
-      'distillation': {
-        'inputs': INPUTS,
-        'labels': self.labels,
-        'teacher_log_probs': np.asarray(jax.nn.log_softmax(INPUTS @ kernel(2))),
-      }
-    }
-    self._run = types.SimpleNamespace(
-      config=types.SimpleNamespace(evaluation=types.SimpleNamespace(batch_size=4))
-    )
+    log_probs_NC = np.asarray(jax.nn.log_softmax(INPUTS @ kernel(2)))
+    examples = {'inputs': INPUTS, 'labels': labels, 'teacher_log_probs': log_probs_NC}
+    loss = {'loss': losses.distillation, 'temperature': TAU, 'alpha': 0.0}
+    return measure.Distilled(model, loss, {'distillation': examples}, 4, isinstance(model, Normed))
+
+  return make
 
 
-@pytest.fixture
-def study(monkeypatch):
-  monkeypatch.setattr(measure, 'Measure', SmallMeasure)
-  return types.SimpleNamespace(seed=0, points=lambda: POINTS)
+def computed(name, tmp_path, model=None, **kwargs):
+  model, checks = model or Linear(), Checks()
+  study = types.SimpleNamespace(seed=0, points=lambda: points_of(model))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(measure, 'Measure', made_measure(model, **kwargs))
+    return PARTS[name].compute(study, SETTINGS, Blocks(epath.Path(tmp_path)), checks), checks
 
 
-def computed(study, name, tmp_path, settings=SETTINGS):
-  checks = Checks()
-  return PARTS[name].compute(study, settings, Blocks(epath.Path(tmp_path)), checks), checks
+@pytest.fixture(scope='module')
+def spectra(tmp_path_factory):
+  return computed('curvature', tmp_path_factory.mktemp('spectra'))
+
+
+@pytest.fixture(scope='module')
+def traces(tmp_path_factory):
+  return computed('curvature_traces', tmp_path_factory.mktemp('traces'))
 
 
 def true_hessian(seed, tau):
@@ -87,27 +89,35 @@ def true_hessian(seed, tau):
 
 
 @pytest.mark.parametrize('seed, point', list(enumerate(drawing.POINTS)))
-def test_spectra_are_those_of_the_formula(study, tmp_path, seed, point):
-  arrays, checks = computed(study, 'curvature', tmp_path)
+def test_spectra_are_those_of_the_formula(spectra, seed, point):
+  arrays, checks = spectra
   assert arrays['points'].tolist() == ['initial', 'student', 'teacher 0']  # and not 'sibling'
   assert len(checks.values) == 8
   for objective, tau in (('distillation', TAU), ('cross_entropy', 1.0)):
-    values = np.linalg.eigvalsh(true_hessian(seed, tau))
+    values = np.linalg.eigvalsh(true_hessian(seed, tau))[::-1]
     for operator in ('hessian', 'ggn'):
-      found = {
-        key: arrays[f'{point}/{objective}/{operator}/{key}']
-        for key in ('eigenvalues', 'weights', 'nodes')
-      }
-      np.testing.assert_allclose(found['eigenvalues'], values[::-1][:3], rtol=1e-4)
-      assert found['nodes'].shape == (4, 30)
-      np.testing.assert_allclose(found['weights'].sum(axis=1), 1)
-      assert arrays[f'{point}/{objective}/{operator}/lowest'] == pytest.approx(0, abs=1e-5)
+      of = f'{point}/{objective}/{operator}'
+      np.testing.assert_allclose(arrays[f'{of}/eigenvalues'], values[:3], rtol=1e-4)
+      assert arrays[f'{of}/lowest'] == pytest.approx(0, abs=1e-5)
 
 
-def test_loss_and_sharpness_are_those_of_all_examples(study, tmp_path):
-  arrays, _ = computed(study, 'curvature', tmp_path)
+def test_eigenvalues_that_are_found_are_not_in_the_density(spectra):
+  """Of 20 eigenvalues the 15 that are not 0 are found, so that the rest has no trace."""
+  arrays, _ = spectra
+  of = 'student/distillation/hessian'
+  found_K = arrays[f'{of}/found'][~np.isnan(arrays[f'{of}/found'])]
+  true = np.linalg.eigvalsh(true_hessian(1, TAU))[::-1][:15]
+  np.testing.assert_allclose(found_K, true, rtol=1e-3)
+  assert arrays[f'{of}/nodes'].shape == (4, 30)
+  weights_KT = arrays[f'{of}/weights']
+  np.testing.assert_allclose(weights_KT.sum(axis=1), 5 / 20)
+  assert np.abs(arrays[f'{of}/nodes'][weights_KT > 1e-6]).max() < 1e-3 * true[0]
+
+
+def test_loss_and_sharpness_are_those_of_all_examples(spectra):
+  arrays, _ = spectra
   log_probs = np.asarray(jax.nn.log_softmax(INPUTS @ kernel(1)), np.float64)
-  nll = -log_probs[np.arange(7), SmallMeasure.labels]
+  nll = -log_probs[np.arange(7), LABELS]
   place = 'student/cross_entropy'
   assert arrays[f'{place}/loss'] == pytest.approx(nll.mean(), rel=1e-5)
   assert (
@@ -119,66 +129,105 @@ def test_loss_and_sharpness_are_those_of_all_examples(study, tmp_path):
   slope = arrays[f'{place}/gradient_norm']
   curved = 0.5 * radius**2 * np.linalg.eigvalsh(true_hessian(1, 1.0))[-1]
   assert slope * radius - 1e-6 < arrays[f'{place}/sharpness'] < slope * radius + curved + 1e-6
-  # At the teacher there is no slope, and the top eigenvector is the worst direction.
+  # At the teacher there is no loss and no slope, and the top eigenvector is the worst direction.
   place, radius = 'teacher 0/distillation', curvature.RADIUS * np.linalg.norm(kernel(2))
+  assert arrays[f'{place}/loss'] == pytest.approx(0, abs=1e-6)
   assert arrays[f'{place}/gradient_norm'] == pytest.approx(0, abs=1e-6)
   curved = 0.5 * radius**2 * np.linalg.eigvalsh(true_hessian(2, TAU))[-1]
   # A difference of losses in float32, of about 1e-7 of them each.
   assert arrays[f'{place}/sharpness'] == pytest.approx(curved, rel=0.01, abs=1e-6)
 
 
-def test_traces_hold_the_true_ones_and_their_difference_is_zero(study, tmp_path):
-  arrays, checks = computed(study, 'curvature_traces', tmp_path)
-  assert list(checks.values) == ['layers add up to the trace']
+def test_traces_of_g_are_exact_those_of_h_hold_the_true_one_and_there_is_no_mismatch(traces):
+  arrays, checks = traces
+  assert list(checks.values) == ['trace of G against the exact one']
   for seed, point in enumerate(drawing.POINTS):
-    hessian = true_hessian(seed, TAU)
-    place = f'{point}/distillation'
-    for key, expected in (('trace', np.trace(hessian)), ('frobenius', np.linalg.norm(hessian))):
-      low, high = arrays[f'{place}/hessian/{key}/low'], arrays[f'{place}/hessian/{key}/high']
-      half = (high - low) / 2  # 24 probes; twice the interval is missed once in ten thousand
-      assert low - half < expected < high + half
-      assert half < expected / 2
-    assert arrays[f'{place}/difference'] == pytest.approx(0, abs=1e-5)
-    assert arrays[f'{place}/difference/high'] == pytest.approx(0, abs=1e-5)
+    trace, place = np.trace(true_hessian(seed, TAU)), f'{point}/distillation'
+    for end in ('', '/low', '/high'):
+      assert arrays[f'{place}/ggn/trace{end}'] == pytest.approx(trace, rel=1e-5)
+    low, high = arrays[f'{place}/hessian/trace/low'], arrays[f'{place}/hessian/trace/high']
+    half = (high - low) / 2  # 24 probes; twice the interval is missed once in ten thousand
+    assert low - half < trace < high + half
+    assert half < trace / 2
+    assert arrays[f'{place}/mismatch/high'] < 1e-5
     assert arrays[f'{place}/layers'].tolist() == ['Dense_0']
 
 
+def test_with_batch_norm_there_are_estimates_and_a_mismatch(tmp_path):
+  """Against an explicit matrix, whose derivatives go through the statistics of both batches."""
+  model = Normed()
+  arrays, _ = computed('curvature_traces', tmp_path, model, labels=np.full(7, -1))
+  of, point = made_measure(model)(None, 7), points_of(model)['student']
+  theta_P, unravel = jax.flatten_util.ravel_pytree(point['params'])
+
+  def mean_loss(theta_P):
+    total = 0.0
+    for batch in of.batches('distillation'):
+      dense, norm, last = (unravel(theta_P)[k] for k in ('Dense_0', 'BatchNorm_0', 'Dense_1'))
+      x = batch['inputs'] @ dense['kernel'] + dense['bias'][None]
+      x = (x - x.mean(0)[None]) / jax.numpy.sqrt(x.var(0)[None] + 1e-5)
+      x = jax.nn.relu(x * norm['scale'][None] + norm['bias'][None]) @ last['kernel']
+      total += losses.distillation(x, batch['teacher_log_probs'], TAU).sum()
+    return total / 7
+
+  hessian = np.asarray(jax.jit(jax.hessian(mean_loss))(theta_P))
+  place = 'student/distillation'
+  low, high = (arrays[f'{place}/hessian/trace/{end}'] for end in ('low', 'high'))
+  half = (high - low) / 2
+  assert low - half < np.trace(hessian) < high + half and half < np.linalg.norm(hessian)
+  assert arrays[f'{place}/ggn/trace/low'] < arrays[f'{place}/ggn/trace/high']
+  assert arrays[f'{place}/mismatch/low'] > 0.1
+  assert 'traces of G are exact' not in PARTS['curvature_traces'].caption(arrays)
+
+
 @pytest.mark.parametrize('name', PARTS)
-def test_finished_blocks_are_not_computed_again(study, tmp_path, name, monkeypatch):
-  first, _ = computed(study, name, tmp_path)
+def test_finished_blocks_are_not_computed_again(tmp_path, name, monkeypatch):
+  first, _ = computed(name, tmp_path)
   monkeypatch.setattr(curvature, 'MeanLoss', None)
-  second, _ = computed(study, name, tmp_path)
+  second, _ = computed(name, tmp_path)
   assert first.keys() == second.keys()
-  assert all(np.array_equal(first[key], second[key]) for key in first)
+  assert all(
+    np.array_equal(first[key], second[key], equal_nan=x.dtype.kind == 'f')
+    for key, x in first.items()
+  )
 
 
-def test_without_labels_there_is_no_cross_entropy(study, tmp_path, monkeypatch):
-  monkeypatch.setattr(SmallMeasure, 'labels', np.full(7, -1))
-  arrays, _ = computed(study, 'curvature_traces', tmp_path)
+def test_without_labels_there_is_no_cross_entropy(tmp_path):
+  arrays, _ = computed('curvature_traces', tmp_path, labels=np.full(7, -1))
   assert arrays['objectives'].tolist() == ['distillation']
   assert not any('cross_entropy' in key for key in arrays)
 
 
-def test_an_operator_that_is_not_symmetric_is_found(study, tmp_path, monkeypatch):
-  right = curvature.MeanLoss.gvp
-  skewed = lambda self, v: right(self, v) + 0.1 * np.roll(v, 1)
-  monkeypatch.setattr(curvature.MeanLoss, 'gvp', skewed)
-  with pytest.raises(CheckError, match='of ggn'):
-    computed(study, 'curvature', tmp_path)
+@pytest.mark.parametrize(
+  'name, method, wrong, told',
+  [
+    ('curvature', 'gvp', lambda right, v: right + 0.1 * np.roll(v, 1), 'of ggn'),
+    ('curvature_traces', 'gvp', lambda right, v: right + v, 'trace of G against the exact one'),
+  ],
+)
+def test_a_wrong_product_is_found(tmp_path, monkeypatch, name, method, wrong, told):
+  right = getattr(curvature.MeanLoss, method)
+  monkeypatch.setattr(curvature.MeanLoss, method, lambda self, v: wrong(right(self, v), v))
+  with pytest.raises(CheckError, match=told):
+    computed(name, tmp_path)
 
 
-def test_the_figures_show_all_points_and_objectives(study, tmp_path):
-  for name, num_axes, words in (
-    ('curvature', 6, ['eigenvalues', 'student', 'teacher 0', '7 fixed examples']),
-    ('curvature_traces', 2 + 6, ['tr H − tr G', 'student', '7 fixed examples']),
+def test_the_figures_show_all_points_and_objectives(spectra, traces):
+  for name, (arrays, _), num_axes, words in (
+    ('curvature', spectra, 6, ['stick', 'student', 'teacher 0', '7 fixed examples']),
+    ('curvature_traces', traces, 4 + 6, ['‖H − G‖ / ‖G‖', 'student', 'traces of G are exact']),
   ):
-    part = PARTS[name]
-    arrays, _ = computed(study, name, tmp_path / name)
     with figures.style(name):
-      assert len(part.draw(arrays).axes) == num_axes
-    assert all(word in part.caption(arrays) for word in words)
-  largest = arrays['student/distillation/hessian/trace']
-  assert f'student tr H {largest:.3g} [' in part.caption(arrays)
+      figure = PARTS[name].draw(arrays)
+    assert len(figure.axes) == num_axes
+    assert all(word in PARTS[name].caption(arrays) for word in words)
+    if name == 'curvature':  # of H, then of G
+      sticks = [c for c in figure.axes[0].collections if hasattr(c, 'get_segments')]
+      xs = [segment[0][0] for segment in sticks[0].get_segments()]
+      found_T = arrays['initial/distillation/hessian/found']
+      np.testing.assert_allclose(xs, found_T[~np.isnan(found_T)])
+  trace = arrays['student/distillation/ggn/trace']
+  assert f'tr G {trace:.3g};' in PARTS['curvature_traces'].caption(arrays)
 
 
 @pytest.mark.parametrize('value, text', [(0.01234, '0.0123'), (-999.4, '-999'), (1119.1, '1119')])

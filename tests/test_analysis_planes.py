@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from analysis import geometry, measure, runs
+from analysis import geometry, measure, runs, surface
 from analysis.figures import planes as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import planes
 
 SETTINGS = Settings(resolution=13, random_resolution=5)
 PARTS = {part.name: part for part in planes.PARTS}
-OFFSETS_N = np.array([-0.5, 0.0, 0.5])  # between examples; their mean is 0
+OFFSETS_N = np.array([-0.5, 0.0, 0.5], np.float32)  # between examples; their mean is 0
 
 
 def weights(*w):
@@ -48,8 +48,7 @@ def make_study(**fields):
     'initial_is_kept': True,
     'member': lambda i: members[i],
     'student': lambda step=9: students[step],
-  }
-  study |= fields
+  } | fields
   points = {'student': study['student']}
   if study['initial_is_kept']:
     points['initial'] = lambda: study['student'](0)
@@ -60,20 +59,28 @@ def make_study(**fields):
   return FakeStudy(**study, names=list(points), point=lambda name: points[name]())
 
 
-class FakeMeasure:
+def weights_of(variables, inputs):
+  return variables['params']['kernel'][:, 0][None] + 0 * inputs[:, None]
+
+
+def values_of(w_NW, batch):
+  kl_N = (w_NW**2).sum(axis=1)
+  values = {'loss': 100 + w_NW[:, 0] + 10 * w_NW[:, 1] + batch['inputs'], 'predictive_kl': kl_N}
+  return values | {'top1_agreement': 1 / (1 + kl_N), 'accuracy': 0.5 / (1 + kl_N), 'nll': kl_N}
+
+
+class FakeMeasure(surface.Surface):
   """loss = 100 + w0 + 10 w1, and KL = |w|², which is exactly 0 at teacher 0."""
 
-  sets = ('distillation', 'test')
   points = 0
   context = measure.Measure.context
   stop_at = None  # raises when it comes to a point beyond this many
 
   def __init__(self, study, num_examples):
     assert num_examples == SETTINGS.num_examples
-    self._run, self._has_statistics = study.run, True
-
-  def num_examples(self, name):
-    return len(OFFSETS_N)
+    self._run = study.run
+    sets = {name: {'inputs': OFFSETS_N} for name in measure.SETS}
+    super().__init__(weights_of, values_of, sets, in_batch=lambda *x: (weights_of(*x), {}))
 
   def at(self, build, shared, coordinates_PK, reestimate=False, show=None):
     assert reestimate
@@ -81,22 +88,7 @@ class FakeMeasure:
     cls.points += len(coordinates_PK)
     if cls.stop_at is not None and cls.points > cls.stop_at:
       raise KeyboardInterrupt
-    coordinates_PK = np.asarray(coordinates_PK, np.float32)
-    point = jax.jit(
-      lambda shared, xy_2: build(shared, xy_2)
-    )  # traced anew: tests change the geometry
-    built = [point(shared, xy_2) for xy_2 in coordinates_PK]
-    w_PW = np.stack([np.asarray(v['params']['kernel'])[:, 0] for v in built]).astype(np.float64)
-    if show is not None:
-      show(len(coordinates_PK), '')
-    loss_P1 = (100 + w_PW[:, 0] + 10 * w_PW[:, 1])[:, None]
-    kl_PN = np.repeat((w_PW**2).sum(axis=1)[:, None], len(OFFSETS_N), axis=1)
-    values = {'loss': loss_P1 + OFFSETS_N[None], 'predictive_kl': kl_PN}
-    values |= {'top1_agreement': 1 / (1 + kl_PN), 'accuracy': 0.5 / (1 + kl_PN), 'nll': kl_PN}
-    return {f'{name}/{key}': x_PN for name in self.sets for key, x_PN in values.items()}
-
-  def variables(self, variables, reestimate=False):
-    return self.at(measure.as_given, variables, np.zeros((1, 1)), reestimate)
+    return super().at(build, shared, coordinates_PK, reestimate, show)
 
 
 @pytest.fixture(autouse=True)
@@ -151,24 +143,23 @@ def test_checkpoints_have_their_height_above_the_plane(tmp_path):
   np.testing.assert_array_equal(drawing.is_off_plane(arrays), [False, True, False])
 
 
-@pytest.mark.parametrize('wrong', [lambda xy: xy[::-1], lambda xy: -xy, lambda xy: 1.01 * xy])
-def test_a_plane_that_misses_its_corners_is_not_written(wrong, tmp_path, monkeypatch):
-  right = geometry.plane_point
-  monkeypatch.setattr(geometry, 'plane_point', lambda plane, xy: right(plane, wrong(xy)))
-  with pytest.raises(CheckError, match='corners reproduced'):
+@pytest.mark.parametrize(
+  'name, wrong, told',
+  [
+    ('plane_point', lambda right: lambda plane, xy: right(plane, xy[::-1]), 'corners reproduced'),
+    ('plane_point', lambda right: lambda plane, xy: right(plane, -xy), 'corners reproduced'),
+    ('plane_point', lambda right: lambda plane, xy: right(plane, 1.01 * xy), 'corners reproduced'),
+    ('plane_through', lambda right: lambda *corners: tilted(right(*corners)), 'orthonormality'),
+  ],
+)
+def test_a_plane_that_is_wrong_is_not_written(name, wrong, told, tmp_path, monkeypatch):
+  monkeypatch.setattr(geometry, name, wrong(getattr(geometry, name)))
+  with pytest.raises(CheckError, match=told):
     compute('plane', tmp_path)
 
 
-def test_directions_that_are_not_orthonormal_are_not_used(tmp_path, monkeypatch):
-  right = geometry.plane_through
-
-  def tilted(*corners):
-    plane = right(*corners)
-    return plane._replace(second=jax.tree.map(lambda v, u: v + 1e-3 * u, plane.second, plane.first))
-
-  monkeypatch.setattr(geometry, 'plane_through', tilted)
-  with pytest.raises(CheckError, match='orthonormality'):
-    compute('plane', tmp_path)
+def tilted(plane):
+  return plane._replace(second=jax.tree.map(lambda v, u: v + 1e-3 * u, plane.second, plane.first))
 
 
 def test_the_grid_covers_a_path_that_leaves_the_triangle(tmp_path):
@@ -280,8 +271,7 @@ def test_a_plane_that_lacks_a_point_says_which(name, fields, reason):
 
 
 def test_planes_that_have_their_points_are_available():
-  for part in planes.PARTS:
-    assert part.unavailable(make_study()) is None
+  assert all(part.unavailable(make_study()) is None for part in planes.PARTS)
   assert PARTS['ensemble_plane'].unavailable(make_study(num_members=1, siblings=['x'])) is None
   gone = make_study(same_architecture=False, has_teachers=False, initial_is_kept=False)
   assert PARTS['random_plane'].unavailable(gone) is None
@@ -331,19 +321,15 @@ def test_the_figure_shows_corners_checkpoints_and_heights(tmp_path):
 @pytest.mark.parametrize('name', PARTS)
 def test_every_part_draws_and_describes_itself(name, tmp_path):
   arrays = compute(name, tmp_path)
-  figure = PARTS[name].draw(arrays)
-  figure.savefig(tmp_path / 'figure.png')
+  PARTS[name].draw(arrays).savefig(tmp_path / 'figure.png')
   caption = PARTS[name].caption(arrays)
   assert '64 [64, 64] at student' in caption
   assert '3 distillation and 3 test examples' in caption
-  assert 're-estimated' in caption
-
-
-def test_the_caption_has_distances_and_heights(tmp_path):
-  caption = PARTS['plane'].caption(compute('plane', tmp_path))
-  assert 'teacher 0 to student 8, teacher 0 to initial student 5,' in caption
-  assert '1 of 3 lie off it' in caption and 'at most 3)' in caption
-  assert 'KL from the ensemble of 2 teachers' in caption
+  assert 're-estimated' in caption and '0 is a perfect match' in caption
+  if name == 'plane':
+    assert 'teacher 0 to student 8, teacher 0 to initial student 5,' in caption
+    assert '1 of 3 lie off it' in caption and 'at most 3)' in caption
+    assert 'KL from the ensemble of 2 teachers' in caption
 
 
 def masked(*values):
@@ -370,6 +356,7 @@ def test_a_logarithmic_scale_spends_no_colours_on_rounding_errors():
     ((0.01, 1.0), False, (0.01, 1)),
     ((0.0, 0.0), True, (-0.5, 0.5)),
     ((7.0, 7.0), False, (6.5, 7.5)),
+    ((-2.0, 0.1, 10.0), True, (-2, 10)),  # a loss below that of the teacher is not cut off
   ],
 )
 def test_other_scales_are_linear(values, log, ends):

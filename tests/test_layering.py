@@ -75,12 +75,13 @@ ANALYSIS = {
   'permutations': set(),
   'alignment': {'permutations'},
   'lanczos': set(),
-  'curvature': {'lanczos'},
   'trajectory': set(),
+  'curvature': {'lanczos', 'trajectory'},
+  'surface': set(),
   'figures': {'lanczos'},
   'runs': set(),
   'part': {'runs'},
-  'measure': {'runs'},
+  'measure': {'runs', 'surface'},
   'basins': {'curvature', 'geometry', 'measure', 'part', 'paths'},
 }
 ANALYSIS['parts'] = set(ANALYSIS)
@@ -93,6 +94,7 @@ MATHEMATICS = (
   'alignment',
   'lanczos',
   'curvature',
+  'surface',
   'trajectory',
 )
 HEAVY = {'tensorflow', 'torch'}  # may be missing, and take seconds to import

@@ -196,18 +196,12 @@ def caption_returns(arrays: Arrays) -> str:
     for name, radius in zip(arrays['directions'][gone_S], arrays['radii'][gone_S], strict=True)
   ]
   diverged = f'Diverged (crosses): {", ".join(gone)}. ' if gone else ''
-  held = (
-    f", with BatchNorm's statistics re-estimated from {arrays['num_curvature_examples']} distillation "
-    'examples and then held fixed'
-    if arrays['reestimated']
-    else ''
-  )
   stable = int((arrays['barrier/test/accuracy'][1:] < SAME_BASIN).sum())
   return (
     f"The first teacher's weights are moved by a radius and distilled again for {arrays['num_epochs']:g} "
     "epochs, by the student's schedule in that time. Random directions are filter-normalised, sharp is "
-    f'the top eigenvector of the Hessian of the distillation loss{held}, and flat is uniformly random '
-    f'with the top eigenvectors projected out. {diverged}From a radius of {largest:g}, on the test set: {"; ".join(texts)}. '
+    'the top eigenvector of the Hessian of the distillation loss of '
+    f'{arrays["num_curvature_examples"]} examples, and flat has next to no curvature. {diverged}From a radius of {largest:g}, on the test set: {"; ".join(texts)}. '
     f'From the teacher itself the KL is {intervals.text(arrays, "after/test/predictive_kl", 0)} nats. {stable} of '
     f'{len(arrays["radii"]) - 1} ends are joined to the teacher by a line that loses less than '
     f'{100 * SAME_BASIN:g} % of test accuracy. {how(arrays, where="everywhere, at the ends, too")}'

@@ -1,4 +1,4 @@
-"""Figures of curvature: spectral densities with their eigenvalues, and traces by layer.
+"""Figures of curvature: spectra as sticks and densities, and traces and mismatch.
 
 matplotlib is imported when a figure is drawn. Axes: K probe, T Lanczos step, G grid, L layer.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import lanczos
-from kdjax import figures
+from kdjax import figures, intervals
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -22,10 +22,10 @@ POINTS = {'initial': 'initial student', 'student': 'student', 'teacher 0': 'teac
 OBJECTIVES = {'distillation': "student's loss", 'cross_entropy': 'cross-entropy'}
 OPERATORS = {'hessian': 'Hessian H', 'ggn': 'Gauss-Newton G'}
 
-COLORS = {'hessian': '#009e73', 'ggn': '#cc79a7', 'difference': figures.COLORS['ink']}
+COLORS = {'hessian': '#009e73', 'ggn': '#cc79a7', 'mismatch': figures.COLORS['ink']}
 LINES = {'hessian': '-', 'ggn': '--'}
-MARKERS = {'hessian': 'o', 'ggn': 's', 'difference': 'D'}
-NAMES = OPERATORS | {'difference': 'H − G'}
+MARKERS = {'hessian': 'o', 'ggn': 's', 'mismatch': 'D'}
+NAMES = OPERATORS | {'mismatch': 'mismatch'}
 GRID = 600
 DRAWN_LAYERS = 12
 WIDTH = 1 / 150  # of the drawn Gaussians, as a fraction of the range of eigenvalues
@@ -52,19 +52,22 @@ def draw_spectra(arrays: Arrays) -> 'Figure':
 
 
 def _draw_density(axes: 'Axes', arrays: Arrays, place: str) -> None:
-  """Means over probes as lines, their range as bands, and the eigenvalues as ticks below."""
-  used = [
-    arrays[f'{place}/{name}/nodes'][arrays[f'{place}/{name}/weights'] > 0] for name in OPERATORS
-  ]
-  low, high = min(x.min() for x in used), max(x.max() for x in used)
+  """Eigenvalues as sticks, and of all others means over probes as lines and their range as bands."""
+  rules = {
+    name: [arrays[f'{place}/{name}/{key}'] for key in ('nodes', 'weights')] for name in OPERATORS
+  }
+  found = {name: arrays[f'{place}/{name}/found'] for name in OPERATORS}
+  used = [nodes_KT[weights_KT > 0] for nodes_KT, weights_KT in rules.values()]
+  everything = np.concatenate([*used, *found.values(), [0.0]])
+  low, high = np.nanmin(everything), np.nanmax(everything)
   width = max(WIDTH * (high - low), np.finfo(np.float32).tiny)
+  one = 1 / (width * np.sqrt(2 * np.pi))  # the height of a single eigenvalue
   grid_G = np.linspace(low - 6 * width, high + 6 * width, GRID)
   num_parameters = float(arrays['num_parameters'])
-  for i, (name, label) in enumerate(OPERATORS.items()):
-    rule = arrays[f'{place}/{name}/nodes'], arrays[f'{place}/{name}/weights']
-    counts_KG = num_parameters * lanczos.density(*rule, grid_G, width)
-    style = {'color': COLORS[name], 'label': label}
-    axes.plot(grid_G, counts_KG.mean(axis=0), linestyle=LINES[name], linewidth=1.6, **style)
+  for name, label in OPERATORS.items():
+    counts_KG = num_parameters * lanczos.density(*rules[name], grid_G, width)
+    style = {'color': COLORS[name], 'linestyle': LINES[name]}
+    axes.plot(grid_G, counts_KG.mean(axis=0), linewidth=1.6, label=label, **style)
     axes.fill_between(
       grid_G,
       counts_KG.min(axis=0),
@@ -73,40 +76,34 @@ def _draw_density(axes: 'Axes', arrays: Arrays, place: str) -> None:
       alpha=0.2,
       linewidth=0,
     )
-    ticks = arrays[f'{place}/{name}/eigenvalues']
-    if name == 'hessian':  # that of G is 0
-      ticks = np.append(ticks, arrays[f'{place}/{name}/lowest'])
-    axes.plot(
-      ticks,
-      np.full(len(ticks), 0.04 + 0.07 * i),
-      linestyle='',
-      marker='|',
-      markersize=7,
-      markeredgewidth=1.4,
-      color=COLORS[name],
-      transform=axes.get_xaxis_transform(),
-    )
-  one = 1 / (width * np.sqrt(2 * np.pi))  # the height of a single eigenvalue
+    sticks = found[name][~np.isnan(found[name])]
+    axes.vlines(sticks, one / 1000, one, linewidth=1.4, **style)
   axes.set_yscale('log')
   axes.set_ylim(one / 1000, 3 * num_parameters * one)
 
 
 def draw_traces(arrays: Arrays) -> 'Figure':
-  """Above the traces at all points; below those of layers, a row for each objective."""
+  """Above mismatch and traces at all points; below traces of layers, a row for each objective."""
   points, objectives = list(arrays['points']), list(arrays['objectives'])
   heights = [
-    0.75 + 0.45 * len(points),
+    *2 * [0.75 + 0.3 * len(points)],
     *(1.2 + 0.24 * len(_largest(arrays, o)) for o in objectives),
   ]
+  of_points = [POINTS[str(point)] for point in points]
   with figures.style('curvature_traces'):
     figure = figures.blank((8.6, 0.4 + sum(heights)))
-    above, *below = figure.subfigures(1 + len(objectives), 1, height_ratios=heights)
-    panels = above.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
-    labels = [POINTS[str(point)] for point in points]
-    for axes, objective in zip(panels, objectives, strict=True):
-      _draw_rows(axes, labels, _values(arrays, [f'{point}/{objective}' for point in points], ''))
-      axes.set_title(f'{OBJECTIVES[str(objective)]}, all layers', fontsize=11)
-      axes.set_xlabel('trace')
+    mismatch, traces, *below = figure.subfigures(2 + len(objectives), 1, height_ratios=heights)
+    for part, series, title in (
+      (mismatch, {'mismatch': 'mismatch'}, '‖H − G‖ / ‖G‖'),
+      (traces, {name: f'{name}/trace' for name in OPERATORS}, 'trace'),
+    ):
+      panels = part.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
+      for axes, objective in zip(panels, objectives, strict=True):
+        places = [f'{point}/{objective}' for point in points]
+        _draw_rows(axes, of_points, _values(arrays, places, series))
+        axes.set_title(f'{OBJECTIVES[str(objective)]}', fontsize=11)
+        axes.set_xlabel(title)
+    series = {name: f'{name}/layers' for name in OPERATORS}
     for part, objective in zip(below, objectives, strict=True):
       part.suptitle(f'{OBJECTIVES[str(objective)]}, by layer', fontsize=11)
       largest = _largest(arrays, objective)
@@ -114,23 +111,19 @@ def draw_traces(arrays: Arrays) -> 'Figure':
       for axes, point in zip(
         part.subplots(1, len(points), squeeze=False, sharey=True)[0], points, strict=True
       ):
-        values = _values(arrays, [f'{point}/{objective}'], '/layers')
+        values = _values(arrays, [f'{point}/{objective}'], series)
         _draw_rows(axes, labels, {key: x[:, 0, largest] for key, x in values.items()})
         axes.set_title(POINTS[str(point)], fontsize=11)
         axes.set_xlabel('trace')
-    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return figure
 
 
-def _values(arrays: Arrays, places: list[str], end: str) -> dict[str, np.ndarray]:
-  """For H, G and H − G: (mean, low, high) of each place, shape (3, places, ...)."""
-  keys_of = {'hessian': f'hessian{end or "/trace"}', 'ggn': f'ggn{end or "/trace"}'}
-  keys_of['difference'] = f'difference{end}'
+def _values(arrays: Arrays, places: list[str], series: dict[str, str]) -> dict[str, np.ndarray]:
+  """For each of the series {name: key}: (mean, low, high) of each place, shape (3, places, ...)."""
   return {
-    name: np.array(
-      [[arrays[f'{place}/{key}{side}'] for place in places] for side in ('', '/low', '/high')]
-    )
-    for name, key in keys_of.items()
+    name: np.array([[arrays[f'{place}/{key}{end}'] for place in places] for end in intervals.ENDS])
+    for name, key in series.items()
   }
 
 
@@ -142,10 +135,11 @@ def _largest(arrays: Arrays, objective: str) -> np.ndarray:
 
 
 def _draw_rows(axes: 'Axes', labels: list[str], values: dict[str, np.ndarray]) -> None:
-  """A row for each label, the first on top, with the three values and their intervals."""
+  """A row for each label, the first on top, with the values of all series and their intervals."""
   rows = np.arange(len(labels))
   axes.axvline(0, color=figures.COLORS['ink'], linewidth=0.8)
-  for (name, (mean, low, high)), shift in zip(values.items(), (-0.25, 0, 0.25), strict=True):
+  shifts = 0.25 * (np.arange(len(values)) - (len(values) - 1) / 2)
+  for (name, (mean, low, high)), shift in zip(values.items(), shifts, strict=True):
     axes.errorbar(
       mean,
       rows + shift,

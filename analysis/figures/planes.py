@@ -22,6 +22,7 @@ Arrays = Mapping[str, np.ndarray]
 NUM_LEVELS = 12
 LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
 LOG_SPAN = 1e5  # and no wider, or a KL that is 0 up to rounding would take most colours
+NEGATIVE = 1e-3  # of the largest value, below 0: no rounding error, and no logarithm
 LABEL_STEP = 0.11  # between labels of checkpoints, of the panel's height
 
 
@@ -130,7 +131,7 @@ def _levels(values_YX: np.ma.MaskedArray, log: bool) -> tuple[np.ndarray, Any, b
   from matplotlib.colors import LogNorm
 
   low, high = float(values_YX.min()), float(values_YX.max())
-  if log and high > 0:
+  if log and high > 0 and low > -NEGATIVE * high:
     least = max(float(values_YX[values_YX > 0].min()), high / LOG_SPAN)
     if high > LOG_FROM * least:
       return np.geomspace(least, high, NUM_LEVELS), LogNorm(least, high), low < least

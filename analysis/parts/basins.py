@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from analysis import basins, curvature, geometry, measure, part, paths
+from analysis import basins, curvature, geometry, measure, part, paths, surface
 from analysis.figures import basins as drawing
 from analysis.geometry import Tree
 from analysis.measure import Measure
@@ -138,7 +138,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   def distilled(name: str, radius: float) -> Arrays:
     params = basins.moved(teacher['params'], directions[name], radius * norm)
     start = {'params': params, 'batch_stats': teacher['batch_stats']}
-    start = measure.reestimated(start, measured.unpadded_batches(), measured.model)
+    start = measure.reestimated(start, measured.batches('distillation'), measured.model)
     end = basins.returned(run, distil, folder / f'{name}_{radius!r}', start)
     before = measure.summary(measured.variables(start, reestimate=True), study.seed)
     return (
@@ -172,7 +172,7 @@ def _directions(
 ) -> tuple[dict[str, Tree], dict[str, float], int]:
   """Directions away from a teacher, and the curvature vᵀ H v of the distillation loss along each.
 
-  BatchNorm's statistics are those of the examples, as in `parts.curvature`.
+  It is the loss that planes and barriers draw, on `settings.curvature_examples`.
 
   Returns: both by name, and the number of the examples.
 
@@ -181,9 +181,9 @@ def _directions(
   """
   measured = Measure(study, settings.curvature_examples)
   mean_loss = curvature.MeanLoss(
-    curvature.forward(measured.model),
+    surface.of_params(measured.model, teacher),
     measured.objective('distillation'),
-    measure.reestimated(teacher, measured.unpadded_batches(), measured.model),
+    teacher['params'],
     measured.batches('distillation'),
   )
   rng = keys.numpy_rng(study.seed, 'analysis/returns')
@@ -247,11 +247,10 @@ def _forks_unavailable(study: Study) -> str | None:
 STARTS_READ = (
   'num_examples',
   'curvature_examples',
-  'num_eigenpairs',
   'lanczos_steps',
   'return_epochs',
 )
-VERSION = 2  # of the starts
+VERSION = 3  # of the starts
 RETURNS_READ = (*STARTS_READ, 'path_points', 'return_radii')
 PARTS = (
   Part(

@@ -1,19 +1,20 @@
 """Curvature of the student's loss and of the cross-entropy: at the student's start and end, at a teacher.
 
 Two parts: `curvature` has spectra, largest eigenvalues and sharpness (Ghorbani et al. 2019; Foret et
-al. 2021), `curvature_traces` the traces of the Hessian H and the Gauss-Newton matrix G, of each layer,
-and tr(H) − tr(G), which is the curvature that mismatch alone causes. Examples and probes are the same
-everywhere. Axes: P parameter, N example, K eigenvalue or probe, L layer, T Lanczos step, G grid.
+al. 2021), `curvature_traces` the traces of the Hessian H and the Gauss-Newton matrix G, in all and by
+layer, and ‖H − G‖_F / ‖G‖_F, which is 0 at a perfect match. The loss is the one that planes draw
+(`surface`). Examples and probes are the same everywhere.
+Axes: P parameter, N example, K eigenvalue or probe, L layer, T Lanczos step, G grid.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
 import numpy as np
 
-from analysis import curvature, lanczos, measure
+from analysis import curvature, lanczos, measure, surface
 from analysis.curvature import MeanLoss
 from analysis.figures import curvature as drawing
 from analysis.figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POINTS
@@ -24,16 +25,16 @@ from kdjax import intervals, keys, progress
 
 RADIUS = 0.002  # of the ball of sharpness, as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
 TRACE_PROBES = 6  # for each probe of the densities: one costs a product, and not lanczos_steps
+ROUNDING = 1e-5  # of a trace in float32
+DEVIATES = 5  # half widths of an estimated trace's interval, from the exact trace
 
 # Limits of the self-checks; a ResNet-8 in float32 stays far below each.
 LIMITS = {
   'symmetry': 1e-3,  # ⟨u, A v⟩ − ⟨v, A u⟩ of random signs, relative to its spread ‖A v‖
   'orthogonality': 1e-5,  # max |Q Qᵀ − I|
-  'weights': 1e-6,  # Σ w − 1
+  'weights': 1e-6,  # Σ w + eigenvalues found / P − 1
   'trace': 1e-3,  # P Σ w θ of the quadrature against vᵀ A v, relative to P Σ w |θ|
 }
-LAYERS = 1e-6  # of the sum of the layers' traces against the trace, relative
-
 Show = Callable[[], None]  # called after each step of the work
 
 
@@ -52,14 +53,12 @@ def compute_spectra(study: Study, settings: Settings, blocks: Blocks, checks: Ch
 
 
 def compute_traces(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Traces and Frobenius norms with 95 % intervals over probes; `_traces` says under which keys."""
+  """Traces and mismatch with 95 % intervals over probes; `_traces` says under which keys."""
   num_probes = TRACE_PROBES * settings.num_probes
   block = partial(_traces, study=study, num_probes=num_probes)
   arrays = _at_all_points(study, settings, blocks, num_probes, block)
-  for place, operator in itertools.product(_places(arrays), OPERATORS):
-    layers_L, trace = arrays[f'{place}/{operator}/layers'], arrays[f'{place}/{operator}/trace']
-    deviation = abs(layers_L.sum() - trace) / np.abs(layers_L).sum()
-    checks.at_most('layers add up to the trace', deviation, LAYERS)
+  for place in _places(arrays):
+    checks.at_most('trace of G against the exact one', arrays[f'{place}/ggn/deviation'], DEVIATES)
   return arrays
 
 
@@ -72,13 +71,13 @@ def _at_all_points(
 ) -> Arrays:
   """What `block` finds of each objective at each point, as '<point>/<objective>/<key>'.
 
-  BatchNorm's statistics are re-estimated from the examples at each point: those that an untrained
-  network has are of no data.
+  BatchNorm's statistics are those of the examples at each point, and derivatives go through them.
   """
   measured = measure.Measure(study, settings.curvature_examples)
-  batches, forward = measured.batches('distillation'), curvature.forward(measured.model)
-  unpadded = [{'inputs': batch['inputs'][batch['weights'] > 0]} for batch in batches]
+  batches = measured.batches('distillation')
   points = {name: x for name, x in study.points().items() if name in POINTS}
+  forward = surface.of_params(measured.model, points['student'])
+  normalised = measured.in_batch is not None
   has_labels = any((batch['labels'] >= 0).any() for batch in batches)
   objectives = [name for name in OBJECTIVES if has_labels or name != 'cross_entropy']
   arrays = {
@@ -86,13 +85,13 @@ def _at_all_points(
     'objectives': np.array(objectives),
     'num_parameters': np.array(sum(x.size for x in jax.tree.leaves(points['student']['params']))),
     'num_examples': np.array(measured.num_examples('distillation')),
-    'reestimated': np.array(bool(points['student']['batch_stats'])),
+    'normalised': np.array(normalised),
   }
 
   def compute(point: str, loss: measure.Objective, first: int) -> Arrays:
-    variables = measure.reestimated(points[point], unpadded, measured.model)
     done = itertools.count(first + 1)
-    return block(MeanLoss(forward, loss, variables, batches), lambda: show(next(done), point))
+    mean_loss = MeanLoss(forward, loss, points[point]['params'], batches, normalised)
+    return block(mean_loss, lambda: show(next(done), point))
 
   total = num_steps * len(points) * len(objectives)
   with progress.bar('curvature', total, 'steps') as show:
@@ -131,22 +130,37 @@ def _spectrum(
 ) -> tuple[Arrays, np.ndarray]:
   """Lanczos from each probe; eigenvalues are those that the first one finds.
 
-  Returns: 'nodes' and 'weights' of the quadratures, (K, T), with weights of 0 behind a breakdown;
-    the largest 'eigenvalues' (K,), NaN where there are fewer, and the 'lowest' one, with 'low' and
-    'high' by their residuals; and 'deviation/<check>'. And the largest ones' vectors_KP.
+  Returns: 'found' (T,), all that converged, filled up with NaN; 'nodes' and 'weights' of the quadratures
+    of the rest, (K, T), with weights of 0 behind a breakdown, as fractions of all P eigenvalues; the
+    largest 'eigenvalues' (K,), NaN where there are fewer, and the 'lowest' one, with 'low' and 'high' by
+    their residuals; and 'deviation/<check>'. And the largest ones' vectors_KP.
   """
-  nodes_KT, weights_KT = np.zeros((2, len(probes), settings.lanczos_steps))
+  num_steps, size = settings.lanczos_steps, probes[0].size
+  nodes_KT, weights_KT = np.zeros((2, len(probes), num_steps))
+  first = krylov = lanczos.lanczos(multiply, probes[0], num_steps, show)
+  found_K, vectors_KP = first.converged()
   orthogonality = []
   for i, probe_P in enumerate(probes):
-    krylov = lanczos.lanczos(multiply, probe_P, settings.lanczos_steps, show)
-    orthogonality.append(krylov.deviation())
-    rule = krylov.quadrature()
-    nodes_KT[i, : len(rule[0])], weights_KT[i, : len(rule[1])] = rule
+    if i > 0:  # what is found already is drawn by itself
+      start_P = lanczos.without(vectors_KP, probe_P)
+      krylov = lanczos.lanczos(multiply, start_P, num_steps, show)
+    rule_2T = np.array(krylov.quadrature())
     if i == 0:
-      eigenvalues, vectors_KP = _eigenvalues(krylov, settings.num_eigenpairs)
-  deviations = _deviations(multiply, probes, nodes_KT, weights_KT)
-  deviations['deviation/orthogonality'] = np.array(max(orthogonality))
-  return {'nodes': nodes_KT, 'weights': weights_KT} | eigenvalues | deviations, vectors_KP
+      rule_2T = np.delete(rule_2T, found_K, axis=1)
+    count, rest = rule_2T.shape[1], rule_2T[1].sum()
+    nodes_KT[i, :count] = rule_2T[0]
+    weights_KT[i, :count] = rule_2T[1] / (rest or 1) * (1 - len(found_K) / size)
+    orthogonality.append(krylov.deviation())
+  values_K = first.eigenvalues()[0][found_K]
+  eigenvalues, largest_KP = _eigenvalues(first, settings.num_eigenpairs)
+  arrays = {
+    'found': np.pad(values_K, (0, num_steps - len(values_K)), constant_values=np.nan),
+    'nodes': nodes_KT,
+    'weights': weights_KT,
+    'deviation/orthogonality': np.array(max(orthogonality)),
+    'deviation/weights': np.abs(weights_KT.sum(axis=1) + len(found_K) / size - 1).max(),
+  }
+  return arrays | eigenvalues | _deviations(multiply, probes, first), largest_KP
 
 
 def _eigenvalues(krylov: Krylov, num: int) -> tuple[Arrays, np.ndarray]:
@@ -165,21 +179,17 @@ def _eigenvalues(krylov: Krylov, num: int) -> tuple[Arrays, np.ndarray]:
   return arrays, vectors_KP
 
 
-def _deviations(
-  multiply: lanczos.Multiply, probes: list[np.ndarray], nodes_KT: np.ndarray, weights_KT: np.ndarray
-) -> Arrays:
-  """What `LIMITS` holds, from products of two probes that owe nothing to Lanczos."""
+def _deviations(multiply: lanczos.Multiply, probes: list[np.ndarray], first: Krylov) -> Arrays:
+  """Two of `LIMITS`, from products of two probes that owe nothing to Lanczos."""
   u_P, v_P = (probe_P.astype(np.float64) for probe_P in probes[:2])
   au_P, av_P = (multiply(probe_P).astype(np.float64) for probe_P in probes[:2])
-  spread = max(np.linalg.norm(av_P), np.finfo(np.float64).tiny)
-  size = max(u_P.size * weights_KT[0] @ np.abs(nodes_KT[0]), np.finfo(np.float64).tiny)
-  trace = u_P.size * weights_KT[0] @ nodes_KT[0]
-  found = {
-    'symmetry': abs(u_P @ av_P - v_P @ au_P) / spread,
-    'weights': np.abs(weights_KT.sum(axis=1) - 1).max(),
-    'trace': abs(trace - u_P @ au_P) / size,
+  least = np.finfo(np.float64).tiny
+  nodes_T, weights_T = first.quadrature()
+  trace, size = (u_P.size * weights_T @ x_T for x_T in (nodes_T, np.abs(nodes_T)))
+  return {
+    'deviation/symmetry': abs(u_P @ av_P - v_P @ au_P) / max(np.linalg.norm(av_P), least),
+    'deviation/trace': abs(trace - u_P @ au_P) / max(size, least),
   }
-  return {f'deviation/{name}': np.array(value) for name, value in found.items()}
 
 
 def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arrays:
@@ -208,25 +218,31 @@ def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arr
 
 
 def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> Arrays:
-  """'<operator>/trace', '/layers' (L,), '/frobenius'; 'difference' and 'difference/layers', H − G.
+  """'<operator>/trace' and '<operator>/layers' (L,), and 'mismatch', with intervals.
 
-  With 'low' and 'high'. The names of the layers are in 'layers'.
+  The traces of G are exact where examples are taken one by one, without BatchNorm; 'ggn/deviation' is how
+  far the estimate is from it, in half widths of its interval. 'layers' has the names.
   """
-  found = curvature.traces(mean_loss, _shown(_probes(study, mean_loss, num_probes), show))
-  arrays = {'layers': np.array(found.layers)}
-  hessian, ggn = found.hessian, found.ggn
-  for operator, trace in (('hessian', hessian), ('ggn', ggn)):
-    arrays |= _with_interval(f'{operator}/trace', trace.total_K)
-    arrays |= _with_interval(f'{operator}/layers', trace.layers_KL)
-    squares = _with_interval(f'{operator}/frobenius', trace.squares_K)
-    arrays |= {key: np.sqrt(np.maximum(x, 0)) for key, x in squares.items()}
-  arrays |= _with_interval('difference/layers', hessian.layers_KL - ggn.layers_KL)
-  return arrays | _with_interval('difference', hessian.total_K - ggn.total_K)
+  found = curvature.probed(mean_loss, _shown(_probes(study, mean_loss, num_probes), show))
+  arrays = {'layers': np.array(found.layers), 'ggn/deviation': np.array(0.0)}
+  arrays |= _with_interval('mismatch', curvature.mismatch(found))
+  for operator, traces_KL in (('hessian', found.hessian_KL), ('ggn', found.ggn_KL)):
+    arrays |= _with_interval(f'{operator}/trace', intervals.of_mean(traces_KL.sum(axis=1)))
+    arrays |= _with_interval(f'{operator}/layers', intervals.of_mean(traces_KL))
+  if not mean_loss.normalised:
+    layers = curvature.layer_sums(mean_loss.tree(mean_loss.ggn_diagonal()))
+    layers_L = np.array(list(layers.values()))
+    trace, estimate = layers_L.sum(), arrays['ggn/trace']
+    half = max(arrays['ggn/trace/high'] - estimate, ROUNDING * trace)
+    arrays['ggn/deviation'] = np.array(abs(trace - estimate) / half)
+    arrays |= _with_interval('ggn/trace', [trace] * 3)
+    arrays |= _with_interval('ggn/layers', [layers_L] * 3)
+  return arrays
 
 
-def _with_interval(name: str, values_K: np.ndarray) -> Arrays:
-  mean, low, high = intervals.of_mean(values_K)
-  return {name: mean, f'{name}/low': low, f'{name}/high': high}
+def _with_interval(name: str, value_low_high: Sequence[np.ndarray]) -> Arrays:
+  ends = (f'{name}{end}' for end in intervals.ENDS)
+  return {key: np.array(x) for key, x in zip(ends, value_low_high, strict=True)}
 
 
 def _shown(probes: Iterable[np.ndarray], show: Show) -> Iterator[np.ndarray]:
@@ -250,14 +266,11 @@ def caption_spectra(arrays: Arrays) -> str:
     f'{_with_ends(arrays, f"{place}/sharpness")} from {arrays[f"{place}/loss"]:.3g} ({label})'
     for label, place in points.items()
   ]
-  drawn = [f'{place}/{name}/eigenvalues' for place in _places(arrays) for name in OPERATORS]
-  drawn += [f'{place}/hessian/lowest' for place in _places(arrays)]
-  error = max(np.nanmax(arrays[f'{key}/high'] - arrays[key], initial=0) for key in drawn)
   num_probes = len(arrays[f'{_places(arrays)[0]}/hessian/nodes'])
   return (
-    f'Spectra of the Hessian H and the Gauss-Newton matrix G. Lines are means over {num_probes} '
-    'random vectors, bands their range; ticks are the largest eigenvalues, and the lowest of H, each '
-    f"to within {error:.1g}. Largest and lowest of H of the student's loss: "
+    'Spectra of the Hessian H and the Gauss-Newton matrix G. Each stick is one eigenvalue that was found to '
+    f'{100 * lanczos.CONVERGED:g} %; lines are the density of all others, means over {num_probes} random '
+    "vectors, bands their range. Largest and lowest of H of the student's loss: "
     f'{", ".join(largest)}. Within {100 * RADIUS:g} % of the norm of the weights this loss rises by at '
     f'least {", ".join(rises)}; intervals are 95 % bootstraps over examples. {_how(arrays)}'
   )
@@ -266,21 +279,24 @@ def caption_spectra(arrays: Arrays) -> str:
 def caption_traces(arrays: Arrays) -> str:
   objective = str(arrays['objectives'][0])
   texts = [
-    f'{POINTS[str(point)]} tr H {_with_ends(arrays, f"{point}/{objective}/hessian/trace")}, '
-    f'tr H − tr G {_with_ends(arrays, f"{point}/{objective}/difference")}'
+    f'{POINTS[str(point)]} {_with_ends(arrays, f"{point}/{objective}/mismatch")}, '
+    f'tr H {_with_ends(arrays, f"{point}/{objective}/hessian/trace")}, '
+    f'tr G {_with_ends(arrays, f"{point}/{objective}/ggn/trace")}'
     for point in arrays['points']
   ]
+  exact = '' if arrays['normalised'] else '; traces of G are exact'
   return (
-    'Traces of H and of G, and tr H − tr G, the curvature that is there only because the loss has a '
-    "gradient in the logits: without labels in the loss, a perfect match has none. Student's loss: "
-    f'{"; ".join(texts)}. Intervals are 95 % over probes, which H and G share. Of the layers, the '
-    f'{DRAWN_LAYERS} with the largest traces are drawn. {_how(arrays)}'
+    'How much of the curvature is there only because the loss has a gradient in the logits: '
+    '‖H − G‖ / ‖G‖ in Frobenius norms, which without labels in the loss is 0 at a perfect match. (tr H − tr G '
+    'does not tell: with ReLU and fixed BatchNorm statistics it is 0 whatever the match.) '
+    f"Student's loss: {'; '.join(texts)}. Intervals are 95 % over probes, which H and G share{exact}. Of the "
+    f'layers, the {DRAWN_LAYERS} with the largest traces are drawn. {_how(arrays)}'
   )
 
 
 def _with_ends(arrays: Arrays, key: str) -> str:
-  value, low, high = (_number(arrays[f'{key}{end}']) for end in ('', '/low', '/high'))
-  return f'{value} [{low}, {high}]'
+  value, low, high = (_number(arrays[f'{key}{end}']) for end in intervals.ENDS)
+  return value if low == high else f'{value} [{low}, {high}]'
 
 
 def _number(value: np.ndarray) -> str:
@@ -289,8 +305,8 @@ def _number(value: np.ndarray) -> str:
 
 def _how(arrays: Arrays) -> str:
   text = f'Mean loss of {arrays["num_examples"]} fixed examples of the distillation data'
-  held = ", with BatchNorm's statistics re-estimated from them at each point and then held fixed"
-  return f'{text}{held if arrays["reestimated"] else ""}.'
+  of_batch = ", with BatchNorm's statistics of these, through which derivatives go"
+  return f'{text}{of_batch if arrays["normalised"] else ""}.'
 
 
 PARTS = (
@@ -301,6 +317,7 @@ PARTS = (
     compute=compute_spectra,
     draw=drawing.draw_spectra,
     caption=caption_spectra,
+    version=2,
   ),
   Part(
     name='curvature_traces',
@@ -309,5 +326,6 @@ PARTS = (
     compute=compute_traces,
     draw=drawing.draw_traces,
     caption=caption_traces,
+    version=2,
   ),
 )

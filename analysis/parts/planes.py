@@ -294,12 +294,12 @@ def _how(arrays: Arrays) -> str:
   text = (
     f'Measured on {distillation} distillation and {test} test examples, the same at every point; '
     'intervals are 95 % bootstraps over examples. The distillation loss is the one that the student '
-    'minimises: cross-entropies have a factor τ², and do not end at 0.'
+    'minimises, less what the teacher itself would have: 0 is a perfect match.'
   )
   if arrays['reestimated']:
     text += (
-      " BatchNorm's statistics are re-estimated on the distillation examples at every point, so that "
-      'even a teacher at its own weights is not exactly itself.'
+      " BatchNorm's statistics are those of the distillation examples at every point, re-estimated for the "
+      'test set, so that even a teacher at its own weights is not exactly itself.'
     )
   return text
 
@@ -313,7 +313,7 @@ PARTS = (
     draw=draw_plane,
     caption=caption_plane,
     unavailable=plane_unavailable,
-    version=2,
+    version=3,
   ),
   Part(
     name='random_plane',
@@ -322,6 +322,7 @@ PARTS = (
     compute=compute_random_plane,
     draw=draw_random_plane,
     caption=caption_random_plane,
+    version=2,
   ),
   Part(
     name='ensemble_plane',
@@ -333,6 +334,6 @@ PARTS = (
     caption=caption_ensemble_plane,
     unavailable=ensemble_plane_unavailable,
     misnamed=misnamed_corners,
-    version=2,
+    version=3,
   ),
 )

@@ -39,8 +39,8 @@ def plane_overhead(
 ) -> float:
   """Time of a plane of resolution² points over that of as many forward passes over the same examples.
 
-  With BatchNorm a pass includes the one over the distillation examples that its statistics take. Both
-  sides run on one device, and take turns row by row, so that a busy machine slows both.
+  With BatchNorm the pass over the distillation examples gives its statistics, too. Both sides run on one
+  device, and take turns row by row, so that a busy machine slows both.
   """
   axis = np.linspace(-1, 1, resolution)
   row_works = works(study, axis, num_examples)
@@ -87,27 +87,21 @@ def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
 
 def _bare_passes(measured: measure.Measure, variables: steps.Variables):
   """count → that many passes over all examples, which lie on the device."""
-  batches = [devices.replicate(b) for name in measured.sets for b in measured.batches(name)]
-  for_statistics = measured.batches('distillation') if variables['batch_stats'] else []
-  for_statistics = [devices.replicate(batch) for batch in for_statistics]
+  with_statistics = measured.sets[:1] if measured.in_batch is not None else ()
+  works = [
+    (
+      jax.jit(measured.in_batch if name in with_statistics else measured.forward),
+      devices.replicate(b),
+    )
+    for name in measured.sets
+    for b in measured.batches(name)
+  ]
 
   def bare(count: int) -> None:
     for _ in range(count):
-      moments = [_moments(variables, batch, model=measured.model) for batch in for_statistics]
-      outputs = [_forward(variables, batch['inputs'], model=measured.model) for batch in batches]
-      jax.block_until_ready((moments, outputs))
+      jax.block_until_ready([forward(variables, batch['inputs']) for forward, batch in works])
 
   return bare
-
-
-@partial(jax.jit, static_argnames='model')
-def _forward(variables, inputs, *, model):
-  return model.apply(variables, inputs, train=False)[0]
-
-
-@partial(jax.jit, static_argnames='model')
-def _moments(variables, batch, *, model):
-  return measure.reestimated(variables, [batch], model)['batch_stats']
 
 
 def main(argv: list[str]) -> None:

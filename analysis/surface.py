@@ -1,0 +1,325 @@
+"""Values of each example at points of weight space: the one definition of the loss in all analyses.
+
+A point is any tree of arrays. `forward(point, inputs)` gives a network's outputs, and measures of them
+give a value for each example. Nothing here knows how the point was trained, so that any loss can be
+studied; `x`, `y` and the points `a`, `b` and `c` are yours:
+
+    forward = lambda params, inputs: jnp.tanh(inputs @ params['w']) @ params['v']
+    loss = lambda outputs, batch: (outputs - batch['targets']) ** 2
+    measures = lambda outputs, batch: {'loss': loss(outputs, batch)}
+    surface = Surface(forward, measures, {'train': {'inputs': x, 'targets': y}})
+    ts_T = np.linspace(0, 1, 9)
+    values_TN = surface.at(paths.line_point, (a, b), ts_T[:, None])['train/loss']
+    barrier, low, high = paths.barrier_interval(values_TN, ts_T, seed=0)
+    plane = geometry.plane_through(a, b, c)
+    xs, ys = geometry.grid([geometry.project(plane, p)[:2] for p in (a, b, c)], 11, margin=0.25)
+    values_PN = surface.at(geometry.plane_point, plane, geometry.grid_coords(xs, ys))['train/loss']
+    mean_loss = curvature.MeanLoss(forward, loss, b, surface.batches('train'))
+    eigenvalues_K, bounds_K, vectors_KP = lanczos.lanczos(mean_loss.hvp, start_P, 20).largest(3)
+
+BatchNorm makes the outputs of an example depend on others. In all analyses it normalises by the statistics
+of the batch, as in training, and derivatives go through these (`in_batch`, `of_params`). The batches are
+fixed and large: a set that is no larger than one batch is normalised by its own statistics.
+Axes: P point, D device, K coordinate, N example, B batch, C class.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import devices, intervals, keys, models, prefetch
+from kdjax.steps import Variables
+
+Point = Any  # a tree of arrays
+Batch = dict[str, Any]  # 'inputs', and what the measures read, each with a first axis of examples
+Build = Callable[[Any, jax.Array], Point]  # (shared, coordinates_K) → point, traced
+Forward = Callable[[Point, jax.Array], jax.Array]  # (point, inputs) → outputs
+InBatch = Callable[[Point, jax.Array], tuple[jax.Array, Any]]  # the same, and moments
+Measures = Callable[[jax.Array, Batch], dict[str, jax.Array]]  # (outputs, batch) → values_B by name
+Values = dict[str, np.ndarray]  # '<set>/<measure>' → values_PN
+
+BATCH_SIZE = 512
+GROUPS_AHEAD = 4  # of points, dispatched while the measures of another are fetched
+
+
+class Surface:
+  """What points of weight space do on fixed examples, the same ones at every point.
+
+  A point is built from a few coordinates inside jit, all measures come from one forward pass, and points
+  are spread over the devices.
+  """
+
+  def __init__(
+    self,
+    forward: Forward,
+    measures: Measures,
+    sets: Mapping[str, Batch],
+    batch_size: int = BATCH_SIZE,
+    in_batch: InBatch | None = None,
+  ):
+    """Takes a network, its measures and its data.
+
+    Args:
+      forward: the outputs of each example by itself.
+      sets: examples by name.
+      batch_size: the most examples of a batch.
+      in_batch: outputs under the batch's BatchNorm statistics, and these statistics, if there are any.
+    """
+    self.forward, self.in_batch, self.sets = forward, in_batch, tuple(sets)
+    self._measures, self._examples, self._batch_size = measures, dict(sets), batch_size
+    self._steps: dict[Any, Callable] = {}
+    self._placed: dict[str, list[Batch]] = {}
+
+  def num_examples(self, name: str) -> int:
+    return len(self._examples[name]['inputs'])
+
+  def batches(self, name: str) -> list[Batch]:
+    """A set in batches of one size, up to one example: padding would count in BatchNorm's statistics."""
+    count = self.num_examples(name)
+    cuts = np.array_split(np.arange(count), -(-count // self._batch_size))
+    return [
+      {key: x[cut[0] : cut[-1] + 1] for key, x in self._examples[name].items()} for cut in cuts
+    ]
+
+  def at(
+    self,
+    build: Build,
+    shared: Any,
+    coordinates_PK: np.ndarray,
+    reestimate: bool = False,
+    show: Callable[[int, str], None] | None = None,
+  ) -> Values:
+    """Measures the points build(shared, coordinates).
+
+    Args:
+      build: a function of a module, so that it is compiled once; nothing is compiled from point to
+        point.
+      shared: its first argument, any tree of arrays; put on the devices once.
+      reestimate: whether BatchNorm normalises the first set by the statistics of each batch, and other
+        sets by those of the first, pooled; and not by those that `build` returns. Those of other weights
+        fit none in between.
+      show: is called as show(points done, '').
+
+    Returns: values_PN, '<set>/<measure>'.
+    """
+    shared = devices.replicate(shared)
+    groups = _over_devices(np.asarray(coordinates_PK, np.float32))
+    dispatched = (
+      (count, self._dispatch(build, shared, coordinates_DK, reestimate))
+      for count, coordinates_DK in groups
+    )
+    collected: dict[str, list[np.ndarray]] = {}
+    done = 0
+    for count, outputs in prefetch.ahead(dispatched, GROUPS_AHEAD):
+      for name, of_batches in outputs.items():
+        for key in of_batches[0]:
+          values_DN = np.concatenate([np.asarray(of[key]) for of in of_batches], axis=1)
+          collected.setdefault(f'{name}/{key}', []).append(values_DN[:count])
+      done += count
+      if show is not None:
+        show(done, '')
+    return {key: np.concatenate(pieces) for key, pieces in collected.items()}
+
+  def variables(self, point: Point, reestimate: bool = False) -> Values:
+    """The same of one point, so that P is 1."""
+    return self.at(as_given, point, np.zeros((1, 1)), reestimate)
+
+  def _dispatch(
+    self, build: Build, shared: Any, coordinates_DK: np.ndarray, reestimate: bool
+  ) -> dict[str, list[dict[str, jax.Array]]]:
+    """For each set the measures_DB of its batches, of a group of points, one a device."""
+    found, stats = {}, {}
+    if reestimate and self.in_batch is not None:
+      first, step = self.sets[0], self._step(_values_in_batch, build)
+      batches = self._placed_batches(first)
+      outputs = [step(shared, coordinates_DK, batch) for batch in batches]
+      found[first] = [values for values, _ in outputs]
+      stats = _pool([moments for _, moments in outputs], [len(b['inputs']) for b in batches])
+    step = self._step(_values, build)
+    for name in self.sets:
+      if name not in found:
+        batches = self._placed_batches(name)
+        found[name] = [step(shared, (coordinates_DK, stats), batch) for batch in batches]
+    return found
+
+  def _step(self, step: Callable, build: Build) -> Callable:
+    key = step, build
+    if key not in self._steps:
+      apply = self.forward if step is _values else self.in_batch
+      bound = partial(step, build=build, apply=apply, measures=self._measures)
+      self._steps[key] = devices.parallel(bound, sharded_output=True)
+    return self._steps[key]
+
+  def _placed_batches(self, name: str) -> list[Batch]:
+    if name not in self._placed:
+      self._placed[name] = [devices.replicate(batch) for batch in self.batches(name)]
+    return self._placed[name]
+
+
+def as_given(point: Point, coordinates_K: jax.Array) -> Point:
+  """The `build` of a single point."""
+  del coordinates_K
+  return point
+
+
+# Models of kdjax.
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+  return model.clone(dtype=jnp.float32)
+
+
+@partial(jax.jit, static_argnames='model')
+def logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> jax.Array:
+  """logits_BC, with running statistics and without dropout."""
+  return model.apply(variables, inputs_BX, train=False)[0]
+
+
+@partial(jax.jit, static_argnames='model')
+def in_batch(
+  variables: Variables, inputs_BX: jax.Array, *, model: nn.Module
+) -> tuple[jax.Array, Any]:
+  """logits_BC with BatchNorm's statistics of this batch, and these, shaped like `batch_stats`.
+
+  Running statistics are not read. A model without BatchNorm is applied as it is evaluated, so that it
+  draws no dropout.
+  """
+  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  if not zeros:
+    return logits(variables, inputs_BX, model=model), {}
+
+  def alone(inputs_BX):
+    (logits_BC, _), updated = model.apply(
+      {'params': variables['params'], 'batch_stats': zeros},
+      inputs_BX,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    new = 1 - models.BATCH_NORM_MOMENTUM  # weight of the batch in statistics that were 0
+    return logits_BC, jax.tree.map(lambda x: x / new, updated['batch_stats'])
+
+  # BatchNorm pools over the axis of devices, which hold other points here. An axis of length one, of the
+  # same name, keeps each point to itself.
+  outputs = jax.vmap(alone, axis_name=models.AXIS_NAME)(inputs_BX[None])
+  return jax.tree.map(lambda x: x[0], outputs)
+
+
+def of_params(model: nn.Module, variables: Variables) -> Forward:
+  """(params, inputs) → logits of `in_batch`, for derivatives; of `variables` only shapes count."""
+  shapes = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  return lambda params, inputs_BX: in_batch(
+    {'params': params, 'batch_stats': shapes}, inputs_BX, model=model
+  )[0]
+
+
+def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) -> Variables:
+  """The variables with BatchNorm statistics pooled over `batches`, which have 'inputs'.
+
+  The variance is the mean of the batches' variances plus the variance of their means, weighted by
+  their sizes. Other variables come back as they are.
+  """
+  if not variables['batch_stats']:
+    return variables
+  moments = [in_batch(variables, batch['inputs'], model=model)[1] for batch in batches]
+  pooled = _pool(moments, [len(batch['inputs']) for batch in batches])
+  return {'params': variables['params'], 'batch_stats': pooled}
+
+
+# Intervals.
+
+
+def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
+  """Means over examples and their 95 % percentile bootstrap intervals.
+
+  All points share the resamples, so that their errors move together. Where an example is NaN, and
+  where there is none, so are the mean and its interval.
+
+  Returns: for each key, `key`, `key/low` and `key/high`, of shape (P,).
+  """
+  found = {}
+  for key, values_PN in values.items():
+    values_PN = values_PN.astype(np.float64)
+    mean_P, low_P, high_P = np.full((3, len(values_PN)), np.nan)
+    if num_examples := values_PN.shape[1]:
+      with np.errstate(invalid='ignore'):  # 0 · ∞, of an infinite loss that was not drawn
+        means_RP = _resamples(num_examples, seed) @ values_PN.T / num_examples
+      mean_P = values_PN.mean(axis=1)
+      low_P, high_P = np.quantile(means_RP, [intervals.TAIL, 1 - intervals.TAIL], axis=0)
+    found |= dict(
+      zip((f'{key}{end}' for end in intervals.ENDS), (mean_P, low_P, high_P), strict=True)
+    )
+  return found
+
+
+@functools.lru_cache(4)
+def _resamples(num_examples: int, seed: int) -> np.ndarray:
+  """How often each example is drawn in each resample."""
+  return intervals.resamples(num_examples, keys.numpy_rng(seed, 'analysis/bootstrap'))
+
+
+# Inside jit.
+
+
+def _values(
+  shared: Any,
+  at_point: tuple[jax.Array, Any],
+  batch: Batch,
+  *,
+  build: Build,
+  apply: Forward,
+  measures: Measures,
+) -> dict[str, jax.Array]:
+  # Two in one argument: pmap mistakes which are sharded where an argument is empty (JAX 0.10.1).
+  coordinates_K, stats = at_point
+  point = build(shared, coordinates_K)
+  point = point | {'batch_stats': stats} if stats else point
+  return measures(apply(point, batch['inputs']), batch)
+
+
+def _values_in_batch(
+  shared: Any,
+  coordinates_K: jax.Array,
+  batch: Batch,
+  *,
+  build: Build,
+  apply: InBatch,
+  measures: Measures,
+) -> tuple[dict[str, jax.Array], Any]:
+  outputs, moments = apply(build(shared, coordinates_K), batch['inputs'])
+  return measures(outputs, batch), moments
+
+
+# On the host.
+
+
+def _pool(moments: list[Any], sizes: list[int]) -> Any:
+  """Pools the 'mean' and 'var' leaves of batches of the given sizes."""
+  if len(moments) == 1:
+    return moments[0]
+  weights = [size / sum(sizes) for size in sizes]
+  return _pooled(weights, *moments)
+
+
+def _pooled(weights: list[float], *stats: Any) -> Any:
+  if 'mean' not in stats[0]:
+    return {name: _pooled(weights, *(of[name] for of in stats)) for name in stats[0]}
+  mean = sum(w * of['mean'] for w, of in zip(weights, stats, strict=True))
+  var = sum(
+    w * (of['var'] + (of['mean'] - mean) ** 2) for w, of in zip(weights, stats, strict=True)
+  )
+  return {'mean': mean, 'var': var}
+
+
+def _over_devices(coordinates_PK: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Points in groups of one a device; how many of a group count, and the group."""
+  num_devices = jax.local_device_count()
+  for start in range(0, len(coordinates_PK), num_devices):
+    group = coordinates_PK[start : start + num_devices]
+    padding = np.repeat(group[:1], num_devices - len(group), axis=0)
+    yield len(group), np.concatenate([group, padding])
