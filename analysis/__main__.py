@@ -5,13 +5,14 @@
     python -m analysis runs/digits_resnet/students/FINGERPRINT --resolution=41
 
 Flags:
-  --parts=A,B          by default all that can be computed for the student
-  --sibling=False      do not train a student with another seed, where the workdir has none and
-                       parts that compare students are chosen
-  --SETTING=VALUE      how much is computed; `python -m analysis --help` explains the settings
+  --parts=A,B      by default all that can be computed for the student
+  --train=all      some parts train more students; what, and about how long,
+                   is said first. cheap: only what takes no more steps than the
+                   student did. none: nothing; parts that would are left out
+  --SETTING=VALUE  how much is computed
 
-Everything is written to WORKDIR/analysis/<student>/, and shown in WORKDIR/report.html,
-which is of one student: of the one that was last reported.
+Everything is written to WORKDIR/analysis/<student>/, and shown in
+WORKDIR/report.html, which is of the student that was last reported.
 """
 
 import contextlib
@@ -29,13 +30,16 @@ from absl import app, flags
 
 from analysis import runner, runs
 from analysis.part import Settings
-from analysis.parts import PARTS
 from kdjax import compiler, progress, stages
 from kdjax.errors import UserError
 
-_PARTS = flags.DEFINE_list('parts', [], f'Any of {",".join(PARTS)}. Default: all.')
+__doc__ += f'\nParts:\n{runner.described()}\n'  # for --help
+
+_PARTS = flags.DEFINE_list('parts', [], 'Names of parts, with commas between them. Default: all.')
+_TRAIN = flags.DEFINE_enum(
+  'train', runner.ALL, [runner.NONE, runner.CHEAP, runner.ALL], 'What may be trained.'
+)
 _ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, 'Run though XLA computes wrongly.')
-_SIBLING = flags.DEFINE_bool('sibling', True, 'Train a student with another seed if there is none.')
 
 
 class _NumbersParser(flags.ArgumentParser):
@@ -91,12 +95,14 @@ def _run(path: str) -> None:
   settings = Settings(**{name: flag.value for name, flag in _SETTINGS.items()})
   runner.check(settings, _PARTS.value)
   study = runs.load(path)
-  trains_sibling = _SIBLING.value and runner.compares_others(_PARTS.value)
-  runner.check_names(study, settings, _PARTS.value, ['sibling'] if trains_sibling else [])
-  if trains_sibling:
+  plan = runner.plan(study, settings, _PARTS.value, _TRAIN.value)
+  coming = [runs.SIBLING_NAME] if plan.trains_sibling else []
+  runner.check_names(study, settings, _PARTS.value, coming)
+  runner.announce(study, plan)
+  if plan.trains_sibling:
     runs.train_sibling(study)
   try:
-    done = runner.run(study, settings, _PARTS.value)
+    done = runner.run(study, settings, _PARTS.value, _TRAIN.value)
     progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
   finally:  # what is done is shown, whatever failed
     _report(study)

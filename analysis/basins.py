@@ -91,6 +91,11 @@ def _trained(
   return run.load_variables(folder, 'student')
 
 
+def is_trained(folder: epath.Path) -> bool:
+  """Whether nothing is left to train: to the end, or until it diverged."""
+  return training.is_complete(folder) or training.has_diverged(folder)
+
+
 def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Barriers of several paths, and the interval of their mean.
 
@@ -181,14 +186,18 @@ def perturbations(
   }
 
 
-def returned(run: Run, distil: Distil, folder: epath.Path, start: Variables) -> Variables | None:
+def returned(
+  run: Run, distil: Distil, folder: epath.Path, start: Variables, name: str
+) -> Variables | None:
   """What distillation makes of a start; None if it diverges, which is a finding, too.
 
   The order of the examples is the student's.
+
+  Args:
+    name: for the progress bar.
   """
   if not training.is_complete(folder):
     init = lambda: init_state(start, run.optimizer('student'))
-    name = f'from {folder.name.replace("_", " ")}'
     return _trained(run, distil, folder, name, config_lib.student_seed(run.config), init)
   return run.load_variables(folder, 'student')
 

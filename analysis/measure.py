@@ -149,10 +149,19 @@ class Measure(Distilled):
   two points, a gradient and a curvature must not drown in rounding.
   """
 
-  def __init__(self, study: Study, num_examples: int):
-    """Chooses up to `num_examples` of each set, the same for every point and every call."""
+  def __init__(self, study: Study, num_examples: int, skip: int = 0):
+    """Chooses up to `num_examples` of each set, the same for every point and every call.
+
+    Args:
+      skip: how many other examples to leave out first, those of Measure(study, skip). Where a set is too
+        small for both, fewer are left out: `overlap` is how many distillation examples are in both.
+    """
     self._run = run = study.run
     section, members = run.config.student, _members(study)
+    sizes = {name: len(run.inputs[name].split) for name in SETS}
+    starts = {name: max(0, min(skip, size - num_examples)) for name, size in sizes.items()}
+    start, size = starts['distillation'], sizes['distillation']
+    self.overlap = max(0, min(skip, start + num_examples, size) - start)
     super().__init__(
       model=in_float32(run.student_model),
       loss={
@@ -160,7 +169,7 @@ class Measure(Distilled):
         'temperature': self.temperature(run.plan('student').num_steps),
         'alpha': section.alpha,
       },
-      examples={name: _examples(study, members, name, num_examples) for name in SETS},
+      examples={name: _examples(study, members, name, starts[name], num_examples) for name in SETS},
       batch_size=run.config.evaluation.batch_size,
       has_statistics=bool(run.abstract_state('student').batch_stats),
     )
@@ -198,7 +207,7 @@ def _members(study: Study) -> list[Variables] | None:
 
 
 def _examples(
-  study: Study, members: list[Variables] | None, name: str, num_examples: int
+  study: Study, members: list[Variables] | None, name: str, start: int, num_examples: int
 ) -> dict[str, np.ndarray]:
   """Fixed examples of a set, as the model sees them, and the ensemble's log_probs on them.
 
@@ -207,7 +216,8 @@ def _examples(
   """
   run, inputs = study.run, study.run.inputs[name]
   order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(len(inputs.split))
-  indices_N = order_N[:num_examples]  # mixed, where data come by class: so are the batches
+  # Mixed, since data may come by class: so are the batches.
+  indices_N = order_N[start : start + num_examples]
   if members is None:
     log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
   else:

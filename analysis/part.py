@@ -19,6 +19,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 Arrays = dict[str, np.ndarray]
+Table = list[list[str]]  # rows of cells; the first row is the heading
 CHECKS = 'checks'  # in an .npz, as JSON
 
 
@@ -45,10 +46,15 @@ class Settings:
   )
   max_members: int = _field(2, 1, "Teacher's members in the matrices of barriers.")
   path_points: int = _field(9, 3, 'Points along a path.')
+  alignment_restarts: int = _field(3, 0, 'Random starts of weight matching, for each alignment.')
+  alignment_steps: int = _field(30, 0, 'Gradient steps of the learned alignment.')
   bezier_steps: int = _field(200, 1, 'Training steps of a Bezier curve.')
   pairs: tuple[str, ...] = _names(
     "Pairs of networks whose paths are shown, such as 'teacher 0:student,initial:sibling'; or 'all'. "
     'Default: what a study of fidelity asks for.'
+  )
+  gradient_batches: int = _field(
+    8, 3, "Batches of training's size behind the gradient at a checkpoint, as far as there are."
   )
   curvature_examples: int = _field(256, 2, 'Examples of the distillation data behind curvature.')
   num_eigenpairs: int = _field(10, 1, 'Largest eigenvalues that are computed.')
@@ -163,6 +169,14 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+  """A student that a part trains; `num_steps` are 0 if it is there already."""
+
+  name: str
+  num_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
   """One analysis: numbers, a figure, and what the figure says."""
 
@@ -172,6 +186,11 @@ class Part:
   compute: Callable[[Study, Settings, Blocks, Checks], Arrays]
   draw: Callable[[Arrays], 'Figure']
   caption: Callable[[Arrays], str]
+  answers: str = ''  # the question, for --help; by default the title
+  training: str = ''  # what it trains in words, for --help
+  table: Callable[[Arrays], Table] = lambda arrays: []  # the numbers that the figure rests on
+  # The students that it will train before it can compute.
+  trains: Callable[[Study, Settings], list[Training]] = lambda study, settings: []
   unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
   # What is wrong with settings that name networks, given the names that there are.
   misnamed: Callable[[list[str], Settings], list[str]] = lambda names, settings: []

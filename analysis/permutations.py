@@ -11,6 +11,10 @@ permutation of its own; wherever the units appear as an axis of the weights, tha
 - BatchNorm's scale, bias, mean and variance go with their channel; so do LayerNorm's scale and bias,
   since its statistics are taken over all channels.
 - The gates of an LSTM's cell are elementwise, so all of them share the permutation of its state.
+
+Units of an LSTM may change sign, too: tanh is odd, so with the weights into its candidate 'g' and all
+weights that read its state negated, a unit's cell and state change sign and nothing else does. The other
+gates must keep their sign. An embedding is linear and changes sign with the weights that read it.
 """
 
 import dataclasses
@@ -47,11 +51,14 @@ class Spec:
     sizes: units of each group, in order of depth.
     outputs: for each group, where its units can be observed. Of a residual stream it is the last
       block, where all branches have been added.
+    signed: the (path, axis) pairs along which weights are negated where a unit changes sign. Groups that
+      lie along none of them keep their signs.
   """
 
   axes: Mapping[Path, tuple[Axis, ...]]
   sizes: Mapping[str, int]
   outputs: Mapping[str, Output]
+  signed: frozenset[tuple[Path, int]] = frozenset()
 
   def places(self, group: str) -> list[tuple[Path, int]]:
     """The (path, axis) pairs along which the group lies."""
@@ -61,6 +68,21 @@ class Spec:
       for axis, names in enumerate(axes)
       if group in names
     ]
+
+  def flips(self, group: str) -> bool:
+    """Whether the group's units may change sign."""
+    return any(place in self.signed for place in self.places(group))
+
+
+def lacks_spec(model: nn.Module) -> str | None:
+  """Why networks of a class cannot be aligned; None if they can."""
+  if type(model) in SPECS:
+    return None
+  known = ', '.join(cls.__name__ for cls in SPECS)
+  return (
+    f'no alignment: analysis/permutations.py does not say which units of {type(model).__name__} may be '
+    f'permuted; SPECS has {known}'
+  )
 
 
 def spec_for(model: nn.Module, params: Mapping) -> Spec:
@@ -72,17 +94,16 @@ def spec_for(model: nn.Module, params: Mapping) -> Spec:
   Raises:
     ValueError: there is no spec for the model's class, or it does not fit the params.
   """
-  if type(model) not in SPECS:
-    known = ', '.join(cls.__name__ for cls in SPECS)
-    raise ValueError(f'no permutation spec for {type(model).__name__}; there are {known}')
+  if lacking := lacks_spec(model):
+    raise ValueError(lacking)
   flat = flatten_dict({'params': params})
-  axes, outputs = SPECS[type(model)](model, flat)
+  axes, outputs, *signed = SPECS[type(model)](model, flat)
   sizes = {}
   for path, array in flat.items():
     for names, length in zip(axes.get(path, ()), array.shape, strict=False):
       if len(names) == 1:
         sizes[names[0]] = length
-  spec = Spec(axes, {group: sizes[group] for group in outputs}, outputs)
+  spec = Spec(axes, {group: sizes[group] for group in outputs}, outputs, *signed)
   _check(spec, {path: array.shape for path, array in flat.items()})
   return spec
 
@@ -107,6 +128,7 @@ def _check(spec: Spec, shapes: Mapping[Path, tuple[int, ...]]) -> None:
 Flat = Mapping[Path, Sequence]
 Axes = dict[Path, tuple[Axis, ...]]
 Outputs = dict[str, Output]
+Signed = frozenset[tuple[Path, int]]
 
 
 def _affine(flat: Flat, module: Path, inputs: Axis, outputs: Axis) -> Axes:
@@ -215,7 +237,7 @@ def _resnet50(model: models.ResNet50, flat: Flat) -> tuple[Axes, Outputs]:
   return axes | _affine(flat, ('Dense_0',), (stream,), FIXED), outputs
 
 
-def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs]:
+def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs, Signed]:
   """Of a cell, the kernels i· read its inputs and h· its state; the biases are with h·."""
   axes = {('params', 'Embed_0', 'embedding'): (FIXED, ('embedding',))}
   outputs = {'embedding': Output(('Embed_0',), relu=False)}
@@ -228,10 +250,20 @@ def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs]:
         axes |= _affine(flat, (cell, f'h{gate}'), (cell,), (cell,))
       outputs[cell] = Output((f'RNN_{2 * layer + direction}',), relu=False)
     inputs = cells
-  return axes | _affine(flat, ('Dense_0',), inputs, FIXED), outputs
+  axes |= _affine(flat, ('Dense_0',), inputs, FIXED)
+  # The last axis is what an array gives to; of the gates' arrays it keeps its sign but in the candidate's.
+  of_other_gates = {path for path in axes if len(path) == 4 and path[2][1] in 'ifo'}
+  signed = {
+    (path, axis)
+    for path, names in axes.items()
+    for axis in range(len(names))
+    if names[axis] and (axis < len(names) - 1 or path not in of_other_gates)
+  }
+  return axes, outputs, frozenset(signed)
 
 
-SPECS: dict[type[nn.Module], Callable[[nn.Module, Flat], tuple[Axes, Outputs]]] = {
+# A function returns the axes, the outputs and, where units may change sign, the signed places.
+SPECS: dict[type[nn.Module], Callable[[nn.Module, Flat], tuple]] = {
   models.LeNet5: _lenet,
   models.PreActResNet: _preact_resnet,
   models.VGG16: _vgg,

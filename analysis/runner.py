@@ -1,7 +1,9 @@
 """Runs parts on a student and writes what they found: .npz, .png, .pdf, and .json for the report."""
 
+import dataclasses
 import io
 import json
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,9 +12,9 @@ import numpy as np
 from etils import epath
 
 from analysis import part as part_lib
-from analysis.part import Blocks, Checks, Part, Settings
+from analysis.part import Blocks, Checks, Part, Settings, Training
 from analysis.parts import PARTS
-from analysis.runs import Study
+from analysis.runs import SIBLING_NAME, Study
 from kdjax import figures, files, progress
 from kdjax.errors import ConfigError, UserError
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 150
+NONE, CHEAP, ALL = 'none', 'cheap', 'all'  # of --train
+HELP_WIDTH = 72
 
 
 def check(settings: Settings, names: Sequence[str] = ()) -> None:
@@ -50,17 +54,109 @@ def check_names(
     raise ConfigError(wrong)
 
 
-def compares_others(names: Sequence[str] = ()) -> bool:
-  """Whether a sibling enters any of the named parts."""
-  return any(PARTS[name].compares_others for name in names or PARTS)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is trained, by part or as 'sibling', and why the other parts are left out."""
+
+  trainings: dict[str, list[Training]]
+  left_out: dict[str, str]
+
+  @property
+  def trains_sibling(self) -> bool:
+    return SIBLING_NAME in self.trainings
 
 
-def run(study: Study, settings: Settings, names: Sequence[str] = ()) -> list[str]:
+def plan(study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL) -> Plan:
+  """What the named parts will train, by default all that can be computed.
+
+  Args:
+    train: ALL; CHEAP, only what takes no more steps than the student did; or NONE. A part whose students
+      may not be trained is left out; without a sibling, parts go on with the networks that there are.
+  """
+  own = study.run.plan('student').num_steps
+  most = {NONE: 0, CHEAP: own, ALL: float('inf')}[train]
+  chosen = {name: PARTS[name] for name in names or PARTS}
+  left_out = {name: text for name, part in chosen.items() if (text := part.unavailable(study))}
+  wanted = {
+    name: part.trains(study, settings) for name, part in chosen.items() if name not in left_out
+  }
+  if not study.siblings and any(part.compares_others for part in chosen.values()):
+    wanted = {SIBLING_NAME: [Training('with another seed', own)]} | wanted
+  trainings = {}
+  for name, of_part in wanted.items():
+    lacking = [training for training in of_part if training.num_steps]
+    if sum(training.num_steps for training in lacking) <= most:
+      trainings |= {name: lacking} if lacking else {}
+    elif name != SIBLING_NAME:
+      left_out[name] = f'it would train {_told(lacking, study)}; --train={train} does not'
+  return Plan(trainings, left_out)
+
+
+def announce(study: Study, planned: Plan) -> None:
+  """Says what will be trained, and about how long that takes."""
+  lacking = [training for of_part in planned.trainings.values() for training in of_part]
+  if not lacking:
+    return
+  own = study.run.plan('student').num_steps
+  share = sum(training.num_steps for training in lacking) / own
+  progress.logger.info(
+    'training %s, %.1f times the steps of this student (--train=cheap or --train=none for less):',
+    _told(lacking, study),
+    share,
+  )
+  for name, of_part in planned.trainings.items():
+    progress.logger.info('  %s: %s', name, _told(of_part, study))
+
+
+def _told(trainings: Sequence[Training], study: Study) -> str:
+  """'6 students, 945 steps, about 2 min' at the median speed of the student's own training."""
+  num_steps = sum(training.num_steps for training in trainings)
+  students = 'student' if len(trainings) == 1 else 'students'
+  text = f'{len(trainings)} {students}, {num_steps:,} steps'
+  speed = study.steps_per_second
+  if speed is None:
+    return text
+  minutes = num_steps / speed / 60
+  if minutes < 1:
+    return f'{text}, under a minute'
+  return (
+    f'{text}, about {minutes:.0f} min' if minutes < 90 else f'{text}, about {minutes / 60:.1f} h'
+  )
+
+
+def described() -> str:
+  """What each part answers, reads and trains, for --help; no name is broken over lines."""
+  lines = []
+  for name, part in PARTS.items():
+    lines.append(f'  {name}')
+    texts = [part.answers or part.title]
+    if part.reads:
+      texts.append('reads ' + ', '.join(f'--{setting}' for setting in part.reads))
+    if part.training:
+      texts.append(f'trains {part.training}')
+    elif part.compares_others:
+      texts.append('trains a sibling, if the workdir has none')
+    for text in texts:
+      lines += textwrap.wrap(
+        text,
+        HELP_WIDTH,
+        initial_indent=' ' * 6,
+        subsequent_indent=' ' * 8,
+        break_long_words=False,
+        break_on_hyphens=False,
+      )
+  return '\n'.join(lines)
+
+
+def run(study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL) -> list[str]:
   """Runs the named parts, by default all that can be.
 
   A part whose numbers are there, of the same student and settings, is not computed again. A figure
   that is missing is drawn from the numbers. Several processes may do so at once, each at another part;
   not on gs://, where there are no locks.
+
+  Args:
+    train: what may be trained, as in `plan`.
 
   Returns: the names of the parts that are complete now.
 
@@ -71,14 +167,12 @@ def run(study: Study, settings: Settings, names: Sequence[str] = ()) -> list[str
   check(settings, names)
   check_names(study, settings, names)
   chosen = {name: PARTS[name] for name in names or PARTS}
-  reasons = {name: part.unavailable(study) for name, part in chosen.items()}
-  lacking = [f'--parts: {name!r}: {reason}' for name, reason in reasons.items() if reason]
-  if names and lacking:
-    raise ConfigError(lacking)
+  reasons = plan(study, settings, names, train).left_out
+  if names and reasons:
+    raise ConfigError([f'--parts: {name!r}: {reason}' for name, reason in reasons.items()])
   for name, reason in reasons.items():
-    if reason:
-      progress.logger.info('%s: left out: %s', name, reason)
-  waiting = [name for name in chosen if not reasons[name]]
+    progress.logger.info('%s: left out: %s', name, reason)
+  waiting = [name for name in chosen if name not in reasons]
   failures: dict[str, str] = {}
   done = []
   for wait in (False, True):  # first those that no other process is at
@@ -153,6 +247,7 @@ def _show(part: Part, path: epath.Path, record: dict) -> None:
     'place': list(PARTS).index(part.name),
     'title': part.title,
     'caption': part.caption(arrays),
+    'table': part.table(arrays),
     'checks': json.loads(str(arrays[part_lib.CHECKS])),
     'numbers': part_lib.digest(record),
   }

@@ -7,9 +7,11 @@
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from functools import cached_property, partial
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -137,6 +139,22 @@ class Study:
     """A teacher's final variables; raises MissingInputError if its folder is gone."""
     return teachers.load(self.run, member)
 
+  def unrelated_teachers(self) -> dict[str, Callable[[], Variables]]:
+    """The members behind the independent student, by a name that says whose they are.
+
+    They were trained by the same recipe with other seeds, and the student never saw them. None where they
+    are not in the workdir. Each function returns a member's final variables.
+    """
+    if self.run.config.evaluation.independent_seed is None:
+      return {}
+    other = independent.counterpart(self.run)
+    found = {}
+    for member in range(other.config.teacher.num_members):
+      if teachers.is_trained(other, member):
+        name = f'{config_lib.teacher_fingerprint(other.config)}/{member}'
+        found[name] = partial(teachers.load, other, member)
+    return found
+
   @cached_property
   def steps(self) -> list[int]:
     """The student's kept checkpoints in order; the last is the final one."""
@@ -198,6 +216,16 @@ class Study:
     }
 
   @property
+  def steps_per_second(self) -> float | None:
+    """The median speed of the student's own training; None if its log does not tell."""
+    path = self.run.student_folder / 'metrics.jsonl'
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    speeds = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
+    if not speeds:
+      return None
+    return float(np.median(speeds)) / self.run.config.student.batch_size
+
+  @property
   def initial_is_kept(self) -> bool:
     return 0 in self.steps
 
@@ -228,6 +256,7 @@ class Study:
     return found
 
 
+SIBLING_NAME = 'sibling'
 SIBLING = 1  # what is added to the seed of the student
 
 
@@ -236,10 +265,10 @@ def train_sibling(study: Study) -> None:
   if not study.siblings:
     config = _with_seed(study.run.config, config_lib.student_seed(study.run.config) + SIBLING)
     try:
-      student.run(Run(config, study.run.workdir))
+      student.run(Run(config, study.run.workdir), name=SIBLING_NAME)
     except MissingInputError as error:
       raise MissingInputError(
-        f'no sibling can be trained ({error}); go without: --sibling=False'
+        f'no sibling can be trained ({error}); go without: --train=none'
       ) from error
     for found in ('siblings', '_neighbours'):
       study.__dict__.pop(found, None)

@@ -6,7 +6,7 @@ T checkpoint, B batch, K predictor or component, N example, C class, P parameter
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -145,44 +145,47 @@ def gradient_noise(gram_LBB: np.ndarray, batch_size: int) -> Values:
       [np.sqrt(squared_L), np.sqrt(np.maximum(noise_L, 0)), _ratio(squared_L - noise_L, trace_L)]
     )
 
-  norm, noise, snr = np.swapaxes(jackknife(statistics, gram_LBB.shape[1]), 0, 1)
+  found = jackknife(*leave_one_out(statistics, gram_LBB.shape[1]))
+  norm, noise, snr = np.swapaxes(found, 0, 1)
   return _with_interval('norm', norm) | _with_interval('noise', noise) | _with_interval('snr', snr)
 
 
-def descent_cosines(gradients: Sequence[Tree], direction: Tree, gram_LBB: np.ndarray) -> Values:
-  """The cosine of a step of gradient descent with a direction, such as that to the teacher.
+def descent_cosines(
+  gradients: Sequence[Tree], directions: Iterable[Tree], gram_LBB: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The cosines of a step of gradient descent with K directions, such as those to teachers.
 
   cos(−g, d) with g the mean of the batches' gradients. What noise is left in g makes it smaller than
-  that of the true gradient, by √(1 − noise² / norm²) of `gradient_noise`; its sign stays. That of two
-  random vectors of P parameters has mean 0 and standard deviation 1/√P.
+  that of the true gradient, by √(1 − noise² / norm²) of `gradient_noise`; its sign stays.
 
   Args:
     gradients: of B batches of as many examples each.
+    directions: are gone through once, so that they need not be in memory together.
     gram_LBB: of `gradients`, of `gram`.
 
-  Returns: 'cosine' of shape (L,), with its jackknife interval over batches, cut to [−1, 1]; NaN where
-    the direction or the gradient is 0.
+  Returns: values_KL, and the same without each of the batches, without_BKL, for `jackknife_error`. NaN
+    where the direction or the gradient is 0.
   """
-  dots_LB = np.stack([dots(gradient, direction) for gradient in gradients], axis=1)
-  squared_L = dots(direction, direction)
+  products, squared = [], []
+  for direction in directions:
+    products.append([dots(gradient, direction) for gradient in gradients])
+    squared.append(dots(direction, direction))
+  dots_KBL, squared_KL = np.stack(products), np.stack(squared)
 
-  def cosine(kept_B: np.ndarray) -> np.ndarray:
+  def cosines(kept_B: np.ndarray) -> np.ndarray:
     of_mean_L = gram_LBB[:, kept_B][:, :, kept_B].mean(axis=(1, 2))
-    return _ratio(-dots_LB[:, kept_B].mean(axis=1), np.sqrt(of_mean_L * squared_L))
+    return _ratio(-dots_KBL[:, kept_B].mean(axis=1), np.sqrt(of_mean_L[None] * squared_KL))
 
-  return _with_interval('cosine', np.clip(jackknife(cosine, len(gradients)), -1, 1))
+  return leave_one_out(cosines, len(gradients))
 
 
-def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-  """A statistic of `count` independent parts with its interval (Efron & Tibshirani 1993, ch. 11).
-
-  value ± t √((n − 1)/n Σ_i (value without i − their mean)²), t of Student's distribution with n − 1
-  degrees of freedom.
+def leave_one_out(
+  statistic: Callable[[np.ndarray], np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """A statistic of `count` parts, and the same without each of them, along a new first axis.
 
   Args:
     statistic: indices of the parts to take → values of any shape.
-
-  Returns: (value, low, high), along a new first axis.
 
   Raises:
     ValueError: there are under three parts.
@@ -190,11 +193,22 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> np.n
   if count < MIN_BATCHES:
     raise ValueError(f'{count} batches; a jackknife takes {MIN_BATCHES} or more')
   everything = np.arange(count)
-  value = statistic(everything)
-  without = np.stack([statistic(np.delete(everything, i)) for i in everything])
-  error = np.sqrt((count - 1) * without.var(axis=0))
-  half = scipy.stats.t.ppf(1 - intervals.TAIL, count - 1) * error
-  return np.stack([value, value - half, value + half])
+  return statistic(everything), np.stack([statistic(np.delete(everything, i)) for i in everything])
+
+
+def jackknife_error(without_BX: np.ndarray) -> np.ndarray:
+  """The standard error of a statistic from its values without each part (Efron & Tibshirani 1993, ch. 11).
+
+  √((n − 1)/n Σ_i (value without i − their mean)²), with n − 1 degrees of freedom.
+  """
+  return np.sqrt((len(without_BX) - 1) * without_BX.var(axis=0))
+
+
+def jackknife(value_X: np.ndarray, without_BX: np.ndarray) -> np.ndarray:
+  """(value, low, high) along a new first axis, by Student's t distribution."""
+  quantile = scipy.stats.t.ppf(1 - intervals.TAIL, len(without_BX) - 1)
+  half_X = quantile * jackknife_error(without_BX)
+  return np.stack([value_X, value_X - half_X, value_X + half_X])
 
 
 # Prediction space.
@@ -228,7 +242,8 @@ def prediction_distances(
     make_rng: a new generator, always the same, so that all pairs have the same resamples.
 
   Returns: 'disagreement', 1 − top-1 agreement, and 'jensen_shannon', √ of the mean divergence in bits,
-    each of shape (K, K) and in [0, 1].
+    each of shape (K, K) and in [0, 1]. √ of the former is Euclidean, too: it is the distance of one-hot
+    predictions over √(2 N).
   """
   count = len(log_probs_KNC)
   keys = [f'{name}{end}' for name in ('disagreement', 'jensen_shannon') for end in intervals.ENDS]

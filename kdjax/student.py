@@ -13,8 +13,12 @@ from kdjax.errors import MissingInputError
 from kdjax.run import Run
 
 
-def run(run: Run) -> bool:
-  """Trains the student if it is not there. Returns whether it was not."""
+def run(run: Run, name: str = 'student') -> bool:
+  """Trains the student if it is not there. Returns whether it was not.
+
+  Args:
+    name: for the progress bar and messages.
+  """
   if training.is_complete(run.student_folder):
     run.write_config(run.student_folder)
     return False
@@ -24,7 +28,7 @@ def run(run: Run) -> bool:
       return False
     distil, order_seed = distiller(run, teacher), config_lib.student_seed(run.config)
     init = lambda: steps.init_state(_initial_variables(run), run.optimizer('student'))
-    distil(run.student_folder, 'student', order_seed, init)
+    distil(run.student_folder, name, order_seed, init)
   return True
 
 

@@ -1,6 +1,5 @@
-"""Barriers between networks of which some are permuted copies, and so have none once they are matched."""
+"""Barriers between networks of which some are permuted copies, and so have none once they are aligned."""
 
-import re
 import types
 
 import flax.linen as nn
@@ -9,13 +8,20 @@ import numpy as np
 import pytest
 from etils import epath
 
-from analysis import alignment, measure, permutations, runs
+from analysis import alignment, matching, measure, permutations, runs
 from analysis.figures import barriers as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import barriers
 from kdjax import figures, losses, models
 
-SETTINGS = Settings(num_examples=40, path_points=3, bezier_steps=30, max_members=1)
+SETTINGS = Settings(
+  num_examples=40,
+  path_points=3,
+  bezier_steps=30,
+  max_members=1,
+  alignment_restarts=1,
+  alignment_steps=2,
+)
 PARTS = {part.name: part for part in barriers.PARTS}
 SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')
 
@@ -45,7 +51,7 @@ SPEC = permutations.Spec(
   sizes={'hidden': 12},
   outputs={'hidden': permutations.Output(('BatchNorm_0',), relu=True)},
 )
-INPUTS = np.random.default_rng(9).normal(size=(60, 4)).astype(np.float32)
+INPUTS = np.random.default_rng(9).normal(size=(100, 4)).astype(np.float32)
 
 
 def make_network(seed):
@@ -60,8 +66,9 @@ class SmallMeasure(measure.Distilled):
   """Its teacher predicts what the network 'student' does, so that KL is 0 there."""
 
   context = measure.Measure.context
+  overlap = 0
 
-  def __init__(self, study, num_examples):
+  def __init__(self, study, num_examples, skip=0):
     self._run = study.run
     logits_NC, _ = Small().apply(study.points()['student'], INPUTS, train=False)
     log_probs_NC = np.asarray(jax.nn.log_softmax(logits_NC))
@@ -71,13 +78,16 @@ class SmallMeasure(measure.Distilled):
       'teacher_log_probs': log_probs_NC,
     }
     cut = lambda which: {key: x[which] for key, x in everything.items()}
-    examples = {'distillation': cut(slice(min(num_examples, 40))), 'test': cut(slice(40, 60))}
+    examples = {
+      'distillation': cut(slice(skip, skip + min(num_examples, 40))),
+      'test': cut(slice(80, 100)),
+    }
     loss = {'loss': losses.distillation, 'temperature': 1.0, 'alpha': 0.0}
     super().__init__(Small(), loss, examples, batch_size=40, has_statistics=True)
 
 
 @pytest.fixture(scope='module')
-def study():
+def study(tmp_path_factory):
   """Its teacher 0 is the student with its units in another order; teacher 1 is above max_members."""
   points = {name: make_network(seed) for seed, name in enumerate(('initial', 'student'))}
   order = alignment.random_permutations(SPEC, np.random.default_rng(0))
@@ -88,9 +98,10 @@ def study():
     teacher=types.SimpleNamespace(num_members=2),
     evaluation=types.SimpleNamespace(batch_size=32),
   )
-  run = types.SimpleNamespace(config=config)
+  run = types.SimpleNamespace(config=config, student_model=Small())
   return types.SimpleNamespace(
     run=run,
+    folder=epath.Path(tmp_path_factory.mktemp('study')),
     seed=0,
     num_members=2,
     names=list(points),
@@ -102,7 +113,8 @@ def study():
 @pytest.fixture(scope='module', autouse=True)
 def small():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(barriers, 'Measure', SmallMeasure)
+    for module in (barriers, matching):
+      patch.setattr(module, 'Measure', SmallMeasure)
     patch.setitem(permutations.SPECS, Small, lambda model, flat: (SPEC.axes, SPEC.outputs))
     yield
 
@@ -127,7 +139,7 @@ def moved(study, tmp_path_factory):
   return compute(study, 'layers', tmp_path_factory.mktemp('layers'))
 
 
-def test_a_permuted_copy_has_a_barrier_until_it_is_matched(matrix):
+def test_a_permuted_copy_has_a_barrier_until_it_is_aligned(matrix):
   arrays, _ = matrix
   assert arrays['names'].tolist() == ['initial', 'student', 'teacher 0']
   assert arrays['pairs'].tolist() == [[0, 1], [0, 2], [1, 2]]
@@ -135,7 +147,7 @@ def test_a_permuted_copy_has_a_barrier_until_it_is_matched(matrix):
   high = dict(zip(arrays['variants'], arrays['loss/high'][2], strict=True))
   assert min(loss['as they are'], loss['re-estimated']) > 0.1
   for variant, value in loss.items():
-    if 'matched' in variant:
+    if 'aligned' in variant:
       assert max(value, high[variant]) < 1e-4, variant
 
 
@@ -143,7 +155,7 @@ def test_intervals_surround_their_barriers(matrix):
   arrays, _ = matrix
   for key in ('loss', 'error'):
     value, low, high = (arrays[f'{key}{end}'] for end in ('', '/low', '/high'))
-    assert value.shape == (3, 5)
+    assert value.shape == (3, 4)
     assert (low <= high).all()
     assert (low >= 0).all()
   assert (arrays['loss/low'][2, :2] < arrays['loss'][2, :2]).all()
@@ -179,6 +191,7 @@ def test_a_permutation_that_changes_the_function_fails_a_check(study, monkeypatc
 
   apply = alignment.apply
   monkeypatch.setattr(alignment, 'apply', forgetful)
+  monkeypatch.setattr(study, 'folder', epath.Path(tmp_path))
   with pytest.raises(CheckError, match='logits unchanged'):
     compute(study, 'layers', tmp_path)
 
@@ -189,18 +202,18 @@ def test_finished_pairs_are_not_computed_again(study, monkeypatch, tmp_path):
 
   def along(self, a, b, *args):
     calls.append((a, b))
-    if len(calls) > 5:
+    if len(calls) > 4:
       raise KeyboardInterrupt
     return first(self, a, b, *args)
 
   monkeypatch.setattr(barriers._Networks, 'along', along)
   with pytest.raises(KeyboardInterrupt):
     compute(study, 'barriers', tmp_path)
-  assert set(calls[:5]) == {('initial', 'student')}
+  assert set(calls[:4]) == {('initial', 'student')}
   calls.clear()
   with pytest.raises(KeyboardInterrupt):
     compute(study, 'barriers', tmp_path)
-  assert set(calls[:5]) == {('initial', 'teacher 0')}
+  assert set(calls[:4]) == {('initial', 'teacher 0')}
 
 
 def test_paths_begin_and_end_at_their_networks(curves, study):
@@ -218,22 +231,88 @@ def test_paths_begin_and_end_at_their_networks(curves, study):
           assert arrays[key][q, v, place] == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_the_matched_path_to_a_permuted_copy_is_flat(curves):
+def test_the_aligned_path_to_a_permuted_copy_is_flat(curves):
   arrays, _ = curves
-  assert arrays['variants'][2] == 'weights matched, re-estimated'
+  assert arrays['variants'][2] == 'aligned, re-estimated'
   np.testing.assert_allclose(np.ptp(arrays['distillation/loss'][0, 2]), 0, atol=1e-3)
   assert np.ptp(arrays['distillation/loss'][0, 1]) > 0.1
   assert arrays['distillation/loss'][0, 3, 1] < 0.9 * arrays['distillation/loss'][0, 1, 1]
 
 
-def test_layers_of_a_permuted_copy_change_nothing_if_they_are_matched(moved):
+def test_the_spread_over_alignments_is_measured_on_other_examples(matrix, study):
+  """Of student and teacher 0: each method finds the planted order, and as they are they are far."""
+  arrays, _ = matrix
+  names = arrays['alignments/names'][2].tolist()
+  assert names == ['as they are', 'weights', 'activations', 'weights, restart 1', 'learned']
+  assert arrays['alignments/chosen'][2] in names[1:]
+  heights = dict(zip(names, arrays['alignments/halfway'][2], strict=True))
+  np.testing.assert_allclose([heights['weights'], heights['learned']], 0, atol=1e-4)
+  assert heights['as they are'] > 0.1
+  # The loss that decides is that of examples 40 to 80; what is reported, that of the first 40.
+  points = [study.points()[name] for name in ('student', 'teacher 0')]
+  loss = {}
+  for skip in (40, 0):
+    measured = SmallMeasure(study, 40, skip)
+    middle, *ends = (
+      float(of['distillation/loss'].mean())
+      for of in (
+        matching.halfway(measured, *points),
+        *(measured.variables(x, reestimate=True) for x in points),
+      )
+    )
+    loss[skip] = middle, middle - sum(ends) / 2
+  assert arrays['alignments/loss'][2, 0] == pytest.approx(loss[40][0], rel=1e-5)
+  assert heights['as they are'] == pytest.approx(loss[0][1], rel=1e-3)
+  assert loss[0][1] != pytest.approx(loss[40][1], rel=0.01)
+  assert arrays['alignment_examples'].tolist() == [40, 0]
+
+
+def test_an_alignment_is_found_once_for_all_parts(matrix, study, monkeypatch):
+  def never(*_, **__):
+    raise AssertionError('aligned again')
+
+  monkeypatch.setattr(alignment, 'best_alignment', never)
+  aligner = matching.Aligner(study, SETTINGS, Checks())
+  points = study.points()
+  found = aligner.best(points['teacher 0'], points['student'])
+  assert [found.chosen, *found.candidates] == [
+    matrix[0]['alignments/chosen'][2],
+    *matrix[0]['alignments/names'][2],
+  ]
+  kernels = [x['params']['Dense_0']['kernel'] for x in (found.variables, points['student'])]
+  np.testing.assert_allclose(*kernels, atol=1e-6)
+  with pytest.raises(AssertionError, match='aligned again'):
+    aligner.best(points['initial'], points['teacher 1'])
+
+
+def test_a_model_without_a_spec_gets_all_but_the_alignment(study, monkeypatch, tmp_path):
+  monkeypatch.delitem(permutations.SPECS, Small)
+  said = 'no alignment: analysis/permutations.py does not say which units of Small may be permuted'
+  expected = {
+    'barriers': ['as they are', 're-estimated'],
+    'paths': ['as they are', 're-estimated', 'curve, re-estimated'],
+  }
+  for name, part in PARTS.items():
+    arrays, _ = compute(study, name, tmp_path / name)
+    assert str(arrays['no_alignment']).startswith(said)
+    if name == 'layers':
+      assert arrays['changes'].tolist() == ['halfway, as it is', 'replaced, as it is']
+    else:
+      assert arrays['variants'].tolist() == expected[name]
+    with figures.style(name):
+      part.draw(arrays).canvas.draw()
+    assert 'No alignment.' in part.caption(arrays)
+    assert name != 'barriers' or said in part.table(arrays)[-1][0]
+
+
+def test_layers_of_a_permuted_copy_change_nothing_if_they_are_aligned(moved):
   arrays, _ = moved
   assert arrays['layers'].tolist() == ['Dense_0', 'BatchNorm_0', 'Dense_1']
   changes = dict(zip(arrays['changes'], arrays['test/predictive_kl'], strict=True))
-  for change in ('halfway, matched', 'replaced, matched'):
+  for change in ('halfway, aligned', 'replaced, aligned'):
     np.testing.assert_allclose(changes[change], 0, atol=1e-4)
   # The BatchNorm of every unit is the same here.
-  assert (changes['replaced, not matched'] > 0.5).tolist() == [True, False, True]
+  assert (changes['replaced, as it is'] > 0.5).tolist() == [True, False, True]
 
 
 def test_pairs_that_there_are():
@@ -278,11 +357,12 @@ def test_many_pairs_are_drawn_in_bands(curves):
 
 
 def test_without_batch_norm_nothing_is_re_estimated():
-  found = barriers._of_model(barriers._MATRIX_VARIANTS, has_statistics=False)
-  assert [v.name for v in found] == ['as they are', 'weights matched', 'activations matched']
-  assert [v.matching for v in found] == ['', 'weights', 'activations']
+  networks = types.SimpleNamespace(
+    has_statistics=False, aligner=types.SimpleNamespace(lacking=None)
+  )
+  found = barriers._Networks.variants(networks, barriers._MATRIX_VARIANTS)
+  assert [(v.name, v.aligned) for v in found] == [('as they are', False), ('aligned', True)]
   assert not any(v.reestimate for v in found)
-  assert len(barriers._of_model(barriers._MATRIX_VARIANTS, has_statistics=True)) == 5
 
 
 def test_layers_are_in_order_of_depth():
@@ -319,7 +399,7 @@ def test_parts_say_why_they_cannot_be_computed():
   assert PARTS['layers'].unavailable(make_study(has_teachers=True)) is None
 
 
-# Figures and captions.
+# Figures, captions and tables.
 
 
 def test_columns_of_paths_have_their_own_ends(curves):
@@ -331,12 +411,10 @@ def test_columns_of_paths_have_their_own_ends(curves):
   first = figure.axes[0].lines[1]
   np.testing.assert_array_equal(first.get_ydata(), arrays['distillation/loss'][0, 1])
   np.testing.assert_array_equal(first.get_xdata(), [0, 0.5, 1])
-  caption = PARTS['paths'].caption(arrays)
-  assert f're-estimated {arrays["loss"][0, 1]:.3g} [' in caption
-  assert 'initial to student' in caption
-  error = 100 * arrays['error'][0, -1]
-  assert re.search(rf'curve.*? \(test accuracy falls by {error:.3g} \[', caption)
-  assert caption.count('test accuracy falls') == len(arrays['pair_names'])  # once for each curve
+  rows = PARTS['paths'].table(arrays)
+  assert rows[2][:2] == ['student to teacher 0', 're-estimated']
+  assert rows[2][2].startswith(f'{arrays["loss"][0, 1]:.3g} [')
+  assert len(rows) == 1 + 2 * 4
 
 
 def test_bars_of_layers_go_down_in_depth(moved):
@@ -348,14 +426,68 @@ def test_bars_of_layers_go_down_in_depth(moved):
   assert [t.get_text() for t in left.get_yticklabels()] == arrays['layers'].tolist()
   widths = [bar.get_width() for bar in right.containers[2]]
   np.testing.assert_allclose(widths, 100 * arrays['test/top1_agreement'][2])
-  kl = arrays['student/test/predictive_kl']
-  assert f'agreement: {kl:.3g} [' in PARTS['layers'].caption(arrays)
+  rows = PARTS['layers'].table(arrays)
+  assert rows[1][2].startswith(f'{arrays["student/test/predictive_kl"]:.3g} [')
+  assert rows[5][:2] == ['Dense_0', 'replaced, as it is']
+  assert rows[5][2].startswith(f'{arrays["test/predictive_kl"][3, 0]:.3g} [')
 
 
-def test_what_changes_least_is_nearest_to_zero(moved):
-  arrays, _ = moved
-  changes = arrays['test/predictive_kl'].copy()
-  changes[1] = [0.5, -2.0, *[0.001] * (changes.shape[1] - 2)]
-  caption = PARTS['layers'].caption({**arrays, 'test/predictive_kl': changes})
-  most, least = arrays['layers'][1:3]
-  assert re.search(rf'changes most by {most} -2 \[.*\] and least by {least} 0\.001 \[', caption)
+def texts_of(axes):
+  return [text.get_text() for text in axes.texts]
+
+
+def made_matrix(error, low, high):
+  """Three networks, two variants, two alignments; the accuracy of student and teacher 0 is given."""
+  loss = np.array([[9.0, 8.0], [7.0, 0.02], [5.0, 4.0]])
+  errors = np.array([[0.5, 0.4], [0.3, error], [0.2, 0.1]])
+  arrays = {
+    'names': np.array(['initial', 'student', 'teacher 0']),
+    'pairs': np.array([[0, 1], [1, 2], [0, 2]]),
+    'variants': np.array(['as they are', 'aligned']),
+    'loss_unit': np.array('nats'),
+    'num_examples': np.array([512, 360]),
+    'alignment_examples': np.array([512, 10]),
+    'alignments/names': np.array([['as they are', 'weights', 'weights, restart 1', 'learned']] * 3),
+    'alignments/loss': np.ones((3, 4)),
+    'alignments/halfway': np.array([[9, 8, 6, 7.0], [7, 3, 5, 2], [5, 5, 5, 4]]),
+    'alignments/chosen': np.array(['weights', 'learned', 'learned']),
+  }
+  for key, value in (('loss', loss), ('error', errors)):
+    arrays |= {key: value, f'{key}/low': value - 0.01, f'{key}/high': value + 0.01}
+  arrays['error/low'][1, 1], arrays['error/high'][1, 1] = low, high
+  return arrays
+
+
+def test_the_matrix_shows_each_pair_once_in_its_cell():
+  with figures.style('barriers'):
+    figure = PARTS['barriers'].draw(made_matrix(0.01, 0, 0.02))
+  first, accuracy, second, spread = figure.axes[:4]
+  assert texts_of(first) == ['9.0', '5.0', '7.0']
+  assert texts_of(second) == ['8.0', '4.0', '0.02']
+  assert texts_of(accuracy) == ['40.0', '10.0', '1.0']
+  assert [(t.get_position()) for t in first.texts] == [(0, 0), (0, 1), (1, 1)]
+  assert [t.get_text() for t in first.get_yticklabels()] == ['student', 'teacher 0']
+  assert [t.get_text() for t in accuracy.get_xticklabels()] == ['initial', 'student']
+  assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 9)
+  rings = [line.get_xdata()[0] for line in spread.lines if line.get_markersize() == 9]
+  assert rings == [8, 2, 4]
+
+
+@pytest.mark.parametrize(
+  ('error', 'low', 'high', 'verdict'),
+  [(0.01, 0, 0.019, 'yes'), (0.0156, 0.0087, 0.0263, 'cannot be told'), (0.05, 0.021, 0.08, 'no')],
+)
+def test_the_table_tells_whether_student_and_teacher_share_a_basin(error, low, high, verdict):
+  arrays = made_matrix(error, low, high)
+  rows = PARTS['barriers'].table(arrays)
+  cells = [
+    'student, teacher 0',
+    'aligned',
+    '0.02 [0.01, 0.03]',
+    f'{100 * error:.3g} [{100 * low:.3g}, {100 * high:.3g}]',
+  ]
+  assert rows[4] == [*cells, verdict]
+  assert rows[-2] == ['student, teacher 0', 'learned', '2', '3 to 5', '2 to 5']
+  caption = PARTS['barriers'].caption(arrays)
+  assert 'best on 512 other examples (10 of them measured, too).' in caption
+  assert len(caption.split()) <= 60

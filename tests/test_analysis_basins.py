@@ -1,4 +1,5 @@
-import re
+"""Forks, returns and students by λ: what they train, measure and say."""
+
 from types import SimpleNamespace
 
 import jax
@@ -8,14 +9,15 @@ import pytest
 from conftest import copied, tiny_run
 from etils import epath
 
-from analysis import basins, geometry, measure, runs
+from analysis import basins, geometry, measure, paths, runs
 from analysis.curvature import MeanLoss
 from analysis.figures import basins as drawing
+from analysis.figures import one_basin
 from analysis.part import Blocks, Checks
 from analysis.parts import lambdas
 from analysis.parts.basins import PARTS
 from kdjax import config as config_lib
-from kdjax import figures, student
+from kdjax import figures, intervals, student
 from kdjax.checkpoint import digest
 from kdjax.errors import DivergedError, UserError
 
@@ -49,8 +51,16 @@ def found_by(part, study, tmp_path):
   assert checks.values
   with figures.style(part.name):
     part.draw(arrays).savefig(tmp_path / 'figure.png')
-  assert 'nan' not in part.caption(arrays)
+  assert len(part.caption(arrays).split()) <= 60
+  rows = part.table(arrays)
+  assert len({len(row) for row in rows}) == 1 and 'nan' not in str(rows)
   return arrays
+
+
+def trained_by(part, study):
+  """(name, steps) of what the part would train."""
+  settings = SimpleNamespace(**{name: SMALL[name] for name in part.reads})
+  return [(training.name, training.num_steps) for training in part.trains(study, settings)]
 
 
 def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, tmp_path):
@@ -123,10 +133,26 @@ def test_barriers_of_several_paths():
   assert np.isnan(basins.mean_barriers(values_PTN, ts_T, seed=0)[''])
 
 
+@pytest.mark.parametrize(
+  ('low', 'high', 'answer'),
+  [
+    (0.001, 0.019, 'yes'),
+    (0.0087, 0.0263, 'cannot be told'),  # of a barrier of 1.56 %
+    (0.021, 0.08, 'no'),
+    (np.nan, np.nan, 'cannot be told'),
+  ],
+)
+def test_one_basin_is_a_matter_of_the_interval(low, high, answer):
+  assert one_basin(low, high) == answer
+  ends = {'b/low': np.array([low, 0.0]), 'b/high': np.array([high, 0.01])}
+  assert drawing.verdicts(ends, 'b') == [answer, 'yes']
+
+
 def test_when_it_is_stable():
-  assert drawing.stable_from([0.3, 0.01, 0.05, 0.01, 0.0]) == 3
-  assert drawing.stable_from([0.0, 0.01]) == 0
-  assert drawing.stable_from([0.0, 0.02]) is None
+  yes, no, open_ = 'yes', 'no', 'cannot be told'
+  assert drawing.stable_from([no, yes, open_, yes, yes]) == 3
+  assert drawing.stable_from([yes, yes]) == 0
+  assert drawing.stable_from([yes, open_]) is None
 
 
 def test_a_shortened_schedule_is_the_whole_one_in_less_time(tmp_path):
@@ -173,7 +199,12 @@ def test_moving_along_a_direction():
 
 
 def test_forks(study, tmp_path):
+  assert trained_by(FORKS, study) == [
+    ('forks: 1 of 1 from step 0', 34),
+    ('forks: 1 of 1 from step 17', 17),
+  ]
   found = found_by(FORKS, study, tmp_path)
+  assert [steps for _, steps in trained_by(FORKS, study)] == [0, 0]
   np.testing.assert_array_equal(found['steps'], study.steps[:-1])
   np.testing.assert_allclose(found['fractions'], [0, 0.5])
   assert found['barrier/test/loss/pairs'].shape == (2, 1)
@@ -190,7 +221,9 @@ def test_forks(study, tmp_path):
 
 
 def test_lambdas(study, tmp_path):
+  assert trained_by(LAMBDAS, study) == [('student of λ = 0', 0), ('student of λ = 1', 34)]
   found = found_by(LAMBDAS, study, tmp_path)
+  assert [steps for _, steps in trained_by(LAMBDAS, study)] == [0, 0]
   np.testing.assert_array_equal(found['lambdas'], [0, 1])
   measured = measure.Measure(study, SMALL['num_examples'])
   own = measured.variables(study.student())['test/predictive_kl']
@@ -205,6 +238,19 @@ def test_lambdas(study, tmp_path):
   np.testing.assert_allclose(np.linalg.norm(final[0]), geometry.norm(difference), rtol=1e-4)
   shape = len(found['ys']), len(found['xs'])
   assert found['plane/distillation/loss'].shape == (2, *shape)
+  # The barrier to the teacher, from the three points of each line.
+  ts_T = np.linspace(0, 1, SMALL['path_points'])
+  ends = study.member(0), study.student()
+  for statistics, reestimate in (('raw', False), ('re-estimated', True)):
+    values_TN = measured.at(paths.line_point, ends, ts_T[:, None], reestimate)['test/accuracy']
+    accuracy_T = values_TN.mean(axis=1)
+    expected = max(0, accuracy_T[[0, 2]].mean() - accuracy_T[1])
+    barrier = {end: found[f'barrier/{statistics}/test/accuracy{end}'] for end in intervals.ENDS}
+    np.testing.assert_allclose(barrier[''][0], expected, atol=1e-6)
+    rows = LAMBDAS.table(found)
+    place = rows[0].index(f'accuracy barrier, {statistics} (%)')
+    for row, low, high in zip(rows[1:], barrier['/low'], barrier['/high'], strict=True):
+      assert row[place + 1] == one_basin(low, high)
 
 
 def test_lambda_starts_at_the_final_teacher_and_in_the_same_workdir(study):
@@ -215,7 +261,11 @@ def test_lambda_starts_at_the_final_teacher_and_in_the_same_workdir(study):
 
 
 def test_returns(study, tmp_path):
+  assert trained_by(RETURNS, study) == [
+    (f'{name}', 2) for name in ('random 0', 'random 0.3', 'sharp 0.3', 'flat 0.3')
+  ]
   found = found_by(RETURNS, study, tmp_path)
+  assert {steps for _, steps in trained_by(RETURNS, study)} == {0}
   assert found['directions'].tolist() == ['random', 'random', 'sharp', 'flat']
   np.testing.assert_allclose(found['norm'], geometry.norm(study.member(0)['params']))
   np.testing.assert_allclose(found['distance/before'], found['radii'] * found['norm'], rtol=1e-5)
@@ -257,7 +307,7 @@ def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
     figure = FORKS.draw(found)
   marks = [line for line in figure.axes[0].lines if line.get_label() == 'diverged']
   assert [list(line.get_xdata()) for line in marks] == [[0]]
-  assert 'which are left out (crosses): 1 of 2 from step 0. ' in FORKS.caption(found)
+  assert [row[4] for row in FORKS.table(found)[1:3]] == ['1 of 2', '0 of 2']
 
 
 def diverging(*_):
@@ -275,8 +325,8 @@ def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
   assert np.isfinite(found['before/test/predictive_kl']).all()
   with figures.style('returns'):
     RETURNS.draw(found)
-  assert re.search(r'sharp \(curvature \S+\) diverged', RETURNS.caption(found))
-  assert 'Diverged (crosses): random 0, random 0.3, sharp 0.3, flat 0.3. ' in RETURNS.caption(found)
+  rows = RETURNS.table(found)[1:]
+  assert [row[3] for row in rows] == ['diverged'] * 4
 
 
 def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monkeypatch):
@@ -318,10 +368,8 @@ def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_p
   )
   with figures.style('lambdas'):
     LAMBDAS.draw(found)
-  caption = LAMBDAS.caption(found)
-  assert (
-    'means of 3 students of λ = 0, which differ' in caption and 'Of the other λ there' in caption
-  )
+  assert [row[1] for row in LAMBDAS.table(found)[1:]] == ['3', '1']
+  assert "Student's t over students" in LAMBDAS.caption(found)
 
 
 def test_what_needs_the_teachers_weights_says_so(tmp_path):

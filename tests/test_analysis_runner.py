@@ -11,8 +11,9 @@ from conftest import copied
 from etils import epath
 
 from analysis import runner, runs
-from analysis.part import Blocks, CheckError, Checks, Part, Settings
-from kdjax import figures, files
+from analysis.part import Blocks, CheckError, Checks, Part, Settings, Training
+from analysis.parts import PARTS
+from kdjax import figures, files, progress
 from kdjax.errors import ConfigError, UserError
 
 NUM_PIECES = 3
@@ -25,7 +26,10 @@ class Made:
     self.computed, self.die_after = [], None
 
   def part(self, name: str = 'made', **fields) -> Part:
-    return Part(name, f'Title of {name}', ('num_probes',), self.compute, draw, caption, **fields)
+    reads = ('num_probes',)
+    table = lambda arrays: [['last'], [f'{arrays["x"][-1]:g}']]
+    fields = {'table': table} | fields
+    return Part(name, f'Title of {name}', reads, self.compute, draw, caption, **fields)
 
   def compute(self, study, settings, blocks, checks):
     def piece(i):
@@ -73,6 +77,7 @@ def test_a_part_leaves_numbers_pictures_and_words(study, made):
   about = files.read_json(study.folder / 'made.json')
   assert about['title'] == 'Title of made'
   assert about['caption'] == 'The last is 10.'
+  assert about['table'] == [['last'], ['10']]
   assert (study.folder / 'made.png').read_bytes().startswith(b'\x89PNG')
   assert (study.folder / 'made.pdf').read_bytes().startswith(b'%PDF')
   assert not (study.folder / 'blocks' / 'made').exists()
@@ -268,6 +273,89 @@ def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
   with pytest.raises(ConfigError) as error:
     runner.run(study, Settings(), ['never', 'made'])
   assert error.value.problems == ["--parts: 'never': the teacher has another architecture"]
+
+
+# What is trained.
+
+STEPS = 34  # of the finished student
+
+
+@pytest.fixture
+def costly(made, monkeypatch):
+  """Parts by the steps that they train; those of 'shared' compare with a sibling."""
+  trains = {'free': [], 'short': [2, 0], 'long': [STEPS, 1], 'shared': []}
+  parts = {
+    name: made.part(
+      name,
+      compares_others=name == 'shared',
+      trains=lambda study, settings, steps=steps: [
+        Training(f'{name} {n}', n) for name, n in zip('ab', steps, strict=False)
+      ],
+      training='students of two kinds' if steps else '',
+    )
+    for name, steps in trains.items()
+  }
+  monkeypatch.setattr(runner, 'PARTS', parts)
+
+
+@pytest.mark.parametrize(
+  ('train', 'trained', 'left_out'),
+  [
+    ('all', {'sibling': [STEPS], 'short': [2], 'long': [STEPS, 1]}, []),
+    ('cheap', {'sibling': [STEPS], 'short': [2]}, ['long']),
+    ('none', {}, ['short', 'long']),
+  ],
+)
+def test_no_more_is_trained_than_is_allowed(study, costly, train, trained, left_out):
+  plan = runner.plan(study, Settings(), train=train)
+  found = {name: [of.num_steps for of in each] for name, each in plan.trainings.items()}
+  assert found == trained
+  assert list(plan.left_out) == left_out
+  assert plan.trains_sibling == ('sibling' in trained)
+  done = runner.run(study, Settings(), train=train)
+  assert done == [name for name in ('free', 'short', 'long', 'shared') if name not in left_out]
+  if train == 'none':
+    with pytest.raises(ConfigError) as error:
+      runner.run(study, Settings(), ['long', 'free'], train)
+    (told,) = error.value.problems
+    assert told.startswith("--parts: 'long': it would train 2 students, 35 steps, ")
+    assert told.endswith('; --train=none does not')
+
+
+def test_what_will_be_trained_is_said_with_its_time(study, costly, monkeypatch):
+  rows = [{'step': 1, 'examples_per_second': x} for x in (8.0, 0.8, 1.6)]  # of 48 in a batch
+  path = study.run.student_folder / 'metrics.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  assert study.steps_per_second == pytest.approx(1.6 / 48)
+  told = []
+  monkeypatch.setattr(progress.logger, 'info', lambda text, *args: told.append(text % args))
+  runner.announce(study, runner.plan(study, Settings()))
+  assert told == [
+    'training 4 students, 71 steps, about 36 min, 2.1 times the steps of this student (--train=cheap or '
+    '--train=none for less):',
+    '  sibling: 1 student, 34 steps, about 17 min',
+    '  short: 1 student, 2 steps, about 1 min',
+    '  long: 2 students, 35 steps, about 18 min',
+  ]
+  told.clear()
+  runner.announce(study, runner.plan(study, Settings(), train='none'))
+  assert told == []
+
+
+def test_help_says_what_each_part_answers_reads_and_trains(costly):
+  lines = runner.described().splitlines()
+  assert lines[:3] == ['  free', '      Title of free', '      reads --num_probes']
+  assert lines[6] == '      trains students of two kinds'
+  assert lines[-1] == '      trains a sibling, if the workdir has none'
+
+
+def test_help_breaks_no_name_over_lines():
+  text = runner.described()
+  assert max(map(len, text.splitlines())) <= runner.HELP_WIDTH
+  words = set(text.replace(',', ' ').split())
+  for name, part in PARTS.items():
+    assert f'  {name}' in text.splitlines()
+    assert {f'--{setting}' for setting in part.reads} <= words
 
 
 def test_figures_are_the_same_bytes_twice(study, made):

@@ -124,6 +124,17 @@ def test_a_damaged_independent_student_is_left_out_with_a_warning(finished, tmp_
   assert len(told) == 1 and told[0].startswith(f'{folder}: this other student is left out')
 
 
+def test_unrelated_teachers_are_those_of_the_independent_student(finished, tmp_path):
+  assert runs.Study(finished).unrelated_teachers() == {}
+  run = copied(finished, tmp_path, evaluation__independent_seed=7)
+  other = independent.counterpart(run)
+  assert runs.Study(run).unrelated_teachers() == {}  # not trained
+  shutil.copytree(run.member_folder(1), other.member_folder(1))
+  (found,) = runs.Study(run).unrelated_teachers().items()
+  assert found[0] == f'{config_lib.teacher_fingerprint(other.config)}/1'
+  assert equal(found[1](), teachers.load(run, 1))
+
+
 def test_a_sibling_is_trained_once(finished, tmp_path):
   copied(finished, tmp_path)
   study = runs.load(tmp_path)

@@ -205,14 +205,16 @@ def test_noise_makes_a_cosine_smaller_by_the_root_of_the_share_of_the_signal():
     gram = trajectory.gram(gradients)
     noise = trajectory.gradient_noise(gram, 8)
     expected.append(math.sqrt(1 - (noise['noise'][0] / noise['norm'][0]) ** 2))
-    found.append(trajectory.descent_cosines(gradients, of(-mean), gram)['cosine'][0])
+    found.append(trajectory.descent_cosines(gradients, [of(-mean)], gram)[0][0, 0])
   assert np.mean(found) == pytest.approx(np.mean(expected), rel=0.02)
   assert np.mean(found) == pytest.approx(math.sqrt(1 / (1 + 100 / 128)), rel=0.02)
 
 
 def test_the_jackknife_of_a_mean_is_students_interval():
   x = np.random.default_rng(8).normal(size=9)
-  value, low, high = trajectory.jackknife(lambda kept: x[kept].mean(), 9)
+  parts = trajectory.leave_one_out(lambda kept: x[kept].mean(), 9)
+  value, low, high = trajectory.jackknife(*parts)
+  assert trajectory.jackknife_error(parts[1]) == pytest.approx(x.std(ddof=1) / 3)
   half = scipy.stats.t.ppf(0.975, 8) * x.std(ddof=1) / 3
   np.testing.assert_allclose([value, low, high], [x.mean(), x.mean() - half, x.mean() + half])
 
@@ -227,27 +229,30 @@ def test_descent_on_a_round_quadratic_goes_straight_to_its_minimum():
   target, point = make_tree(rng), make_tree(rng)
   direction = trajectory.difference(target, point)
   gradients = [scaled(direction, -size) for size in (1.0, 2.0, 0.5)]  # of c ‖x − target‖² / 2
-  found = trajectory.descent_cosines(gradients, direction, trajectory.gram(gradients))
-  for key in ('cosine', 'cosine/low', 'cosine/high'):
-    np.testing.assert_allclose(found[key], 1, atol=1e-12)
-  found = trajectory.descent_cosines(gradients, scaled(direction, -1), trajectory.gram(gradients))
-  np.testing.assert_allclose(found['cosine'], -1, atol=1e-12)
+  directions = [direction, scaled(direction, -1)]
+  values_KL, without_BKL = trajectory.descent_cosines(
+    gradients, directions, trajectory.gram(gradients)
+  )
+  for found in (values_KL, *without_BKL):
+    np.testing.assert_allclose(found, [[1] * 4, [-1] * 4], atol=1e-12)
 
 
 def test_descent_on_a_long_quadratic_does_not():
   # f = (x² + 9 y²) / 2 at (1, 1): −∇f = (−1, −9); to the minimum (−1, −1): cos = 10 / √(82 · 2).
   gradients = [of([1, 9])] * 3
-  found = trajectory.descent_cosines(gradients, of([-1, -1]), trajectory.gram(gradients))
-  np.testing.assert_allclose(found['cosine'], 10 / math.sqrt(164))
+  values_KL, _ = trajectory.descent_cosines(gradients, [of([-1, -1])], trajectory.gram(gradients))
+  np.testing.assert_allclose(values_KL, 10 / math.sqrt(164))
 
 
 def test_the_cosine_is_that_of_the_mean_gradient_and_nan_at_the_target():
   gradients = [of([-1, 3]), of([-1, -3]), of([-1, 0])]  # mean (−1, 0)
-  gram = trajectory.gram(gradients)
-  found = trajectory.descent_cosines(gradients, of([1, 1]), gram)
-  np.testing.assert_allclose(found['cosine'], 1 / math.sqrt(2))
-  assert (found['cosine/low'] < found['cosine'] - 0.1).all()
-  assert np.isnan(trajectory.descent_cosines(gradients, of([0, 0]), gram)['cosine']).all()
+  values_KL, without_BKL = trajectory.descent_cosines(
+    gradients, [of([1, 1]), of([0, 0])], trajectory.gram(gradients)
+  )
+  np.testing.assert_allclose(values_KL[0], 1 / math.sqrt(2))
+  # Without the first the mean is (−1, −3/2): cos = (1 + 3/2) / √(2 (1 + 9/4)).
+  np.testing.assert_allclose(without_BKL[0, 0], 2.5 / math.sqrt(6.5))
+  assert np.isnan(values_KL[1]).all()
 
 
 # Prediction space.

@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_run
+from conftest import copied, tiny_run
 from etils import epath
 
-from analysis import alignment, measure, permutations, runs, trajectory
+from analysis import alignment, measure, nulls, permutations, runs, trajectory
 from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
 from kdjax import devices, intervals, losses, metrics, models, predictions, steps, student
-from kdjax.errors import ConfigError
 from kdjax.run import Run
 
-SETTINGS = Settings(num_examples=96)
+SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
+BATCH_SIZE = 48  # of tiny_config's student
 PARTS = {p.name: p for p in (*part.PARTS, *maps.PARTS)}
 
 
@@ -38,10 +38,14 @@ class Linear(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Planted(runs.Study):
-  """A study whose first teacher is somebody else, and whose checkpoints may be fewer."""
+  """A study whose first teacher is somebody else, with fewer checkpoints and unrelated teachers."""
 
   teacher: dict | None = None
   kept: tuple[int, ...] | None = None
+  unrelated: tuple[dict, ...] = ()
+
+  def unrelated_teachers(self):
+    return {f'other/{i}': lambda i=i: self.unrelated[i] for i in range(len(self.unrelated))}
 
   def member(self, member: int = 0):
     planted = member == 0 and self.teacher is not None
@@ -53,17 +57,32 @@ class Planted(runs.Study):
 
 
 @pytest.fixture(scope='module')
-def study(finished) -> runs.Study:
-  return runs.load(finished.workdir)
+def study(finished, tmp_path_factory) -> runs.Study:
+  return runs.load(copied(finished, tmp_path_factory.mktemp('trajectory')).workdir)
+
+
+def random_networks(study, seeds):
+  return tuple(study.run.init_variables(study.run.student_model, seed) for seed in seeds)
 
 
 @pytest.fixture(scope='module')
-def results(study, tmp_path_factory):
+def networks(study):
+  """What the first two parts compare with: teacher 0, and two unrelated teachers."""
+  planted = Planted(study.run, unrelated=random_networks(study, (91, 92)))
+  return part._networks(planted, SETTINGS, Checks())
+
+
+@pytest.fixture(scope='module')
+def results(study, networks, tmp_path_factory):
   """What all four parts compute."""
   found = {}
-  for name, of in PARTS.items():
-    blocks = Blocks(_path(tmp_path_factory.mktemp(name)))
-    found[name] = of.compute(study, SETTINGS, blocks, Checks())
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(part, '_networks', lambda *_: networks)
+    for name, of in PARTS.items():
+      checks = Checks()
+      found[name] = of.compute(
+        study, SETTINGS, Blocks(_path(tmp_path_factory.mktemp(name))), checks
+      )
   return found
 
 
@@ -71,8 +90,8 @@ def _path(path):
   return epath.Path(path)
 
 
-def last_only(study, teacher) -> Planted:
-  return Planted(study.run, teacher, (study.steps[-1],))
+def last_only(study, teacher, unrelated=()) -> Planted:
+  return Planted(study.run, teacher, (study.steps[-1],), unrelated)
 
 
 def compute(name, study, tmp_path, checks=None):
@@ -125,9 +144,69 @@ def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp
   checks = Checks()
   arrays = compute('trajectory', last_only(study, teacher), tmp_path, checks)
   assert arrays['distance/raw'][0, 0] > 1
-  np.testing.assert_allclose(arrays['distance/aligned'][0], 0, atol=1e-9)
-  np.testing.assert_allclose(arrays['cosine/aligned'][0], 1, atol=1e-12)
-  assert checks.values['change of the aligned teacher'][0] < 1e-4
+  names = arrays['alignments/names'].tolist()
+  assert arrays['alignments/distance'][names.index('weights')] == pytest.approx(0, abs=1e-6)
+  # Activations leave dead units where they are, which has the same loss.
+  assert arrays['distance/aligned'][0, 0] < 0.2 * arrays['distance/raw'][0, 0]
+  np.testing.assert_allclose(min(arrays['alignments/loss']), arrays['alignments/loss'][1], 1e-4)
+  assert arrays['alignments/loss'][0] > arrays['alignments/loss'][1] + 1e-3
+  assert checks.values['logits unchanged by permutations'][0] < 1e-4
+  # A permuted copy is as far as any other permuted copy, and has no unrelated teacher beside it.
+  low, high = (arrays[f'excess/raw/permuted/{end}'][0, 0] for end in ('low', 'high'))
+  assert intervals.verdict(low, high) == intervals.UNDECIDED
+  assert 'null/unrelated' not in arrays
+  assert 'no unrelated teacher' in PARTS['trajectory'].table(arrays)[-1][0]
+
+
+def test_distances_stand_beside_their_nulls(study, results):
+  arrays, norm = results['trajectory'], np.linalg.norm
+  points = [vector(study.student(step)['params']) for step in study.steps]
+  np.testing.assert_allclose(arrays['null/origin'][:, 0], [norm(x) for x in points], rtol=1e-9)
+  others = [vector(x['params']) for x in random_networks(study, (91, 92))]
+  expected_KT = [[norm(x - other) for x in points] for other in others]
+  np.testing.assert_allclose(arrays['null/unrelated'][..., 0], expected_KT, rtol=1e-9)
+  # All permutations have the norm of the teacher, and so mean inner products decide.
+  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 7)
+  assert len(np.unique(arrays['null/permuted'][:, -1, 0])) == nulls.NUM_PERMUTATIONS
+  for null in ('permuted', 'unrelated', 'origin'):
+    mean_TL = arrays[f'null/{null}'] if null == 'origin' else arrays[f'null/{null}'].mean(0)
+    found = arrays[f'excess/raw/{null}']
+    np.testing.assert_allclose(found, arrays['distance/raw'] - mean_TL, atol=1e-9)
+  assert (arrays['null/unrelated, aligned'][:, -1, 0] < arrays['null/unrelated'][:, -1, 0]).all()
+  rows = PARTS['trajectory'].table(arrays)
+  told = [row[0].partition('; null: ')[2] for row in rows[1:6]]
+  assert told == [
+    'teacher 0, permuted at random (16)',
+    'unrelated teachers (2)',
+    'origin',
+    'unrelated teachers, aligned (2)',
+    'origin',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('noise', 'verdict'), [(0.01, intervals.LOWER), (None, intervals.UNDECIDED)]
+)
+def test_a_near_teacher_is_told_from_one_more_unrelated_network(
+  study, tmp_path, monkeypatch, noise, verdict
+):
+  """None: the teacher is a random network, as the unrelated ones are. Without a spec, none is aligned."""
+  monkeypatch.delitem(permutations.SPECS, type(study.run.student_model))
+  final = jax.device_get(study.student())
+  rng = np.random.default_rng(0)
+  near = jax.tree.map(lambda x: x + (noise or 0) * rng.normal(size=x.shape), final['params'])
+  *unrelated, far = random_networks(study, range(60, 69))
+  teacher = final | {'params': near} if noise else far
+  arrays = compute('trajectory', last_only(study, teacher, tuple(unrelated)), tmp_path)
+  ends = [arrays[f'excess/raw/unrelated/{end}'][0, 0] for end in ('low', 'high')]
+  assert intervals.verdict(*ends) == verdict
+  assert drawing.compared(arrays) == [('raw', 'unrelated'), ('raw', 'origin')]
+  drawing.draw_trajectory(arrays).canvas.draw()
+  rows = PARTS['trajectory'].table(arrays)
+  assert rows[1][0].endswith('null: unrelated teachers (8)') and rows[1][-1] == verdict
+  assert rows[-1][0].startswith(
+    'no alignment: analysis/permutations.py does not say which units of'
+  )
 
 
 def test_an_alignment_that_changes_the_function_is_not_used(study, tmp_path, monkeypatch):
@@ -136,7 +215,8 @@ def test_an_alignment_that_changes_the_function_is_not_used(study, tmp_path, mon
     return teacher | {'params': jax.tree.map(lambda x: 0.5 * x, teacher['params'])}
 
   monkeypatch.setattr(alignment, 'apply', wrong)
-  with pytest.raises(CheckError, match='change of the aligned teacher'):
+  monkeypatch.setattr(runs.Study, 'folder', _path(tmp_path))
+  with pytest.raises(CheckError, match='logits unchanged by permutations'):
     compute('trajectory', study, tmp_path)
 
 
@@ -151,8 +231,8 @@ def step_of(model, objective):
 
 def test_the_gradient_is_that_of_the_training_step(study):
   """Of its norm, which `steps.student_step` logs, on the same batch."""
-  measured, run = measure.Measure(study, SETTINGS.num_examples), study.run
-  batch = part.gradient_batches(measured, study.seed)[0]
+  measured, run = measure.Measure(study, 4 * BATCH_SIZE), study.run
+  batch = part.gradient_batches(measured, BATCH_SIZE)[0]
   step = devices.parallel(
     partial(
       steps.student_step,
@@ -194,45 +274,58 @@ def test_at_student_is_teacher_the_gradient_is_zero():
   assert norms[0] < 1e-5 and norms[1] > 0.1
 
 
-def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path):
+def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path, monkeypatch):
   """The teacher is planted one step of descent from the final student."""
-  measured = measure.Measure(study, SETTINGS.num_examples)
+  measured = measure.Measure(study, 4 * BATCH_SIZE)
   fn = step_of(study.run.student_model, measured.objective('distillation'))
   final = jax.device_get(study.student())
-  batches = part.gradient_batches(measured, study.seed)
+  batches = part.gradient_batches(measured, BATCH_SIZE)
   gradients = [jax.device_get(fn((final, 4.0), devices.shard(b), study.seed)) for b in batches]
   down = jax.tree.map(lambda x, *g: x - 0.5 * sum(g), final['params'], *gradients)
   # The ensemble would follow the planted member; the gradient was taken against the true one.
   planted = last_only(study, final | {'params': down})
-  monkey = pytest.MonkeyPatch()
-  with monkey.context() as patch:
-    patch.setattr(part, 'Measure', lambda *_: measured)
-    arrays = compute('gradients', planted, tmp_path)
+  monkeypatch.setattr(part, 'Measure', lambda *_: measured)
+  arrays = compute('gradients', planted, tmp_path)
   np.testing.assert_allclose(arrays['cosine/raw'][0], 1, atol=1e-3)
   norm = np.linalg.norm(vector(jax.tree.map(lambda *g: sum(g) / len(g), *gradients)))
   assert arrays['norm'][0, 0] == pytest.approx(norm, rel=1e-5)
+  # The null: a permuted copy of that teacher lies elsewhere, and so does the origin.
+  assert np.abs(arrays['null/permuted'][:, 0, 0]).max() < 0.9
+  for null in ('permuted', 'origin'):
+    low, high = (arrays[f'excess/raw/{null}/{end}'][0, 0] for end in ('low', 'high'))
+    assert intervals.verdict(low, high) == intervals.HIGHER
+  gradient, weights = (
+    vector(x) for x in (jax.tree.map(lambda *g: sum(g), *gradients), final['params'])
+  )
+  cosine = gradient @ weights / np.linalg.norm(gradient) / np.linalg.norm(weights)  # −g with −θ
+  assert arrays['null/origin'][0, 0] == pytest.approx(cosine, abs=1e-4)
 
 
 def test_at_the_teacher_there_is_no_direction_to_it(study, tmp_path):
   arrays = compute('gradients', last_only(study, study.student()), tmp_path)
   assert np.isnan(arrays['cosine/raw']).all() and not np.isnan(arrays['norm']).any()
-  assert 'undefined' in drawing.caption_gradients(arrays)
+  rows = PARTS['gradients'].table(arrays)
+  assert (rows[1][3], rows[1][4]) == ('undefined', 'cannot be told')
   drawing.draw_gradients(arrays).canvas.draw()
 
 
-def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(study, results, tmp_path):
+def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(
+  study, results, networks, tmp_path, monkeypatch
+):
   arrays = results['gradients']
-  assert (arrays['num_batches'], arrays['batch_size']) == (16, 6)
+  assert (arrays['num_batches'], arrays['batch_size']) == (4, BATCH_SIZE)  # training's
   for key in ('norm', 'snr', 'cosine/raw', 'cosine/aligned'):
     value, low, high = (arrays[key + end] for end in intervals.ENDS)
     assert value.shape == (3, 7)
     assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all() and (low < high).any()
+  monkeypatch.setattr(part, '_networks', lambda *_: networks)
   alone = compute('gradients', Planted(study.run, kept=(study.steps[1],)), tmp_path)
   np.testing.assert_allclose(alone['norm'][0], arrays['norm'][1], rtol=1e-5)
-  assert arrays['sizes'][0] == arrays['sizes'][1:].sum() == len(vector(study.student()['params']))
+  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 7)
+  assert arrays['null/unrelated'].shape == (2, 3, 7)
 
 
-def test_gradients_have_the_temperature_of_their_step(finished, study, tmp_path):
+def test_gradients_have_the_temperature_of_their_step(finished, study, networks, tmp_path):
   """Of a student that is told to have been trained on a schedule from 4 to 1/4."""
   config = finished.config.copy_and_resolve_references()
   middle = study.steps[1]
@@ -240,10 +333,11 @@ def test_gradients_have_the_temperature_of_their_step(finished, study, tmp_path)
   for name, start, final in (('scheduled', 4.0, 0.25), ('hot', 4.0, None), ('middle', 1.0, None)):
     config.student.temperature, config.student.final_temperature = start, final
     other = Planted(Run(config.copy_and_resolve_references(), finished.workdir), kept=(0, middle))
-    measured = measure.Measure(study, SETTINGS.num_examples)
+    measured = measure.Measure(study, 4 * BATCH_SIZE)
     measured._run = other.run
     with pytest.MonkeyPatch().context() as patch:
       patch.setattr(part, 'Measure', lambda *_, measured=measured: measured)
+      patch.setattr(part, '_networks', lambda *_: networks)
       patch.setattr(runs.Study, 'student', lambda self, step=None: student.load(finished, step))
       alone[name] = compute('gradients', other, tmp_path / name)
   np.testing.assert_allclose(alone['scheduled']['temperature'], [4, 1], rtol=1e-6)
@@ -251,27 +345,27 @@ def test_gradients_have_the_temperature_of_their_step(finished, study, tmp_path)
     expected = alone[name]['norm'][place]
     np.testing.assert_allclose(alone['scheduled']['norm'][place], expected, rtol=1e-4)
   assert not np.allclose(alone['hot']['norm'][1], alone['middle']['norm'][1], rtol=0.01)
-  assert '; with the τ of each step, from 4 to 1)' in drawing.caption_gradients(alone['scheduled'])
-  assert 'the τ of each step' not in drawing.caption_gradients(alone['hot'])
+  assert ['τ', '4', '1', '', ''] in PARTS['gradients'].table(alone['scheduled'])
+  assert not [row for row in PARTS['gradients'].table(alone['hot']) if row[0] == 'τ']
 
 
-def test_batches_have_one_size_and_each_example_once(study):
-  measured = measure.Measure(study, 100)  # 64 and 36, padded
-  batches = part.gradient_batches(measured, 0)
-  assert [len(b['labels']) for b in batches] == [6] * 16
-  inputs = np.concatenate([b['inputs'] for b in batches]).reshape(96, -1)
-  assert len(np.unique(inputs, axis=0)) == 96
+def test_batches_are_of_trainings_size_with_each_example_once(study):
+  measured = measure.Measure(study, 150)  # 64, 64 and 22, padded
+  batches = part.gradient_batches(measured, BATCH_SIZE)
+  assert [len(b['labels']) for b in batches] == [BATCH_SIZE] * 3
   padded = measured.batches('distillation')
-  stored = np.concatenate([b['inputs'][b['weights'] > 0] for b in padded]).reshape(100, -1)
-  places = [int(np.flatnonzero((stored == x).all(1))[0]) for x in inputs]
-  assert places != sorted(places)
-  labels = np.concatenate([b['labels'][b['weights'] > 0] for b in padded])
-  np.testing.assert_array_equal(np.concatenate([b['labels'] for b in batches]), labels[places])
+  for key in ('inputs', 'labels', 'teacher_log_probs'):
+    stored = np.concatenate([b[key][b['weights'] > 0] for b in padded])
+    np.testing.assert_array_equal(np.concatenate([b[key] for b in batches]), stored[:144])
 
 
-def test_too_few_examples_for_noise_are_refused(study):
-  with pytest.raises(ConfigError, match='--num_examples: 2 examples are too few'):
-    part.gradient_batches(measure.Measure(study, 2), 0)
+def test_too_few_examples_for_noise_are_told_beforehand(finished):
+  assert PARTS['gradients'].unavailable(runs.Study(finished)) is None
+  study = runs.Study(tiny_run(finished.workdir, student__batch_size=80))
+  told = PARTS['gradients'].unavailable(study)
+  assert told.startswith(
+    'the distillation data, 200 examples, are under 3 batches of student.batch'
+  )
 
 
 # pca
@@ -284,7 +378,8 @@ def test_pca_is_of_the_checkpoints_with_the_null_of_their_steps(study, results):
   np.testing.assert_allclose(arrays['explained'], squared / squared.sum(), rtol=1e-6)
   expected = trajectory.random_walk_explained(np.array(study.steps))
   np.testing.assert_array_equal(arrays['null'], expected)
-  assert f'{100 * expected[0]:.1f} and' in map_drawing.caption_pca(arrays)
+  first = [f'{100 * arrays[key][0]:.1f}' for key in ('explained', 'null')]
+  assert map_drawing.table_pca(arrays)[1] == ['1', *first]
 
 
 # predictions
@@ -315,6 +410,15 @@ def test_the_random_start_is_measured_but_not_mapped(results):
   assert 'without the random start' in map_drawing.caption_predictions(arrays)
 
 
+def test_the_map_of_disagreement_is_of_its_root(results):
+  """√ is the Euclidean distance; its squares, of which the plane keeps a part, are disagreements."""
+  arrays = results['predictions']
+  xy = arrays['disagreement/coords'][1:]
+  squares = ((xy[:, None] - xy[None]) ** 2).sum()
+  kept = squares / arrays['disagreement'][1:, 1:].sum()
+  assert kept == pytest.approx(arrays['disagreement/kept'], rel=1e-6)
+
+
 def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path, monkeypatch):
   planted = Planted(study.run, study.student(0))
   true = measure.Measure(study, SETTINGS.num_examples)
@@ -331,15 +435,25 @@ def test_every_part_draws_and_describes_itself(name, results):
   figure = PARTS[name].draw(results[name])
   figure.canvas.draw()
   assert all(axes.get_xlabel() or axes.get_ylabel() or axes.images for axes in figure.axes)
-  assert 'nan' not in PARTS[name].caption(results[name])
+  rows = PARTS[name].table(results[name])
+  assert len({len(row) for row in rows}) == 1
+  assert not any('nan' in cell for row in rows for cell in row)
+  assert len(PARTS[name].caption(results[name]).split()) <= 60
+
+
+def test_gradients_are_drawn_without_an_alignment(results):
+  arrays = results['gradients']
+  bare = {k: arrays[k] for k in arrays if 'aligned' not in k and 'permuted' not in k}
+  assert drawing.compared(bare) == [('raw', 'unrelated'), ('raw', 'origin')]
+  drawing.draw_gradients(bare).canvas.draw()
 
 
 def test_the_figure_of_gradients_marks_intervals_without_zero(results):
   arrays = dict(results['gradients'])
   for end, value in zip(intervals.ENDS, (0.5, 0.4, 0.6), strict=True):
-    arrays[f'cosine/raw{end}'] = np.where(np.eye(3, 7), value, 0.0)
+    arrays[f'excess/raw/permuted{end}'] = np.where(np.eye(3, 7), value, 0.0)
   figure = drawing.draw_gradients(arrays)
-  (panel,) = [axes for axes in figure.axes if axes.get_title() == 'to teacher 0']
+  (panel,) = [axes for axes in figure.axes if axes.get_title().startswith('teacher 0 −')]
   xy = sorted(zip(*panel.lines[-1].get_data(), strict=True))
   assert xy == [(0, 0), (1, 1), (2, 2)]  # checkpoint, layer
 

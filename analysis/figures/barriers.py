@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures import SAME_BASIN
+from analysis.figures import SAME_BASIN, one_basin
 from kdjax import figures, intervals
 from kdjax.intervals import ENDS
 
@@ -38,27 +38,58 @@ BARS = (
 
 
 def draw_barriers(arrays: Arrays) -> 'Figure':
-  """One matrix for each variant in a common colour scale, and one of the accuracy."""
+  """One matrix for each variant in a common colour scale, one of the accuracy, and all alignments."""
   names, variants = [str(x) for x in arrays['names']], arrays['variants']
-  num_columns = (len(variants) + 1) // 2
-  width, height = 0.52 * len(names), 0.36 * len(names)
-  figure = figures.blank((num_columns * width + 1.4, 2 * (height + 0.4) + 2.2))
-  all_axes = figure.subplots(2, num_columns, sharex=True, sharey=True)
-  *loss_axes, error_axes = all_axes.ravel()
+  num_columns = -(-len(variants) // 2) + 1
+  width, height = max(0.52 * len(names), 2.2), max(0.36 * len(names), 1.8)
+  figure = figures.blank((num_columns * width + 1.8, 2 * (height + 1.2) + 1.2))
+  all_axes = figure.subplots(2, num_columns)
+  loss_axes, (error_axes, spread_axes) = all_axes[:, :-1].ravel(), all_axes[:, -1]
+  for axes in loss_axes[len(variants) :]:
+    axes.set_axis_off()
   top = max(float(np.nanmax(arrays['loss'])), 1e-9)
-  for v, (axes, variant) in enumerate(zip(loss_axes, variants, strict=True)):
+  for v, (axes, variant) in enumerate(zip(loss_axes, variants, strict=False)):
     axes.set_title(f'loss:\n{variant}', fontsize=11)
     image = _draw_matrix(axes, names, arrays['pairs'], arrays['loss'][:, v], top, 'viridis')
   label = f'barrier of the loss ({arrays["loss_unit"]})'
   figure.colorbar(image, ax=all_axes[:, :-1], location='bottom', label=label, aspect=40)
-  lowest = _lowest(arrays, _chief(arrays))
-  error_axes.set_title(f'accuracy:\n{variants[lowest]}', fontsize=11)
-  percent_Q = 100 * arrays['error'][:, lowest]
+  error_axes.set_title(f'accuracy:\n{variants[-1]}', fontsize=11)
+  percent_Q = 100 * arrays['error'][:, -1]
   top = max(float(np.nanmax(percent_Q)), 1e-9)
   image = _draw_matrix(error_axes, names, arrays['pairs'], percent_Q, top, 'cividis')
-  label = 'fall of the test accuracy (points)'
-  figure.colorbar(image, ax=all_axes[:, -1:], location='bottom', label=label, aspect=20)
+  label = 'fall of the test\naccuracy (points)'
+  figure.colorbar(image, ax=error_axes, location='bottom', label=label, aspect=20)
+  _draw_alignments(spread_axes, arrays)
   return figure
+
+
+def _draw_alignments(axes: 'Axes', arrays: Arrays) -> None:
+  """Every pair's loss halfway after each alignment; the chosen one has a ring."""
+  if 'alignments/halfway' not in arrays:
+    axes.set_axis_off()
+    return
+  looks = {
+    'as they are': ('x', '#888888'),
+    'activations': ('^', '#009e73'),
+    'learned': ('*', '#cc79a7'),
+  }
+  for q, (names, values) in enumerate(
+    zip(arrays['alignments/names'], arrays['alignments/halfway'], strict=True)
+  ):
+    for name, value in zip(names, values, strict=True):
+      marker, color = looks.get(str(name), ('o', '#56b4e9'))  # weights, and their restarts
+      label = 'weights' if marker == 'o' else str(name)
+      axes.plot(value, q, marker, color=color, markersize=5, label=label)
+      if name == arrays['alignments/chosen'][q]:
+        axes.plot(value, q, 'o', color=figures.COLORS['ink'], markersize=9, markerfacecolor='none')
+  pairs = [' – '.join(str(arrays['names'][k]) for k in pair) for pair in arrays['pairs']]
+  axes.set_yticks(range(len(pairs)), pairs, fontsize=7)
+  axes.invert_yaxis()
+  axes.set_title('all alignments', fontsize=11)
+  axes.set_xlabel(f'loss halfway above the ends ({arrays["loss_unit"]})', fontsize=9)
+  handles, labels = axes.get_legend_handles_labels()
+  unique = dict(zip(labels, handles, strict=True))
+  axes.legend(unique.values(), unique, fontsize=8)
 
 
 def _draw_matrix(
@@ -92,64 +123,56 @@ def _short(value: float) -> str:
 
 
 def caption_barriers(arrays: Arrays) -> str:
-  chief = _chief(arrays)
-  lowest = _lowest(arrays, chief)
-  widest, widest_error = (
-    np.nanmax(arrays[f'{key}/high'] - arrays[f'{key}/low']) / 2 for key in ('loss', 'error')
-  )
-  others = '; '.join(
-    _said(arrays, q, _lowest(arrays, q))
-    for q in range(len(arrays['pairs']))
-    if _is_reference(arrays, q)
-  )
   return (
-    'Barriers on the straight line between networks: the most that the distillation loss rises above '
-    f'the line between its ends. {_said(arrays, chief, 0)}, and where accuracy '
-    f'falls least {_said(arrays, chief, lowest, named=False)}: {_verdict(arrays, chief, lowest)} '
-    f'{f"For comparison, where accuracy falls least: {others}. " if others else ""}'
-    f'{_how(arrays)} Half the width of an interval is at most {widest:.2g} {arrays["loss_unit"]} of the '
-    f'loss and {100 * widest_error:.2g} points of the accuracy.'
+    'Barriers on the straight line between two networks: the most by which the distillation loss rises, or '
+    f'the test accuracy falls, from the line between its ends. {_how(arrays)}'
   )
 
 
-def _chief(arrays: Arrays) -> int:
-  """The pair of student and teacher 0; without a teacher, the student's first."""
-  names = [str(x) for x in arrays['names']]
-  pairs = [{names[i], names[j]} for i, j in arrays['pairs']]
-  wanted = [{'student', other} for other in ('teacher 0', 'sibling', 'independent', 'initial')]
-  return next(pairs.index(pair) for pair in wanted if pair in pairs)
+def table_barriers(arrays: Arrays) -> list[list[str]]:
+  """Each pair in each variant, and whether its ends share a basin; then the spread over alignments."""
+  unit, percent = arrays['loss_unit'], 100 * SAME_BASIN
+  heading = [
+    'Pair',
+    'variant',
+    f'loss ({unit})',
+    'accuracy (%)',
+    f'one basin (within {percent:g} %)?',
+  ]
+  rows = [heading]
+  for q, v in np.ndindex(arrays['loss'].shape):
+    a, b = (str(arrays['names'][k]) for k in arrays['pairs'][q])
+    rows.append([f'{a}, {b}', str(arrays['variants'][v]), *_cells(arrays, (q, v))])
+  if 'alignments/halfway' not in arrays:
+    return [*rows, [str(arrays['no_alignment']), '', '', '', '']]
+  rows.append(['Loss halfway above the ends', 'chosen', 'its value', 'weights, by restart', 'all'])
+  for pair, names, values, chosen in zip(
+    arrays['pairs'],
+    *(arrays[f'alignments/{key}'] for key in ('names', 'halfway', 'chosen')),
+    strict=True,
+  ):
+    spread = lambda kept_A, values=values: (
+      f'{values[kept_A].min():.3g} to {values[kept_A].max():.3g}'
+    )
+    rows.append(
+      [
+        ', '.join(str(arrays['names'][k]) for k in pair),
+        str(chosen),
+        f'{values[names == chosen][0]:.3g}',
+        spread(np.char.startswith(names, 'weights')),
+        spread(names != 'as they are'),
+      ]
+    )
+  return rows
 
 
-def _is_reference(arrays: Arrays, q: int) -> bool:
-  pair = {str(arrays['names'][k]) for k in arrays['pairs'][q]}
-  return q != _chief(arrays) and pair in ({'teacher 0', 'teacher 1'}, {'student', 'sibling'})
-
-
-def _lowest(arrays: Arrays, q: int) -> int:
-  """The variant with the least fall of accuracy; of equals, that with the lowest barrier."""
-  return min(
-    range(len(arrays['variants'])), key=lambda v: (arrays['error'][q, v], arrays['loss'][q, v])
-  )
-
-
-def _said(arrays: Arrays, q: int, v: int, named: bool = True) -> str:
-  """'student and teacher 0: 3.1 [2.9, 3.3] (as they are; accuracy falls by 4 % [2, 6])'."""
-  a, b = (str(arrays['names'][k]) for k in arrays['pairs'][q])
-  who = f'{a} and {b}: ' if named else ''
-  error = intervals.text(arrays, 'error', (q, v), 100)
-  loss = intervals.text(arrays, 'loss', (q, v))
-  return f'{who}{loss} ({arrays["variants"][v]}; accuracy falls by {error} %)'
-
-
-def _verdict(arrays: Arrays, q: int, v: int) -> str:
-  low, high = arrays['error/low'][q, v], arrays['error/high'][q, v]
-  bound = f'within {100 * SAME_BASIN:g} % (Frankle et al. 2020)'
-  if high <= SAME_BASIN:
-    modulo = ' modulo permutation' if 'matched' in str(arrays['variants'][v]) else ''
-    return f'they lie in one basin{modulo}, {bound}.'
-  if low > SAME_BASIN:
-    return f'no permutation that was found puts them into one basin, {bound}.'
-  return f'whether they lie in one basin, {bound}, cannot be told from so few examples.'
+def _cells(arrays: Arrays, place: tuple[int, int]) -> list[str]:
+  """Barriers of loss and accuracy with their intervals, and the verdict."""
+  return [
+    intervals.text(arrays, 'loss', place),
+    intervals.text(arrays, 'error', place, 100),
+    one_basin(arrays['error/low'][place], arrays['error/high'][place]),
+  ]
 
 
 def _how(arrays: Arrays) -> str:
@@ -158,10 +181,15 @@ def _how(arrays: Arrays) -> str:
   statistics = (
     " Re-estimated: BatchNorm's statistics are those of each point." if reestimated else ''
   )
-  return (
-    f'Matched: the units of the second network are permuted to resemble those of the first.{statistics} '
-    f'{distillation} distillation and {test} test examples; 95 % bootstraps over examples.'
-  )
+  return f'{_aligned(arrays)}{statistics} {distillation} distillation, {test} test examples.'
+
+
+def _aligned(arrays: Arrays) -> str:
+  if 'alignment_examples' not in arrays:
+    return 'No alignment.'
+  chosen, overlap = arrays['alignment_examples']
+  among = f' ({overlap} of them measured, too)' if overlap else ''
+  return f'Aligned: units permuted, as is best on {chosen} other examples{among}.'
 
 
 # Curves.
@@ -210,29 +238,24 @@ def _draw_curves(axes: 'Axes', arrays: Arrays, key: str, q: int, factor: float) 
 
 
 def caption_paths(arrays: Arrays) -> str:
-  pairs = [
-    f'{a} to {b}: '
-    + ', '.join(
-      f'{variant} {intervals.text(arrays, "loss", (q, v))}{_on_test(arrays, q, v)}'
-      for v, variant in enumerate(arrays['variants'])
-    )
-    for q, (a, b) in enumerate(arrays['pair_names'][:PAIRS_IN_A_BAND])
-  ]
-  if more := len(arrays['pair_names']) - len(pairs):
-    pairs.append(f'and {more} more pairs, whose numbers are in the .npz')
   return (
-    'Along paths between networks; shades are intervals. Barriers of the distillation loss: '
-    f'{"; ".join(pairs)}. The curve is a quadratic Bezier (Garipov et al. 2018) whose middle was trained '
-    f'for {arrays["bezier_steps"]} steps on distillation examples, those of the first row among them, '
-    f'so that the test set is its judge. {_how(arrays)}'
+    f'Along paths between networks, with 95 % bands. The curve is a quadratic Bezier (Garipov et al. 2018), '
+    f'trained for {arrays["bezier_steps"]} steps on examples that include the measured distillation '
+    f'examples. {_how(arrays)}'
   )
 
 
-def _on_test(arrays: Arrays, q: int, v: int) -> str:
-  """What says how good a curve is that was trained on the examples of its loss."""
-  if not str(arrays['variants'][v]).startswith('curve'):
-    return ''
-  return f' (test accuracy falls by {intervals.text(arrays, "error", (q, v), 100)} %)'
+def table_paths(arrays: Arrays) -> list[list[str]]:
+  unit, percent = arrays['loss_unit'], 100 * SAME_BASIN
+  heading = ['Barrier', 'path', f'loss ({unit})', 'accuracy (%)', f'within {percent:g} %?']
+  return [
+    heading,
+    *(
+      [f'{a} to {b}', str(variant), *_cells(arrays, (q, v))]
+      for q, (a, b) in enumerate(arrays['pair_names'])
+      for v, variant in enumerate(arrays['variants'])
+    ),
+  ]
 
 
 # Bars.
@@ -245,10 +268,10 @@ def draw_layers(arrays: Arrays) -> 'Figure':
   all_axes = figure.subplots(1, len(BARS), sharey=True)
   rows_L = np.arange(len(layers))
   for axes, (key, label, factor) in zip(all_axes, BARS, strict=True):
-    for c, (change, (color, _)) in enumerate(zip(changes, LOOKS[1:], strict=False)):
+    for c, (change, (color, _)) in enumerate(zip(changes, LOOKS, strict=False)):
       mean_L, low_L, high_L = (factor * arrays[f'{key}{end}'][c] for end in ENDS)
-      place_L = rows_L + 0.27 * (c - (len(changes) - 1) / 2)
-      axes.barh(place_L, mean_L, 0.25, color=color, label=str(change))
+      place_L = rows_L + 0.21 * (c - (len(changes) - 1) / 2)
+      axes.barh(place_L, mean_L, 0.2, color=color, label=str(change))
       ink = figures.COLORS['ink']
       axes.hlines(place_L, low_L, high_L, color=ink, linewidth=1)
     axes.axvline(0, color=figures.COLORS['ink'], linewidth=1)
@@ -263,22 +286,23 @@ def draw_layers(arrays: Arrays) -> 'Figure':
 
 
 def caption_layers(arrays: Arrays) -> str:
-  key = 'test/predictive_kl'
-  replaced = [str(x) for x in arrays['changes']].index('replaced, matched')
-  most, least = (pick(np.abs(arrays[key][replaced])) for pick in (np.argmax, np.argmin))
-  said = lambda layer: f'{arrays["layers"][layer]} {intervals.text(arrays, key, (replaced, layer))}'
-  student = ', '.join(
-    f'{intervals.text(arrays, f"student/{key}", (), factor)}{unit}'
-    for key, factor, unit in (
-      ('test/predictive_kl', 1, ' nats'),
-      ('test/top1_agreement', 100, ' %'),
-    )
-  )
   return (
-    'The student with one layer moved to that of teacher 0, halfway or all the way, against the student '
-    f'itself (KL to the ensemble and agreement: {student}). Replaced and matched, the KL changes most by '
-    f'{said(most)} and least by {said(least)} nats. Matched: the units of the teacher are first permuted '
-    "to resemble the student's, by their weights. BatchNorm's statistics, if there are any, are "
-    're-estimated at each point. Intervals are of the paired differences, 95 % bootstraps over '
-    f'{arrays["num_examples"][1]} test examples.'
+    'What changes if one layer of the student moves to that of teacher 0, halfway or all the way. Lines are '
+    f'95 % bootstraps of paired differences over {arrays["num_examples"][1]} test examples. BatchNorm is '
+    f're-estimated. {_aligned(arrays)}'
   )
+
+
+def table_layers(arrays: Arrays) -> list[list[str]]:
+  key, agreement = 'test/predictive_kl', 'test/top1_agreement'
+  student = [
+    intervals.text(arrays, f'student/{name}', (), factor)
+    for name, factor in ((key, 1), (agreement, 100))
+  ]
+  rows = [['Layer', 'change', 'KL (nats)', 'agreement (%)'], ['none', 'the student', *student]]
+  for layer, c in np.ndindex(arrays[key].T.shape):
+    change = [
+      intervals.text(arrays, name, (c, layer), f) for name, f in ((key, 1), (agreement, 100))
+    ]
+    rows.append([str(arrays['layers'][layer]), str(arrays['changes'][c]), *change])
+  return rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.figures import SAME_BASIN
+from analysis.figures import SAME_BASIN, one_basin
 from kdjax import figures, intervals
 
 if TYPE_CHECKING:
@@ -73,43 +73,42 @@ def draw_forks(arrays: Arrays) -> 'Figure':
 
 
 def caption_forks(arrays: Arrays) -> str:
-  first, last = 0, len(arrays['steps']) - 1
-  key = 'barrier/test/accuracy'
   count = int(arrays['num_continuations'])
-  text = (
-    f'From each kept checkpoint the training goes on {count} times with other orders of the examples, '
-    'and the same views, to the end of its schedule (Frankle et al. 2020). Drawn is the mean barrier on '
-    f'the lines between these ends and the student; dashes are the {count * (count + 1) // 2} pairs. '
-    f'In KL on the test set it is {intervals.text(arrays, "barrier/test/predictive_kl", first)} nats from step '
-    f'{arrays["steps"][first]} and {intervals.text(arrays, "barrier/test/predictive_kl", last)} from step '
-    f'{arrays["steps"][last]}; the ends predict the same class on {intervals.text(arrays, "agreement", first, 100)} '
-    f'and {intervals.text(arrays, "agreement", last, 100)} % of the test set. '
+  return (
+    f'From kept checkpoints the training goes on {count} times with other orders of the examples, to the '
+    'end of its schedule (Frankle et al. 2020). Mean barriers between these ends and the student (dashes: '
+    f'pairs). Crosses: diverged. {how(arrays)}'
   )
-  if arrays['diverged'].any():
-    texts = [
-      f'{row.sum()} of {count} from step {step}'
-      for step, row in zip(arrays['steps'], arrays['diverged'], strict=True)
-      if row.any()
+
+
+def table_forks(arrays: Arrays) -> list[list[str]]:
+  heading = ['Step of the fork', 'KL barrier, test (nats)', 'accuracy barrier, test (%)']
+  rows = [[*heading, 'agreement of ends (%)', 'diverged', 'one basin?']]
+  for k, step in enumerate(arrays['steps']):
+    cells = [
+      intervals.text(arrays, 'barrier/test/predictive_kl', k),
+      intervals.text(arrays, 'barrier/test/accuracy', k, 100),
+      intervals.text(arrays, 'agreement', k, 100),
+      f'{arrays["diverged"][k].sum()} of {arrays["num_continuations"]}',
     ]
-    text += f'Continuations that diverged, which are left out (crosses): {", ".join(texts)}. '
-  stable = stable_from(arrays[key])
-  if stable is None:
-    text += (
-      f'Even the last fork loses {intervals.text(arrays, key, last, 100)} % of accuracy on the way.'
-    )
-  else:
-    text += (
-      f'From step {arrays["steps"][stable]} on ({100 * arrays["fractions"][stable]:.3g} % of training) '
-      f'less than {100 * SAME_BASIN:g} % of test accuracy is lost on the way, which is called stable.'
-    )
-  return f'{text} {how(arrays)}'
+    rows.append([str(step), *cells, verdicts(arrays, 'barrier/test/accuracy')[k]])
+  stable = stable_from(verdicts(arrays, 'barrier/test/accuracy'))
+  share = lambda k: f'step {arrays["steps"][k]} ({100 * arrays["fractions"][k]:.3g} % of training)'
+  answer = 'no fork' if stable is None else share(stable)
+  return [*rows, ['one basin from', answer, '', '', '', '']]
 
 
-def stable_from(barriers_K: np.ndarray) -> int | None:
-  """The first fork from which on all barriers in accuracy are below `SAME_BASIN`."""
-  unstable = np.flatnonzero(~(np.asarray(barriers_K) < SAME_BASIN))
-  first = unstable[-1] + 1 if len(unstable) else 0
-  return int(first) if first < len(barriers_K) else None
+def verdicts(arrays: Arrays, key: str) -> list[str]:
+  """`one_basin` of each entry of a barrier of the accuracy."""
+  ends = (np.ravel(arrays[f'{key}/{end}']) for end in ('low', 'high'))
+  return [one_basin(low, high) for low, high in zip(*ends, strict=True)]
+
+
+def stable_from(verdicts_K: list[str]) -> int | None:
+  """The first fork from which on all ends are in one basin; None if there is none."""
+  others = [k for k, verdict in enumerate(verdicts_K) if verdict != 'yes']
+  first = others[-1] + 1 if others else 0
+  return first if first < len(verdicts_K) else None
 
 
 def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
@@ -174,38 +173,29 @@ def _draw_controls(
 
 
 def caption_returns(arrays: Arrays) -> str:
-  ratios = arrays['distance/after'] / np.where(
-    arrays['radii'] > 0, arrays['distance/before'], np.nan
-  )
-  largest = arrays['radii'].max()
-  texts = []
-  for name in DIRECTIONS:
-    (row,) = np.flatnonzero((arrays['directions'] == name) & (arrays['radii'] == largest))
-    text = f'{name} (curvature {arrays["curvatures"][row]:.3g})'
-    if np.isnan(ratios[row]):
-      texts.append(f'{text} diverged')
-    else:
-      texts.append(
-        f'{text} ends at {ratios[row]:.2g} of the distance from which it began, with a KL of '
-        f'{intervals.text(arrays, "after/test/predictive_kl", row)} nats and a barrier of '
-        f'{intervals.text(arrays, "barrier/test/accuracy", row, 100)} % of accuracy'
-      )
-  gone_S = np.isnan(arrays['distance/after'])
-  gone = [
-    f'{name} {radius:g}'
-    for name, radius in zip(arrays['directions'][gone_S], arrays['radii'][gone_S], strict=True)
-  ]
-  diverged = f'Diverged (crosses): {", ".join(gone)}. ' if gone else ''
-  stable = int((arrays['barrier/test/accuracy'][1:] < SAME_BASIN).sum())
   return (
-    f"The first teacher's weights are moved by a radius and distilled again for {arrays['num_epochs']:g} "
-    "epochs, by the student's schedule in that time. Random directions are filter-normalised, sharp is "
-    'the top eigenvector of the Hessian of the distillation loss of '
-    f'{arrays["num_curvature_examples"]} examples, and flat has next to no curvature. {diverged}From a radius of {largest:g}, on the test set: {"; ".join(texts)}. '
-    f'From the teacher itself the KL is {intervals.text(arrays, "after/test/predictive_kl", 0)} nats. {stable} of '
-    f'{len(arrays["radii"]) - 1} ends are joined to the teacher by a line that loses less than '
-    f'{100 * SAME_BASIN:g} % of test accuracy. {how(arrays, where="everywhere, at the ends, too")}'
+    f"Teacher 0's weights are moved by a radius and distilled again for {arrays['num_epochs']:g} epochs, by "
+    "the student's schedule in that time. Lines: after it; dotted: before it. Crosses: diverged. "
+    f'{how(arrays, where="everywhere")}'
   )
+
+
+def table_returns(arrays: Arrays) -> list[list[str]]:
+  heading = ['Direction', 'radius', 'curvature', 'distance after / before', 'KL, test (nats)']
+  rows = [[*heading, 'accuracy barrier, test (%)', 'one basin?']]
+  for s, (name, radius) in enumerate(zip(arrays['directions'], arrays['radii'], strict=True)):
+    ratio = arrays['distance/after'][s] / arrays['distance/before'][s] if radius else np.nan
+    moved = [str(name), f'{radius:g}', f'{arrays["curvatures"][s]:.3g}']
+    cells = [
+      *(moved if radius else ['none', '0', '']),
+      '' if np.isnan(ratio) else f'{ratio:.3g}',
+      intervals.text(arrays, 'after/test/predictive_kl', s),
+      intervals.text(arrays, 'barrier/test/accuracy', s, 100),
+      verdicts(arrays, 'barrier/test/accuracy')[s],
+    ]
+    gone = np.isnan(arrays['distance/after'][s])
+    rows.append([*cells[:3], 'diverged', '', '', ''] if gone else cells)
+  return rows
 
 
 # In common.
@@ -240,10 +230,5 @@ def draw_interval(
 def how(arrays: Arrays, of: str = '', where: str = 'between trained networks') -> str:
   """On what, with which statistics and which errors it was measured; `of` says whose errors."""
   distillation, test = arrays['num_examples']
-  text = (
-    f'Measured on {distillation} distillation and {test} test examples, the same everywhere; '
-    f'intervals{of} are 95 % bootstraps over examples.'
-  )
-  if arrays['reestimated']:
-    text += f" BatchNorm's statistics are re-estimated {where}."
-  return text
+  text = f'{distillation} distillation, {test} test examples; 95 % bootstraps{of}.'
+  return text + (f' BatchNorm is re-estimated {where}.' if arrays['reestimated'] else '')

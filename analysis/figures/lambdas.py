@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures.basins import SETS, draw_interval, how
+from analysis.figures import SAME_BASIN
+from analysis.figures.basins import SETS, draw_interval, how, verdicts
 from kdjax import figures, intervals
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
+# BatchNorm's statistics on the line to the teacher: colour and line of the barrier.
+STATISTICS = {
+  'raw': (figures.COLORS['ink'], 's--'),
+  're-estimated': (figures.COLORS['teacher'], 'o-'),
+}
 NUM_LEVELS = 16
 PLANES_IN_A_ROW = 2
 LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
@@ -30,7 +36,7 @@ LABELS = {'random': 'random weights', 'initial': 'initial student', 'student': '
 
 
 def draw_lambdas(arrays: Arrays) -> 'Figure':
-  """Above, fidelity against λ; below, the planes with one colour scale."""
+  """Above, fidelity and barriers to the teacher against λ; below, the planes with one colour scale."""
   from matplotlib.colors import LogNorm
   from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -73,7 +79,8 @@ def draw_lambdas(arrays: Arrays) -> 'Figure':
 
 def _draw_fidelity(figure: Any, arrays: Arrays) -> None:
   panels = (('predictive_kl', 'KL (nats)', 1), ('top1_agreement', 'agreement (%)', 100))
-  for axes, (name, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
+  *of_fidelity, barrier = figure.subplots(1, 3)
+  for axes, (name, label, scale) in zip(of_fidelity, panels, strict=True):
     for of, (color, line) in SETS.items():
       draw_interval(axes, arrays, 'lambdas', f'final/{of}/{name}', scale, color, line, of)
       several_L = arrays['num_students'] > 1
@@ -81,8 +88,17 @@ def _draw_fidelity(figure: Any, arrays: Arrays) -> None:
       axes.plot(arrays['lambdas'][several_L], dots_LS, '_', color=color, alpha=0.5)
     axes.set_xlabel('λ of the initial student')
     axes.set_ylabel(label)
-  axes = figure.axes[0]
-  figure.legend(*axes.get_legend_handles_labels(), loc='outside upper left', ncols=2)
+  for name, (color, line) in STATISTICS.items():
+    if f'barrier/{name}/test/accuracy' in arrays:
+      key = f'barrier/{name}/test/accuracy'
+      draw_interval(barrier, arrays, 'lambdas', key, 100, color, line, name)
+  barrier.axhline(100 * SAME_BASIN, color=figures.COLORS['ink'], linewidth=1, linestyle=':')
+  barrier.set_ylim(bottom=0)
+  barrier.set_xlabel('λ of the initial student')
+  barrier.set_ylabel('barrier: accuracy (%)')
+  barrier.legend(fontsize=9)
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside upper left', ncols=2)
 
 
 def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
@@ -118,35 +134,37 @@ def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
 
 
 def caption_lambdas(arrays: Arrays) -> str:
-  ends = (0, len(arrays['lambdas']) - 1)
-  parts = []
-  for name, unit, scale in (('predictive_kl', 'nats', 1), ('top1_agreement', '%', 100)):
-    for of in SETS:
-      values = [intervals.text(arrays, f'final/{of}/{name}', i, scale) for i in ends]
-      what = 'KL' if unit == 'nats' else 'agreement'
-      parts.append(f'{what} ({of}) from {values[0]} to {values[1]} {unit}')
-  low, high = (arrays['lambdas'][i] for i in ends)
-  of = ' of a single student' if (arrays['num_students'] > 1).any() else ''
+  several = (arrays['num_students'] > 1).any()
+  of = " over examples, or Student's t over students (dashes)" if several else ''
   return (
-    'Students that start at λ teacher + (1 − λ) random, with the first member for the teacher (paper, '
-    f'Figure 6b, c). From λ = {low:g} to {high:g}: {"; ".join(parts)}. Below, the distillation loss on the '
-    'planes through the teacher, the random weights and each final student, on which the initial one '
-    f'lies, too. {_students(arrays)} {how(arrays, of)}'
+    'Students that start at λ teacher + (1 − λ) random (paper, Figure 6b, c): fidelity, and the barrier of '
+    'the test accuracy on the line to the teacher. Below, the loss on planes through teacher, random weights '
+    f'and each final student. {how(arrays, of, "on planes")}'
   )
 
 
-def _students(arrays: Arrays) -> str:
-  """How many there are of each λ, and what the intervals are of."""
-  several_L = arrays['num_students'] > 1
-  if not several_L.any():
-    return 'There is one student for each λ: intervals say nothing of other seeds.'
-  counts = ', '.join(
-    f'{count} students of λ = {value:g}'
-    for value, count in zip(arrays['lambdas'], arrays['num_students'], strict=True)
-    if count > 1
-  )
-  others = '' if several_L.all() else ' Of the other λ there is one.'
-  return (
-    f"Drawn are means of {counts}, which differ in their seeds (dashes), with 95 % intervals of Student's "
-    f't over them; the planes are of the first.{others}'
-  )
+def table_lambdas(arrays: Arrays) -> list[list[str]]:
+  statistics = [name for name in STATISTICS if f'barrier/{name}/test/accuracy' in arrays]
+  heading = [
+    'λ',
+    'students',
+    'KL, test (nats)',
+    'agreement, test (%)',
+    'agreement, distillation (%)',
+  ]
+  for name in statistics:
+    heading += [f'accuracy barrier, {name} (%)', 'one basin?']
+  rows = [heading]
+  for i, value in enumerate(arrays['lambdas']):
+    row = [
+      f'{value:g}',
+      str(arrays['num_students'][i]),
+      intervals.text(arrays, 'final/test/predictive_kl', i),
+      intervals.text(arrays, 'final/test/top1_agreement', i, 100),
+      intervals.text(arrays, 'final/distillation/top1_agreement', i, 100),
+    ]
+    for name in statistics:
+      key = f'barrier/{name}/test/accuracy'
+      row += [intervals.text(arrays, key, i, 100), verdicts(arrays, key)[i]]
+    rows.append(row)
+  return rows

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
+# Distances, and the Euclidean ones that are mapped.
 MAPS = {'disagreement': '1 − agreement', 'jensen_shannon': '√JS'}
+MAPPED = {'disagreement': '√(1 − agreement)', 'jensen_shannon': '√JS'}
 TEACHER = figures.COLORS['teacher']
 LOOKS = {  # marker, face, legend
   'checkpoint': ('o', figures.COLORS['student'], 'student, by step'),
@@ -56,7 +58,7 @@ def draw_predictions(arrays: Arrays) -> 'Figure':
   with figures.style('predictions'):
     figure = figures.blank((8.4, 8.0))
     (upper, lower) = figure.subplots(2, 2, height_ratios=[1, 1.1])
-    for axes, (name, label) in zip(upper, MAPS.items(), strict=True):
+    for axes, (name, label) in zip(upper, MAPPED.items(), strict=True):
       _draw_map(axes, arrays, name, label)
     _draw_matrix(lower[0], arrays)
     _draw_distances(lower[1], arrays)
@@ -143,36 +145,37 @@ def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
 
 
 def caption_pca(arrays: Arrays) -> str:
-  found, null = 100 * arrays['explained'], 100 * arrays['null']
   return (
-    f'Principal components of the {len(arrays["steps"])} kept checkpoints in weight space, labelled by '
-    f'step. The first two explain {found[0]:.1f} and {found[1]:.1f} % of the variance; of a random walk '
-    'in high dimension, which has no structure, observed at the same steps, '
-    f'{null[0]:.1f} and {null[1]:.1f} % (many even steps: 60.8 and 15.2 %; Antognini & Sohl-Dickstein '
-    '2018). Neither has an error: nothing is sampled.'
+    f'Principal components of the {len(arrays["steps"])} kept checkpoints in weight space, labelled by step, '
+    'beside those of a random walk in high dimension, which has no structure, observed at the same steps '
+    '(many even steps: 60.8 and 15.2 %; Antognini & Sohl-Dickstein 2018).'
   )
+
+
+def table_pca(arrays: Arrays) -> list[list[str]]:
+  rows = [['Component', 'explained (%)', 'random walk (%)']]
+  for k, (found, null) in enumerate(zip(arrays['explained'], arrays['null'], strict=True), 1):
+    rows.append([str(k), f'{100 * found:.1f}', f'{100 * null:.1f}'])
+  return rows
 
 
 def caption_predictions(arrays: Arrays) -> str:
-  last = str(arrays['names'][arrays['kinds'] == 'checkpoint'][-1])
-  compared = [last, *arrays['names'][np.isin(arrays['kinds'], ['sibling', 'independent'])]]
-  texts = [
-    f'{label} {", ".join(_to_ensemble(arrays, name, str(who), last) for who in compared)}'
-    for name, label in MAPS.items()
-  ]
   is_mapped = not np.isnan(arrays['jensen_shannon/coords']).any()
   without = '' if is_mapped else ', without the random start, which is far from all'
-  kept = [100 * float(arrays[f'{name}/kept']) for name in MAPS]
   return (
-    f'Predictors by their distance on {int(arrays["num_examples"])} test examples: 1 − top-1 agreement, '
-    'and the square root of the mean Jensen–Shannon divergence in bits; both are between 0 and 1. Above, '
-    f'the plane of classical scaling that keeps most, {kept[0]:.0f} and {kept[1]:.0f} % of the squared '
-    f'distances{without}; what is near on it may be far. Below, the distances themselves. To the ensemble: '
-    f'{"; ".join(texts)}. Intervals: 95 % bootstrap over examples.'
+    f'Predictors by their distance on {int(arrays["num_examples"])} test examples: 1 − top-1 agreement, and '
+    f'√ of the mean Jensen–Shannon divergence in bits. Above, classical scaling to a plane{without}; what is '
+    'near on it may be far. Below, the distances themselves, with 95 % bootstraps over examples.'
   )
 
 
-def _to_ensemble(arrays: Arrays, name: str, who: str, last: str) -> str:
-  i, j = (int(np.flatnonzero(arrays['names'] == x)[0]) for x in (who, 'ensemble'))
-  who = 'student' if who == last else who
-  return f'{who} {intervals.text(arrays, name, (i, j))}'
+def table_predictions(arrays: Arrays) -> list[list[str]]:
+  """Distances to the ensemble, and what the planes keep."""
+  others = arrays['kinds'] != 'ensemble'
+  ensemble = int(np.flatnonzero(~others)[0])
+  rows = [['To the ensemble', *MAPS.values()]]
+  for k in np.flatnonzero(others):
+    distances = [intervals.text(arrays, name, (k, ensemble)) for name in MAPS]
+    rows.append([str(arrays['names'][k]), *distances])
+  kept = [f'{100 * float(arrays[f"{name}/kept"]):.0f} %' for name in MAPS]
+  return [*rows, ['of squared distances, the plane keeps', *kept]]

@@ -2,9 +2,9 @@
 
 Three parts: `barriers` between all pairs of networks, `paths` shows the curves of chosen pairs, and
 `layers` gives the student one layer of the teacher at a time. Networks are compared as they are and
-with their units permuted to match (Ainsworth et al. 2023), with interpolated BatchNorm statistics and
-with re-estimated ones (Jordan et al. 2023, "REPAIR"). Axes: K network, Q pair, V variant of a path,
-T position on it, L layer, C change of a layer, N example, P point.
+aligned (`analysis.matching`), with interpolated BatchNorm statistics and with re-estimated ones (Jordan
+et al. 2023, "REPAIR"). Axes: K network, Q pair, V variant of a path, A alignment, T position on it, L
+layer, C change of a layer, N example, P point.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from analysis import alignment, measure, paths, permutations
+from analysis import matching, measure, paths
 from analysis.figures import barriers as drawing
+from analysis.matching import Aligned, Aligner
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
@@ -25,10 +26,7 @@ from kdjax import keys, progress
 from kdjax.intervals import ENDS
 from kdjax.steps import Variables
 
-MATCHED_EXAMPLES = (
-  256  # behind activations, logits that must not change, and the order of the layers
-)
-TOLERANCE = 1e-3  # of ends and logits, relative where they are above 1; float32 gives about 1e-6
+TOLERANCE = 1e-3  # of ends, relative where they are above 1; float32 gives about 1e-6
 CONTINUOUS = ('distillation/loss', 'test/predictive_kl')
 SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')  # along a path
 
@@ -43,7 +41,7 @@ class Variant:
   """One path between two networks."""
 
   name: str
-  matching: str = ''  # how the second network's units are permuted first: 'weights', 'activations'
+  aligned: bool = False  # whether the second network's units are permuted first
   reestimate: bool = False
   is_curve: bool = False
 
@@ -51,9 +49,8 @@ class Variant:
 _MATRIX_VARIANTS = (
   Variant('as they are'),
   Variant('re-estimated', reestimate=True),
-  Variant('weights matched', 'weights'),
-  Variant('weights matched, re-estimated', 'weights', reestimate=True),
-  Variant('activations matched, re-estimated', 'activations', reestimate=True),
+  Variant('aligned', aligned=True),
+  Variant('aligned, re-estimated', aligned=True, reestimate=True),
 )
 _PATH_VARIANTS = (
   _MATRIX_VARIANTS[0],
@@ -63,82 +60,70 @@ _PATH_VARIANTS = (
 )
 
 
-def _of_model(variants: tuple[Variant, ...], has_statistics: bool) -> list[Variant]:
-  """Without BatchNorm there is nothing to re-estimate, and those that differ in it alone are one."""
-  if has_statistics:
-    return list(variants)
-  bare = [
-    dataclasses.replace(v, name=v.name.replace(', re-estimated', ''), reestimate=False)
-    for v in variants
-    if v.name != 're-estimated'
-  ]
-  return list(dict.fromkeys(bare))
-
-
 # Networks.
 
 
 class _Networks:
-  """Networks of one architecture, what they do on their own, and how they are matched."""
+  """Networks of one architecture, what they do on their own, and how they are aligned."""
 
   def __init__(self, study: Study, names: Sequence[str], settings: Settings, checks: Checks):
     self.study, self.checks = study, checks
     self.points = {name: jax.device_get(study.point(name)) for name in names}
     self.measured = Measure(study, settings.num_examples)
-    student = self.points['student']
-    self.has_statistics = bool(student['batch_stats'])
-    self.spec = permutations.spec_for(self.measured.model, student['params'])
-    batches = self.measured.batches('distillation')
-    inputs = [batch['inputs'][batch['weights'] > 0] for batch in batches]
-    self.inputs_BX = np.concatenate(inputs)[:MATCHED_EXAMPLES]
+    self.has_statistics = bool(self.points['student']['batch_stats'])
+    self.aligner = Aligner(study, settings, checks)
     self._ends: dict[tuple[str, bool], measure.Values] = {}
-    self._permutations: dict[tuple[str, str, str], alignment.Permutations] = {}
-    self._activations: dict[str, dict[str, np.ndarray]] = {}
 
-  def matched(self, name: str, target: str, matching: str) -> Variables:
-    """A network with its units in the order of the target's; checks that its function stays.
+  @property
+  def context(self) -> Arrays:
+    return self.measured.context | self.aligner.context
 
-    Args:
-      matching: 'weights', 'activations', or '' for none.
+  def variants(self, variants: Sequence[Variant]) -> list[Variant]:
+    """The variants that there are for these networks.
+
+    Without BatchNorm there is nothing to re-estimate, and those that differ in it alone are one.
     """
-    if not matching:
-      return self.points[name]
-    matched = alignment.apply(self.spec, self._match(name, target, matching), self.points[name])
-    before, after = (
-      measure.logits(of, self.inputs_BX, model=self.measured.model)
-      for of in (self.points[name], matched)
-    )
-    change = np.abs(after - before).max() / max(1, np.abs(before).max())
-    self.checks.at_most('logits unchanged by permutations', change, TOLERANCE)
-    return matched
+    if self.aligner.lacking:
+      variants = [v for v in variants if not v.aligned]
+    if self.has_statistics:
+      return list(variants)
+    bare = [
+      dataclasses.replace(v, name=v.name.replace(', re-estimated', ''), reestimate=False)
+      for v in variants
+      if v.name != 're-estimated'
+    ]
+    return list(dict.fromkeys(bare))
 
-  def _match(self, name: str, target: str, matching: str) -> alignment.Permutations:
-    key = name, target, matching
-    if key not in self._permutations:
-      self._permutations[key] = self._find(*key)
-    return self._permutations[key]
+  def aligned(self, name: str, target: str) -> Aligned:
+    """A network aligned to a target."""
+    return self.aligner.best(self.points[name], self.points[target])
 
-  def _find(self, name: str, target: str, matching: str) -> alignment.Permutations:
-    if matching == 'activations':
-      return alignment.activation_matching(
-        self.spec, self._activations_of(target), self._activations_of(name)
-      )
-    params = [self.points[of]['params'] for of in (target, name)]
-    rng = keys.numpy_rng(self.study.seed, f'analysis/matching {name} to {target}')
-    return alignment.weight_matching(self.spec, *params, rng)
+  def alignments(self, a: str, b: str) -> Arrays:
+    """All alignments of b to a: how far the loss halfway is above the mean of the ends'.
 
-  def _activations_of(self, name: str) -> dict[str, np.ndarray]:
-    if name not in self._activations:
-      self._activations[name] = alignment.group_activations(
-        self.measured.model, self.points[name], self.inputs_BX, self.spec
-      )
-    return self._activations[name]
+    'halfway' is that on the examples that are measured, 'loss' is the loss itself on those of the choice.
+    """
+    if self.aligner.lacking:
+      return {}
+    found = self.aligned(b, a)
+    ends = [self._at_end(name, True)['distillation/loss'].mean() for name in (a, b)]
+    heights = []
+    for order in found.candidates.values():
+      middle = self.aligner.applied(order, self.points[b])
+      values = matching.halfway(self.measured, self.points[a], middle)
+      heights.append(values['distillation/loss'].mean() - np.mean(ends))
+    return {
+      'alignments/names': np.array(list(found.candidates)),
+      'alignments/loss': np.array(list(found.heights.values())),
+      'alignments/halfway': np.array(heights),
+      'alignments/chosen': np.array(found.chosen),
+    }
 
   def along(
     self, a: str, b: str, variant: Variant, ts_T: np.ndarray, middle: Variables | None = None
   ) -> measure.Values:
     """values_TN along the path from a to b; its ends are checked."""
-    ends = self.points[a], self.matched(b, a, variant.matching)
+    ends = self.points[a], self.aligned(b, a).variables if variant.aligned else self.points[b]
     build, shared = paths.line_point, ends
     if variant.is_curve:
       build, shared = paths.bezier_point, (ends[0], middle, ends[1])
@@ -183,13 +168,13 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
   """Barriers of all pairs of networks, of shape (Q, V); pairs_Q2 are indices of names_K."""
   names = _names(study, settings)
   networks = _Networks(study, names, settings, checks)
-  variants = _of_model(_MATRIX_VARIANTS, networks.has_statistics)
+  variants = networks.variants(_MATRIX_VARIANTS)
   ts_T = np.linspace(0, 1, settings.path_points)
   pairs_Q2 = list(itertools.combinations(range(len(names)), 2))
 
   def compute_pair(a: str, b: str) -> Arrays:
     pieces = [_barriers(networks.along(a, b, v, ts_T), ts_T, study.seed) for v in variants]
-    return stacked(pieces)
+    return stacked(pieces) | networks.alignments(a, b)
 
   found = []
   with progress.bar('barriers', len(pairs_Q2), 'pairs') as show:
@@ -198,7 +183,7 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
       found.append(blocks.get(f'{a} {b}', partial(compute_pair, a, b)))
       show(len(found), f'{a} and {b}')
   return (
-    networks.measured.context
+    networks.context
     | {'names': np.array(names), 'pairs': np.array(pairs_Q2)}
     | {'variants': np.array([variant.name for variant in variants])}
     | stacked(found)
@@ -213,7 +198,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
   pairs = _chosen_pairs(study, settings)
   ends = {name for pair in pairs for name in pair} | {'student'}
   networks = _Networks(study, [name for name in study.names if name in ends], settings, checks)
-  variants = _of_model(_PATH_VARIANTS, networks.has_statistics)
+  variants = networks.variants(_PATH_VARIANTS)
   train_curve = _curve_trainer(study, settings)
   ts_T = np.linspace(0, 1, settings.path_points)
 
@@ -233,7 +218,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
       found.append(blocks.get(f'{a} {b}', partial(compute_pair, a, b)))
       show(len(found), f'{a} to {b}')
   return (
-    networks.measured.context
+    networks.context
     | {'variants': np.array([variant.name for variant in variants])}
     | {'pair_names': np.array(pairs), 'ts': ts_T, 'bezier_steps': np.array(settings.bezier_steps)}
     | stacked(found)
@@ -292,10 +277,11 @@ def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]
 
 # Layer by layer.
 
-_CHANGES = (  # a layer's position on the way to the teacher's, and whether that is matched
-  ('halfway, matched', 0.5, 'weights'),
-  ('replaced, matched', 1.0, 'weights'),
-  ('replaced, not matched', 1.0, ''),
+_CHANGES = (  # a layer's position on the way to the teacher's, and whether that is aligned
+  ('halfway, aligned', 0.5, True),
+  ('replaced, aligned', 1.0, True),
+  ('halfway, as it is', 0.5, False),
+  ('replaced, as it is', 1.0, False),
 )
 
 
@@ -303,27 +289,32 @@ def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Che
   """What one layer of teacher 0 in place of the student's changes, of shape (C, L)."""
   networks = _Networks(study, ['student', 'teacher 0'], settings, checks)
   names = paths.layer_names(networks.points['student'])
-  by_depth = depth_order(networks.measured.model, networks.inputs_BX)
+  inputs_BX = networks.measured.batches('distillation')[0]['inputs']
+  by_depth = depth_order(networks.measured.model, inputs_BX)
   order_L = [names.index(name) for name in by_depth]
 
+  chosen = [change for change in _CHANGES if not (change[2] and networks.aligner.lacking)]
   changes = []
-  with progress.bar('layers', len(_CHANGES), 'changes') as show:
-    for name, t, matching in _CHANGES:
-      changes.append(blocks.get(name, partial(_move_layers, networks, t, matching, order_L)))
+  with progress.bar('layers', len(chosen), 'changes') as show:
+    for name, t, aligned in chosen:
+      changes.append(blocks.get(name, partial(_move_layers, networks, t, aligned, order_L)))
       show(len(changes), name)
   student = networks.measured.variables(networks.points['student'], networks.has_statistics)
   baseline = measure.summary({key: student[key] for key in SHOWN}, study.seed)
   return (
-    networks.measured.context
-    | {'layers': np.array(by_depth), 'changes': np.array([name for name, _, _ in _CHANGES])}
+    networks.context
+    | {'layers': np.array(by_depth), 'changes': np.array([name for name, _, _ in chosen])}
     | {f'student/{key}': x[0] for key, x in baseline.items()}
     | stacked(changes)
   )
 
 
-def _move_layers(networks: _Networks, t: float, matching: str, order_L: list[int]) -> Arrays:
+def _move_layers(networks: _Networks, t: float, aligned: bool, order_L: list[int]) -> Arrays:
   """Differences from the student, paired by example, if one layer moves by t towards the teacher's."""
-  ends = networks.points['student'], networks.matched('teacher 0', 'student', matching)
+  teacher = networks.points['teacher 0']
+  if aligned:
+    teacher = networks.aligned('teacher 0', 'student').variables
+  ends = networks.points['student'], teacher
   none_1L = np.zeros((1, len(order_L)))
   rows_PL = np.concatenate([none_1L, t * np.eye(len(order_L))[order_L], none_1L + 1])
   values = networks.measured.at(paths.layerwise_point, ends, rows_PL, networks.has_statistics)
@@ -365,30 +356,39 @@ PARTS = (
     name='barriers',
     compares_others=True,
     title='Barriers between networks',
-    reads=('num_examples', 'max_members', 'path_points'),
+    answers='do student, teachers, siblings and the start share a basin, as they are or aligned?',
+    reads=(*matching.READS, 'max_members', 'path_points'),
     compute=compute_barriers,
     draw=drawing.draw_barriers,
     caption=drawing.caption_barriers,
+    table=drawing.table_barriers,
     unavailable=pairs_unavailable,
+    version=2,
   ),
   Part(
     name='paths',
     compares_others=True,
     title='Along paths between networks',
-    reads=('num_examples', 'max_members', 'path_points', 'bezier_steps', 'pairs'),
+    answers='what happens on straight lines and on a trained curve between two networks?',
+    reads=(*matching.READS, 'max_members', 'path_points', 'bezier_steps', 'pairs'),
     compute=compute_paths,
     draw=drawing.draw_paths,
     caption=drawing.caption_paths,
+    table=drawing.table_paths,
     unavailable=pairs_unavailable,
     misnamed=misnamed_pairs,
+    version=2,
   ),
   Part(
     name='layers',
     title='Layer by layer from the student to the teacher',
-    reads=('num_examples',),
+    answers='in which layers does the student differ from its teacher?',
+    reads=matching.READS,
     compute=compute_layers,
     draw=drawing.draw_layers,
     caption=drawing.caption_layers,
+    table=drawing.table_layers,
     unavailable=lambda study: study.lacks_teacher,
+    version=2,
   ),
 )

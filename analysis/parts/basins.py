@@ -10,13 +10,14 @@ from functools import partial
 
 import jax
 import numpy as np
+from etils import epath
 from jax.flatten_util import ravel_pytree
 
 from analysis import basins, curvature, geometry, measure, part, paths, surface
 from analysis.figures import basins as drawing
 from analysis.geometry import Tree
 from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
+from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
 from analysis.parts import planes
 from analysis.runs import Study
 from kdjax import keys, progress
@@ -38,8 +39,8 @@ def compute_forks(study: Study, settings: Settings, blocks: Blocks, checks: Chec
   def ends_of(step: int) -> list[Variables | None]:
     found = [study.student()]
     for index in range(settings.fork_seeds):
-      folder = study.folder / 'forks' / f'step_{step}_seed_{index}'
-      name, seed = f'fork {index + 1} of step {step}', basins.order_seed(run, index)
+      folder, seed = _fork_folder(study, step, index), basins.order_seed(run, index)
+      name = _fork_name(step, index, settings)
       found.append(basins.continued(run, distil, folder, step, seed, name))
     return found
 
@@ -58,6 +59,26 @@ def compute_forks(study: Study, settings: Settings, blocks: Blocks, checks: Chec
     | measured.context
     | stacked(rows)
   )
+
+
+def _fork_folder(study: Study, step: int, index: int) -> epath.Path:
+  return study.folder / 'forks' / f'step_{step}_seed_{index}'
+
+
+def _fork_name(step: int, index: int, settings: Settings) -> str:
+  return f'forks: {index + 1} of {settings.fork_seeds} from step {step}'
+
+
+def fork_trainings(study: Study, settings: Settings) -> list[Training]:
+  num_steps = study.run.plan('student').num_steps
+  return [
+    Training(
+      _fork_name(step, index, settings),
+      0 if basins.is_trained(_fork_folder(study, step, index)) else num_steps - step,
+    )
+    for step in basins.fork_steps(study.steps, settings.num_forks)
+    for index in range(settings.fork_seeds)
+  ]
 
 
 def _compare(
@@ -131,15 +152,14 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   teacher = jax.device_get(study.member(0))
   norm = geometry.norm(teacher['params'])
   directions, curvatures, num_examples = _directions(study, settings, teacher, checks)
-  starts = [('random', 0.0), *itertools.product(directions, sorted(set(settings.return_radii)))]
-  reads = {'version': VERSION} | {name: getattr(settings, name) for name in STARTS_READ}
-  folder = study.folder / 'returns' / part.digest(reads)
+  starts, folder = _starts(settings), _returns_folder(study, settings)
 
   def distilled(name: str, radius: float) -> Arrays:
     params = basins.moved(teacher['params'], directions[name], radius * norm)
     start = {'params': params, 'batch_stats': teacher['batch_stats']}
     start = measure.reestimated(start, measured.batches('distillation'), measured.model)
-    end = basins.returned(run, distil, folder / f'{name}_{radius!r}', start)
+    label = f'returns: {name} {radius:g}'
+    end = basins.returned(run, distil, folder / f'{name}_{radius!r}', start, label)
     before = measure.summary(measured.variables(start, reestimate=True), study.seed)
     return (
       {f'before/{key}': x[0] for key, x in before.items()}
@@ -165,6 +185,28 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
     | {f'teacher/{k}': x[0] for k, x in own.items()}
     | stacked(rows)
   )
+
+
+def _starts(settings: Settings) -> list[tuple[str, float]]:
+  """Direction and radius of each; the first is the teacher itself."""
+  radii = sorted(set(settings.return_radii))
+  return [('random', 0.0), *itertools.product(drawing.DIRECTIONS, radii)]
+
+
+def _returns_folder(study: Study, settings: Settings) -> epath.Path:
+  reads = {'version': VERSION} | {name: getattr(settings, name) for name in STARTS_READ}
+  return study.folder / 'returns' / part.digest(reads)
+
+
+def return_trainings(study: Study, settings: Settings) -> list[Training]:
+  num_steps = basins.shortened(study.run, settings.return_epochs).config.student.num_steps
+  folder = _returns_folder(study, settings)
+  return [
+    Training(
+      f'{name} {radius:g}', 0 if basins.is_trained(folder / f'{name}_{radius!r}') else num_steps
+    )
+    for name, radius in _starts(settings)
+  ]
 
 
 def _directions(
@@ -256,20 +298,28 @@ PARTS = (
   Part(
     name='forks',
     title='When the basin is decided',
+    answers='from which step on do continuations of the training end in one basin?',
+    training='num_forks x fork_seeds continuations of the student, from kept steps',
     reads=('num_examples', 'path_points', 'num_forks', 'fork_seeds'),
     compute=compute_forks,
     draw=drawing.draw_forks,
     caption=drawing.caption_forks,
+    table=drawing.table_forks,
+    trains=fork_trainings,
     unavailable=_forks_unavailable,
     version=2,
   ),
   Part(
     name='returns',
     title='Back to the teacher from around it',
+    answers='does distillation come back to the teacher from a perturbed teacher?',
+    training='3 x return_radii + 1 students for return_epochs each',
     reads=RETURNS_READ,
     compute=compute_returns,
     draw=drawing.draw_returns,
     caption=drawing.caption_returns,
+    table=drawing.table_returns,
+    trains=return_trainings,
     unavailable=lambda study: study.lacks_teacher,
     version=VERSION,
   ),

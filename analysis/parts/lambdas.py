@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from analysis import basins, geometry, measure
+from analysis import basins, geometry, measure, paths
 from analysis.figures import lambdas as drawing
 from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
+from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
 from analysis.parts import planes
 from analysis.runs import Study
 from kdjax import config as config_lib
@@ -37,8 +37,8 @@ def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   """
   lambdas = sorted(set(settings.lambdas))
   runs = [basins.with_lambda(study.run, value) for value in lambdas]
-  for run in runs:
-    student.run(run)
+  for value, run in zip(lambdas, runs, strict=True):
+    student.run(run, name=_training_name(value))
   measured = Measure(study, settings.num_examples)
   trained = [_fidelity(measured, [run, *_more_students(study, run)], study.seed) for run in runs]
   num_students_L = np.array([len(of['students/test/loss']) for of in trained])
@@ -50,8 +50,43 @@ def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Ch
     {'lambdas': np.array(lambdas), 'num_students': num_students_L}
     | measured.context
     | stacked(trained)
+    | _barriers(study, settings, measured, runs)
     | found
   )
+
+
+def _training_name(value: float) -> str:
+  return f'student of λ = {value:g}'
+
+
+def trainings(study: Study, settings: Settings) -> list[Training]:
+  num_steps = study.run.plan('student').num_steps
+  found = []
+  for value in sorted(set(settings.lambdas)):
+    done = basins.is_trained(basins.with_lambda(study.run, value).student_folder)
+    found.append(Training(_training_name(value), 0 if done else num_steps))
+  return found
+
+
+def _barriers(study: Study, settings: Settings, measured: Measure, runs: list[Run]) -> Arrays:
+  """Barriers on the line from teacher 0 to the student of each λ; 'barrier/<statistics>/<key>' of shape (L,).
+
+  <statistics> are those of BatchNorm: 'raw', interpolated; and where the model has some 're-estimated'.
+  """
+  ts_T = np.linspace(0, 1, settings.path_points)
+  teacher, found = study.member(0), []
+  statistics = {'raw': False} | ({'re-estimated': True} if teacher['batch_stats'] else {})
+  for run in runs:
+    line = teacher, student.load(run)
+    of_run = {}
+    for name, reestimate in statistics.items():
+      values = measured.at(paths.line_point, line, ts_T[:, None], reestimate)
+      barriers = basins.barriers_of([values], ts_T, study.seed)
+      of_run |= {
+        f'barrier/{name}/{key}': x for key, x in barriers.items() if not key.endswith('/pairs')
+      }
+    found.append(of_run)
+  return stacked(found)
 
 
 def _more_students(study: Study, run: Run) -> list[Run]:
@@ -169,12 +204,16 @@ PARTS = (
   Part(
     name='lambdas',
     title='Students that start between random weights and the teacher',
-    reads=('num_examples', 'lambdas', 'lambda_resolution'),
+    answers='how near to the teacher must a student start to match it, and to share its basin?',
+    training='a student for each of lambdas that the workdir lacks',
+    reads=('num_examples', 'lambdas', 'lambda_resolution', 'path_points'),
     compute=compute_lambdas,
     draw=drawing.draw_lambdas,
     caption=drawing.caption_lambdas,
+    table=drawing.table_lambdas,
+    trains=trainings,
     unavailable=planes.start_unavailable,
     depends=_students_of_lambdas,
-    version=2,
+    version=3,
   ),
 )

@@ -74,7 +74,9 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
     excess = (d_KK[:, :, None] - d_KK[:, None, :] - d_KK[None, :, :]).max()
     checks.at_most(f'triangle inequality of {name}', excess, ROUNDING)
     coords_K2 = np.full((len(names), 2), np.nan)
-    coords_K2[mapped_K], kept = trajectory.mds(d_KK[mapped_K][:, mapped_K])
+    # Classical scaling wants Euclidean distances. The root of the disagreement is one, as √JS is.
+    euclidean_KK = np.sqrt(d_KK) if name == 'disagreement' else d_KK
+    coords_K2[mapped_K], kept = trajectory.mds(euclidean_KK[mapped_K][:, mapped_K])
     arrays |= {f'{name}/coords': coords_K2, f'{name}/kept': np.array(kept)}
   return arrays | {
     'names': names,
@@ -129,15 +131,20 @@ PARTS = (
     compute=compute_pca,
     draw=drawing.draw_pca,
     caption=drawing.caption_pca,
+    table=drawing.table_pca,
+    answers='does the training move in a few directions, more than a random walk seems to?',
     unavailable=pca_unavailable,
   ),
   Part(
     name='predictions',
     title='Predictors in prediction space',
+    answers='who predicts like whom: checkpoints, teachers, siblings, the ensemble?',
     reads=('num_examples',),
     compute=compute_predictions,
     draw=drawing.draw_predictions,
     caption=drawing.caption_predictions,
+    table=drawing.table_predictions,
     compares_others=True,
+    version=2,
   ),
 )

@@ -1,11 +1,13 @@
 """The training of the student as a path: where it goes, what drives it, and whether it nears a teacher.
 
 Two parts: `trajectory`, distances in weight space and fidelity at the kept checkpoints; `gradients`,
-the distillation gradient there, its noise and its direction. Axes: L layer (the first is all of them),
-T checkpoint, B batch, N example, C class.
+the distillation gradient there, its noise and its direction. Distances and cosines stand beside their
+nulls (`analysis.nulls`). Axes: L layer (the first is all of them), T checkpoint, B batch, K draw of a null,
+A alignment, N example, C class.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,19 +15,86 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from analysis import alignment, measure, permutations, trajectory
+from analysis import alignment, matching, measure, nulls, trajectory
 from analysis.figures import trajectory as drawing
+from analysis.matching import Aligner
 from analysis.measure import Batch, Measure, Objective
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
 from kdjax import devices, keys, models, progress
-from kdjax.errors import ConfigError
 from kdjax.intervals import ENDS
 from kdjax.steps import Variables
 
-NUM_BATCHES = 16  # of the gradient at a checkpoint
-SAME_FUNCTION = 1e-3  # by which float32 may change a KL, in nats
 ROUNDING = 1e-6  # of float64 sums over weights, relative
+
+
+# Networks to compare with.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Networks:
+  """Teacher 0, as it is ('raw') and where there is an alignment 'aligned' to the final student; its nulls.
+
+  A null has a function for each draw that makes the parameters, so that few are in memory at once.
+  """
+
+  teachers: dict[str, Any]
+  nulls: dict[str, list[Callable[[], Any]]]
+  alignments: Arrays  # of teacher 0, by all methods
+
+  @property
+  def compared(self) -> list[tuple[str, str]]:
+    """The (teacher, null) pairs that are compared; the origin, 'origin', is not drawn."""
+    found = []
+    for teacher in self.teachers:
+      own = ('permuted', 'unrelated') if teacher == 'raw' else ('unrelated, aligned',)
+      found += [(teacher, null) for null in (*own, 'origin') if self.nulls.get(null) != []]
+    return found
+
+
+def _networks(study: Study, settings: Settings, checks: Checks) -> _Networks:
+  final, teacher = (jax.device_get(x) for x in (study.student(), study.member(0)))
+  unrelated = study.unrelated_teachers()
+  teachers = {'raw': teacher['params']}
+  drawn = {
+    'permuted': [],
+    'unrelated': [partial(_params_of, load) for load in unrelated.values()],
+    'unrelated, aligned': [],
+  }
+  aligner = Aligner(study, settings, checks)
+  if aligner.lacking:
+    return _Networks(teachers, drawn, aligner.context)
+  found = aligner.best(teacher, final)
+  teachers['aligned'] = found.variables['params']
+  for load in unrelated.values():
+    aligned = aligner.best(jax.device_get(load()), final).variables['params']
+    drawn['unrelated, aligned'].append(lambda aligned=aligned: aligned)
+  spec = aligner.spec(teacher)
+  bare = {'params': teacher['params']}
+  drawn['permuted'] = [
+    partial(_permuted, spec, bare, keys.derive_seed(study.seed, 'analysis/permuted', i))
+    for i in range(nulls.NUM_PERMUTATIONS)
+  ]
+  distances = [
+    trajectory.distances(alignment.apply(spec, order, bare)['params'], final['params'])[0]
+    for order in found.candidates.values()
+  ]
+  alignments = {
+    'alignments/names': np.array(list(found.candidates)),
+    'alignments/loss': np.array(list(found.heights.values())),
+    'alignments/distance': np.array(distances),
+    'alignments/chosen': np.array(found.chosen),
+  }
+  return _Networks(teachers, drawn, alignments | aligner.context)
+
+
+def _params_of(load: Callable[[], Variables]) -> Any:
+  return _params(load())
+
+
+def _permuted(spec: Any, bare: Variables, seed: int) -> Any:
+  order = alignment.random_permutations(spec, np.random.default_rng(seed))
+  return alignment.apply(spec, order, bare)['params']
 
 
 # Computing.
@@ -34,18 +103,25 @@ ROUNDING = 1e-6  # of float64 sums over weights, relative
 def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """Distances to teacher 0 as it is and aligned to the final student, path length, fidelity."""
   measured = Measure(study, settings.num_examples)
-  teachers = _teachers(study, measured, checks)
+  networks = _networks(study, settings, checks)
   points = [_params(study.student(step)) for step in study.steps]
   path = trajectory.path(points)
   excess_TL = path['displacement'] / np.maximum(path['length'], 1e-30) - 1
   checks.at_most('displacement over path length', excess_TL.max(), ROUNDING)
-  of_layers = path | {'teacher_norm': np.sqrt(trajectory.dots(teachers['raw'], teachers['raw']))}
-  for name, teacher in teachers.items():
+  of_layers = path
+  for name, teacher in networks.teachers.items():
     of_layers[f'distance/{name}'] = np.stack([trajectory.distances(p, teacher) for p in points])
     of_layers[f'cosine/{name}'] = np.stack([trajectory.cosines(p, teacher) for p in points])
-  last = [of_layers[f'distance/{name}'][-1, 0] for name in ('aligned', 'raw')]
-  checks.at_most('aligned over raw distance', last[0] / max(last[1], 1e-30) - 1, ROUNDING)
-  arrays = _in_order_of_depth(study, measured, of_layers)
+  of_layers['null/origin'] = np.sqrt(np.stack([trajectory.dots(p, p) for p in points]))
+  for name, draws in networks.nulls.items():
+    if draws:
+      of_layers[f'null/{name}'] = np.stack(
+        [[trajectory.distances(p, params) for p in points] for params in _made(draws)]
+      )
+  for teacher, null in networks.compared:
+    found = nulls.excess(of_layers[f'distance/{teacher}'], of_layers[f'null/{null}'])
+    of_layers |= {f'excess/{teacher}/{null}{end}': x for end, x in found.items()}
+  arrays = _in_order_of_depth(study, measured, of_layers) | networks.alignments
   with progress.bar('trajectory', len(study.steps), 'checkpoints') as show:
     at_steps = []
     for done, step in enumerate(study.steps, 1):
@@ -55,18 +131,24 @@ def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks:
   return arrays | {key: np.concatenate([of[key] for of in at_steps]) for key in at_steps[0]}
 
 
+def _made(draws: list[Callable[[], Any]]) -> Iterator[Any]:
+  """The networks of a null, one at a time."""
+  return (make() for make in draws)
+
+
 def compute_gradients(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """Norm and noise of the distillation gradient, and its cosine with the direction to teacher 0."""
-  measured = Measure(study, settings.num_examples)
-  teachers = _teachers(study, measured, checks)
-  batches = gradient_batches(measured, study.seed)
+  batch_size = study.run.config.student.batch_size
+  measured = Measure(study, settings.gradient_batches * batch_size)
+  networks = _networks(study, settings, checks)
+  batches = gradient_batches(measured, batch_size)
   step_fn = devices.parallel(
     partial(gradient_step, model=measured.model, objective=measured.objective('distillation'))
   )
 
   def gradients_at(step: int) -> Arrays:
     temperature = measured.temperature(step)
-    found = _gradients_at(study, batches, step_fn, teachers, step, temperature)
+    found = _gradients_at(study, batches, step_fn, networks, step, temperature)
     return found | {'temperature': np.array(temperature)}
 
   with progress.bar('gradients', len(study.steps), 'checkpoints') as show:
@@ -76,24 +158,26 @@ def compute_gradients(study: Study, settings: Settings, blocks: Blocks, checks: 
       show(done)
   of_layers = stacked(at_steps)
   temperature_T = of_layers.pop('temperature')
-  of_layers['sizes'] = trajectory.sizes(teachers['raw'])
+  for name in networks.nulls.keys() & {key.removeprefix('null/') for key in of_layers}:
+    of_layers[f'null/{name}'] = of_layers[f'null/{name}'].swapaxes(0, 1)  # K first
   beside = {
     'temperature': temperature_T,
     'num_batches': np.array(len(batches)),
-    'batch_size': _size(batches),
+    'batch_size': np.array(batch_size),
   }
-  return _in_order_of_depth(study, measured, of_layers) | beside
+  return _in_order_of_depth(study, measured, of_layers) | beside | networks.alignments
 
 
 def _gradients_at(
   study: Study,
   batches: list[Batch],
   step_fn: Callable[..., Any],
-  teachers: dict[str, Any],
+  networks: _Networks,
   step: int,
   temperature: float,
 ) -> Arrays:
   variables = study.student(step)
+  params = _params(variables)
   at = variables, np.float32(temperature)
   gradients = [
     jax.device_get(
@@ -102,11 +186,31 @@ def _gradients_at(
     for i, batch in enumerate(batches)
   ]
   gram_LBB = trajectory.gram(gradients)
-  found = trajectory.gradient_noise(gram_LBB, int(_size(batches)))
-  for name, teacher in teachers.items():
-    direction = trajectory.difference(teacher, _params(variables))
-    cosines = trajectory.descent_cosines(gradients, direction, gram_LBB)
-    found |= {f'cosine/{name}{end}': cosines[f'cosine{end}'] for end in ENDS}
+  found = trajectory.gradient_noise(gram_LBB, len(batches[0]['labels']))
+  origin = jax.tree.map(np.zeros_like, params)
+  targets = {name: [lambda teacher=x: teacher] for name, x in networks.teachers.items()}
+  targets |= {'origin': [lambda: origin]} | {k: x for k, x in networks.nulls.items() if x}
+  cosines = {
+    name: trajectory.descent_cosines(
+      gradients, (trajectory.difference(x, params) for x in _made(draws)), gram_LBB
+    )
+    for name, draws in targets.items()
+  }
+  for name, (values_KL, without_BKL) in cosines.items():
+    if name in networks.teachers:
+      of_ends = trajectory.jackknife(values_KL[0], without_BKL[:, 0])
+      found |= {f'cosine/{name}{end}': x for end, x in zip(ENDS, of_ends, strict=True)}
+    else:
+      found[f'null/{name}'] = values_KL[0] if name == 'origin' else values_KL
+  for teacher, null in networks.compared:
+    difference_BL = cosines[teacher][1][:, 0] - cosines[null][1].mean(axis=1)
+    excess = nulls.excess(
+      found[f'cosine/{teacher}'],
+      found[f'null/{null}'],
+      trajectory.jackknife_error(difference_BL),
+      len(batches) - 1,
+    )
+    found |= {f'excess/{teacher}/{null}{end}': x for end, x in excess.items()}
   return found
 
 
@@ -141,53 +245,18 @@ def gradient_step(
   return jax.lax.psum(jax.grad(mean_loss)(variables['params']), models.AXIS_NAME)
 
 
-def gradient_batches(measured: Measure, seed: int) -> list[Batch]:
-  """The distillation examples in random order in up to NUM_BATCHES batches of one size.
+def gradient_batches(measured: Measure, batch_size: int) -> list[Batch]:
+  """The distillation examples, which are in random order, in batches of the size of training's.
 
-  The size divides by the number of devices; what is left over is left out.
-
-  Raises:
-    ConfigError: there are too few examples.
+  What is left over is left out, since BatchNorm and the noise of a gradient depend on the size.
   """
-  padded, num_devices = measured.batches('distillation'), jax.local_device_count()
+  padded = measured.batches('distillation')
   examples = {
     key: np.concatenate([batch[key][batch['weights'] > 0] for batch in padded])
     for key in ('inputs', 'labels', 'teacher_log_probs')
   }
-  count = len(examples['labels'])
-  size = max(count // NUM_BATCHES // num_devices, 1) * num_devices
-  num_batches = min(count // size, NUM_BATCHES)
-  if num_batches < trajectory.MIN_BATCHES:
-    raise ConfigError(
-      [
-        f'--num_examples: {count} examples are too few for the noise of gradients; allowed here: '
-        f'{trajectory.MIN_BATCHES * num_devices} or more'
-      ]
-    )
-  order_N = keys.numpy_rng(seed, 'analysis/gradients').permutation(count)  # a folder's is by class
-  return [
-    {key: x[order_N[i * size : (i + 1) * size]] for key, x in examples.items()}
-    for i in range(num_batches)
-  ]
-
-
-def _size(batches: list[Batch]) -> np.ndarray:
-  return np.array(len(batches[0]['labels']))
-
-
-def _teachers(study: Study, measured: Measure, checks: Checks) -> dict[str, Any]:
-  """The parameters of teacher 0, 'raw' and 'aligned': its units permuted to match the final student's.
-
-  The permuted teacher is the same function (Ainsworth et al. 2023).
-  """
-  final, teacher = (jax.device_get(x) for x in (study.student(), study.member(0)))
-  spec = permutations.spec_for(measured.model, final['params'])
-  rng = keys.numpy_rng(study.seed, 'analysis/trajectory')
-  matched = alignment.weight_matching(spec, final['params'], teacher['params'], rng)
-  aligned = alignment.apply(spec, matched, teacher)
-  before, after = (measured.variables(x)['test/predictive_kl'] for x in (teacher, aligned))
-  checks.at_most('change of the aligned teacher', np.abs(after - before).max(), SAME_FUNCTION)
-  return {'raw': teacher['params'], 'aligned': aligned['params']}
+  starts = range(0, len(examples['labels']) - batch_size + 1, batch_size)
+  return [{key: x[start : start + batch_size] for key, x in examples.items()} for start in starts]
 
 
 def _params(variables: Variables) -> Any:
@@ -214,24 +283,46 @@ def _in_order_of_depth(study: Study, measured: Measure, of_layers: Arrays) -> Ar
   return arrays | {'layers': np.array(names)[order], 'steps': np.array(study.steps)}
 
 
+def gradients_unavailable(study: Study) -> str | None:
+  plan, least = study.run.plan('student'), trajectory.MIN_BATCHES
+  if plan.num_examples < least * plan.batch_size:
+    return (
+      f'the distillation data, {plan.num_examples} examples, are under {least} batches of '
+      f'student.batch_size = {plan.batch_size}: nothing can be said of the noise of gradients'
+    )
+  return study.lacks_teacher
+
+
+def _unrelated(study: Study, settings: Settings) -> list[str]:
+  """Names of the teachers that nulls are made of."""
+  return list(study.unrelated_teachers())
+
+
 PARTS = (
   Part(
     name='trajectory',
     title='Through weight space, and towards the teacher?',
-    reads=('num_examples',),
+    answers='does the student near its teacher, more than an unrelated teacher or a permuted one?',
+    reads=matching.READS,
     compute=compute_trajectory,
     draw=drawing.draw_trajectory,
     caption=drawing.caption_trajectory,
+    table=drawing.table_trajectory,
     unavailable=lambda study: study.lacks_teacher,
+    depends=_unrelated,
+    version=2,
   ),
   Part(
     name='gradients',
     title='What the distillation gradient points at',
-    reads=('num_examples',),
+    answers='how noisy is the gradient, and does it point at the teacher more than at its nulls?',
+    reads=(*matching.READS, 'gradient_batches'),
     compute=compute_gradients,
     draw=drawing.draw_gradients,
     caption=drawing.caption_gradients,
-    unavailable=lambda study: study.lacks_teacher,
-    version=2,
+    table=drawing.table_gradients,
+    unavailable=gradients_unavailable,
+    depends=_unrelated,
+    version=3,
   ),
 )

@@ -1,0 +1,171 @@
+"""The one alignment that all parts use: of a network of a study to another one.
+
+It is chosen on examples that are not measured, as far as the data have others, by the loss halfway
+between the two networks, with BatchNorm's statistics re-estimated there. It is kept on disk, in
+<study.folder>/alignments, for the parts that need the same one. Axes: B example of a batch, X the axes of
+one input, A candidate.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+
+from analysis import alignment, measure, part, paths, permutations
+from analysis.measure import Measure
+from analysis.part import Arrays, Blocks, Checks, Settings
+from analysis.paths import Batch, Loss
+from analysis.runs import Study
+from kdjax import keys
+from kdjax.checkpoint import digest
+from kdjax.steps import Variables
+
+MATCHED_EXAMPLES = 256  # behind activations, and logits that must not change
+TOLERANCE = 1e-3  # of logits, relative where they are above 1; float32 gives about 1e-6
+VERSION = 1  # raise it when a change of the code gives other alignments
+READS = (
+  'num_examples',
+  'alignment_restarts',
+  'alignment_steps',
+)  # the settings behind an alignment
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+  """A network with its units in the order of another's, and all orders that were tried."""
+
+  variables: Variables
+  chosen: str  # which of the candidates it is
+  candidates: dict[str, alignment.Permutations]
+  heights: dict[str, float]  # the loss halfway, on the examples of the choice
+
+
+class Aligner:
+  """Aligns networks of a study's architecture.
+
+  `lacking` says why there is no alignment for that; it is None if there is.
+  """
+
+  def __init__(self, study: Study, settings: Settings, checks: Checks):
+    self.lacking = permutations.lacks_spec(study.run.student_model)
+    if self.lacking:
+      return
+    self._study, self._settings, self._checks = study, settings, checks
+    count = settings.num_examples
+    self._measured = Measure(study, count, skip=count)
+    self._model = self._measured.model
+    batches = self._measured.batches('distillation')
+    batch_size = study.run.config.student.batch_size
+    self._batches = paths.training_batches(batches, batch_size)
+    inputs = [batch['inputs'][batch['weights'] > 0] for batch in batches]
+    self._inputs_BX = np.concatenate(inputs)[:MATCHED_EXAMPLES]
+    self._loss = partial(
+      paths.batch_loss, model=self._model, objective=self._measured.objective('distillation')
+    )
+    self._blocks = Blocks(study.folder / 'alignments', checks)
+    self._found: dict[str, Aligned] = {}
+
+  @property
+  def context(self) -> dict[str, np.ndarray]:
+    """How many examples the alignments are chosen on, and how many of these are measured, too."""
+    if self.lacking:
+      return {'no_alignment': np.array(self.lacking)}
+    count = self._measured.num_examples('distillation')
+    return {'alignment_examples': np.array([count, self._measured.overlap])}
+
+  def best(self, variables: Variables, target: Variables) -> Aligned:
+    """A network aligned to a target; checks that its function stays."""
+    networks = [digest(variables), digest(target)]
+    reads = {name: getattr(self._settings, name) for name in READS}
+    key = part.digest({'version': VERSION, 'networks': networks, 'settings': reads})
+    if key not in self._found:
+      compute = partial(self._compute, ' '.join(networks), variables, target)
+      self._found[key] = self._aligned(self._blocks.get(key, compute), variables)
+    return self._found[key]
+
+  def applied(self, permutations: alignment.Permutations, variables: Variables) -> Variables:
+    """The network with its units in another order; checks that its function stays.
+
+    Raises:
+      CheckError: its logits change.
+    """
+    permuted = alignment.apply(self.spec(variables), permutations, variables)
+    before, after = (
+      measure.logits(of, self._inputs_BX, model=self._model) for of in (variables, permuted)
+    )
+    change = np.abs(after - before).max() / max(1, np.abs(before).max())
+    self._checks.at_most('logits unchanged by permutations', change, TOLERANCE)
+    return permuted
+
+  def spec(self, variables: Variables) -> permutations.Spec:
+    return permutations.spec_for(self._model, variables['params'])
+
+  def _compute(self, stream: str, variables: Variables, target: Variables) -> Arrays:
+    """All candidates as arrays, with their losses halfway; `stream` decides all draws."""
+    spec = self.spec(variables)
+    key = keys.stream(self._study.seed, 'analysis/learned alignment')
+    found = alignment.best_alignment(
+      spec,
+      target,
+      variables,
+      keys.numpy_rng(self._study.seed, f'analysis/matching {stream}'),
+      height=partial(self._height, target),
+      activations=lambda of: alignment.group_activations(self._model, of, self._inputs_BX, spec),
+      gradient=lambda aligned, step: jax.device_get(
+        _halfway_gradient(
+          target,
+          aligned,
+          self._batches[step % len(self._batches)],
+          jax.random.fold_in(key, step),
+          loss=self._loss,
+        )
+      ),
+      restarts=self._settings.alignment_restarts,
+      num_steps=self._settings.alignment_steps,
+    )
+    arrays = {'chosen': np.array(found.name)}
+    for name, order in found.candidates.items():
+      arrays[f'{name}/height'] = np.array(found.heights[name])
+      for group, units in order.items():
+        arrays |= {f'{name}/{group}/{field}': x for field, x in units._asdict().items()}
+    return arrays
+
+  def _aligned(self, arrays: Arrays, variables: Variables) -> Aligned:
+    groups = self.spec(variables).sizes
+    names = [key.removesuffix('/height') for key in arrays if key.endswith('/height')]
+    candidates = {
+      name: {
+        group: alignment.Units(
+          *(arrays[f'{name}/{group}/{field}'] for field in alignment.Units._fields)
+        )
+        for group in groups
+      }
+      for name in names
+    }
+    heights = {name: float(arrays[f'{name}/height']) for name in names}
+    chosen = str(arrays['chosen'])
+    return Aligned(self.applied(candidates[chosen], variables), chosen, candidates, heights)
+
+  def _height(self, target: Variables, aligned: Variables) -> float:
+    """The mean distillation loss halfway, on the examples of the choice."""
+    values = halfway(self._measured, target, aligned)
+    return float(values['distillation/loss'].mean())
+
+
+def halfway(measured: Measure, a: Variables, b: Variables) -> measure.Values:
+  """values_1N in the middle between two networks, with re-estimated statistics."""
+  return measured.at(paths.line_point, (a, b), np.array([[0.5]]), reestimate=True)
+
+
+@partial(jax.jit, static_argnames='loss')
+def _halfway_gradient(
+  target: Variables, aligned: Variables, batch: Batch, key: jax.Array, *, loss: Loss
+) -> Variables:
+  """The gradient of the loss halfway with respect to the params of `aligned`."""
+
+  def loss_of(params):
+    ends = target, {'params': params, 'batch_stats': aligned['batch_stats']}
+    return loss(paths.line_point(ends, 0.5), batch, key)
+
+  return jax.grad(loss_of)(aligned['params'])
