@@ -58,7 +58,7 @@ LONGEST = (
   'readme',
   'models_dtype',
   'student',
-  'steps',
+  'devices',
   'evaluation',
   'predictions',
 )

@@ -94,7 +94,7 @@ def stepped() -> dict[str, np.ndarray]:
   The state moves by the gradient itself, and all is smooth in it: nothing can part by more than rounding.
   """
   model, optimizer = steps_on_devices.Network(steps_on_devices.CLASSES), optax.sgd(1.0)
-  view = views.make_view(('crop', 'flip'), steps_on_devices.AUGMENTATION)
+  view = views.make_view(('flip',), steps_on_devices.AUGMENTATION)
   step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
   start = steps.init_state(models.init(model, jax.random.key(0), (8, 8, 1)), optimizer)
   share, found = hosts.share(steps_on_devices.BATCH), {}

@@ -27,7 +27,7 @@ SECTION = ConfigDict(
     'weight_decay': 1e-3,
   }
 )
-AUGMENTATION = ConfigDict({'crop_padding': 1, 'noise_probability': 0.3})
+AUGMENTATION = ConfigDict({'noise_probability': 0.3})
 NUM_UNITS = 64  # that dropout drops or not
 
 
@@ -88,10 +88,10 @@ def dropout_masks(*seeds_and_steps: tuple[int, int]) -> list[np.ndarray]:
 
 
 def trained() -> dict[str, np.ndarray]:
-  """What four steps log and leave, predictions, and the masks of dropout."""
+  """What four steps log and leave, predictions, and the masks of dropout. Noise takes labels away."""
   model = Network(CLASSES)
   optimizer = optimizers.make_optimizer(SECTION, 10)
-  view = views.make_view(('crop', 'flip', 'noise'), AUGMENTATION)  # which takes labels away
+  clean, view = (views.make_view(names, AUGMENTATION) for names in ((), ('flip', 'noise')))
   step = devices.parallel(
     partial(
       steps.student_step,
@@ -105,7 +105,7 @@ def trained() -> dict[str, np.ndarray]:
     num_sharded=2,
     donate=True,
   )
-  predict = partial(steps.predict_step, model=model, view=view)
+  predict = partial(steps.predict_step, model=model, view=clean)
   variables = models.init(model, jax.random.key(0), (8, 8, 1))
   state = devices.replicate(steps.init_state(variables, optimizer))
   found = {}
@@ -120,6 +120,7 @@ def trained() -> dict[str, np.ndarray]:
   sharded, last = devices.shard(batch(0)), jax.local_devices()[-1]
   on_all = devices.parallel(predict, gathered_output=True)(state.variables, sharded, SEED)
   found['logits'] = devices.unshard(on_all)
+  # The variables are those that were donated, as copies.
   on_last = devices.parallel(predict, sharded_output=True, device=last)(
     devices.replicate(variables, last), devices.for_one_device(sharded), SEED
   )

@@ -254,7 +254,8 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
 def killed_and_again(tmp_path_factory):
   """Of one process with two devices, and of two that were killed and started again."""
   alone, workdir = (tmp_path_factory.mktemp(name) for name in ('one', 'two'))
-  one = launched.start(alone, *overrides(), num_devices=2)
+  stages = '--stages=teachers,predictions,student,evaluation'
+  one = launched.start(alone, *overrides(), stages, num_devices=2)
   processes = together(workdir, 2, *overrides())
   while not list(workdir.glob(f'students/*/checkpoints/{HALF}')):
     assert processes[0].is_alive(), processes[0].told

@@ -104,22 +104,25 @@ def _torch(part: Part, tiny: bool) -> Iterator[Row]:
   if importlib.util.find_spec('torch') is None:
     yield part.row('', NO_TORCH)
     return
-  from tests.benchmarks import against_torch
+  from tests.benchmarks import against_torch, torch_online
 
   settings = against_torch.Settings(repeats=REPEATS)
   if tiny:
-    against_torch.BATCH = 8
+    torch_online.BLOCKS_PER_STAGE = 1
+    against_torch.DEPTH, against_torch.WIDTH, against_torch.BATCH = 8, 2, 8
     settings = against_torch.Settings(
       num_members=1, num_examples=16, num_epochs=1, num_workers=0, repeats=1
     )
   for row in against_torch.measure(settings):
     ratio = row.ratio if row.ratio == row.ratio else None  # NaN: PyTorch has no such part
-    yield part.row('ResNet-20', row.work, row.kdjax_per_second, ratio, 'PyTorch / kdjax')
+    model = f'ResNet-{against_torch.DEPTH}'
+    over = '' if ratio is None else 'PyTorch / kdjax'
+    yield part.row(model, row.work, row.kdjax_per_second, ratio, over)
 
 
 def _steps(part: Part, tiny: bool, dtype: str = 'float32') -> Iterator[Row]:
   for name in ('LeNet-5',) if tiny else ('ResNet-20', 'LeNet-5'):
-    for per_call in (1, 10):
+    for per_call in (1, _per_call(tiny)):
       settings = _settings(tiny, num_students=1, per_call=per_call, dtype=dtype)
       for row in students.measure(name, settings, ('loop',), 1 if tiny else REPEATS):
         yield part.row(name, f'student, {per_call} a call', row.images_per_second)
@@ -128,15 +131,19 @@ def _steps(part: Part, tiny: bool, dtype: str = 'float32') -> Iterator[Row]:
 def _students(
   part: Part, tiny: bool, names: tuple[str, ...] = ('LeNet-5', 'ResNet-8')
 ) -> Iterator[Row]:
-  settings = _settings(tiny, num_students=2 if tiny else 5, per_call=10)
+  settings = _settings(tiny, num_students=2 if tiny else 5, per_call=_per_call(tiny))
   for name in ('LeNet-5',) if tiny else names:
     for row in students.measure(name, settings, repeats=1 if tiny else REPEATS):
       work = f'{settings.num_students} students, {row.way}'
       yield part.row(name, work, row.images_per_second, row.ratio, 'a loop / this')
 
 
+def _per_call(tiny: bool) -> int:
+  return 2 if tiny else 10
+
+
 def _settings(tiny: bool, **fields) -> students.Settings:
-  small = {'num_steps': 10, 'batch_size': 8} if tiny else {'num_steps': 100}
+  small = {'num_steps': 2, 'batch_size': 8} if tiny else {'num_steps': 100}
   return students.Settings(**small, **fields)
 
 
@@ -230,7 +237,10 @@ def _print(rows: list[Row]) -> None:
 def _plan() -> None:
   print('There is no GPU here. On one, this command would measure:')
   for part in PARTS:
-    print(f'  {part.name}, {part.setting} (XLA_FLAGS: {SETTINGS[part.setting] or "none"})')
+    print(f'  {part.name}, {part.setting}')
+  print('The settings are these XLA_FLAGS:')
+  for name, flags in SETTINGS.items():
+    print(f'  {name}: {flags or "none"}')
   print('--tiny runs all of it at the smallest size, on a CPU too.')
 
 

@@ -75,7 +75,7 @@ def work(name: str, settings: Settings, way: str) -> Callable[[], Students]:
   config.model.width = settings.width
   model = models.build(config.model, CLASSES)
   optimizer = optimizers.make_optimizer(config.student, settings.num_steps, 0)
-  view = views.make_view(config.student.augmentation, config.augmentation)
+  view = views.make_view(config.predictions.augmentation, config.augmentation)
   step = partial(_student_step, model=model, optimizer=optimizer, view=view)
   if way != 'loop':
     step = partial({'unrolled': _unrolled, 'lax.map': _mapped, 'vmap': _vmapped}[way], step=step)
