@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import DATA, QUICK, ROOT, TINY, copied
+from conftest import DATA, ROOT, TINY, copied
 
 from tests import launched
 
@@ -120,7 +120,7 @@ def test_wrong_flags_get_one_clear_error(tmp_path, arguments, told):
 
 
 def test_a_loss_that_diverges_stops_with_one_clear_error(tmp_path):
-  done = launched.run(tmp_path, '--config.teacher.learning_rate=1e6', config=QUICK)
+  done = launched.run(tmp_path, '--config.teacher.learning_rate=1e6')
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   assert 'teacher 0: the' in done.stderr
