@@ -313,6 +313,7 @@ PARTS = (
   Part(
     name='curvature',
     title='Curvature',
+    answers='how curved is the loss at start, end and teacher, and how much of it is mismatch?',
     reads=('curvature_examples', 'num_eigenpairs', 'lanczos_steps', 'num_probes'),
     compute=compute_spectra,
     draw=drawing.draw_spectra,
@@ -322,6 +323,7 @@ PARTS = (
   Part(
     name='curvature_traces',
     title='Traces of the curvature, and layers',
+    answers='in which layers does the curvature lie?',
     reads=('curvature_examples', 'num_probes'),
     compute=compute_traces,
     draw=drawing.draw_traces,

@@ -308,6 +308,7 @@ PARTS = (
   Part(
     name='plane',
     title='Plane through teacher, initial and final student',
+    answers='do student and teacher lie in one basin of the plane through both (paper, Figure 6c)?',
     reads=('num_examples', 'resolution'),
     compute=compute_plane,
     draw=draw_plane,
@@ -318,6 +319,7 @@ PARTS = (
   Part(
     name='random_plane',
     title='Random plane around the student',
+    answers='how fast does the loss rise along filter-normalised random directions?',
     reads=('num_examples', 'random_resolution'),
     compute=compute_random_plane,
     draw=draw_random_plane,
@@ -328,6 +330,7 @@ PARTS = (
     name='ensemble_plane',
     compares_others=True,
     title='Plane through an ensemble, or siblings, and the student',
+    answers='how does the student lie to two teachers, or to its siblings?',
     reads=('num_examples', 'resolution', 'corners'),
     compute=compute_ensemble_plane,
     draw=draw_plane,
