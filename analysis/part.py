@@ -59,6 +59,9 @@ class Settings:
   curvature_examples: int = _field(256, 2, 'Examples of the distillation data behind curvature.')
   num_eigenpairs: int = _field(10, 1, 'Largest eigenvalues that are computed.')
   lanczos_steps: int = _field(25, 2, 'Products with the Hessian for each probe.')
+  kernel_examples: int = _field(
+    64, 2, 'Examples of the distillation data behind a neural tangent kernel.'
+  )
   num_probes: int = _field(2, 2, 'Random vectors behind densities and traces.')
 
   num_forks: int = _field(3, 1, 'Kept checkpoints at which training is forked.')

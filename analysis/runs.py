@@ -183,6 +183,11 @@ class Study:
         found.append(other)
     return [other for other in found if _is_sound(other)]
 
+  def alike(self, run: Run) -> list[Run]:
+    """The student of `run`, if it is finished and sound, and those of `reseeded`."""
+    own = [run] if training.is_complete(run.student_folder) and _is_sound(run) else []
+    return own + self.reseeded(run)
+
   @cached_property
   def _neighbours(self) -> list[Run]:
     """All finished students of the workdir whose config can be read."""

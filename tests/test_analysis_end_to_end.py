@@ -117,7 +117,7 @@ def test_a_second_time_nothing_is_done(analysed):
     (
       ['--parts=plan', '--resolution=2', '--lambdas=0,2'],
       [
-        "--parts: 'plan': no such part; allowed: any of plane,",
+        "--parts: 'plan': no such part; allowed: any of decomposition,",
         '--lambdas = (0.0, 2.0): allowed: 0.0 to 1.0',
         '--resolution = 2: allowed: 3 or more',
       ],

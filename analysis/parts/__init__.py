@@ -1,10 +1,19 @@
 """The parts of the analysis, in the order in which they run and are shown."""
 
 from analysis.part import Part
-from analysis.parts import barriers, basins, curvature, lambdas, maps, planes, trajectory
+from analysis.parts import (
+  barriers,
+  basins,
+  curvature,
+  decomposition,
+  lambdas,
+  maps,
+  planes,
+  trajectory,
+)
 
 PARTS: dict[str, Part] = {
   part.name: part
-  for module in (planes, barriers, curvature, trajectory, maps, basins, lambdas)
+  for module in (decomposition, planes, barriers, curvature, trajectory, maps, basins, lambdas)
   for part in module.PARTS
 }

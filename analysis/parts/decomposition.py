@@ -1,0 +1,310 @@
+"""What a student's KL to its teacher is made of, on views that it saw, on fresh views and on the test set.
+
+Bias and variance over seeds (Heskes 1998), beside the KL of students that start at the teacher, that are
+twice as wide, or independent; the residual p − q by what training reaches of it; and disagreement by the
+teacher's margin. Axes: K student, S set, V view, N example, C class, R output, G group.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from scipy.special import log_softmax, softmax
+
+from analysis import basins, decomposition
+from analysis.decomposition import MIN_STUDENTS, TERMS
+from analysis.figures import decomposition as drawing
+from analysis.measure import Measure
+from analysis.part import Arrays, Blocks, Checks, Part, Settings
+from analysis.runs import Study
+from analysis.surface import in_float32, of_params
+from kdjax import config as config_lib
+from kdjax import intervals, keys, predictions, progress, student
+from kdjax.run import Run
+
+NUM_VIEWS = 3  # of those seen, evenly spaced, and of fresh ones
+NUM_KERNELS = 3  # of students, or of disjoint examples of one
+MAX_OUTPUTS = 1_000  # of a kernel: examples times classes
+EDGES = np.array([0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1])  # of bins of the teacher's margin
+EXACT = 1e-9  # what an identity may miss in float64
+ROUNDING = 1e-3  # by which a kernel in float32 may be asymmetric, relative to its largest entry
+
+
+def compute_decomposition(
+  study: Study, settings: Settings, blocks: Blocks, checks: Checks
+) -> Arrays:
+  """All four analyses; what there is no data for is NaN, or has no entry.
+
+  'sets' of shape (S,) are those of 'seen', 'fresh' and 'test' that there are.
+  """
+  groups = _groups(study)
+  views = _views(study)
+  teacher = {of: _teacher(study, settings, of, views[of]) for of in views}
+  students = {
+    name: {of: _students(study, settings, runs, of, views[of]) for of in views}
+    for name, runs in groups.items()
+  }
+  return (
+    {
+      'sets': np.array(list(views)),
+      'num_examples': np.array([teacher[of].shape[1] for of in views]),
+      'num_views': np.array([len(views[of]) for of in views]),
+      'num_students': np.array(len(groups['student'])),
+    }
+    | _bias_and_variance(teacher, students['student'], study.seed, checks)
+    | _kl_of_groups(teacher, students, study.seed)
+    | _residual(study, settings, groups['student'], blocks, checks)
+    | _by_margin(teacher['test'][0], {name: of['test'][0, 0] for name, of in students.items()})
+  )
+
+
+# Students and examples.
+
+
+def _groups(study: Study) -> dict[str, list[Run]]:
+  """The students to compare, by a name of drawing.GROUPS; those of one differ in their seeds alone."""
+  found = {'student': [study.run, *study.siblings]}
+  section = study.run.config.student
+  if not (section.init_lambda == 1 and section.init_from == 'final'):
+    found['λ = 1'] = study.alike(basins.with_lambda(study.run, 1.0))
+  found['twice the width'] = study.alike(_twice_as_wide(study.run))
+  found['independent'] = [] if study.independent is None else [study.independent]
+  return {name: runs for name, runs in found.items() if runs}
+
+
+def _twice_as_wide(run: Run) -> Run:
+  config = run.config.copy_and_resolve_references()
+  config.student.model.width = 2 * config_lib.student_model(config).width
+  return Run(config, run.workdir)
+
+
+def _fingerprints(study: Study, settings: Settings) -> dict[str, list[str]]:
+  """The students beside those that every part knows of."""
+  known = 'student', 'independent'
+  return {
+    name: [run.student_folder.name for run in runs]
+    for name, runs in _groups(study).items()
+    if name not in known
+  }
+
+
+def _views(study: Study) -> dict[str, list[int]]:
+  """Numbers of views by set. Without augmentation, or without teachers, there are no fresh ones."""
+  config, plan = study.run.config, study.run.plan('student')
+  stored = config.predictions.num_views
+  is_augmented = bool(config.predictions.augmentation)
+  num_epochs = max(1, round(plan.epoch(plan.num_steps)))
+  num_seen = min(stored, num_epochs) if is_augmented else 1
+  count = min(NUM_VIEWS, num_seen)
+  found = {'seen': [num_seen * i // count for i in range(count)]}
+  if is_augmented and study.has_teachers:
+    found['fresh'] = [stored + i for i in range(NUM_VIEWS)]  # epoch e sees view e mod num_views
+  return found | {'test': [0]}
+
+
+def _chosen(study: Study, settings: Settings, of: str) -> tuple[str, np.ndarray]:
+  """The inputs that a set is of, and indices_N of the examples that other parts measure, too."""
+  name = 'test' if of == 'test' else 'distillation'
+  order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(
+    len(study.run.inputs[name].split)
+  )
+  return name, order_N[: settings.num_examples]
+
+
+def _teacher(study: Study, settings: Settings, of: str, views: Sequence[int]) -> np.ndarray:
+  """The ensemble's log_probs_VNC in float64; those of the store where the teachers are gone."""
+  run, (name, indices_N) = study.run, _chosen(study, settings, of)
+  if study.has_teachers:
+    model, members = in_float32(run.teacher_model), range(study.num_members)
+    variables = [study.member(i) for i in members]
+    predicted = (
+      np.stack([run.predict(model, v, run.inputs[name], view, indices_N) for v in variables])
+      for view in views
+    )
+  else:
+    store = predictions.open_teacher(run)
+    predicted = (store.members(name, view)[:, indices_N] for view in views)
+  return np.stack([_log_probs(predictions.combine(x_MNC)) for x_MNC in predicted])
+
+
+def _students(
+  study: Study, settings: Settings, runs: Sequence[Run], of: str, views: Sequence[int]
+) -> np.ndarray:
+  """log_probs_KVNC in float64, all on what the study's student sees."""
+  run, (name, indices_N) = study.run, _chosen(study, settings, of)
+  found = []
+  for other in runs:
+    model, variables = in_float32(other.student_model), student.load(other)
+    logits = [run.predict(model, variables, run.inputs[name], view, indices_N) for view in views]
+    found.append(_log_probs(np.stack(logits)))
+  return np.stack(found)
+
+
+def _log_probs(logits: np.ndarray) -> np.ndarray:
+  return log_softmax(np.asarray(logits, np.float64), axis=-1)
+
+
+# The four analyses.
+
+
+def _bias_and_variance(
+  teacher: dict[str, np.ndarray], students: dict[str, np.ndarray], seed: int, checks: Checks
+) -> Arrays:
+  """'plain/<term>' of these students and 'heskes/<term>' for infinitely many, with intervals; shape (S,)."""
+  found = {}
+  for of, teacher_VNC in teacher.items():
+    plain = decomposition.heskes(teacher_VNC, students[of])
+    error = np.abs(plain['mean'] - plain['of_mean'] - plain['variance']).max()
+    checks.at_most('KL of the mean and variance add up', error, EXACT)
+    for term in TERMS:
+      found.setdefault(f'plain/{term}', []).append(plain[term].mean())
+    if len(students[of]) > 1:
+      pseudo = decomposition.heskes_jackknife(teacher_VNC, students[of])
+      for term in TERMS:
+        _add(found, f'heskes/{term}', _over_students(pseudo[term], seed))
+  return {key: np.array(values) for key, values in found.items()}
+
+
+def _kl_of_groups(
+  teacher: dict[str, np.ndarray], students: dict[str, dict[str, np.ndarray]], seed: int
+) -> Arrays:
+  """'kl' of groups and sets, and 'fresh_less_seen', paired by example or seed, of groups."""
+  found, num_sets = {}, len(teacher)
+  for of_group in students.values():
+    values = {of: decomposition.kl(teacher[of], of_group[of]) for of in teacher}
+    for of in teacher:
+      _add(found, 'kl', _over_students(values[of], seed))
+    if 'fresh' in values:
+      difference_KN = values['fresh'].mean(axis=1) - values['seen'].mean(axis=1)
+      _add(found, 'fresh_less_seen', _over_students(difference_KN[:, None], seed))
+  arrays = {key: np.array(values) for key, values in found.items()}
+  arrays |= {
+    key: x.reshape(len(students), num_sets)
+    for key, x in arrays.items()
+    if key.split('/')[0] == 'kl'
+  }
+  return arrays | {
+    'groups': np.array(list(students)),
+    'group_sizes': np.array([len(of_group['test']) for of_group in students.values()]),
+  }
+
+
+def _by_margin(teacher_NC: np.ndarray, others: dict[str, np.ndarray]) -> Arrays:
+  """'margin/<group>' of the bins for one student of each group."""
+  margins_N = decomposition.margins(teacher_NC)
+  found = {'margin/edges': EDGES}
+  for name in ('student', 'independent'):
+    if name in others:
+      disagrees_N = others[name].argmax(axis=-1) != teacher_NC.argmax(axis=-1)
+      counts, estimate = decomposition.by_margin(margins_N, disagrees_N, EDGES)
+      found['margin/counts'] = counts
+      found |= dict(zip(_ends(f'margin/{name}'), estimate, strict=True))
+  return found
+
+
+def _over_students(values_KVN: np.ndarray, seed: int) -> decomposition.Interval:
+  """Views of an example are averaged first, so that each example stands there once."""
+  rng = keys.numpy_rng(seed, 'analysis/decomposition')
+  return decomposition.over_students(values_KVN.mean(axis=1), rng)
+
+
+def _ends(key: str) -> list[str]:
+  return [f'{key}{end}' for end in intervals.ENDS]
+
+
+def _add(found: dict[str, list], key: str, estimate: decomposition.Interval) -> None:
+  for name, value in zip(_ends(key), estimate, strict=True):
+    found.setdefault(name, []).append(value)
+
+
+# The residual.
+
+
+def _kernel_size(study: Study, settings: Settings) -> int:
+  """Examples behind a kernel; below 2 there is none."""
+  run = study.run
+  available = min(settings.num_examples, len(run.inputs['distillation'].split)) // NUM_KERNELS
+  most = MAX_OUTPUTS // run.description.num_classes
+  return min(settings.kernel_examples, available, most)
+
+
+def _rate_sum(run: Run) -> float:
+  """Σ_t η_t of gradient descent; momentum m lengthens each step to η / (1 − m)."""
+  section = run.config.student
+  rates_T = np.asarray(run.learning_rate('student')(np.arange(run.plan('student').num_steps)))
+  return float(rates_T.sum(dtype=np.float64)) / (1 - section.momentum)
+
+
+def _residual(
+  study: Study, settings: Settings, runs: list[Run], blocks: Blocks, checks: Checks
+) -> Arrays:
+  """'residual/shares' and 'residual/directions' of decomposition.GROUPS, with t intervals.
+
+  They are over NUM_KERNELS students on the same examples, or, of fewer students, over as many disjoint sets
+  of examples. No entry where the optimizer is not SGD: only there does Σ η_t λ tell what was learned.
+  """
+  size = _kernel_size(study, settings)
+  if study.run.config.student.optimizer != 'sgd' or size < 2:
+    return {}
+  batches = Measure(study, size * NUM_KERNELS).batches('distillation')
+  examples = {
+    key: np.concatenate([batch[key] for batch in batches])
+    for key in ('inputs', 'teacher_log_probs')
+  }
+  over_students = len(runs) >= MIN_STUDENTS
+  if over_students:
+    cases = [(run, slice(0, size)) for run in runs[:NUM_KERNELS]]
+  else:
+    cases = [(study.run, slice(i * size, (i + 1) * size)) for i in range(NUM_KERNELS)]
+  forward = of_params(in_float32(study.run.student_model), study.student())
+  kernel = jax.jit(partial(decomposition.tangent_kernel, forward))
+  rate_sum, found = _rate_sum(study.run), {}
+  with progress.bar('kernel', len(cases), 'kernels') as show:
+    for index, (run, part) in enumerate(cases):
+      compute = partial(_kernel, run, forward, kernel, examples['inputs'][part], checks)
+      arrays = blocks.get(f'kernel {run.student_folder.name} {part.start}', compute)
+      teacher_NC = softmax(examples['teacher_log_probs'][part].astype(np.float64), axis=-1)
+      residual_NC = teacher_NC - softmax(arrays['logits'].astype(np.float64), axis=-1)
+      shares_G, directions_G = decomposition.residual_groups(
+        arrays['kernel'], residual_NC, rate_sum
+      )
+      found.setdefault('residual/shares', []).append(shares_G)
+      found.setdefault('residual/directions', []).append(directions_G)
+      show(index + 1, '')
+  estimates = {
+    name: np.clip(value, 0, 1)  # no share is beyond, whatever the t interval says
+    for key, values in found.items()
+    for name, value in zip(_ends(key), intervals.of_mean(np.array(values)), strict=True)
+  }
+  return estimates | {
+    'residual/rate_sum': np.array(rate_sum),
+    'residual/num_examples': np.array(size),
+    'residual/over_students': np.array(over_students),
+  }
+
+
+def _kernel(run: Run, forward, kernel, inputs_NX: np.ndarray, checks: Checks) -> Arrays:
+  """The kernel of a student's logits on some examples, and the logits."""
+  params = student.load(run)['params']
+  kernel_RR = np.asarray(kernel(params, inputs_NX))
+  asymmetry = np.abs(kernel_RR - kernel_RR.T).max() / np.abs(kernel_RR).max()
+  checks.at_most('symmetry of the tangent kernel', asymmetry, ROUNDING)
+  return {'kernel': kernel_RR, 'logits': np.asarray(forward(params, inputs_NX))}
+
+
+PARTS = (
+  Part(
+    name='decomposition',
+    title="What the student's KL to its teacher is made of",
+    reads=('num_examples', 'kernel_examples'),
+    compute=compute_decomposition,
+    draw=drawing.draw_decomposition,
+    caption=drawing.caption_decomposition,
+    table=drawing.table_decomposition,
+    answers="what is the student's KL to its teacher made of: bias, variance over seeds, examples that it "
+    'never saw, or what its training does not reach?',
+    depends=_fingerprints,
+    compares_others=True,
+  ),
+)
