@@ -100,7 +100,7 @@ def test_every_command_of_the_analysis_is_valid():
   commands = re.findall(r'^python -m analysis (.*)', TEXT, re.MULTILINE)
   assert len(commands) >= 2
   for command in commands:
-    folder, *flags = command.split()
+    folder, *flags = shlex.split(command, comments=True)
     assert folder == 'runs/digits_resnet'
     done = launched.analyse('/no/such/folder', *flags)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
