@@ -1,4 +1,4 @@
-"""Whether XLA is right here, and the flags that it is tested with.
+"""A probe of XLA's results, and the sets of flags under which they are tested.
 
 Some releases of XLA are silently wrong on CPUs: JAX 0.10.2 gets sums wrong (jax-ml/jax#39103,
 tensorflow/tensorflow#126812). `probe` computes a few results with a known answer and so needs no list of
@@ -12,29 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from kdjax import xla_flags
 from kdjax.errors import UserError
 
-# JAX 0.12 knows these; an older one ends the process at a flag that it does not know.
-_ONEDNN = '--xla_cpu_experimental_onednn_custom_call=true'  # convolutions and products by oneDNN
-_YNN = '--xla_cpu_experimental_ynn_fusion_type='  # what YNNPACK computes
-_FLAGS_SINCE = (0, 12)
 
-
-def flag_sets(jax_version: Sequence[int]) -> dict[str, str]:
-  """The XLA_FLAGS that README recommends on CPUs, by name; 'default' has none.
+def flag_sets(jaxlib_version: Sequence[int]) -> dict[str, str]:
+  """The XLA_FLAGS under which results are tested on a CPU, by name.
 
   Args:
-    jax_version: as `jax.__version_info__`.
+    jaxlib_version: as `jaxlib.version.__version_info__`.
   """
-  sets = {'default': ''}
-  if tuple(jax_version) >= _FLAGS_SINCE:
-    sets |= {
-      'onednn': _ONEDNN,
-      'onednn, no convolutions of ynn': f'{_ONEDNN} {_YNN}-individual_convolution',
-      'onednn, no reductions of ynn': f'{_ONEDNN} {_YNN}-reduce',
-      'onednn, no ynn': f'{_ONEDNN} {_YNN}',
-    }
-  return sets
+  flags = xla_flags.recommended(jaxlib_version, cached=True)
+  on_cpu = ' '.join(flag for flag in flags if flag.startswith('--xla_cpu'))
+  return {'default': ''} | ({'set by launch.py': on_cpu} if on_cpu else {})
 
 
 def require_right(insist: bool) -> None:

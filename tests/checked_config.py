@@ -18,6 +18,8 @@ DESCRIPTIONS = {
   'cifar10': data.Description((32, 32, 3), TEN, 50_000, 10_000),
   'cifar100': data.Description((32, 32, 3), tuple(map(str, range(100))), 50_000, 10_000),
   'imagenet2012': data.Description((224, 224, 3), tuple(map(str, range(1000))), 1_281_167, 50_000),
+  'svhn_cropped': data.Description((32, 32, 3), TEN, 73_257, 26_032),
+  'folder': data.Description((32, 32, 3), TEN, 1000, 100),
   'odd': data.Description((33, 33, 3), TEN, 1000, 100),
   'satellite': data.Description((64, 64, 13), TEN, 20_000, 7000),
   'imdb_reviews': data.Description((100,), ('neg', 'pos'), 25_000, 25_000, vocabulary_size=20_000),

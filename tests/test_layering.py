@@ -42,7 +42,7 @@ ONLY = {
   # What maps a step knows none.
   'devices': {'errors', 'hosts', 'models'},
   'inputs': {'data', 'devices', 'hosts', 'keys', 'steps', 'views'},
-  'compiler': {'errors'},
+  'compiler': {'errors', 'xla_flags'},
   # They know files, but not what is in them.
   'files': {'errors', 'hosts'},
   'checkpoint': {'errors', 'files', 'hosts'},

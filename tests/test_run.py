@@ -9,7 +9,7 @@ from conftest import copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import data, steps, teachers
+from kdjax import data, devices, teachers
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.run import Run
 from kdjax.store import PredictionStore, kvstore
@@ -101,7 +101,7 @@ def test_extra_images_alone_can_be_distilled_on_and_stay_as_they_are(tmp_path):
   inputs, extra = run.inputs['distillation'], run.extra_inputs['extra']
   np.testing.assert_array_equal(inputs.split.inputs_N, extra)
   assert run.num_examples['student'] == 30
-  batch = jax.tree.map(steps.unshard, inputs.batch(np.arange(30), np.zeros(30, np.int32)))
+  batch = jax.tree.map(devices.unshard, inputs.batch(np.arange(30), np.zeros(30, np.int32)))
   images, labels = inputs.view(0, batch)  # crops, but for these
   np.testing.assert_allclose(images, extra / np.float32(127.5) - 1, atol=1e-6)
   assert (np.asarray(labels) == -1).all()

@@ -1,12 +1,10 @@
 """Validation of models: their fields, and what images and texts they take."""
 
 import checked_config
-import jax
-import numpy as np
 import pytest
 from checked_config import load, problems_of
 
-from kdjax import models, validation
+from kdjax import validation
 
 
 @pytest.fixture(autouse=True)
@@ -20,20 +18,6 @@ def test_some_models_need_larger_images_than_the_digits(field, model, smallest):
   (problem,) = problems_of(load('digits_resnet.py', {field: model}))
   assert problem.startswith(f'{field} = {model!r}: ') and f'at least {smallest} pixels' in problem
   assert 'have 8' in problem
-
-
-def test_lenet_has_pixels_left_on_the_smallest_images_that_it_is_allowed():
-  def features():
-    model, images = models.LeNet5(10), np.zeros((1, smallest, smallest, 1))
-    variables = models.init(model, jax.random.key(0), images.shape[1:])
-    return model.apply(variables, images, train=False)[1]
-
-  def pixels(size):  # halved, cut by the 5x5 convolution, and halved
-    return (size // 2 - 4) // 2
-
-  smallest = models.SMALLEST_SIDE['lenet']
-  assert jax.eval_shape(features)['conv2'].shape == (1, pixels(smallest), pixels(smallest), 16)
-  assert pixels(smallest) > 0 and pixels(smallest - 1) == 0
 
 
 @pytest.mark.parametrize('field', ['model.name', 'student.model.name'])
