@@ -16,7 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from analysis.lanczos import Krylov, lanczos
-from analysis.trajectory import jackknife
+from analysis.trajectory import jackknife, leave_one_out
 from kdjax.errors import UserError
 
 Batch = dict[str, Any]  # 'inputs' and what the loss reads
@@ -204,7 +204,7 @@ def mismatch(found: Probed) -> np.ndarray:
   def ratio(kept_K: np.ndarray) -> np.ndarray:
     return np.sqrt(found.rest_squares_K[kept_K].sum() / found.ggn_squares_K[kept_K].sum())
 
-  return np.maximum(jackknife(ratio, len(found.ggn_squares_K)), 0)
+  return np.maximum(jackknife(*leave_one_out(ratio, len(found.ggn_squares_K))), 0)
 
 
 def layer_sums(tree: Any) -> dict[str, float]:

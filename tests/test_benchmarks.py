@@ -95,7 +95,7 @@ def test_the_benchmark_of_growth(monkeypatch, tmp_path):
   monkeypatch.setattr(growth, 'NUM_STEPS', 2)
   point = growth.measure(num_examples=256, num_members=1, num_views=2, width=4)
   assert point.num_parameters == 5166
-  assert 2 * 256 * 10 < point.store_bytes < 2 * 256 * 10 * 2 + 20_000
+  assert 2 * 256 * 10 < point.store_bytes < 2 * 256 * 10 * 2 + 30_000
   assert point.peak_bytes > 1e8
   swept = {name: [point, dataclasses.replace(point, num_views=4)] for name in growth.SWEPT}
   growth.draw(swept, tmp_path / 'growth.png')

@@ -76,7 +76,7 @@ def test_every_wrong_field_is_told_at_once(tmp_path):
   wrong = {
     'student.temprature': '1',
     'student.temperature': '-1',
-    'student.alpha': '1',
+    'student.alpha': '2',
     'teacher.num_epochs': '-3',
     'teacher.num_members': '0',
     'teacher.batch_size': 'many',
@@ -148,7 +148,7 @@ def test_real_cifar10(tmp_path):
   assert done.returncode == 0, done.stderr
   splits = json.loads(result(tmp_path))['splits']
   assert splits['test']['num_examples'] == 100
-  assert splits['distillation']['num_examples'] == 400
+  assert splits['distillation']['num_examples'] == 200
 
 
 @pytest.mark.skipif(DATA is None, reason='real data sets are not here: set TFDS_DATA_DIR')
