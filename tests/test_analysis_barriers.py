@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from analysis import alignment, matching, measure, permutations, runs
+from analysis import alignment, matching, measure, permutations, runs, surface
 from analysis.figures import barriers as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import barriers
@@ -82,6 +82,12 @@ class SmallMeasure(measure.Distilled):
       'distillation': cut(slice(skip, skip + min(num_examples, 40))),
       'test': cut(slice(80, 100)),
     }
+    if (
+      skip
+    ):  # An alignment is chosen by losses under the batch's statistics: so KL is 0 under these.
+      inputs = examples['distillation']['inputs']
+      logits_NC, _ = surface.in_batch(study.points()['student'], inputs, model=Small())
+      examples['distillation']['teacher_log_probs'] = np.asarray(jax.nn.log_softmax(logits_NC))
     loss = {'loss': losses.distillation, 'temperature': 1.0, 'alpha': 0.0}
     super().__init__(Small(), loss, examples, batch_size=40, has_statistics=True)
 
