@@ -8,7 +8,7 @@ step (loss, gradient, statistics), predictions and their ensemble, products with
 generalised Gauss-Newton matrix, and the activations that permutations are matched by. The reference is the
 same in float64, without optimisations.
 
-How far a result may be from it is measured, not chosen. What rounding can do to an array is seen from
+The floor of rounding is measured; FACTOR, how far above it a result may be, is a choice. What rounding can do to an array is seen from
 the reference itself, with weights and inputs moved at random by one unit in the last place of the dtype:
 a rounded result is the exact one for operands that are a few such units away. The floor of an array is its
 largest change in a few such runs, relative to its largest entry. It covers rectifiers that lie so near
