@@ -29,7 +29,7 @@ import traceback
 from functools import partial
 from typing import NoReturn
 
-from kdjax import xla_flags
+from kdjax.runtime import xla_flags
 
 xla_flags.set_flags()
 
@@ -37,28 +37,20 @@ import jax
 from absl import app, flags
 from etils import epath
 
-from kdjax import (
-  compiler,
-  evaluation,
-  files,
-  hosts,
-  progress,
-  stages,
-  sweep_report,
-  tables,
-  validation,
-  verification,
-)
 from kdjax import config as config_lib
+from kdjax.config import validation
+from kdjax.config.sweep import SweepRun
 from kdjax.errors import ConfigError, UserError
-from kdjax.run import Run
-from kdjax.sweep import SweepRun
+from kdjax.report import sweep_page, tables
+from kdjax.runtime import compiler, files, hosts, progress
+from kdjax.stages import evaluation, pipeline, verification
+from kdjax.stages.run import Run
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / 'configs' / 'digits_resnet.py'
 
 _CONFIG = flags.DEFINE_string('config', str(DEFAULT_CONFIG), 'FILE.py or FILE.py:ARGUMENT.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
-_STAGES = flags.DEFINE_list('stages', list(stages.STAGES), 'Which stages to run.')
+_STAGES = flags.DEFINE_list('stages', list(pipeline.STAGES), 'Which stages to run.')
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
 _SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
 _VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
@@ -113,7 +105,7 @@ def _run() -> None:
     progress.setup_logging(errors_only=True)
   compiler.require_right(insist=_ALLOW_WRONG_XLA.value)
   if _SWEEP.value or _SWEEP_INDEX.value is not None:
-    _run_sweep(stages.problems(_STAGES.value))
+    _run_sweep(pipeline.problems(_STAGES.value))
     return
   config, problems = config_lib.load(_CONFIG.value, _overrides)
   if hosts.count() > 1:
@@ -122,7 +114,7 @@ def _run() -> None:
       '--config, --workdir, --stages or --verify',
     )
   check = partial(
-    validation.check, config, jax.device_count(), problems + stages.problems(_STAGES.value)
+    validation.check, config, jax.device_count(), problems + pipeline.problems(_STAGES.value)
   )
   hosts.decide(lambda: check() is None)  # which prepares the data, once
   if not hosts.is_main():
@@ -130,7 +122,7 @@ def _run() -> None:
   if _VERIFY.value:
     progress.console.print(verification.verify(Run(config, _workdir())))
     return
-  run = stages.run(config, _workdir(), _STAGES.value)
+  run = pipeline.run(config, _workdir(), _STAGES.value)
   if 'report' in _STAGES.value:
     progress.console.print(*tables.terminal(evaluation.result(run)))
     progress.console.print(f'report: {run.workdir / "report.html"}', soft_wrap=True)
@@ -147,11 +139,11 @@ def _run_sweep(problems: list[str]) -> None:
   validation.check_sweep(configs, jax.device_count(), problems + wrong)
   workdir, name = _workdir(), config_lib.config_name(_CONFIG.value)
   try:
-    stages.run_sweep(chosen, workdir, _STAGES.value)
+    pipeline.run_sweep(chosen, workdir, _STAGES.value)
   finally:  # what is done is shown, whatever failed
     results = evaluation.results(configs, workdir)
-    paths = sweep_report.write(workdir, name, sweep, results, command=_command_of)
-    progress.console.print(*sweep_report.terminal_tables(sweep, results))
+    paths = sweep_page.write(workdir, name, sweep, results, command=_command_of)
+    progress.console.print(*sweep_page.terminal_tables(sweep, results))
     progress.console.print('\n'.join(map(str, paths)), soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['kdjax*', 'configs*', 'analysis*']),
   py_modules=['launch'],
-  package_data={'kdjax': ['*.html.j2', '*.css', 'data/digits.npz']},
+  package_data={'kdjax': ['report/*.html.j2', 'report/*.css', 'data/digits.npz']},
   install_requires=[
     'absl-py>=2.1',  # flags and logging
     'array_record>=0.6',  # random access to prepared TFDS files, without TensorFlow

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from kdjax import xla_flags
+from kdjax.runtime import xla_flags
 
 xla_flags.set_flags()
 
@@ -30,8 +30,9 @@ from absl import app, flags
 
 from analysis import runner, runs
 from analysis.part import Settings
-from kdjax import compiler, progress, stages
 from kdjax.errors import UserError
+from kdjax.runtime import compiler, progress
+from kdjax.stages import pipeline
 
 __doc__ += f'\nParts:\n{runner.described()}\n'  # for --help
 
@@ -114,7 +115,7 @@ def _report(study: runs.Study) -> None:
       'no report: the student is not evaluated (launch.py --stages=evaluation)'
     )
     return
-  stages.run(study.run.config, study.run.workdir, ['report'])
+  pipeline.run(study.run.config, study.run.workdir, ['report'])
   progress.console.print(f'report: {study.run.workdir / "report.html"}', soft_wrap=True)
 
 

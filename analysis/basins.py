@@ -20,11 +20,14 @@ from analysis.curvature import MeanLoss
 from analysis.geometry import Tree
 from analysis.part import Settings
 from kdjax import config as config_lib
-from kdjax import intervals, keys, predictions, progress, student, training
-from kdjax.checkpoint import Checkpoints
+from kdjax import intervals, keys
 from kdjax.errors import DivergedError
-from kdjax.run import Run
-from kdjax.steps import State, Variables, init_state
+from kdjax.runtime import progress
+from kdjax.stages import predictions, student
+from kdjax.stages.run import Run
+from kdjax.train import loop
+from kdjax.train.checkpoint import Checkpoints
+from kdjax.train.steps import State, Variables, init_state
 
 Distil = Callable[[epath.Path, str, int, Callable[[], State]], None]
 
@@ -69,7 +72,7 @@ def continued(
   Raises:
     DamageError: the checkpoint is damaged or missing.
   """
-  if not training.is_complete(folder):
+  if not loop.is_complete(folder):
     with Checkpoints(run.student_folder / 'checkpoints', read_only=True) as checkpoints:
       state = checkpoints.restore(run.abstract_state('student'), step)
     with Checkpoints(folder / 'checkpoints') as checkpoints:
@@ -93,7 +96,7 @@ def _trained(
 
 def is_trained(folder: epath.Path) -> bool:
   """Whether nothing is left to train: to the end, or until it diverged."""
-  return training.is_complete(folder) or training.has_diverged(folder)
+  return loop.is_complete(folder) or loop.has_diverged(folder)
 
 
 def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -196,7 +199,7 @@ def returned(
   Args:
     name: for the progress bar.
   """
-  if not training.is_complete(folder):
+  if not loop.is_complete(folder):
     init = lambda: init_state(start, run.optimizer('student'))
     return _trained(run, distil, folder, name, config_lib.student_seed(run.config), init)
   return run.load_variables(folder, 'student')

@@ -18,8 +18,8 @@ from analysis.part import Arrays, Blocks, Checks, Settings
 from analysis.paths import Batch, Loss
 from analysis.runs import Study
 from kdjax import keys
-from kdjax.checkpoint import digest
-from kdjax.steps import Variables
+from kdjax.train.checkpoint import digest
+from kdjax.train.steps import Variables
 
 MATCHED_EXAMPLES = 256  # behind activations, and logits that must not change
 TOLERANCE = 1e-3  # of logits, relative where they are above 1; float32 gives about 1e-6

@@ -26,8 +26,10 @@ from analysis.surface import (
   reestimated,
   summary,
 )
-from kdjax import keys, losses, predictions, steps
-from kdjax.steps import Variables
+from kdjax import keys, losses
+from kdjax.stages import predictions
+from kdjax.train import steps
+from kdjax.train.steps import Variables
 
 __all__ = [
   'Batch',

@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 
 from analysis.runs import Study
-from kdjax import files
 from kdjax.errors import DamageError, UserError
+from kdjax.runtime import files
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from kdjax import intervals, keys, models
-from kdjax.steps import Variables
+from kdjax.train.steps import Variables
 
 Batch = dict[str, Any]  # 'inputs', 'weights' (0 for padding), and what the objective reads
 

@@ -15,8 +15,9 @@ from analysis import part as part_lib
 from analysis.part import Blocks, Checks, Part, Settings, Training
 from analysis.parts import PARTS
 from analysis.runs import SIBLING_NAME, Study
-from kdjax import figures, files, progress
 from kdjax.errors import ConfigError, UserError
+from kdjax.report import figures
+from kdjax.runtime import files, progress
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

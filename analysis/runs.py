@@ -3,7 +3,7 @@
     study = runs.load('runs/digits_resnet')  # or gs://..., or one student's folder
     study.student(), study.member(0)
 
-`Run` (kdjax/run.py) needs a config; here the config is the one that lies in the student's folder.
+`Run` (kdjax/stages/run.py) needs a config; here the config is the one that lies in the student's folder.
 """
 
 import dataclasses
@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 from kdjax import config as config_lib
-from kdjax import files, independent, progress, student, teachers, training
-from kdjax.checkpoint import Checkpoints
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.run import Run
-from kdjax.steps import Variables
+from kdjax.runtime import files, progress
+from kdjax.stages import independent, student, teachers
+from kdjax.stages.run import Run
+from kdjax.train import loop
+from kdjax.train.checkpoint import Checkpoints
+from kdjax.train.steps import Variables
 
 
 def load(path: epath.PathLike) -> 'Study':
@@ -40,7 +42,7 @@ def load(path: epath.PathLike) -> 'Study':
   if not path.is_dir():
     raise MissingInputError(f'{path}: there is no such folder; give a workdir or a student in it')
   folder = path if path.parent.name == 'students' else _newest(path)
-  if not training.is_complete(folder):
+  if not loop.is_complete(folder):
     raise MissingInputError(
       f'{folder}: the student is not trained to its end; run the command that began it again'
     )
@@ -185,7 +187,7 @@ class Study:
 
   def alike(self, run: Run) -> list[Run]:
     """The student of `run`, if it is finished and sound, and those of `reseeded`."""
-    own = [run] if training.is_complete(run.student_folder) and _is_sound(run) else []
+    own = [run] if loop.is_complete(run.student_folder) and _is_sound(run) else []
     return own + self.reseeded(run)
 
   @cached_property
@@ -194,7 +196,7 @@ class Study:
     found = []
     for path in sorted(self.run.student_folder.parent.glob('*/complete.json')):
       try:
-        if training.is_complete(path.parent):
+        if loop.is_complete(path.parent):
           found.append(Run(read_config(path.parent), self.run.workdir))
       except DamageError as error:
         _leave_out(path.parent, error)
@@ -288,7 +290,7 @@ def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def _is_sound(run: Run) -> bool:
   """Whether a student is trained, and its weights can be read."""
   try:
-    if not training.is_complete(run.student_folder):
+    if not loop.is_complete(run.student_folder):
       return False
     student.load(run)
   except DamageError as error:

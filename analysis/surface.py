@@ -33,8 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import devices, intervals, keys, models, prefetch
-from kdjax.steps import Variables
+from kdjax import intervals, keys, models
+from kdjax.runtime import prefetch
+from kdjax.train import devices
+from kdjax.train.steps import Variables
 
 Point = Any  # a tree of arrays
 Batch = dict[str, Any]  # 'inputs', and what the measures read, each with a first axis of examples

@@ -12,7 +12,7 @@ teacher, whether a student can copy a function that has nothing to do with the l
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 CONTROLS = {
   'distillation': {},

@@ -6,7 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, validation
+from kdjax import data
+from kdjax.config import validation
 from kdjax.errors import ConfigError, UserError
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -29,8 +29,10 @@ import optax
 from ml_collections import ConfigDict
 
 from analysis import alignment, curvature, permutations, surface
-from kdjax import compiler, devices, losses, models, steps
+from kdjax import losses, models
 from kdjax.models import resnet50, vgg
+from kdjax.runtime import compiler
+from kdjax.train import devices, steps
 
 # Every kind of block, and fewer of each to compile.
 resnet50.BLOCKS_PER_STAGE = permutations.BLOCKS_PER_STAGE = (2, 1)

@@ -24,7 +24,7 @@ if jaxlib.version.__version_info__ < (0, 11):
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
-from kdjax import xla_flags
+from kdjax.runtime import xla_flags
 
 xla_flags.set_flags()  # so that tests and the programs that they start compute alike
 
@@ -33,8 +33,9 @@ import pytest
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import files, stages
-from kdjax.run import Run
+from kdjax.runtime import files
+from kdjax.stages import pipeline
+from kdjax.stages.run import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
@@ -129,5 +130,5 @@ def finished(tmp_path_factory) -> Run:
   run = tiny_run(folder / 'finished')
   with files.lock(run.workdir):
     for name in ('teachers', 'predictions', 'student', 'evaluation'):
-      stages.STAGES[name](run)
+      pipeline.STAGES[name](run)
   return run

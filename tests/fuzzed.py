@@ -17,24 +17,13 @@ from ml_collections import ConfigDict
 from tiny_data import TEXT, image_feature, label_feature, write_tfds
 
 from kdjax import config as config_lib
-from kdjax import (
-  data,
-  devices,
-  gan,
-  losses,
-  models,
-  optimizers,
-  predictions,
-  steps,
-  store,
-  student,
-  teachers,
-  training,
-  views,
-)
-from kdjax.data import sources
+from kdjax import data, losses, models
+from kdjax.data import sources, views
 from kdjax.models import resnet, resnet50
-from kdjax.run import Run
+from kdjax.predictions import store
+from kdjax.stages import gan, predictions, student, teachers
+from kdjax.stages.run import Run
+from kdjax.train import devices, loop, optimizers, steps
 
 # Of the sets of TFDS that the experiments name: shape (of texts: None), classes, and sizes.
 SETS = {
@@ -203,7 +192,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     of = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert of(after) == of(like)
     if several and plan.steps_per_dispatch > 1:
-      _, arguments = training._as_one_call([first, next(batches)])
+      _, arguments = loop._as_one_call([first, next(batches)])
       after, _ = jax.eval_shape(several, like, *arguments)
       assert of(after) == of(like)
     raise _Traced
@@ -230,8 +219,8 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(data, 'load', load)
   monkeypatch.setattr(data, 'load_extra', load_extra)
   monkeypatch.setattr(sources, '_vocabulary', vocabulary)
-  monkeypatch.setattr(training, 'fit', fit)
-  monkeypatch.setattr(training, 'advance', fit)
+  monkeypatch.setattr(loop, 'fit', fit)
+  monkeypatch.setattr(loop, 'advance', fit)
   monkeypatch.setattr(predictions, 'open_teacher', Teacher)
   monkeypatch.setattr(teachers, 'load', lambda run, member: None)
   monkeypatch.setattr(Run, 'gan_samples', gan_samples)

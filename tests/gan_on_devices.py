@@ -10,7 +10,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import data, devices, gan, gan_steps
+from kdjax import data
+from kdjax.gan import steps as gan_steps
+from kdjax.stages import gan
+from kdjax.train import devices
 
 SEED = 3
 SECTION = ConfigDict(

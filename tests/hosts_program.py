@@ -18,10 +18,13 @@ from absl import app
 from etils import epath
 
 import launch
-from kdjax import data, devices, files, hosts, models, steps, views
-from kdjax.checkpoint import Checkpoints, digest
+from kdjax import data, models
+from kdjax.data import views
 from kdjax.errors import DamageError, UserError
-from kdjax.inputs import Inputs
+from kdjax.runtime import files, hosts
+from kdjax.train import devices, steps
+from kdjax.train.checkpoint import Checkpoints, digest
+from kdjax.train.inputs import Inputs
 
 BATCH_SIZE = 8
 STATE = {'w': np.arange(12000, dtype=np.float32).reshape(300, 40), 'step': np.array(7, np.int32)}

@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 import launch
-from kdjax import progress
+from kdjax.runtime import progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'

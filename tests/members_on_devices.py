@@ -9,8 +9,9 @@ import pathlib
 import jax
 from conftest import tiny_run
 
-from kdjax import devices, teachers
-from kdjax.checkpoint import digest
+from kdjax.stages import teachers
+from kdjax.train import devices
+from kdjax.train.checkpoint import digest
 
 
 def main(workdir: pathlib.Path) -> None:

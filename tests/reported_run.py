@@ -6,7 +6,8 @@ import json
 import numpy as np
 from etils import epath
 
-from kdjax import data, report
+from kdjax import data
+from kdjax.report import page as report
 
 STUDENT, OTHER = 'aaa111', 'bbb222'
 NAMES = ('cat', '<b>dog</b>', 'fox')

@@ -13,7 +13,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from kdjax import devices, losses, models, optimizers, steps, views
+from kdjax import losses, models
+from kdjax.data import views
+from kdjax.train import devices, optimizers, steps
 
 SEED, BATCH, CLASSES = 3, 16, 4
 SECTION = ConfigDict(

@@ -12,7 +12,8 @@ from analysis import alignment, matching, measure, permutations, runs, surface
 from analysis.figures import barriers as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import barriers
-from kdjax import figures, losses, models
+from kdjax import losses, models
+from kdjax.report import figures
 
 SETTINGS = Settings(
   num_examples=40,

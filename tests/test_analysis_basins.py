@@ -17,9 +17,11 @@ from analysis.part import Blocks, Checks
 from analysis.parts import lambdas
 from analysis.parts.basins import PARTS
 from kdjax import config as config_lib
-from kdjax import figures, intervals, student
-from kdjax.checkpoint import digest
+from kdjax import intervals
 from kdjax.errors import DivergedError, UserError
+from kdjax.report import figures
+from kdjax.stages import student
+from kdjax.train.checkpoint import digest
 
 FORKS, RETURNS = PARTS
 (LAMBDAS,) = lambdas.PARTS

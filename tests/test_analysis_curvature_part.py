@@ -12,7 +12,8 @@ from analysis import measure
 from analysis.figures import curvature as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import curvature
-from kdjax import figures, losses, models
+from kdjax import losses, models
+from kdjax.report import figures
 
 SETTINGS = Settings(curvature_examples=7, num_eigenpairs=3, lanczos_steps=30, num_probes=4)
 PARTS = {part.name: part for part in curvature.PARTS}

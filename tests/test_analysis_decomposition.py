@@ -11,7 +11,8 @@ from scipy.special import log_softmax, softmax
 from analysis import decomposition, runs
 from analysis.part import Blocks, Checks, Settings
 from analysis.parts import decomposition as part
-from kdjax import figures, intervals, keys, metrics
+from kdjax import intervals, keys, metrics
+from kdjax.report import figures
 
 
 def log_probs(*shape, seed=0, scale=3.0):

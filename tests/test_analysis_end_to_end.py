@@ -13,8 +13,8 @@ from conftest import ROOT, copied
 
 from analysis import runs
 from analysis.parts import PARTS
-from kdjax import files
-from kdjax.run import Run
+from kdjax.runtime import files
+from kdjax.stages.run import Run
 from tests import launched
 
 SMALL = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from analysis import measure, runs
-from kdjax import losses, metrics, predictions
-from kdjax.run import Run
+from kdjax import losses, metrics
+from kdjax.stages import predictions
+from kdjax.stages.run import Run
 
 NUM_EXAMPLES = 100  # of 200; two batches of 50, since one has 64 at most
 

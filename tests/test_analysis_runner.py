@@ -13,8 +13,9 @@ from etils import epath
 from analysis import runner, runs
 from analysis.part import Blocks, CheckError, Checks, Part, Settings, Training
 from analysis.parts import PARTS
-from kdjax import figures, files, progress
 from kdjax.errors import ConfigError, UserError
+from kdjax.report import figures
+from kdjax.runtime import files, progress
 
 NUM_PIECES = 3
 

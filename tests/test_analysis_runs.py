@@ -13,8 +13,9 @@ from etils import epath
 from analysis import runs
 from configs import base
 from kdjax import config as config_lib
-from kdjax import files, independent, progress, student, teachers
 from kdjax.errors import DamageError, MissingInputError
+from kdjax.runtime import files, progress
+from kdjax.stages import independent, student, teachers
 
 
 def equal(a, b) -> bool:

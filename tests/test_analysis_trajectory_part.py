@@ -20,8 +20,10 @@ from analysis.figures import trajectory as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
-from kdjax import devices, intervals, losses, metrics, models, predictions, steps, student
-from kdjax.run import Run
+from kdjax import intervals, losses, metrics, models
+from kdjax.stages import predictions, student
+from kdjax.stages.run import Run
+from kdjax.train import devices, steps
 
 SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
 BATCH_SIZE = 48  # of tiny_config's student

@@ -15,7 +15,8 @@ import scipy.stats
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance
 
-from kdjax import augmentations, keys
+from kdjax import keys
+from kdjax.data import augmentations
 
 CONFIG = ConfigDict(
   {

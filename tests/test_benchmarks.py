@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from analysis import runs
-from kdjax import files, losses
+from kdjax import losses
+from kdjax.runtime import files
 from tests.benchmarks import (
   dispatch,
   gpu,

@@ -6,8 +6,8 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DamageError, StorageError
+from kdjax.train.checkpoint import Checkpoints, digest
 
 
 def state(value: float) -> dict:

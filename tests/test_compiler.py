@@ -25,8 +25,8 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import compiler, xla_flags
 from kdjax.errors import UserError
+from kdjax.runtime import compiler, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 UNOPTIMISED = '--xla_backend_optimization_level=0'

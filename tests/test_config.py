@@ -250,7 +250,7 @@ def test_the_independent_experiment_differs_in_its_seeds_alone():
 
 SWEEP = """
 from configs import base
-from kdjax.sweep import Panel, Point, Sweep
+from kdjax.config.sweep import Panel, Point, Sweep
 
 def get_config(arg=''):
   config = base.get_config()

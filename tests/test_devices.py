@@ -7,8 +7,8 @@ import pytest
 import steps_on_devices
 from conftest import compilations
 
-from kdjax import devices
 from kdjax.errors import ConfigError
+from kdjax.train import devices
 from tests import launched
 
 

@@ -13,22 +13,13 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss
 
-from kdjax import (
-  augmentations,
-  evaluation,
-  files,
-  independent,
-  intervals,
-  keys,
-  metrics,
-  predictions,
-  similarity,
-  student,
-  teachers,
-  training,
-)
-from kdjax import sweep as sweep_lib
+from kdjax import intervals, keys, metrics, similarity
+from kdjax.config import sweep as sweep_lib
+from kdjax.data import augmentations
 from kdjax.errors import DivergedError, MissingInputError
+from kdjax.runtime import files
+from kdjax.stages import evaluation, independent, predictions, student, teachers
+from kdjax.train import loop
 
 SPLITS = ['train', 'val', 'test']
 INDEPENDENT_SEED, NUM_CKA_EXAMPLES, NUM_RESAMPLES = 7, 40, 50
@@ -171,7 +162,7 @@ def distillation_values(run, of) -> dict[str, np.ndarray]:
 def test_the_independent_student_is_an_ordinary_one_and_is_trained_once(compared):
   other = independent.counterpart(compared)
   assert other.student_folder == tiny_run(compared.workdir, seed=INDEPENDENT_SEED).student_folder
-  assert training.is_complete(other.student_folder)
+  assert loop.is_complete(other.student_folder)
   for folder in ('teachers', 'predictions', 'students'):  # this one's and that one's
     assert len([path for path in (compared.workdir / folder).iterdir() if path.is_dir()]) == 2
   before = modified(compared.workdir)
@@ -190,7 +181,7 @@ def test_an_independent_student_that_diverges_is_told_and_can_be_done_without(
   other = independent.counterpart(run)
 
   def diverge(run):
-    files.write_json(other.student_folder / training.DIVERGED, {'message': 'the loss is nan'})
+    files.write_json(other.student_folder / loop.DIVERGED, {'message': 'the loss is nan'})
     raise DivergedError('the loss is nan.')
 
   with monkeypatch.context() as patched:

@@ -7,9 +7,9 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from kdjax import events
 from kdjax.errors import StorageError
-from kdjax.events import Events
+from kdjax.train import events
+from kdjax.train.events import Events
 
 
 def read(folder):

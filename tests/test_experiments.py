@@ -12,10 +12,11 @@ from checked_config import ROOT
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import stages, validation
-from kdjax import sweep as sweep_lib
+from kdjax.config import sweep as sweep_lib
+from kdjax.config import validation
 from kdjax.errors import ConfigError
-from kdjax.run import Run
+from kdjax.stages import pipeline
+from kdjax.stages.run import Run
 
 CONFIGS = ROOT / 'configs'
 NO_EXPERIMENTS = {'__init__', 'recipes'}
@@ -127,7 +128,7 @@ def test_launch_explains_every_flag_and_stage():
   defined = re.findall(r"flags\.DEFINE_\w+\('(\w+)'", launch)
   explained = re.findall(r'^  --(\w+)', launch, re.MULTILINE)
   assert set(explained) == set(defined) >= {'config', 'sweep'}
-  assert f'a subset of {",".join(stages.STAGES)}\n' in launch
+  assert f'a subset of {",".join(pipeline.STAGES)}\n' in launch
 
 
 # What trials and points share.

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from etils import epath
 
-from kdjax import files
 from kdjax.errors import DamageError, StorageError
+from kdjax.runtime import files
 from tests import launched
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kdjax import config as config_lib
-from kdjax import views
+from kdjax.data import views
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / 'configs' / 'digits_resnet.py')

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from test_experiments import SPECS
 
 from kdjax import config as config_lib
-from kdjax import validation
+from kdjax.config import validation
 from kdjax.errors import ConfigError
 
 LONG = int(os.environ.get('KDJAX_FUZZ', 0))

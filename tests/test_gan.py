@@ -11,8 +11,13 @@ import scipy.linalg
 from conftest import copied, tiny_run
 from ml_collections import ConfigDict
 
-from kdjax import augmentations, data, devices, files, gan, gan_steps, keys, models, teachers
+from kdjax import data, keys, models
+from kdjax.data import augmentations
 from kdjax.errors import MissingInputError
+from kdjax.gan import steps as gan_steps
+from kdjax.runtime import files
+from kdjax.stages import gan, teachers
+from kdjax.train import devices
 from tests import launched
 
 SHAPE = (8, 8, 1)

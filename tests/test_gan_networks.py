@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import gan_networks, models
+from kdjax import models
+from kdjax.gan import networks as gan_networks
 
 SHAPE = (8, 8, 1)
 

@@ -20,20 +20,13 @@ from tiny_data import section
 from viewed import inputs_of, labels_of, make_batch
 
 import kdjax
-from kdjax import (
-  data,
-  devices,
-  evaluation,
-  gan,
-  gan_steps,
-  intervals,
-  keys,
-  models,
-  teachers,
-  views,
-)
-from kdjax.inputs import Inputs
-from kdjax.run import Run
+from kdjax import data, intervals, keys, models
+from kdjax.data import views
+from kdjax.gan import steps as gan_steps
+from kdjax.stages import evaluation, gan, teachers
+from kdjax.stages.run import Run
+from kdjax.train import devices
+from kdjax.train.inputs import Inputs
 
 CHANGED = (
   'A draw gives other numbers than it did. That is legitimate only together with a higher '

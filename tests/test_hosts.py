@@ -15,11 +15,14 @@ from etils import epath
 from hosts_program import BATCH_SIZE, STATE, numbered
 from ml_collections import ConfigDict
 
-from kdjax import data, files, gan, hosts, views
-from kdjax.checkpoint import Checkpoints, digest
+from kdjax import data
+from kdjax.data import views
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import ConfigError
-from kdjax.inputs import Inputs
+from kdjax.runtime import files, hosts
+from kdjax.stages import gan
+from kdjax.train.checkpoint import Checkpoints, digest
+from kdjax.train.inputs import Inputs
 from tests import launched
 
 # Every size so small that starting and compiling are all that takes time.

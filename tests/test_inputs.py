@@ -6,9 +6,10 @@ import pytest
 import scipy.stats
 from conftest import tiny_run
 
-from kdjax import data, devices, keys
-from kdjax.inputs import Inputs
-from kdjax.views import make_view
+from kdjax import data, keys
+from kdjax.data.views import make_view
+from kdjax.train import devices
+from kdjax.train.inputs import Inputs
 
 
 @pytest.fixture(scope='module')

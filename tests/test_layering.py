@@ -1,6 +1,7 @@
 """Who may import whom. Data flows one way, and so do the imports."""
 
 import ast
+import graphlib
 import os
 import pathlib
 import subprocess
@@ -10,63 +11,32 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A module may import from the layers above its own, and from nothing else of this repository.
-LAYERS = [
-  ['errors', 'keys', 'progress', 'prefetch', 'figures', 'formats', 'xla_flags', 'intervals'],
-  ['hosts', 'compiler', 'sweep', 'tables'],
-  ['augmentations', 'models', 'losses', 'optimizers', 'metrics', 'similarity'],
-  ['files', 'data', 'views', 'gan_networks', 'events', 'comparison', 'sweep_figure'],
-  ['steps', 'devices', 'checkpoint', 'store', 'config', 'report', 'sweep_report'],
-  ['inputs', 'training', 'gan_steps', 'rules'],
-  ['validation'],
-  ['run'],
-  ['teachers'],
-  ['gan', 'predictions'],
-  ['student', 'verification'],
-  ['independent'],
-  ['evaluation'],
+# A wing of kdjax is a module or a folder. It imports from the wings of earlier lines, and no other.
+WINGS = [
+  ['errors', 'keys', 'intervals', 'losses', 'metrics', 'similarity', 'models'],
+  ['comparison', 'runtime'],
+  ['data'],
+  ['train', 'predictions'],
+  ['gan'],
+  ['config'],
+  ['report'],
   ['stages'],
-  ['launch'],
 ]
-LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in modules}
-# Stricter than the layers.
+DEPTH = {wing: depth for depth, wings in enumerate(WINGS) for wing in wings}
+# Stricter than the wings: a module or a wing imports from these alone, and from its own wing.
 ONLY = {
-  # Mathematics that knows nothing of a run, nor of each other.
-  **{module: set() for module in LAYERS[2]},
-  'views': {'augmentations', 'keys'},
-  'data': {'errors', 'keys'},
-  'gan_networks': {'models'},
-  'gan_steps': {'augmentations', 'gan_networks', 'keys', 'models', 'steps'},
-  # One step knows no file.
-  'steps': {'keys', 'losses', 'models', 'views'},
-  # What maps a step knows none.
-  'devices': {'errors', 'hosts', 'models'},
-  'inputs': {'data', 'devices', 'hosts', 'keys', 'steps', 'views'},
-  'compiler': {'errors', 'xla_flags'},
-  # They know files, but not what is in them.
-  'files': {'errors', 'hosts'},
-  'checkpoint': {'errors', 'files', 'hosts'},
-  'store': {'errors', 'files'},
-  'events': {'errors'},
-  'training': {
-    'checkpoint',
-    'devices',
-    'errors',
-    'events',
-    'files',
-    'hosts',
-    'prefetch',
-    'progress',
-    'steps',
-  },
-  'config': {'errors', 'files', 'sweep', 'views'},
-  # The report reads what the stages wrote, and runs without them.
-  'report': {'errors', 'files', 'data', 'losses', 'metrics', 'figures', 'formats', 'tables'},
-  'tables': {'formats'},
-  'sweep': {'intervals'},
-  'sweep_figure': {'figures', 'sweep'},
-  'sweep_report': {'figures', 'files', 'formats', 'sweep', 'sweep_figure'},
+  **{wing: set() for wing in WINGS[0]},
   'comparison': {'intervals', 'metrics'},
+  'runtime': {'errors'},
+  'data': {'errors', 'keys'},
+  'train': {'data', 'errors', 'keys', 'losses', 'models', 'runtime'},
+  'predictions': {'errors', 'runtime'},
+  'gan': {'data.augmentations', 'keys', 'models', 'train.steps'},
+  # One step knows no file, and what maps a step over devices knows no step.
+  'train.steps': {'keys', 'losses', 'models', 'data.views'},
+  'train.devices': {'errors', 'models', 'runtime.hosts'},
+  # The report reads what the stages wrote, and runs without them.
+  'report': {'config.sweep', 'data', 'errors', 'losses', 'metrics', 'runtime'},
 }
 # The same for analysis/; packages count as one. The mathematics knows no run and no file.
 ANALYSIS = {
@@ -107,7 +77,7 @@ HEAVY = {'tensorflow', 'torch'}  # may be missing, and take seconds to import
 
 def text_of(module, package='kdjax'):
   """The code of a module; of a package, that of all its files."""
-  path = ROOT / 'launch' if module == 'launch' else ROOT / package / module
+  path = ROOT / package / module
   paths = sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
   return '\n'.join(path.read_text() for path in paths)
 
@@ -145,16 +115,59 @@ def function():
   assert {'numpy', 'tensorflow.io'} <= imported_modules(text)
 
 
-def modules_of(package):
-  folder = ROOT / package
-  paths = {path.relative_to(folder).parts[0] for path in folder.rglob('*.py')}
-  return {path.removesuffix('.py') for path in paths} - {'__init__'}
+def dotted(path):
+  """'train.steps' of kdjax/train/steps.py, and 'train' of kdjax/train/__init__.py."""
+  parts = path.relative_to(ROOT / 'kdjax').with_suffix('').parts
+  return '.'.join(part for part in parts if part != '__init__')
 
 
-def test_every_module_has_a_layer():
-  modules = modules_of('kdjax') | {'launch'}
-  assert modules == set(LAYER), 'Put a new module into LAYERS: what may it import, and who it?'
-  assert modules_of('analysis') == set(ANALYSIS), 'Put a new module into ANALYSIS.'
+def imports_of(text):
+  """What a file imports from kdjax: 'train.steps.State' of `from kdjax.train.steps import State`."""
+  names = [name.split('.') for name in imported_modules(text)]
+  return {'.'.join(name[1:]) for name in names if name[0] == 'kdjax'}
+
+
+PATHS = {dotted(path): path for path in sorted((ROOT / 'kdjax').rglob('*.py'))}
+IMPORTS = {module: imports_of(path.read_text()) for module, path in PATHS.items() if module}
+
+
+def wing_of(module):
+  return module.partition('.')[0]
+
+
+def is_inside(name, places):
+  return any(name == place or name.startswith(f'{place}.') for place in places)
+
+
+def test_every_module_belongs_to_a_wing():
+  assert {wing_of(module) for module in IMPORTS} == set(DEPTH), 'Put a new wing into WINGS.'
+  folder = ROOT / 'analysis'
+  places = {path.relative_to(folder).parts[0].removesuffix('.py') for path in folder.rglob('*.py')}
+  assert places - {'__init__'} == set(ANALYSIS), 'Put a new module into ANALYSIS.'
+
+
+@pytest.mark.parametrize('module', IMPORTS)
+def test_a_module_imports_only_from_the_wings_above_its_own(module):
+  own = wing_of(module)
+  above = {wing for wing, depth in DEPTH.items() if depth < DEPTH[own]}
+  allowed = ONLY.get(module, ONLY.get(own, above)) | {own}
+  assert {name for name in IMPORTS[module] if not is_inside(name, allowed)} == set()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+  graph = {
+    module: {other for other in IMPORTS if other != module and is_imported(other, names)}
+    for module, names in IMPORTS.items()
+  }
+  assert 'train.steps' in graph['train.loop']
+  assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(IMPORTS)
+
+
+def is_imported(module, names):
+  """Whether one of the names is the module or something in it, and not in a module of its own."""
+  return any(
+    name == module or (name.rpartition('.')[0] == module and name not in IMPORTS) for name in names
+  )
 
 
 @pytest.mark.parametrize('module', ANALYSIS)
@@ -162,33 +175,27 @@ def test_an_analysis_imports_only_what_it_may(module):
   text = text_of(module, 'analysis')
   assert imported_siblings(text, 'analysis') <= ANALYSIS[module] | {module}
   if module in MATHEMATICS:
-    assert not imported_siblings(text) & {'run', 'config', 'files', 'student', 'teachers', 'stages'}
+    outside = {'config', 'runtime.files', 'predictions', 'stages'}
+    assert not {name for name in imports_of(text) if is_inside(name, outside)}
 
 
-@pytest.mark.parametrize('module', LAYER)
-def test_a_module_imports_only_from_the_layers_above_it(module):
-  above = {name for name, depth in LAYER.items() if depth < LAYER[module]}
-  allowed = ONLY.get(module, above) | {module}  # the files of a package import from each other
-  assert imported_siblings(text_of(module)) <= allowed
-
-
-@pytest.mark.parametrize('module', LAYER)
-def test_the_pipeline_knows_nothing_of_analysis_tests_and_configs(module):
-  packages = {name.split('.')[0] for name in imported_modules(text_of(module))}
-  assert not packages & {'analysis', 'tests', 'configs', 'launch'}
+def test_the_pipeline_knows_nothing_of_analysis_tests_and_configs():
+  for path in PATHS.values():
+    packages = {name.partition('.')[0] for name in imported_modules(path.read_text())}
+    assert not packages & {'analysis', 'tests', 'configs', 'launch'}, path
 
 
 def test_nothing_imports_tensorflow_or_torch():
   folders = ('kdjax', 'analysis', 'configs')
   paths = [ROOT / 'launch.py', *(path for f in folders for path in (ROOT / f).rglob('*.py'))]
-  assert len(paths) > len(LAYER)
+  assert len(paths) > len(PATHS)
   for path in paths:
     packages = {name.split('.')[0] for name in imported_modules(path.read_text())}
     assert not packages & HEAVY, path.name
 
 
 def test_importing_everything_loads_neither_tensorflow_nor_torch():
-  names = ', '.join('launch' if name == 'launch' else f'kdjax.{name}' for name in LAYER)
+  names = ', '.join(['launch', *(f'kdjax.{name}' for name in IMPORTS)])
   result = subprocess.run(
     [sys.executable, '-c', f'import sys, {names}\nprint(*{HEAVY} & set(sys.modules))'],
     env=os.environ | {'PYTHONPATH': str(ROOT)},

@@ -20,8 +20,10 @@ from numpy_layers import (
 
 from analysis import measure, runs
 from kdjax import config as config_lib
-from kdjax import files, keys, models, student
+from kdjax import keys, models
 from kdjax.models import resnet50
+from kdjax.runtime import files
+from kdjax.stages import student
 
 CIFAR, MNIST, IMAGENET, IMDB = (32, 32, 3), (28, 28, 1), (224, 224, 3), (100,)
 VOCABULARY_SIZE = 20

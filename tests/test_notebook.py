@@ -25,8 +25,10 @@ from traitlets.config import Config
 
 from analysis import runs
 from analysis.parts import PARTS
-from kdjax import evaluation, files, metrics
-from kdjax.run import Run
+from kdjax import metrics
+from kdjax.runtime import files
+from kdjax.stages import evaluation
+from kdjax.stages.run import Run
 
 PATH = ROOT / 'analysis' / 'inspect_checkpoint.ipynb'
 PICTURE = PIL.Image.new('RGB', (3, 2), 'red')  # of an analysis that was done before

@@ -8,8 +8,8 @@ from conftest import compilations
 from etils import epath
 from ml_collections import ConfigDict
 
-from kdjax import devices, optimizers, steps
-from kdjax.checkpoint import Checkpoints
+from kdjax.train import devices, optimizers, steps
+from kdjax.train.checkpoint import Checkpoints
 
 NUM_STEPS = 3
 RATES = [0.5, 0.4, 0.2]  # half a cosine from 0.5 to 0.1 in three steps

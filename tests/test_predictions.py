@@ -14,24 +14,15 @@ from ml_collections import ConfigDict
 from tiny_data import random_images, write_files
 from viewed import CONFIG
 
-from kdjax import (
-  data,
-  evaluation,
-  keys,
-  losses,
-  predictions,
-  stages,
-  student,
-  teachers,
-  verification,
-  views,
-)
-from kdjax import inputs as inputs_lib
+from kdjax import data, keys, losses
+from kdjax.data import views
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.inputs import Inputs, is_same_view
-from kdjax.predictions import OnlineTeacher, StoredTeacher
-from kdjax.run import Run
-from kdjax.store import PredictionStore
+from kdjax.predictions.store import PredictionStore
+from kdjax.stages import evaluation, pipeline, predictions, student, teachers, verification
+from kdjax.stages.predictions import OnlineTeacher, StoredTeacher
+from kdjax.stages.run import Run
+from kdjax.train import inputs as inputs_lib
+from kdjax.train.inputs import Inputs, is_same_view
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +101,7 @@ def test_extra_images_are_distilled_on_without_labels(finished, tmp_path):
     evaluation__num_views=1,
   )
   for stage in ('predictions', 'student', 'evaluation'):
-    assert stages.STAGES[stage](run)
+    assert pipeline.STAGES[stage](run)
   assert_stored_is_online(run)
   inputs = run.inputs['distillation']
   labels, own = run.labels(inputs, 0), run.splits['train'].labels_N
@@ -137,8 +128,8 @@ def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(flo
   online = Run(float32_run.config.copy_and_resolve_references(), float32_run.workdir)
   online.config.predictions.mode = 'online'
   for run in (float32_run, online):
-    stages.STAGES['student'](run)
-    stages.STAGES['evaluation'](run)
+    pipeline.STAGES['student'](run)
+    pipeline.STAGES['evaluation'](run)
   assert float32_run.student_folder != online.student_folder
 
   def losses_of(run):

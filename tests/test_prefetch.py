@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from kdjax import prefetch
+from kdjax.runtime import prefetch
 
 
 def test_items_come_in_order_and_are_made_ahead_in_one_thread():

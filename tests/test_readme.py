@@ -9,7 +9,7 @@ from conftest import ROOT, TINY, copied
 
 from analysis.parts import PARTS
 from kdjax import config as config_lib
-from kdjax import validation
+from kdjax.config import validation
 from tests import launched
 
 PAGES = {path: path.read_text() for path in [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]}

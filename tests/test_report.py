@@ -26,7 +26,9 @@ from reported_run import (
   log_text,
 )
 
-from kdjax import data, errors, figures, report
+from kdjax import data, errors
+from kdjax.report import figures
+from kdjax.report import page as report
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ from conftest import copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import data, devices, teachers
+from kdjax import data
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.run import Run
-from kdjax.store import PredictionStore, kvstore
+from kdjax.predictions.store import PredictionStore, kvstore
+from kdjax.stages import teachers
+from kdjax.stages.run import Run
+from kdjax.train import devices
 
 
 def test_all_folders_of_a_run_stay_in_its_bucket(tmp_path):

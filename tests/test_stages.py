@@ -14,15 +14,16 @@ from conftest import QUICK, TINY, copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import files, stages
 from kdjax.errors import MissingInputError, UserError
-from kdjax.run import Run
+from kdjax.runtime import files
+from kdjax.stages import pipeline
+from kdjax.stages.run import Run
 from tests import launched
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
 SWEEP = f"""
 from kdjax import config as config_lib
-from kdjax.sweep import Panel, Point, Sweep
+from kdjax.config.sweep import Panel, Point, Sweep
 
 
 def get_config():
@@ -78,7 +79,7 @@ def numbered(configs):
 def swept(sweeps, tmp_path_factory) -> pathlib.Path:
   """The workdir of a sweep that one process ran."""
   workdir = tmp_path_factory.mktemp('swept')
-  stages.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(workdir), [*stages.STAGES])
+  pipeline.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(workdir), [*pipeline.STAGES])
   return workdir
 
 
@@ -106,29 +107,29 @@ def test_what_is_left_out_between_two_stages_is_told_before_the_first(tmp_path):
     (['predictions', 'gan', 'teachers', 'evaluation'], 'student'),
   ]:
     with pytest.raises(MissingInputError, match=f'--stages={missing}'):
-      stages.run(config, epath.Path(tmp_path), names)
+      pipeline.run(config, epath.Path(tmp_path), names)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_online_no_predictions_are_missed_of_teachers_that_are_trained_first(tmp_path, monkeypatch):
   run = tiny_run(tmp_path, predictions__mode='online')
   with pytest.raises(MissingInputError, match='--stages=teachers'):
-    stages.run(run.config, run.workdir, ['gan', 'student'])
+    pipeline.run(run.config, run.workdir, ['gan', 'student'])
   ran = []
-  own = {name: lambda run, name=name: ran.append(name) for name in stages.STAGES}
-  monkeypatch.setattr(stages, 'STAGES', own)
-  stages.run(run.config, run.workdir, ['teachers', 'student'])
+  own = {name: lambda run, name=name: ran.append(name) for name in pipeline.STAGES}
+  monkeypatch.setattr(pipeline, 'STAGES', own)
+  pipeline.run(run.config, run.workdir, ['teachers', 'student'])
   assert ran == ['teachers', 'student']
 
 
 def test_what_is_left_out_may_be_there_already_or_not_be_wanted(finished, tmp_path):
   run = copied(finished, tmp_path)
   before = content(tmp_path)
-  stages.run(run.config, run.workdir, ['teachers', 'evaluation'])
+  pipeline.run(run.config, run.workdir, ['teachers', 'evaluation'])
   assert content(tmp_path) == before
   shutil.rmtree(tmp_path / 'students')
   with pytest.raises(MissingInputError, match='--stages=student'):
-    stages.run(run.config, run.workdir, ['teachers', 'evaluation'])
+    pipeline.run(run.config, run.workdir, ['teachers', 'evaluation'])
 
 
 # One process.
@@ -147,7 +148,7 @@ def test_teachers_and_predictions_are_shared(swept, sweeps):
 
 def test_a_finished_sweep_is_not_run_again(swept, sweeps):
   before = content(swept)
-  stages.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(swept), [*stages.STAGES])
+  pipeline.run_sweep(numbered(configs_of(sweeps['good'])), epath.Path(swept), [*pipeline.STAGES])
   assert content(swept) == before
 
 
@@ -221,7 +222,7 @@ def test_a_trial_that_diverged_is_not_trained_again_and_costs_no_other_its_resul
   )
 
   def run_sweep():
-    stages.run_sweep(configs, epath.Path(tmp_path), [*stages.STAGES])
+    pipeline.run_sweep(configs, epath.Path(tmp_path), [*pipeline.STAGES])
 
   for _ in range(2):  # nor by the next process
     with pytest.raises(
@@ -282,22 +283,22 @@ def temperatures(count):
 
 def test_students_come_first_and_then_what_compares_them(monkeypatch, tmp_path):
   recorder = Recorder()
-  monkeypatch.setattr(stages, 'run', recorder)
+  monkeypatch.setattr(pipeline, 'run', recorder)
   names = ['report', 'evaluation', 'student', 'teachers', 'independent']
-  stages.run_sweep(temperatures(2), epath.Path(tmp_path), names)
+  pipeline.run_sweep(temperatures(2), epath.Path(tmp_path), names)
   training, comparing = ('student', 'teachers'), ('evaluation', 'independent')
   in_order = [(0, *training), (1, *training), (0, *comparing), (1, *comparing)]
   assert recorder.calls == [*in_order, (1, 'report')]  # one for all
   recorder.calls.clear()
-  stages.run_sweep(temperatures(2), epath.Path(tmp_path), ['evaluation'])
+  pipeline.run_sweep(temperatures(2), epath.Path(tmp_path), ['evaluation'])
   assert recorder.calls == [(0, 'evaluation'), (1, 'evaluation')]
 
 
 def test_what_failed_is_told_and_not_compared_and_all_else_is_done(monkeypatch, tmp_path):
   recorder = Recorder(failing=(0, 2))
-  monkeypatch.setattr(stages, 'run', recorder)
+  monkeypatch.setattr(pipeline, 'run', recorder)
   with pytest.raises(UserError) as error:
-    stages.run_sweep(temperatures(4), epath.Path(tmp_path), ['student', 'evaluation'])
+    pipeline.run_sweep(temperatures(4), epath.Path(tmp_path), ['student', 'evaluation'])
   assert str(error.value).splitlines() == [
     '2 of 4 runs of the sweep failed; the others are done:',
     '  run 0: no 0',
@@ -319,17 +320,17 @@ def claim(config, workdir) -> contextlib.ExitStack:
 
 def test_a_run_that_another_process_is_at_comes_last(monkeypatch, tmp_path):
   recorder = Recorder()
-  monkeypatch.setattr(stages, 'run', recorder)
+  monkeypatch.setattr(pipeline, 'run', recorder)
   configs = temperatures(3)
   with claim(configs[0], tmp_path) as claimed:
     recorder.then[2] = claimed.close  # the other process ends
-    stages.run_sweep(configs, epath.Path(tmp_path), ['student'])
+    pipeline.run_sweep(configs, epath.Path(tmp_path), ['student'])
   assert recorder.calls == [(1, 'student'), (2, 'student'), (0, 'student')]
 
 
 def test_when_nothing_else_is_left_a_sweep_waits_for_the_other_process(monkeypatch, tmp_path):
   recorder = Recorder()
-  monkeypatch.setattr(stages, 'run', recorder)
+  monkeypatch.setattr(pipeline, 'run', recorder)
   configs = temperatures(2)
   claimed = threading.Event()
 
@@ -342,6 +343,6 @@ def test_when_nothing_else_is_left_a_sweep_waits_for_the_other_process(monkeypat
   thread = threading.Thread(target=other_process)
   thread.start()
   claimed.wait()
-  stages.run_sweep(configs, epath.Path(tmp_path), ['student'])
+  pipeline.run_sweep(configs, epath.Path(tmp_path), ['student'])
   thread.join()
   assert recorder.calls == [(0, 'student'), 'the other ends', (1, 'student')]

@@ -7,7 +7,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from kdjax import devices, losses, models, optimizers, steps, views
+from kdjax import losses, models
+from kdjax.data import views
+from kdjax.train import devices, optimizers, steps
 
 CLEAN = views.make_view((), ConfigDict({'crop_padding': 0}))
 

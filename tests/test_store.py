@@ -9,9 +9,9 @@ from etils import epath
 from scipy.special import log_softmax
 
 from kdjax import losses
-from kdjax import store as store_lib
 from kdjax.errors import DamageError, StorageError
-from kdjax.store import DTYPES, PredictionStore, kvstore
+from kdjax.predictions import store as store_lib
+from kdjax.predictions.store import DTYPES, PredictionStore, kvstore
 
 SHAPE = (2, 3, 50, 4)  # members, views, examples, classes
 
@@ -122,7 +122,7 @@ def test_members_and_views_can_be_added(tmp_path, logits):
 
 
 def test_compressed_chunks_hold_one_member_one_view_and_a_block_of_examples(tmp_path, monkeypatch):
-  monkeypatch.setattr('kdjax.store.CHUNK_BYTES', 20 * 4 * 4)
+  monkeypatch.setattr('kdjax.predictions.store.CHUNK_BYTES', 20 * 4 * 4)
   filled(tmp_path, np.zeros(SHAPE))
   assert len(chunks(tmp_path)) == 2 * 3 * 3  # 50 examples in blocks of 20
   assert max(path.stat().st_size for path in chunks(tmp_path)) < 20 * 4 * 4 / 5

@@ -16,12 +16,13 @@ from grain.multiprocessing import SharedMemoryArray
 from streamed_rows import killed_at, rows_of
 from tiny_data import encoded, image_feature, label_feature, random_images, section, write_tfds
 
-from kdjax import data, teachers
-from kdjax.checkpoint import digest
+from kdjax import data
 from kdjax.data import images, streaming
+from kdjax.data.views import make_view
 from kdjax.errors import DamageError, UserError
-from kdjax.inputs import Inputs
-from kdjax.views import make_view
+from kdjax.stages import teachers
+from kdjax.train.checkpoint import digest
+from kdjax.train.inputs import Inputs
 from tests.benchmarks import streaming as benchmark
 
 NUM = 150  # training examples of the set below

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import copied, tiny_run
 
-from kdjax import data, metrics, predictions, stages, student, teachers
-from kdjax.checkpoint import digest
+from kdjax import data, metrics
 from kdjax.errors import DamageError, MissingInputError
+from kdjax.stages import pipeline, predictions, student, teachers
+from kdjax.train.checkpoint import digest
 
 
 def test_needs_the_store_alone_and_goes_on_from_the_checkpoint_before_a_lost_one(
@@ -22,9 +23,9 @@ def test_needs_the_store_alone_and_goes_on_from_the_checkpoint_before_a_lost_one
   shutil.move(run.workdir / 'teachers', tmp_path / 'moved away')
   with pytest.raises(MissingInputError, match='--stages=student'):
     student.load(run)
-  assert stages.STAGES['student'](run)
+  assert pipeline.STAGES['student'](run)
   assert digest(student.load(run)) == expected
-  assert stages.STAGES['evaluation'](run)
+  assert pipeline.STAGES['evaluation'](run)
   assert result.read_text() == content
 
 
@@ -142,7 +143,7 @@ def test_controls(tmp_path):
     student__keep_checkpoints=(),
   )
   for stage in ('teachers', 'predictions', 'student', 'evaluation', 'report'):
-    stages.STAGES[stage](run)
+    pipeline.STAGES[stage](run)
   assert digest(teachers.load(run, 0)) == digest(teachers.initial(run, 0))
   before = student.load(run)
   run.config.student.loss = 'brier'  # whatever is learnt from the teacher, the student is the same

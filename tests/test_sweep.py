@@ -6,8 +6,8 @@ import math
 import pytest
 import scipy.stats
 
-from kdjax import sweep as sweep_lib
-from kdjax.sweep import Cell, Panel, Point, Sweep
+from kdjax.config import sweep as sweep_lib
+from kdjax.config.sweep import Cell, Panel, Point, Sweep
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
 KL = 'splits.test.fidelity.predictive_kl'

@@ -14,9 +14,9 @@ import rich.console
 from etils import epath
 from matplotlib.colors import to_hex
 
-from kdjax import figures, sweep_figure, sweep_report
-from kdjax import sweep as sweep_lib
-from kdjax.sweep import Panel, Point, Sweep
+from kdjax.config import sweep as sweep_lib
+from kdjax.config.sweep import Panel, Point, Sweep
+from kdjax.report import figures, sweep_figure, sweep_page
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
 CKA = 'splits.test.cka.stage1'
@@ -64,7 +64,7 @@ NAMED_RESULTS = {0: result(0.79), 1: result(0.835)}
 
 
 def written(folder, sweep=NUMBERS, results=RESULTS, **options):
-  paths = sweep_report.write(epath.Path(folder), 'sweep', sweep, results, **options)
+  paths = sweep_page.write(epath.Path(folder), 'sweep', sweep, results, **options)
   return {path.suffix[1:]: path for path in paths}
 
 
@@ -365,7 +365,7 @@ def test_same_inputs_same_bytes_in_another_process(tmp_path):
 def printed(sweep, results):
   console = rich.console.Console(width=80)
   with console.capture() as capture:
-    console.print(*sweep_report.terminal_tables(sweep, results))
+    console.print(*sweep_page.terminal_tables(sweep, results))
   text = capture.get()
   assert '…' not in text
   return [' '.join(line.split()) for line in text.splitlines()]

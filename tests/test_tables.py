@@ -4,7 +4,7 @@ import pytest
 import rich.console
 from reported_run import RESULT, SPLIT
 
-from kdjax import formats, tables
+from kdjax.report import formats, tables
 
 
 def printed(result):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import copied, tiny_run
 
-from kdjax import files, teachers
-from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import MissingInputError
+from kdjax.runtime import files
+from kdjax.stages import teachers
+from kdjax.train.checkpoint import Checkpoints, digest
 from tests import launched
 
 

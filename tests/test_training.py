@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from etils import epath
 
-from kdjax import files, steps, training
-from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DivergedError
-from kdjax.steps import Metrics, State
+from kdjax.runtime import files
+from kdjax.train import loop, steps
+from kdjax.train.checkpoint import Checkpoints, digest
+from kdjax.train.steps import Metrics, State
 
 NUM_STEPS = 20
 
 
-def plan(**fields) -> training.Plan:
+def plan(**fields) -> loop.Plan:
   arguments = {
     'num_steps': NUM_STEPS,
     'batch_size': 10,
@@ -28,7 +29,7 @@ def plan(**fields) -> training.Plan:
     'num_checkpoints': 5,
     'keep_checkpoints': (0.0, 0.3),
   }
-  return training.make_plan(**arguments | fields)
+  return loop.make_plan(**arguments | fields)
 
 
 def init() -> State:
@@ -49,7 +50,7 @@ def batches(start: int):
 
 
 def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}, the_step=step, **how):
-  training.fit(
+  loop.fit(
     epath.Path(folder),
     'toy',
     the_plan or plan(),
@@ -117,7 +118,7 @@ def test_the_last_epoch_has_a_mean_of_its_own(tmp_path):
     the_plan,
     the_step=agreeing,
   )
-  found = training.last_epoch_means(epath.Path(tmp_path), the_plan)
+  found = loop.last_epoch_means(epath.Path(tmp_path), the_plan)
   assert set(found) == {'loss', 'top1_agreement'}
   assert found['top1_agreement'] == pytest.approx(values[15:].mean(), rel=1e-6)
   assert plan(num_examples=10_000).last_epoch == 0
@@ -125,7 +126,7 @@ def test_the_last_epoch_has_a_mean_of_its_own(tmp_path):
 
 def test_a_training_of_no_steps_leaves_its_start(tmp_path):
   fit(tmp_path, the_plan=plan(num_steps=0, keep_checkpoints=()))
-  assert training.is_complete(epath.Path(tmp_path))
+  assert loop.is_complete(epath.Path(tmp_path))
   with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
     assert digest(checkpoints.restore(jax.eval_shape(init), 0)) == digest(init())
   assert rows(tmp_path) == []
@@ -168,7 +169,7 @@ def test_an_interrupted_training_ends_bit_for_bit_where_the_undisturbed_one_does
 
   with pytest.raises(KeyboardInterrupt):
     fit(tmp_path, interrupted)
-  assert not training.is_complete(tmp_path)
+  assert not loop.is_complete(tmp_path)
   seen = []
 
   def resumed(start):
@@ -189,17 +190,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
   with pytest.raises(DivergedError, match='at step 14') as error:
     fit(tmp_path, diverging)
   assert str(tmp_path / 'checkpoints' / '12') in str(error.value)
-  assert not training.is_complete(tmp_path)
+  assert not loop.is_complete(tmp_path)
   with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
     assert checkpoints.steps == [0, 6, 12]
     assert np.isfinite(checkpoints.restore(jax.eval_shape(init)).params['w']).all()
 
 
 def test_what_has_diverged_is_not_trained_again_until_that_is_wanted(tmp_path):
-  assert not training.has_diverged(epath.Path(tmp_path))
+  assert not loop.has_diverged(epath.Path(tmp_path))
   with pytest.raises(DivergedError) as first:
     fit(tmp_path, lambda start: iter([(np.full(3, np.nan, np.float32),)] * NUM_STEPS))
-  assert training.has_diverged(epath.Path(tmp_path))
+  assert loop.has_diverged(epath.Path(tmp_path))
 
   def unused(start):
     raise AssertionError(f'trains from {start}')
@@ -211,7 +212,7 @@ def test_what_has_diverged_is_not_trained_again_until_that_is_wanted(tmp_path):
   )
   (tmp_path / 'diverged.json').unlink()
   fit(tmp_path, batches)
-  assert training.is_complete(epath.Path(tmp_path))
+  assert loop.is_complete(epath.Path(tmp_path))
 
 
 def test_a_divergence_before_any_checkpoint_says_so(tmp_path):
@@ -229,9 +230,9 @@ def test_the_last_checkpoint_gives_a_damaged_log_back(undisturbed, tmp_path, con
   expected = rows(tmp_path)
   log = tmp_path / 'metrics.jsonl'
   log.unlink() if content is None else log.write_text(content)
-  assert not training.is_complete(epath.Path(tmp_path))
+  assert not loop.is_complete(epath.Path(tmp_path))
   fit(tmp_path, lambda start: batches(start) if start < NUM_STEPS else iter(()))
-  assert training.is_complete(epath.Path(tmp_path))
+  assert loop.is_complete(epath.Path(tmp_path))
   assert rows(tmp_path) == expected
 
 
@@ -244,7 +245,7 @@ SIZES = [3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 3, 1]
 
 def test_no_call_crosses_a_stop():
   for done, sizes in [(0, SIZES), (8, SIZES[6:]), (16, SIZES[-2:]), (20, [])]:
-    blocks = list(training._blocks(iter(range(done, NUM_STEPS)), done, STOPS, 3))
+    blocks = list(loop._blocks(iter(range(done, NUM_STEPS)), done, STOPS, 3))
     assert [len(block) for block in blocks] == sizes
     assert list(itertools.chain(*blocks)) == list(range(done, NUM_STEPS))
 

@@ -5,8 +5,9 @@ import pytest
 from checked_config import load, problems_of
 
 from kdjax import config as config_lib
-from kdjax import files, rules, validation
+from kdjax.config import rules, validation
 from kdjax.errors import ConfigError
+from kdjax.runtime import files
 
 # A value that breaks each rule of rules.RULES.
 BROKEN = {

@@ -5,7 +5,8 @@ import jax
 import pytest
 from checked_config import load, problems_of, problems_of_sweep
 
-from kdjax import optimizers, validation
+from kdjax.config import validation
+from kdjax.train import optimizers
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import checked_config
 import pytest
 from checked_config import load, problems_of
 
-from kdjax import validation
+from kdjax.config import validation
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ from conftest import copied
 from ml_collections import ConfigDict
 from scipy.special import log_softmax
 
-from kdjax import models, verification
+from kdjax import models
 from kdjax.errors import DamageError
-from kdjax.store import PredictionStore, kvstore
-from kdjax.verification import DRIFT, NOISE, Sample
+from kdjax.predictions.store import PredictionStore, kvstore
+from kdjax.stages import verification
+from kdjax.stages.verification import DRIFT, NOISE, Sample
 
 
 def test_verify_reads_all_and_predicts_a_sample_again(finished):

@@ -21,7 +21,8 @@ from viewed import (
   taken,
 )
 
-from kdjax import augmentations, keys, views
+from kdjax import keys
+from kdjax.data import augmentations, views
 
 # Every pixel has a value of its own, so that a crop tells where it was cut.
 POSITIONS_HWC = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kdjax import xla_flags
+from kdjax.runtime import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 ONEDNN, YNN = xla_flags.ONEDNN
@@ -56,4 +56,4 @@ def test_programs_set_flags_before_they_import_jax(program):
   imports = ' '.join(
     text for text in texts[: texts.index('xla_flags.set_flags()')] if 'import' in text
   )
-  assert 'kdjax.' not in imports.replace('from kdjax import xla_flags', '')
+  assert 'kdjax.' not in imports.replace('from kdjax.runtime import xla_flags', '')

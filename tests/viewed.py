@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import views
+from kdjax.data import views
 
 PADDING = 2
 NUM_OFFSETS = 2 * PADDING + 1

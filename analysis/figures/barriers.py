@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.figures import SAME_BASIN, one_basin
-from kdjax import figures, intervals
+from kdjax import intervals
 from kdjax.intervals import ENDS
+from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

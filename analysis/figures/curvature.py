@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import lanczos
-from kdjax import figures, intervals
+from kdjax import intervals
+from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -11,7 +11,8 @@ import numpy as np
 
 from analysis.decomposition import GROUPS as DIRECTIONS
 from analysis.decomposition import MIN_STUDENTS
-from kdjax import figures, intervals
+from kdjax import intervals
+from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

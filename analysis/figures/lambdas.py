@@ -10,7 +10,8 @@ import numpy as np
 
 from analysis.figures import SAME_BASIN
 from analysis.figures.basins import SETS, draw_interval, how, verdicts
-from kdjax import figures, intervals
+from kdjax import intervals
+from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdjax import figures
+from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

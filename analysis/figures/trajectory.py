@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdjax import figures, intervals
+from kdjax import intervals
 from kdjax.intervals import ENDS
+from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

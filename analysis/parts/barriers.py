@@ -22,9 +22,10 @@ from analysis.matching import Aligned, Aligner
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
-from kdjax import keys, progress
+from kdjax import keys
 from kdjax.intervals import ENDS
-from kdjax.steps import Variables
+from kdjax.runtime import progress
+from kdjax.train.steps import Variables
 
 TOLERANCE = 1e-3  # of ends, relative where they are above 1; float32 gives about 1e-6
 CONTINUOUS = ('distillation/loss', 'test/predictive_kl')

@@ -20,9 +20,10 @@ from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
 from analysis.parts import planes
 from analysis.runs import Study
-from kdjax import keys, progress
+from kdjax import keys
 from kdjax.errors import UserError
-from kdjax.steps import Variables
+from kdjax.runtime import progress
+from kdjax.train.steps import Variables
 
 RESIDUAL = 0.1  # ‖H v − λ v‖ of the sharpest direction, in units of λ
 

@@ -21,7 +21,8 @@ from analysis.figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POIN
 from analysis.lanczos import Krylov
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
-from kdjax import intervals, keys, progress
+from kdjax import intervals, keys
+from kdjax.runtime import progress
 
 RADIUS = 0.002  # of the ball of sharpness, as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
 TRACE_PROBES = 6  # for each probe of the densities: one costs a product, and not lanczos_steps

@@ -20,8 +20,10 @@ from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
 from analysis.surface import in_float32, of_params
 from kdjax import config as config_lib
-from kdjax import intervals, keys, predictions, progress, student
-from kdjax.run import Run
+from kdjax import intervals, keys
+from kdjax.runtime import progress
+from kdjax.stages import predictions, student
+from kdjax.stages.run import Run
 
 NUM_VIEWS = 3  # of those seen, evenly spaced, and of fresh ones
 NUM_KERNELS = 3  # of students, or of disjoint examples of one

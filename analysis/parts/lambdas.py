@@ -15,9 +15,11 @@ from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stac
 from analysis.parts import planes
 from analysis.runs import Study
 from kdjax import config as config_lib
-from kdjax import intervals, progress, student
-from kdjax.run import Run
-from kdjax.steps import Variables
+from kdjax import intervals
+from kdjax.runtime import progress
+from kdjax.stages import student
+from kdjax.stages.run import Run
+from kdjax.train.steps import Variables
 
 MARGIN = 0.15  # around a plane's corners, as a fraction of the longer side of their box
 MIN_STUDENTS = 3  # of one λ, for an interval over seeds: that of two is twelve standard errors wide

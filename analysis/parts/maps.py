@@ -17,8 +17,9 @@ from analysis.figures import maps as drawing
 from analysis.measure import Batch, Measure, in_float32
 from analysis.part import Arrays, Blocks, Checks, Part, Settings
 from analysis.runs import Study
-from kdjax import intervals, keys, losses, student
-from kdjax.steps import Variables
+from kdjax import intervals, keys, losses
+from kdjax.stages import student
+from kdjax.train.steps import Variables
 
 MIN_CHECKPOINTS = 3  # two always lie on a line
 SAME_FUNCTION = 1e-3  # by which float32 may change a probability

@@ -19,8 +19,9 @@ from analysis.figures.planes import Panel
 from analysis.geometry import Plane
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
-from kdjax import intervals, keys, progress
-from kdjax.steps import Variables
+from kdjax import intervals, keys
+from kdjax.runtime import progress
+from kdjax.train.steps import Variables
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -21,9 +21,11 @@ from analysis.matching import Aligner
 from analysis.measure import Batch, Measure, Objective
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
 from analysis.runs import Study
-from kdjax import devices, keys, models, progress
+from kdjax import keys, models
 from kdjax.intervals import ENDS
-from kdjax.steps import Variables
+from kdjax.runtime import progress
+from kdjax.train import devices
+from kdjax.train.steps import Variables
 
 ROUNDING = 1e-6  # of float64 sums over weights, relative
 

@@ -9,7 +9,7 @@ Every ensemble is the beginning of the largest, so twelve teachers serve all twe
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 NUM_MEMBERS = {'': tuple(range(1, 13)), 'small': (1, 2, 4)}
 PAPER = {

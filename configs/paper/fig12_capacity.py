@@ -9,7 +9,7 @@ The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. `:sm
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 LARGER = {20: 56, 56: 110}  # depths
 

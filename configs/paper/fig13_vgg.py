@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import cifar_vgg
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 PAPER = {  # accuracy, NLL, agreement
   'baseline': (72.8, 1.6, 81.5),

@@ -9,7 +9,7 @@ In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher,
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 ALPHAS = {'': (0.0, 0.1, 0.3, 0.5, 0.7), 'small': (0.0, 0.3, 0.7)}
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3)}

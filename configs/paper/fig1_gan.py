@@ -12,7 +12,7 @@ more data than the student has.
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 NUM_GAN = {'': (0, 12_500, 25_000, 37_500, 50_000), 'small': (0, 2000, 6000)}
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1,)}

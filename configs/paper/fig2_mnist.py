@@ -12,7 +12,7 @@ how long the student trains: here for 10 epochs.
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 MNIST = {'': (60_000,), 'small': (15_000, 30_000, 60_000)}
 NUM_EMNIST = 697_932  # training images of emnist/byclass

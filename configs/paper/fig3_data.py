@@ -12,7 +12,7 @@ out of domain.
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 PAPER = {  # read off the figure: accuracy, agreement
   'baseline, τ = 1': (72.5, 79.0),

@@ -13,7 +13,7 @@ both halves, the second finds its three teachers trained.
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 NUM_MEMBERS = {False: (1, 3, 5), True: (1, 3)}  # True: small
 TEMPERATURES = (1.0, 4.0, 8.0, 16.0)

@@ -11,7 +11,7 @@ the middle one of those of `fig4_recycling.py`; both files show the same measure
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 DATA = ('baseline', 'rotation', 'vertical flip', 'colour jitter', 'combined')
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1,)}

@@ -11,7 +11,7 @@ paper has SGD and Adam; Muon is ours.
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 OPTIMIZERS = {
   'SGD': {},

@@ -17,7 +17,7 @@ Two series, which share λ = 0:
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 LAMBDAS = {'': (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0), 'small': (0.0, 0.25, 0.375, 0.5, 1.0)}
 CONFIGURED, SCALED = 'rate as configured', 'rate times 1 − λ'

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from configs import base
-from kdjax.sweep import Panel
+from kdjax.config.sweep import Panel
 
 ACCURACY = Panel('splits.test.student.accuracy', 'student accuracy, test (%)', 100)
 TEACHER = Panel('splits.test.teacher.accuracy', 'teacher accuracy, test (%)', 100)

@@ -10,7 +10,7 @@ public code averages over the wrong axes, so that part is no measure to hold our
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.sweep import Panel, Point, Sweep
+from kdjax.config.sweep import Panel, Point, Sweep
 
 STARTS = {
   'random': {},

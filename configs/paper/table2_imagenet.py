@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import imagenet_resnet
 from configs.paper import recipes
-from kdjax.sweep import Point, Sweep
+from kdjax.config.sweep import Point, Sweep
 
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1,)}
 PAPER = {

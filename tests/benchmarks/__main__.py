@@ -10,7 +10,7 @@ import itertools
 import jax
 from rich.table import Table
 
-from kdjax import progress
+from kdjax.runtime import progress
 from tests.benchmarks import loop, timing
 
 

@@ -34,8 +34,9 @@ import torch
 from etils import epath
 from rich.table import Table
 
-from kdjax import predictions, progress, teachers
-from kdjax.run import Run
+from kdjax.runtime import progress
+from kdjax.stages import predictions, teachers
+from kdjax.stages.run import Run
 from tests.benchmarks import loop, synthetic, timing, torch_online
 
 DEPTH, WIDTH, BATCH, CLASSES, TEMPERATURE = 20, 16, 128, 10, 4.0

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from kdjax import progress
 from kdjax.models.convolution import convolve
+from kdjax.runtime import progress
 from tests.benchmarks import timing
 
 BATCH = 128

@@ -2,7 +2,7 @@
 
 The step adds one to each array of its state, which is donated and has as many arrays as a training's, but
 one number in each. So nearly all of a call is dispatch: by `jax.jit` on one device, and by each of the ways
-to map of `kdjax/devices.py`.
+to map of `kdjax/train/devices.py`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,9 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from kdjax import devices, models, optimizers, progress, steps
+from kdjax import models
+from kdjax.runtime import progress
+from kdjax.train import devices, optimizers, steps
 from tests.benchmarks import synthetic, timing
 
 CALLS, REPEATS = 300, 9

@@ -34,7 +34,7 @@ from functools import partial
 import jax
 from rich.table import Table
 
-from kdjax import progress
+from kdjax.runtime import progress
 from tests.benchmarks import loop, students
 
 _BUFFERS = '--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE,+CONDITIONAL'

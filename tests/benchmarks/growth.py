@@ -17,7 +17,9 @@ from etils import epath
 from matplotlib import ticker
 from rich.table import Table
 
-from kdjax import figures, predictions, progress, student, teachers
+from kdjax.report import figures
+from kdjax.runtime import progress
+from kdjax.stages import predictions, student, teachers
 from tests.benchmarks import synthetic, timing
 
 BASE = {'num_examples': 4096, 'num_members': 2, 'num_views': 2, 'width': 8}

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
-from kdjax import progress
+from kdjax.runtime import progress
 from tests.benchmarks import loop, timing
 
 TUNABLE = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from kdjax import devices, models, progress
+from kdjax import models
 from kdjax.models import convolution, layers
+from kdjax.runtime import progress
+from kdjax.train import devices
 from tests.benchmarks import synthetic, timing
 
 MODELS = {'ResNet-20': 20, 'ResNet-56': 56}

@@ -18,9 +18,12 @@ import optax
 from etils import epath
 
 from analysis import runs
-from kdjax import devices, losses, predictions, steps, student, teachers, views
-from kdjax.inputs import Inputs
-from kdjax.run import Run
+from kdjax import losses
+from kdjax.data import views
+from kdjax.stages import predictions, student, teachers
+from kdjax.stages.run import Run
+from kdjax.train import devices, steps
+from kdjax.train.inputs import Inputs
 from tests.benchmarks import planes, synthetic, timing
 
 BATCH, NUM_MEMBERS = 128, 5

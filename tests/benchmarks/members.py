@@ -14,7 +14,10 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from kdjax import devices, models, optimizers, progress, steps, views
+from kdjax import models
+from kdjax.data import views
+from kdjax.runtime import progress
+from kdjax.train import devices, optimizers, steps
 from tests.benchmarks import synthetic, timing
 
 NUM_DEVICES, BATCH, REPEATS = 8, 128, 3

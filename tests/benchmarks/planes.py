@@ -14,7 +14,10 @@ from etils import epath
 from analysis import geometry, measure, runs
 from analysis.parts import planes
 from configs import digits_resnet
-from kdjax import devices, keys, progress, stages, steps
+from kdjax import keys
+from kdjax.runtime import progress
+from kdjax.stages import pipeline
+from kdjax.train import devices, steps
 from tests.benchmarks import timing
 
 REPEATS, RESOLUTION, NUM_EXAMPLES = 3, 25, 128
@@ -81,7 +84,7 @@ def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
   config.evaluation.independent_seed = None
   for section in (config.teacher, config.student):
     section.num_epochs, section.num_steps = None, 1
-  stages.run(config, workdir, ['teachers', 'predictions', 'student'])
+  pipeline.run(config, workdir, ['teachers', 'predictions', 'student'])
   return runs.load(workdir)
 
 

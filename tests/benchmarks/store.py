@@ -21,8 +21,9 @@ from rich.table import Table
 from scipy.special import log_softmax
 
 from analysis import runs
-from kdjax import files, losses, metrics, progress
-from kdjax.store import PredictionStore
+from kdjax import losses, metrics
+from kdjax.predictions.store import PredictionStore
+from kdjax.runtime import files, progress
 from tests.benchmarks import timing
 
 NUM_EXAMPLES, NUM_CLASSES, NUM_MEMBERS = 10_000, 1000, 5

@@ -18,10 +18,11 @@ import numpy as np
 import PIL.Image
 from rich.table import Table
 
-from kdjax import data, progress
+from kdjax import data
 from kdjax.data import sources, streaming
-from kdjax.inputs import Inputs
-from kdjax.views import make_view
+from kdjax.data.views import make_view
+from kdjax.runtime import progress
+from kdjax.train.inputs import Inputs
 from tests.benchmarks import timing
 from tests.tiny_data import image_feature, label_feature, section, write_tfds
 

@@ -22,7 +22,10 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from kdjax import devices, losses, models, optimizers, progress, steps, views
+from kdjax import losses, models
+from kdjax.data import views
+from kdjax.runtime import progress
+from kdjax.train import devices, optimizers, steps
 from tests.benchmarks import synthetic, timing
 
 WAYS = ('loop', 'unrolled', 'lax.map', 'vmap')

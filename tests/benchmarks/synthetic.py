@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs import cifar_resnet
 from kdjax import data
-from kdjax.run import Run
+from kdjax.stages.run import Run
 
 
 def config_of(model: str, depth: int = 20, **fields) -> ConfigDict:

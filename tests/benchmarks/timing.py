@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from kdjax import progress
+from kdjax.runtime import progress
 
 REPEATS = 5
 

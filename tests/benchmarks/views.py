@@ -12,7 +12,8 @@ from rich.table import Table
 
 from configs import base
 from configs.paper import recipes
-from kdjax import augmentations, progress, views
+from kdjax.data import augmentations, views
+from kdjax.runtime import progress
 from tests.benchmarks import timing
 
 BATCH, SIDE = 128, 32

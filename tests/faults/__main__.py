@@ -23,7 +23,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 import numpy as np
 from rich.table import Table
 
-from kdjax import progress
+from kdjax.runtime import progress
 from tests.faults import processes, trials, workdirs
 from tests.faults.workdirs import ALL_STAGES, BAD, CLEAR_ERROR, IDENTICAL, QUICK, Outcome
 

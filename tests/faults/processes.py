@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import launch
-from kdjax import progress
+from kdjax.runtime import progress
 from tests.launched import CONTEXT, Launch
 
 RUNS_COMPILED = 20  # in a process of the pool: each compiles anew, and only so much can be mapped

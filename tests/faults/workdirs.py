@@ -13,11 +13,12 @@ import numpy as np
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import files, stages
-from kdjax.checkpoint import Checkpoints, digest
 from kdjax.errors import DamageError, UserError
-from kdjax.run import Run
-from kdjax.store import PredictionStore
+from kdjax.predictions.store import PredictionStore
+from kdjax.runtime import files
+from kdjax.stages import pipeline
+from kdjax.stages.run import Run
+from kdjax.train.checkpoint import Checkpoints, digest
 from tests.launched import TINY
 
 QUICK = TINY.with_name('quick_config.py')
@@ -44,7 +45,7 @@ def attempt(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> str | None:
   """Runs all stages as `launch.py` does. Returns the message of the error, if there is one."""
   run = run_of(workdir, config)
   try:
-    stages.run(run.config, run.workdir, list(stages.STAGES))
+    pipeline.run(run.config, run.workdir, list(pipeline.STAGES))
   except (UserError, OSError) as error:
     return str(error)
   return None

@@ -1,0 +1,168 @@
+"""What the value of each field of a config may be: field → (test, what is allowed, in words)."""
+
+from kdjax import losses, models
+from kdjax.data import augmentations, views
+from kdjax.predictions import store
+from kdjax.runtime import files
+from kdjax.train import optimizers
+
+LARGEST = 10**9  # of any count: beyond it is a typing error
+
+
+def _is_whole(minimum: int, maximum: int = LARGEST):
+  return (
+    lambda x: type(x) is int and minimum <= x <= maximum,
+    f'an integer in [{minimum}, {maximum}]',
+  )
+
+
+def _is_one_of(names):
+  return lambda x: x in names, f'one of {", ".join(names)}'
+
+
+def _are_some_of(names):
+  return (
+    lambda x: all(n in names for n in x) and len(set(x)) == len(x),
+    f'any of {", ".join(names)}, each once, or ()',
+  )
+
+
+def _within(low: float, high: float, brackets: str = '[]'):
+  def test(x):
+    above = x >= low if brackets[0] == '[' else x > low
+    below = x <= high if brackets[1] == ']' else x < high
+    return _is_number(x) and above and below
+
+  return test, f'a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}'
+
+
+def _is_number(x) -> bool:
+  return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _is_part(x) -> bool:
+  return x == () or (len(x) == 2 and all(type(i) is int for i in x) and 0 <= x[0] < x[1] <= LARGEST)
+
+
+_PART = (_is_part, '(start, stop), whole numbers with 0 ≤ start < stop, or () for all')
+_PART_OR_NONE = (
+  lambda x: x == (0, 0) or _is_part(x),
+  f'{_PART[1]}, or (0, 0) for none, with predictions.extra',
+)
+_FRACTIONS = (
+  lambda x: all(_is_number(f) and 0 <= f < 1 for f in x),
+  'fractions of training in [0, 1), or ()',
+)
+_SEED = _is_whole(0, 2**31 - 1)
+_ANY_BOOL = (lambda x: isinstance(x, bool), 'True or False')
+_ANY_STRING = (lambda x: isinstance(x, str), 'a string')
+_PLACE = (lambda x: isinstance(x, str) and files.is_reachable(x), f'a string; {files.NEEDS_CLOUD}')
+# Wide enough for any training, and so narrow that float32 holds them, their ratios and complements.
+_RATE = _within(1e-12, 1e6)
+_RATE_OR_0 = _within(0, 1e6)
+_MOMENTUM = _within(0, 0.999999)
+_EVENTS = _is_whole(1, 10**6)
+
+
+def _training_rules(section: str, shortest: int) -> dict[str, tuple]:
+  rules = {
+    'num_epochs': _is_whole(shortest),
+    'num_steps': _is_whole(shortest),
+    'num_examples': _is_whole(shortest),
+    'batch_size': _is_whole(1, 2**20),
+    'optimizer': _is_one_of(optimizers.OPTIMIZERS),
+    'warmup_epochs': _within(0, LARGEST),
+    'nesterov': _ANY_BOOL,
+    'learning_rate': _RATE,
+    'final_learning_rate': _RATE_OR_0,
+    'momentum': _MOMENTUM,
+    'beta2': _MOMENTUM,
+    'weight_decay': _RATE_OR_0,
+    'keep_checkpoints': _FRACTIONS,
+  }
+  return {f'{section}.{name}': rule for name, rule in rules.items()}
+
+
+def _model_rules(section: str) -> dict[str, tuple]:
+  depths = '6n+2 (8, 14, 20, ...: basic blocks) or 9n+2 from 56 on (56, 65, ...: bottleneck blocks)'
+  return {
+    f'{section}.name': _is_one_of(models.MODELS),
+    f'{section}.depth': (
+      lambda x: type(x) is int and x < 10_000 and models.resnet_block(x) is not None,
+      depths,
+    ),
+    f'{section}.width': _is_whole(1, 10_000),
+    f'{section}.norm': _is_one_of(models.NORMS),
+    f'{section}.shortcut': _is_one_of(models.SHORTCUTS),
+    f'{section}.dtype': _is_one_of(models.DTYPES),
+  }
+
+
+RULES = {
+  'seed': _SEED,
+  'dataset.name': _ANY_STRING,
+  'dataset.data_dir': (files.is_reachable, f'a folder; {files.NEEDS_CLOUD}'),
+  'dataset.num_train': _is_whole(1),
+  'dataset.subset_seed': _SEED,
+  'dataset.num_val': _is_whole(0),
+  'dataset.num_test': _is_whole(1),
+  'dataset.image_size': _is_whole(1, augmentations.LARGEST_SIDE),
+  'dataset.streaming': _ANY_BOOL,
+  'dataset.num_workers': _is_whole(0, 1000),
+  'dataset.max_tokens': _is_whole(1, 10**6),
+  'dataset.min_count': _is_whole(1),
+  **_model_rules('model'),
+  'teacher.num_members': _is_whole(1, 10_000),
+  'teacher.members_in_parallel': _ANY_BOOL,
+  'teacher.examples': _PART,
+  **_training_rules('teacher', shortest=0),
+  'teacher.augmentation': _are_some_of(augmentations.AUGMENTATIONS),
+  'predictions.mode': _is_one_of(('stored', 'online')),
+  'predictions.num_views': _is_whole(1, 10**6),
+  'predictions.dtype': _is_one_of(store.DTYPES),
+  'predictions.examples': _PART_OR_NONE,
+  'predictions.augmentation': _are_some_of(views.NAMES),
+  'predictions.extra': _PLACE,
+  'predictions.num_extra': _is_whole(1),
+  'predictions.augment_extra': _ANY_BOOL,
+  'student.seed': _SEED,
+  **_training_rules('student', shortest=1),
+  'student.loss': _is_one_of(losses.LOSSES),
+  'student.temperature': _within(0.01, 1000),
+  'student.final_temperature': _within(0.01, 1000),
+  'student.alpha': _within(0, 1),
+  'student.init_lambda': _within(0, 1),
+  'student.init_from': _is_one_of(('final', 'initial')),
+  **_model_rules('student.model'),
+  'augmentation.crop_padding': _is_whole(0),
+  'augmentation.rotation_degrees': _within(0, 180),
+  'augmentation.rotation_interpolation': _is_one_of(augmentations.INTERPOLATIONS),
+  'augmentation.brightness': _within(0, 1),
+  'augmentation.contrast': _within(0, 1),
+  'augmentation.saturation': _within(0, 1),
+  'augmentation.hue': _within(0, 0.5),
+  'augmentation.noise_probability': _within(0, 1),
+  'gan.seed': _SEED,
+  'gan.num_steps': _is_whole(1),
+  'gan.batch_size': _is_whole(1, 2**20),
+  'gan.num_discriminator_steps': _is_whole(1, 100),
+  'gan.latent_size': _is_whole(1, 10_000),
+  'gan.generator_width': _is_whole(1, 10_000),
+  'gan.discriminator_width': _is_whole(1, 10_000),
+  'gan.learning_rate': _RATE,
+  'gan.final_learning_rate': _RATE_OR_0,
+  'gan.flip': _ANY_BOOL,
+  'gan.num_samples': _is_whole(2),  # a covariance wants two
+  'training.num_logs': _EVENTS,
+  'training.num_evals': _EVENTS,
+  'training.num_checkpoints': _EVENTS,
+  'training.steps_per_dispatch': _is_whole(1, 1000),
+  'evaluation.batch_size': _is_whole(1, 2**20),
+  'evaluation.num_views': _is_whole(1),
+  'evaluation.independent_seed': _SEED,
+  'evaluation.num_bootstrap': _is_whole(1, 10**6),
+  'evaluation.num_cka_examples': (
+    lambda x: type(x) is int and (x == 0 or 4 <= x <= 20_000),
+    '0, or 4 to 20000',
+  ),
+}

@@ -1,0 +1,128 @@
+"""Views: view(seed, batch) → inputs and labels, a pure function of each example alone.
+
+An example's index and its view number decide its augmentation exactly, whatever else is in the
+batch. The prediction store relies on it: a stored prediction belongs to one (view, index). Runs on
+device, inside jit. `train/inputs.py` gathers the examples, and their partners for mixtures.
+Axes: B batch, H W C image, X whatever an input has.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from kdjax import keys
+from kdjax.data import augmentations
+from kdjax.data.augmentations import AUGMENTATIONS
+
+# Arrays by name, and at 'partners' a batch of its own.
+Batch = dict[str, Any]
+# (seed, batch) → (inputs_BX, labels_B): images as float32 in [−1, 1], and tokens as they are.
+View = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
+
+NO_LABEL = -1
+# They leave no label: the teacher alone says what there is to see. 'mixup' needs batch['partners'].
+UNLABELLED = ('mixup', 'noise')
+NAMES = (*AUGMENTATIONS, *UNLABELLED)
+# The fields of the config section `augmentation` that a name reads.
+FIELDS = augmentations.FIELDS | {'mixup': (), 'noise': ('noise_probability',)}
+
+
+def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | None = None) -> View:
+  """The view that applies the named augmentations in order; no names give the example as it is.
+
+  With 'mixup', what is named before it is done to the example and to its partner, each by its own
+  index, and what is named after it to the mixture (paper, Appendix A.1).
+
+  Args:
+    names: of NAMES. Each draws from its own stream, so adding one leaves the others' draws.
+    config: the config section `augmentation`.
+    num_augmented: examples of this index and above stay as they are; None: all are augmented.
+
+  Returns: view(seed, batch). A batch has 'inputs', 'labels', 'indices' and 'views', and for 'mixup'
+    also 'partners', a batch of the examples that these are mixed with; all with the same leading axis.
+  """
+
+  def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
+    for name in names:
+      one = partial(augmented, name, config, seed)
+      if name in augmentations.MOVING:  # faster while images are bytes
+        images_BHWC, labels_B = jax.vmap(one)(images_BHWC, labels_B, indices_B, views_B)
+        continue
+      examples = _scaled(images_BHWC), labels_B, indices_B, views_B
+      # In two halves, one after the other. Compilers merge plain expressions with what reads them, and
+      # would augment each pixel anew for every pixel of the next augmentation that it goes into.
+      images_BHWC, labels_B = jax.lax.map(
+        lambda example, one=one: one(*example), examples, batch_size=max(len(labels_B) // 2, 1)
+      )
+    return _scaled(images_BHWC), labels_B
+
+  def view(seed, batch):
+    inputs_BX, labels_B = batch['inputs'], batch['labels']
+    if not jnp.issubdtype(inputs_BX.dtype, jnp.uint8):  # tokens of a text
+      return inputs_BX, labels_B
+    return apply(names, seed, inputs_BX, labels_B, batch['indices'], batch['views'])
+
+  def mixed_view(seed, batch):
+    place = names.index('mixup')
+    before, after = make_view(names[:place], config, num_augmented), names[place + 1 :]
+    (images_BHWC, labels_B), (partners_BHWC, _) = (
+      before(seed, batch),
+      before(seed, batch['partners']),
+    )
+    mixed_BHWC = jax.vmap(augmentations.mixup)(
+      _keys('mixup', seed, batch), images_BHWC, partners_BHWC
+    )
+    no_labels_B = jnp.full_like(labels_B, NO_LABEL)
+    return apply(after, seed, mixed_BHWC, no_labels_B, batch['indices'], batch['views'])
+
+  augment = mixed_view if 'mixup' in names else view
+  if num_augmented is None or not names:
+    return augment
+
+  def partly_augmented_view(seed, batch):
+    images_BHWC, labels_B = augment(seed, batch)
+    is_augmented_B = batch['indices'] < num_augmented
+    return (
+      jnp.where(is_augmented_B[:, None, None, None], images_BHWC, _scaled(batch['inputs'])),
+      jnp.where(is_augmented_B, labels_B, batch['labels']),
+    )
+
+  return partly_augmented_view
+
+
+def _scaled(images_BHWC: jax.Array) -> jax.Array:
+  is_bytes = images_BHWC.dtype == jnp.uint8
+  return augmentations.unit_cube(images_BHWC) if is_bytes else images_BHWC
+
+
+def _keys(name: str, seed: jax.Array, batch: Batch) -> jax.Array:
+  return jax.vmap(partial(keys.stream, seed, f'view/{name}'))(batch['views'], batch['indices'])
+
+
+def augmented(
+  name: str,
+  config: ConfigDict,
+  seed: jax.Array,
+  image_HWC: jax.Array,
+  label: jax.Array,
+  index: jax.Array,
+  view: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """One example after one augmentation of AUGMENTATIONS or 'noise'; its label, if that leaves one.
+
+  The key is of the stream `view/{name}` at the view and the index, and of nothing else.
+  """
+  key = keys.stream(seed, f'view/{name}', view, index)
+  if name == 'noise':
+    image_HWC, replaced = augmentations.noise(key, image_HWC, config.noise_probability)
+    return image_HWC, jnp.where(replaced, NO_LABEL, label)
+  return AUGMENTATIONS[name](key, image_HWC, config), label
+
+
+def fields(names: Sequence[str], config: ConfigDict) -> dict[str, float | str]:
+  """Those fields of the section `augmentation` that a view of these names depends on."""
+  return {field: config[field] for name in names for field in FIELDS[name]}

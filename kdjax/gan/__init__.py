@@ -1,0 +1,1 @@
+"""SN-GAN: its networks and its training step."""

@@ -1,0 +1,94 @@
+"""A probe of XLA's results, and the sets of flags under which they are tested.
+
+Some releases of XLA are silently wrong on CPUs: JAX 0.10.2 gets sums wrong (jax-ml/jax#39103,
+tensorflow/tensorflow#126812). `probe` computes a few results with a known answer and so needs no list of
+versions. `tests/test_compiler.py` holds every model against float64, with each of `flag_sets`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from kdjax.errors import UserError
+from kdjax.runtime import xla_flags
+
+
+def flag_sets(jaxlib_version: Sequence[int]) -> dict[str, str]:
+  """The XLA_FLAGS under which results are tested on a CPU, by name.
+
+  Args:
+    jaxlib_version: as `jaxlib.version.__version_info__`.
+  """
+  flags = xla_flags.recommended(jaxlib_version, cached=True)
+  on_cpu = ' '.join(flag for flag in flags if flag.startswith('--xla_cpu'))
+  return {'default': ''} | ({'set by launch.py': on_cpu} if on_cpu else {})
+
+
+def require_right(insist: bool) -> None:
+  """Raises UserError, in one line, if XLA computes a result of `probe` wrongly.
+
+  It uses a device, so that `hosts.initialise` must come before.
+
+  Args:
+    insist: the user's `--allow_wrong_xla`; nothing is computed then.
+  """
+  if insist or not (wrong := probe()):
+    return
+  version = jax.__version__
+  raise UserError(
+    f'XLA of JAX {version} is wrong on this {jax.default_backend()}: {"; ".join(wrong)}. Install another '
+    f"version, as by pip install 'jax!={version}', or insist with --allow_wrong_xla"
+  )
+
+
+def probe() -> list[str]:
+  """A line for each wrong result, on the default backend with the flags of this process.
+
+  The programs are patterns of kdjax in which some XLA was wrong or may be: a product summed row by row, a
+  sum of broadcast values, and the gradient of average pooling, which is kdjax's only dilated window. All
+  numbers are exact in bfloat16 too, so that no precision of products is taken for an error.
+  """
+  found = []
+  for what, values, right in _results():
+    values, right = (x.ravel() for x in np.broadcast_arrays(values, np.float64(right)))
+    for wrong in np.flatnonzero(values != right)[:1]:
+      found.append(f'it computes {what} as {values[wrong]:.10g}, right is {right[wrong]:.10g}')
+  return found
+
+
+def _results() -> Iterator[tuple[str, np.ndarray, np.ndarray | float]]:
+  """(what is computed, the values found, the right ones)."""
+  rows_NC = np.zeros((32_769, 3), np.float32)
+  rows_NC[-1, 0] = 2.0**15
+  what = f'sum((eye(3) @ row)²) in the last of {len(rows_NC):,} rows'
+  yield what, np.asarray(_row_sums(rows_NC))[-1:], 2.0**30
+
+  ones_N1 = np.ones((512, 1), np.float32)
+  right = 2.0 * len(ones_N1) ** 2
+  # Threads race there, so that a value may be wrong in some calls only.
+  yield f'a sum of {right:,.0f} ones', np.array([_broadcast_sum(ones_N1) for _ in range(20)]), right
+
+  weights_BHWC = np.random.default_rng(0).integers(-8, 9, (16, 8, 8, 8)).astype(np.float32)
+  right_BHWC = weights_BHWC.repeat(2, axis=1).repeat(2, axis=2) / 4
+  images_BHWC = np.zeros(right_BHWC.shape, np.float32)
+  values_BHWC = np.asarray(_pool_gradient(images_BHWC, weights_BHWC))
+  yield 'a number in a gradient of average pooling', values_BHWC, right_BHWC
+
+
+@jax.jit
+def _row_sums(rows_NC: jax.Array) -> jax.Array:
+  return jax.vmap(lambda row_C: jnp.sum((jnp.eye(3) @ row_C) ** 2))(rows_NC)
+
+
+@jax.jit
+def _broadcast_sum(ones_N1: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.broadcast_to(ones_N1, (2, len(ones_N1), len(ones_N1))))
+
+
+@jax.jit
+@jax.grad
+def _pool_gradient(images_BHWC: jax.Array, weights_BHWC: jax.Array) -> jax.Array:
+  return jnp.sum(nn.avg_pool(images_BHWC, (2, 2), strides=(2, 2)) * weights_BHWC)

@@ -1,0 +1,1 @@
+"""Training: inputs on devices, pure steps, optimizers, checkpoints and the loop. It knows no stage."""

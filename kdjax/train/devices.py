@@ -1,0 +1,168 @@
+"""The one place that maps: steps over the devices of all hosts, and trees to and from them.
+
+A step is a pure function of one device's share of a batch and of one copy of everything else
+(`train/steps.py`). `parallel` maps it; the other functions bring its arguments into the form that it takes.
+Axes: D device of this host, B batch, K step.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kdjax.errors import ConfigError
+from kdjax.models import AXIS_NAME
+from kdjax.runtime import hosts
+
+MAP = os.environ.get('KDJAX_MAP', 'pmap')  # what `parallel` maps with, a name of MAPS
+
+
+def parallel(
+  step: Callable,
+  *,
+  num_sharded: int = 1,
+  sharded_output: bool = False,
+  gathered_output: bool = False,
+  donate: bool = False,
+  device: jax.Device | None = None,
+) -> Callable:
+  """Maps a step over the devices of all hosts.
+
+  Each host calls it with its own share of the batch, and all call it. `MAP` says how; the bits are the
+  same. 'pmap' is the default: it is what this project was asked to use, and it is supported, though in
+  maintenance mode (since JAX 0.10 it is `jit` of `shard_map` inside). 'shard_map' skips its Python code.
+  Microseconds a call, nearly all of it dispatch, on one CPU device (`tests/benchmarks/dispatch.py`,
+  median of nine, beside other work):
+
+    state (arrays)     JAX 0.10.1: pmap, shard_map     JAX 0.12: pmap, shard_map
+    small (2)               233            54              336            83
+    ResNet-20 (162)        2015          1493             2723          1514
+
+  Args:
+    step: (state or variables, `num_sharded` arguments from `shard`, seed) → outputs.
+    sharded_output: outputs differ between devices and get a leading device axis, as inputs have;
+      otherwise they are equal on all devices and come back as one.
+    gathered_output: as `sharded_output`, but of the devices of all hosts.
+    donate: the first argument's memory is reused; it must not be touched after the call.
+    device: the only one that works, on whole batches (`for_one_device`); by default all do.
+
+  Raises:
+    ConfigError: there is no such map.
+  """
+  if MAP not in MAPS:
+    raise ConfigError([f'KDJAX_MAP = {MAP!r}: allowed: {", ".join(MAPS)}'])
+  if gathered_output and hosts.count() > 1:
+    step = partial(_gathered, step)
+  elif gathered_output:
+    sharded_output = True
+  return MAPS[MAP](step, num_sharded, sharded_output, donate, device)
+
+
+def _pmap(
+  step: Callable,
+  num_sharded: int,
+  sharded_output: bool,
+  donate: bool,
+  device: jax.Device | None,
+) -> Callable:
+  return jax.pmap(
+    step,
+    axis_name=AXIS_NAME,
+    in_axes=(None, *[0] * num_sharded, None),
+    out_axes=0 if sharded_output else None,
+    donate_argnums=(0,) if donate else (),
+    devices=None if device is None else [device],
+  )
+
+
+def _shard_map(
+  step: Callable,
+  num_sharded: int,
+  sharded_output: bool,
+  donate: bool,
+  device: jax.Device | None,
+) -> Callable:
+  mesh = Mesh(np.array(hosts.devices() if device is None else [device]), (AXIS_NAME,))
+  in_specs = (_ONE, *[_SHARDED] * num_sharded, _ONE)
+  out_specs = _SHARDED if sharded_output else _ONE
+
+  def on_one_device(first, *rest):
+    *batches, seed = rest
+    outputs = step(first, *jax.tree.map(partial(jnp.squeeze, axis=0), batches), seed)
+    return jax.tree.map(lambda x: x[None], outputs) if sharded_output else outputs
+
+  mapped = jax.jit(
+    jax.shard_map(
+      on_one_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    ),
+    in_shardings=tuple(NamedSharding(mesh, spec) for spec in in_specs),
+    donate_argnums=(0,) if donate else (),
+  )
+
+  def on_all_hosts(*arguments):  # whose arrays are parts of global ones
+    *trees, seed = arguments
+    parts = multihost_utils.host_local_array_to_global_array(
+      (*trees, np.asarray(seed)), mesh, in_specs
+    )
+    return multihost_utils.global_array_to_host_local_array(mapped(*parts), mesh, out_specs)
+
+  return mapped if hosts.count() == 1 or device is not None else on_all_hosts
+
+
+MAPS = {'pmap': _pmap, 'shard_map': _shard_map}
+_ONE, _SHARDED = PartitionSpec(), PartitionSpec(AXIS_NAME)
+
+
+def _gathered(step: Callable, *arguments: Any) -> Any:
+  return jax.lax.all_gather(step(*arguments), AXIS_NAME)
+
+
+def replicate(tree: Any, device: jax.Device | None = None) -> Any:
+  """Puts one copy of every array on each of this host's devices, as the outputs of steps are.
+
+  Or on one device alone, for a step that is only there.
+
+  Without it the first call of a step would compile for host arrays, and the second once more.
+  """
+  mesh = Mesh(np.array(jax.local_devices() if device is None else [device]), (AXIS_NAME,))
+  # A donated copy leaves the original. By way of the host, since to several devices JAX would give the
+  # original itself as one of the copies.
+  return jax.device_put(jax.device_get(tree), NamedSharding(mesh, _ONE), may_alias=False)
+
+
+def shard(tree: Any) -> Any:
+  """Splits the leading axis of every array over this host's devices: (B, ...) → (D, B / D, ...).
+
+  Of several hosts each has its own share of a batch (`hosts.share`).
+  """
+  num_devices = jax.local_device_count()
+  return jax.tree.map(lambda x: x.reshape(num_devices, len(x) // num_devices, *x.shape[1:]), tree)
+
+
+def unshard(array: jax.Array) -> np.ndarray:
+  """The inverse of `shard` for one array, on the host."""
+  array = np.asarray(array)
+  return array.reshape(-1, *array.shape[2:])
+
+
+def for_one_device(tree: Any) -> Any:
+  """What `shard` has split, for one device alone: (D, B / D, ...) → (1, B, ...)."""
+  return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tree)
+
+
+def stack(batches: Sequence[Any]) -> Any:
+  """What `shard` gave for K steps as what `several` takes: (D, B / D, ...) → (D, K, B / D, ...).
+
+  On the host, where it lies there: one array goes to the devices instead of K.
+  """
+
+  def stacked(*of_steps):
+    return (np if isinstance(of_steps[0], np.ndarray) else jnp).stack(of_steps, axis=1)
+
+  return jax.tree.map(stacked, *batches)

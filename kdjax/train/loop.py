@@ -1,0 +1,310 @@
+"""The training loop, the same for teachers and students: dispatch, log, evaluate, save, go on."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from kdjax.errors import DivergedError
+from kdjax.runtime import files, hosts, prefetch, progress
+from kdjax.train import devices
+from kdjax.train.checkpoint import Checkpoints
+from kdjax.train.events import Events
+from kdjax.train.steps import Metrics, State
+
+LAST_EPOCH = ('train/top1_agreement', 'train/predictive_kl', 'train/loss')
+DIVERGED = 'diverged.json'  # in the folder of a training that did: it would again
+STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
+BLOCKS_AHEAD = 2  # calls whose inputs are gathered while the devices work
+# By default. Inside a loop of XLA's a step takes more than twice the time on a CPU (measured: LeNet 2.4,
+# ResNet-8 2.1 times); on a GPU less: a call costs as much as a step of a small model (README, How fast).
+STEPS_PER_DISPATCH, STEPS_PER_DISPATCH_ON_CPU = 10, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How long to train, and after which steps to do what besides."""
+
+  num_steps: int
+  batch_size: int
+  num_examples: int  # in an epoch
+  logs: frozenset[int]
+  evals: frozenset[int]
+  saves: frozenset[int]
+  keeps: frozenset[int]
+  steps_per_dispatch: int = 1  # at most
+
+  @property
+  def last_epoch(self) -> int:
+    """The step that the last epoch begins after: from there on, every example comes at least once."""
+    return max(0, self.num_steps - -(-self.num_examples // self.batch_size))
+
+  @property
+  def stops(self) -> frozenset[int]:
+    """Steps after which metrics are fetched. Every save is one, so that a restart finds the same."""
+    return self.logs | self.evals | self.saves | self.keeps | {self.last_epoch}
+
+  def epoch(self, step: int) -> float:
+    return step * self.batch_size / self.num_examples
+
+
+def make_plan(
+  num_steps: int,
+  batch_size: int,
+  num_examples: int,
+  *,
+  num_logs: int,
+  num_evals: int,
+  num_checkpoints: int,
+  keep_checkpoints: Iterable[float],
+  steps_per_dispatch: int | None = 1,
+) -> Plan:
+  """Spreads `num_*` events evenly; the last of each falls on the last step.
+
+  Args:
+    steps_per_dispatch: None: by the platform.
+  """
+
+  def spread(count: int) -> frozenset[int]:
+    count = min(count, num_steps)
+    return frozenset(-(-num_steps * i // count) for i in range(1, count + 1))
+
+  if steps_per_dispatch is None:
+    on_cpu = jax.default_backend() == 'cpu'
+    steps_per_dispatch = STEPS_PER_DISPATCH_ON_CPU if on_cpu else STEPS_PER_DISPATCH
+  return Plan(
+    num_steps,
+    batch_size,
+    num_examples,
+    logs=spread(num_logs),
+    evals=spread(num_evals),
+    saves=spread(num_checkpoints) or frozenset({0}),  # of no steps: the start is the end
+    keeps=frozenset(round(fraction * num_steps) for fraction in keep_checkpoints),
+    steps_per_dispatch=steps_per_dispatch,
+  )
+
+
+def fit(folder: epath.Path, name: str, plan: Plan, **how: Any) -> None:
+  """Trains to the end, with a progress bar. `how` and all else is as in `advance`."""
+  with progress.bar(name, plan.num_steps, 'steps') as show:
+    for done, text in advance(folder, name, plan, **how):
+      show(done, text)
+
+
+def advance(
+  folder: epath.Path,
+  name: str,
+  plan: Plan,
+  *,
+  like: State,
+  init: Callable[[], State],
+  step: Callable[..., tuple[State, Metrics]],
+  inputs: Callable[[int], Iterator[tuple]],
+  evaluate: Callable[[State], dict[str, float]],
+  learning_rate: Callable[[int], Any],
+  several: Callable[..., tuple[State, Metrics]] | None = None,
+  place: Callable[[State], State] = devices.replicate,
+) -> Iterator[tuple[int, str]]:
+  """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
+
+  Writes checkpoints/, metrics.jsonl, tensorboard/ and at the very end complete.json; or diverged.json.
+
+  Args:
+    name: for messages.
+    like: shapes and dtypes of the state.
+    step: (state, *inputs) → (state, metrics); the state is donated.
+    inputs: start → what `step` takes beside the state, for steps start, start + 1, ...; a seed last.
+    evaluate: state → values to log, called after the steps of `plan.evals`.
+    learning_rate: step → its learning rate, for the log.
+    several: `steps.several` of the step. Without it each step is a call of its own.
+    place: puts a state of the host on the devices that `step` runs on.
+
+  Yields: after each call that was dispatched, the steps so far and the newest values in words.
+
+  Raises:
+    DivergedError: a loss or a gradient is NaN or infinite, or was when this was trained before.
+  """
+  hosts.decide(lambda: _require_none(folder / DIVERGED))
+  per_dispatch = plan.steps_per_dispatch if several else 1
+  in_flight = max(2, STEPS_IN_FLIGHT // per_dispatch)
+  with Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints:
+    done, state = _start(checkpoints, like, init, plan, place)
+    log = _Log(folder, done, checkpoints.log() if done else [])
+    metrics, since, began = [], done, time.monotonic()  # since the last row of the log
+    yield done, 'compiling'
+    blocks = map(_as_one_call, _blocks(inputs(done), done, plan.stops, per_dispatch))
+    for num_steps, arguments in prefetch.ahead(blocks, BLOCKS_AHEAD):
+      state, of_block = (step if num_steps == 1 else several)(state, *arguments)
+      metrics.append(of_block)
+      done += num_steps
+      if len(metrics) > in_flight:
+        jax.block_until_ready(metrics[-in_flight])
+      if done in plan.stops:
+        row = _summary(metrics, done, name, checkpoints)
+        row |= {'epoch': plan.epoch(done), 'learning_rate': float(learning_rate(done))}
+        num_examples = (done - since) * plan.batch_size
+        row |= {'examples_per_second': num_examples / (time.monotonic() - began)}
+        log.append(done, row | (evaluate(state) if done in plan.evals else {}))
+        if done in plan.saves | plan.keeps:
+          checkpoints.save(done, state, log.rows)
+        metrics, since, began = [], done, time.monotonic()
+      yield done, log.text
+    log.close()
+  complete = {'step': plan.num_steps, 'log_sha256': files.checksum(files.json_lines(log.rows))}
+  files.write_json(folder / 'complete.json', complete)
+  hosts.barrier()
+
+
+def _blocks(
+  inputs: Iterator[tuple], done: int, stops: Iterable[int], per_dispatch: int
+) -> Iterator[list[tuple]]:
+  """The inputs of each call: of `per_dispatch` steps, or of one where those would cross a stop.
+
+  So there are two programs to compile, and a restart, which is at a stop, finds the same blocks.
+  """
+  for stop in sorted(stop for stop in stops if stop > done):
+    while done < stop:
+      block = list(itertools.islice(inputs, per_dispatch if done + per_dispatch <= stop else 1))
+      if not block:
+        return
+      yield block
+      done += len(block)
+
+
+def _as_one_call(block: list[tuple]) -> tuple[int, tuple]:
+  """How many steps a block has, and what `step`, or for more than one `several`, takes for them."""
+  if len(block) == 1:
+    return 1, block[0]
+  *batches, seeds = zip(*block, strict=True)
+  return len(block), (*map(devices.stack, batches), seeds[0])
+
+
+class _Log:
+  """A row for each stop in metrics.jsonl, and the same values for TensorBoard."""
+
+  def __init__(self, folder: epath.Path, start: int, rows: list[dict[str, Any]]):
+    """Goes on from the rows up to the restored step; what an interrupted run wrote later comes again."""
+    self._path, self.rows = folder / 'metrics.jsonl', rows
+    files.write_bytes(self._path, files.json_lines(self.rows))
+    self._events = Events(folder / 'tensorboard', start) if hosts.is_main() else None
+
+  def append(self, step: int, row: dict[str, float]) -> None:
+    self.rows.append({'step': step} | row)
+    files.write_bytes(self._path, files.json_lines(self.rows))
+    if self._events:
+      self._events.append(step, row)
+
+  @property
+  def text(self) -> str:
+    """The newest values, for the progress bar."""
+    if not self.rows:
+      return ''
+    shown = {
+      'train/loss': 'loss',
+      'train/accuracy': 'accuracy',
+      'train/top1_agreement': 'agreement',
+    }
+    row = self.rows[-1]
+    return ' '.join(f'{label} {row[key]:.3f}' for key, label in shown.items() if key in row)
+
+  def close(self) -> None:
+    if self._events:
+      self._events.close()
+
+
+def last_epoch_means(folder: epath.Path, plan: Plan) -> dict[str, float]:
+  """Means of 'train/...' values of the log over the last epoch of a complete training.
+
+  They are of the network in train mode while it still changed, over the views of that epoch: what
+  the paper's public code calls train agreement. {} if the log has no rows of the last epoch.
+  """
+  rows = files.read_json_lines(folder / 'metrics.jsonl')
+  steps_before = [0, *(row['step'] for row in rows)]
+  lengths = [row['step'] - before for row, before in zip(rows, steps_before, strict=False)]
+  last = [(row, n) for row, n in zip(rows, lengths, strict=True) if row['step'] > plan.last_epoch]
+  num_steps = sum(n for _, n in last)
+  return {
+    key.removeprefix('train/'): sum(row[key] * n for row, n in last) / num_steps
+    for key in LAST_EPOCH
+    if last and all(key in row for row, _ in last)
+  }
+
+
+def is_complete(folder: epath.Path) -> bool:
+  """Whether training came to its end, and its last checkpoint and its log are still there.
+
+  A log that is not the one written counts as missing: the last checkpoint has it.
+  """
+
+  def is_there() -> bool:
+    if not (folder / 'complete.json').exists():
+      return False
+    complete, log = files.read_json(folder / 'complete.json'), folder / 'metrics.jsonl'
+    content = log.read_bytes() if log.exists() else b''
+    if complete['log_sha256'] != files.checksum(content):
+      return False
+    return (folder / 'checkpoints' / str(complete['step'])).exists()
+
+  return hosts.decide(is_there)
+
+
+def has_diverged(folder: epath.Path) -> bool:
+  return hosts.decide(lambda: (folder / DIVERGED).exists())
+
+
+def _require_none(diverged: epath.Path) -> bool:
+  if diverged.exists():
+    message = files.read_json(diverged)['message']
+    raise DivergedError(f'{message} (So says {diverged}. Remove it to train once more.)')
+  return True
+
+
+def _start(
+  checkpoints: Checkpoints,
+  like: State,
+  init: Callable[[], State],
+  plan: Plan,
+  place: Callable[[State], State],
+) -> tuple[int, State]:
+  if checkpoints.steps:
+    state = checkpoints.restore(like)
+    return int(state.step), place(state)
+  state = init()
+  if 0 in plan.saves | plan.keeps:
+    checkpoints.save(0, state)
+  return 0, place(state)
+
+
+def _summary(
+  metrics: list[Metrics], done: int, name: str, checkpoints: Checkpoints
+) -> dict[str, float]:
+  """Fetches the metrics of the steps up to `done` and divides each sum once by its count."""
+  names = metrics[0].names
+  values = [of.values.reshape(-1, len(names), 2) for of in jax.device_get(metrics)]
+  values_KM2 = np.concatenate(values, dtype=np.float64)  # of K steps
+  num_steps = len(values_KM2)
+  for i, name_of in itertools.product(range(num_steps), ('loss', 'gradient_norm')):
+    if not np.isfinite(value := values_KM2[i, names.index(name_of), 0]):
+      step = done - num_steps + 1 + i
+      message = _divergence_message(name, name_of, value, step, checkpoints)
+      files.write_json(checkpoints.folder.parent / DIVERGED, {'message': message})
+      raise DivergedError(message)
+  sums = dict(zip(names, values_KM2.sum(axis=0).tolist(), strict=True))
+  return {f'train/{key}': total / count for key, (total, count) in sums.items() if count}
+
+
+def _divergence_message(
+  name: str, key: str, value: float, step: int, checkpoints: Checkpoints
+) -> str:
+  last = 'There is no checkpoint before it'
+  if good := [saved for saved in checkpoints.steps if saved < step]:
+    last = f'The last good checkpoint is {checkpoints.folder / str(good[-1])}'
+  return (
+    f'{name}: the {key} is {value} at step {step}. {last}. A smaller learning rate usually helps; a '
+    'changed config trains in a folder of its own.'
+  )

@@ -1,0 +1,195 @@
+"""State, and the pure train and predict steps, which `devices.parallel` maps.
+
+A step sees one device's share of a batch, and one copy of everything else. What a batch holds says
+`views.make_view`; a label of −1 is none. Sums over the batch are summed over devices too, and BatchNorm
+pools its statistics over them (`models.AXIS_NAME`), so D devices give what one gives, up to dropout,
+which each draws for itself. Metrics are of the whole batch. Axes: B batch of one device, C class.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax import keys, losses, models
+from kdjax.data.views import Batch, View
+from kdjax.models import AXIS_NAME
+
+Variables = dict[str, Any]  # 'params' and 'batch_stats'
+
+
+class State(flax.struct.PyTreeNode):
+  """Everything that training changes; with the config and the step, everything that it needs."""
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> Variables:
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+class Metrics(flax.struct.PyTreeNode):
+  """Sums over the examples of a step, and of how many, by name: metrics['loss'] is (sum, count).
+
+  All are in one array: fetching one from a device takes as long for forty numbers as for one.
+  """
+
+  values: jax.Array  # (..., names, 2); of several steps, a leading axis of steps
+  names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def of(cls, pairs: Mapping[str, tuple[jax.Array, jax.Array | int]]) -> 'Metrics':
+    names = tuple(sorted(pairs))
+    values = [jnp.stack([jnp.asarray(x, jnp.float32) for x in pairs[name]]) for name in names]
+    return cls(jnp.stack(values), names)
+
+  def __getitem__(self, name: str) -> jax.Array:
+    return self.values[..., self.names.index(name), :]
+
+
+def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> State:
+  params = variables['params']
+  return State(jnp.zeros((), jnp.int32), params, variables['batch_stats'], optimizer.init(params))
+
+
+def teacher_step(
+  state: State,
+  batch: Batch,
+  seed: jax.Array,
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  view: View,
+) -> tuple[State, Metrics]:
+  """One step on the cross-entropy with the labels. `seed` decides the views and the dropout."""
+
+  def losses_and_metrics(logits_BC, labels_B, _):
+    return losses.cross_entropy(logits_BC, labels_B), {}
+
+  return _update(
+    state, batch, seed, losses_and_metrics, model=model, optimizer=optimizer, view=view
+  )
+
+
+def student_step(
+  state: State,
+  batch: Batch,
+  teacher_log_probs_BC: jax.Array,
+  seed: jax.Array,
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  view: View,
+  loss: Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array],
+  temperature: Callable[[jax.Array], float | jax.Array],
+  alpha: float,
+) -> tuple[State, Metrics]:
+  """One step on α L_NLL + (1 − α) L_KD (paper, Section 3) against the teacher's predictions.
+
+  Args:
+    teacher_log_probs_BC: the ensemble's, for the very views that `seed` and the batch give.
+    loss: L_KD, of `losses.LOSSES`.
+    temperature: step → τ.
+  """
+
+  def losses_and_metrics(logits_BC, labels_B, labelled):
+    loss_B = loss(logits_BC, teacher_log_probs_BC, temperature(state.step))
+    if alpha:
+      loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, labelled)
+    agreement_B = logits_BC.argmax(-1) == teacher_log_probs_BC.argmax(-1)
+    kl_B = losses.kl_divergence(teacher_log_probs_BC, logits_BC)
+    return loss_B, {'top1_agreement': agreement_B, 'predictive_kl': kl_B}
+
+  return _update(
+    state, batch, seed, losses_and_metrics, model=model, optimizer=optimizer, view=view
+  )
+
+
+def _update(
+  state: State,
+  batch: Batch,
+  seed: jax.Array,
+  losses_and_metrics: Callable[
+    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+  ],
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  view: View,
+) -> tuple[State, Metrics]:
+  inputs, labels_B = view(seed, batch)
+  dropout = keys.stream(seed, 'dropout', state.step, jax.lax.axis_index(AXIS_NAME))
+
+  def mean_loss(params):
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    (logits_BC, _), updated = model.apply(
+      variables, inputs, train=True, mutable=['batch_stats'], rngs={'dropout': dropout}
+    )
+    loss_B, metrics_B = losses_and_metrics(logits_BC, labels_B, num_labelled / count)
+    metrics_B |= {'loss': loss_B, 'accuracy': logits_BC.argmax(-1) == labels_B}
+    return loss_B.sum() / count, (metrics_B, updated.get('batch_stats', {}))
+
+  count = jax.lax.psum(len(inputs), AXIS_NAME)
+  num_labelled = jax.lax.psum((labels_B >= 0).sum(), AXIS_NAME)
+  gradient, (metrics_B, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+  gradient = jax.lax.psum(gradient, AXIS_NAME)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  sums = jax.lax.psum({name: x_B.sum() for name, x_B in metrics_B.items()}, AXIS_NAME)
+  metrics = {name: (total, count) for name, total in sums.items()}
+  metrics['accuracy'] = sums['accuracy'], num_labelled
+  metrics['gradient_norm'] = optax.tree.norm(gradient), 1
+  state = State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
+  return state, Metrics.of(metrics)
+
+
+def predict_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> jax.Array:
+  """logits_BC of the views, with BatchNorm's running statistics."""
+  return model.apply(variables, view(seed, batch)[0], train=False)[0]
+
+
+def features_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> dict[str, jax.Array]:
+  """The named features of the views, by name."""
+  return model.apply(variables, view(seed, batch)[0], train=False)[1]
+
+
+def labels_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
+  """labels_B of the views: −1 where a view leaves none."""
+  del variables
+  return view(seed, batch)[1]
+
+
+def ensemble_step(
+  members: Sequence[Variables], batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> jax.Array:
+  """log_probs_BC of the ensemble of `members`, one after the other, for the views of the batch."""
+  inputs, _ = view(seed, batch)
+  logits_MBC = jnp.stack([model.apply(m, inputs, train=False)[0] for m in members])
+  return losses.ensemble_log_probs(logits_MBC)
+
+
+def batch_moments_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
+) -> Any:
+  """The mean and variance of this batch alone at every BatchNorm, shaped like `batch_stats`."""
+  inputs, _ = view(seed, batch)
+  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  variables = {'params': variables['params'], 'batch_stats': zeros}
+  _, updated = model.apply(variables, inputs, train=True, mutable=['batch_stats'])
+  return jax.tree.map(lambda x: x / (1 - models.BATCH_NORM_MOMENTUM), updated['batch_stats'])
+
+
+def several(state: State, *arguments: Any, step: Callable) -> tuple[State, Metrics]:
+  """K steps in one call: as `step`, but its batches, and the metrics, have a leading axis of K."""
+  *batches, seed = arguments
+  return jax.lax.scan(lambda state, of_step: step(state, *of_step, seed), state, tuple(batches))
