@@ -1,1 +1,3 @@
-"""kdjax: knowledge distillation in JAX, fidelity measured apart from generalization."""
+"""kdjax: knowledge distillation in JAX, with fidelity measured apart from generalization."""
+
+__version__ = '0.1.0'
