@@ -1,7 +1,7 @@
 """Fidelity of a student and of the independent student to one teacher, with paired intervals.
 
-The student and the independent student are compared on the same examples, so their difference is resampled
-in pairs: it can be resolved where the two intervals overlap. Axes: N example, C class, R resample, W who
+Both models are evaluated on the same examples, so their difference is resampled in pairs. It can be
+significant even where the two models' own intervals overlap. Axes: N example, C class, R resample, W who
 (student, independent student, difference), F measure.
 """
 
@@ -19,19 +19,21 @@ from kdjax.intervals import Estimate
 STUDENT, INDEPENDENT, DIFFERENCE = 'fidelity', 'independent', 'difference'  # names in result.json
 # With fewer examples not even a difference of one sign on all of them is significant at 5 % (sign test).
 MIN_EXAMPLES = 6
-BLOCK = 2**21  # logits that are in memory in float64, and are ranked, at a time
+BLOCK = 2**21  # the number of logits that are converted to float64 and ranked at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-  """Everything that the measures of one model's fidelity are computed from."""
+  """The values per example from which all measures of one model's fidelity are computed."""
 
   values: dict[str, np.ndarray]  # by measure that is a mean over examples, of shape (N,)
-  student_NC: sparse.csr_array  # fraction of the example's views on which the class is predicted
+  student_NC: (
+    sparse.csr_array
+  )  # the fraction of the example's views on which each class is predicted
   teacher_NC: sparse.csr_array
 
   def measures(self, counts_RN: np.ndarray) -> dict[str, np.ndarray]:
-    """Every measure, of shape (R,), of examples that count as often as `counts_RN` says."""
+    """Every measure, of shape (R,), with each example weighted by `counts_RN`."""
     num_examples = counts_RN.shape[-1]
     found = {name: counts_RN @ values_N / num_examples for name, values_N in self.values.items()}
     predicted = (counts_RN @ of_NC / num_examples for of_NC in (self.student_NC, self.teacher_NC))
@@ -40,7 +42,7 @@ class Fidelity:
 
 
 def fidelity(student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray) -> Fidelity:
-  """Fidelity of a student on examples that each come once."""
+  """The fidelity of a student on one view of every example."""
   num_examples, num_classes = student_logits_NC.shape
   size = max(1, BLOCK // num_classes)
   blocks = []
@@ -67,7 +69,7 @@ def compare(
   """Means, intervals and the paired difference, as result.json has them.
 
   Args:
-    models: STUDENT and then, if there is one, INDEPENDENT; of the same examples in the same order.
+    models: STUDENT and then, if there is one, INDEPENDENT, on the same examples in the same order.
 
   Returns:
     {model: {measure: mean}, 'intervals': {model: {measure: [low, high]}}} and, with both models,
@@ -110,7 +112,7 @@ def compare(
 
 
 def _predicted(logits_NC: np.ndarray) -> sparse.csr_array:
-  """1 at each example's most probable class."""
+  """A sparse array with 1 at each example's most probable class."""
   num_examples, num_classes = logits_NC.shape
   rows_N, classes_N = np.arange(num_examples), logits_NC.argmax(axis=-1)
   return sparse.csr_array(

@@ -1,14 +1,14 @@
-"""The errors that a user can mend. Each message says what is wrong, where, and what to do."""
+"""Errors that a user can fix. Each message says what is wrong, where, and what to do."""
 
 
 class UserError(Exception):
-  """`launch.py` prints it without a traceback and exits with status 1."""
+  """An error that `launch.py` prints without a traceback before it exits with status 1."""
 
-  known_to_all = False  # whether all of several hosts raise it, so that none waits for another
+  known_to_all = False  # whether all hosts raise it, so that none waits for another
 
 
 class ConfigError(UserError):
-  """Wrong fields of a config or wrong flags; all of them in one message."""
+  """Wrong config fields or flags, all in one message."""
 
   known_to_all = True
 
@@ -19,17 +19,17 @@ class ConfigError(UserError):
 
 
 class MissingInputError(UserError):
-  """A stage's input is not there; the message gives the command that makes it."""
+  """The input of a stage is missing; the message gives the command that makes it."""
 
   known_to_all = True
 
 
 class DamageError(UserError):
-  """A file on disk is not what was written."""
+  """A file on disk differs from what was written."""
 
 
 class StorageError(UserError):
-  """Something could not be written or read, as on a full disk. What was finished is still there."""
+  """A file could not be written or read, for example on a full disk. Finished artefacts are kept."""
 
 
 class DivergedError(UserError):

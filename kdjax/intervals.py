@@ -1,8 +1,9 @@
 """95 % intervals, and the one rule that turns an interval into a verdict.
 
-Evaluation, sweeps and the analysis share these. Intervals are over examples (percentile bootstraps), or
-over trials, seeds, probes or batches (Student's t). A bootstrap has no width where every example has the
-same value, for example at an agreement of 100 %; up to 3/N of such examples may have been missed.
+Evaluation, sweeps and the analysis share them. Intervals over examples are percentile bootstraps; intervals
+over trials, seeds, probes or batches use Student's t distribution. A bootstrap has no width where every
+example has the same value, for example at an agreement of 100 %; the true rate of exceptions may then be up
+to 3/N.
 Axes: R resample, N example, K trial, seed, probe or batch.
 """
 
@@ -13,14 +14,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.special import stdtrit
 
-LEVEL = 0.95  # of confidence
-TAIL = (1 - LEVEL) / 2  # on either side
-NUM_RESAMPLES = 1000  # of a bootstrap
+LEVEL = 0.95  # the level of confidence
+TAIL = (1 - LEVEL) / 2  # the probability on either side
+NUM_RESAMPLES = 1000  # the default number of bootstrap resamples
 ENDS = ('', '/low', '/high')  # suffixes of the names of a value and the ends of its interval
-MAX_ENTRIES, MAX_ROWS = (
-  2**24,
-  4096,
-)  # of counts_RN at a time: 128 MB, and what is computed from each row
+MAX_ENTRIES, MAX_ROWS = 2**24, 4096  # limits on counts_RN in memory at a time: 128 MB
 
 HIGHER, LOWER, UNDECIDED = 'higher', 'lower', 'cannot be told'  # verdicts
 
@@ -29,7 +27,7 @@ def verdict(low: float, high: float, reference: float = 0.0) -> str:
   """Whether a quantity with the interval [low, high] is above or below a reference.
 
   Returns: HIGHER if the whole interval lies above the reference, LOWER if it lies below, and UNDECIDED if
-  it holds the reference or is not known (NaN).
+  it contains the reference or is unknown (NaN).
   """
   if low > reference:
     return HIGHER
@@ -40,7 +38,7 @@ def verdict(low: float, high: float, reference: float = 0.0) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A value and its interval; the ends are NaN where the interval is not known."""
+  """A value and its interval; the ends are NaN where the interval is unknown."""
 
   mean: float
   low: float = math.nan
@@ -55,7 +53,7 @@ class Estimate:
 def resamples(
   num_examples: int, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
 ) -> np.ndarray:
-  """counts_RN: how often each example is drawn in each resample; a row's sum is N."""
+  """counts_RN: how often each example is drawn in each resample; each row sums to N."""
   counts_RN = np.empty((num_resamples, num_examples))
   for counts_N in counts_RN:  # seven times as fast as one multinomial draw
     drawn_N = rng.integers(num_examples, size=num_examples)
@@ -72,9 +70,9 @@ def bootstrap(
   """A statistic of every resample of the examples (Efron & Tibshirani 1993, ch. 6).
 
   Args:
-    statistic: maps counts_RN, as `resamples` returns them, to an array whose first axis is R. Whatever is
-      computed from the same counts is paired. It is called for blocks of resamples, to bound the memory.
-    rng: such as `keys.numpy_rng`; equal generators give equal resamples, whatever the blocks are.
+    statistic: maps counts_RN, as `resamples` returns them, to an array whose first axis is R. Values computed
+      from the same counts are paired. It is called for blocks of resamples, which bounds the memory.
+    rng: a generator, for example `keys.numpy_rng`. Equal generators give equal resamples for any blocks.
 
   Returns: the arrays of all blocks, joined along R.
   """
@@ -84,7 +82,7 @@ def bootstrap(
 
 
 def percentiles(values_R: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-  """Low and high ends over the first axis; NaN where the statistic of any resample is."""
+  """The low and high ends over the first axis; NaN where the statistic of any resample is NaN."""
   tail = (1 - level) / 2
   low, high = np.quantile(values_R, [tail, 1 - tail], axis=0)
   return low, high
@@ -95,15 +93,15 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
   """The percentile bootstrap interval of the mean over examples (Efron & Tibshirani 1993, ch. 13).
 
-  Examples are resampled, so each must stand in `values_N` once: average the views of one image first.
+  Examples are resampled, so `values_N` must have one value per example: average its views first.
 
   Args:
-    values_N: a value for each example, such as 'top1_agreement' of `metrics.fidelity_values`.
+    values_N: a value for each example, for instance 'top1_agreement' of `metrics.fidelity_values`.
     num_resamples: how many times N examples are drawn with replacement.
-    rng: such as `keys.numpy_rng`; equal generators give equal intervals.
-    level: of confidence, in (0, 1).
+    rng: a generator, for example `keys.numpy_rng`. Equal generators give equal intervals.
+    level: the level of confidence, in (0, 1).
 
-  Returns: (low, high), or None where there is no example.
+  Returns: (low, high), or None if there are no examples.
   """
   values_N = np.asarray(values_N, np.float64)
   if len(values_N) == 0:
@@ -116,9 +114,9 @@ def bootstrap_interval(
 
 
 def of_mean(values_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Means over the first axis and their intervals by Student's t distribution; two values or more.
+  """Means over the first axis, with intervals from Student's t distribution; K must be 2 or more.
 
-  Returns: mean, low and high, each of the shape of what follows the first axis.
+  Returns: mean, low and high, each with the shape of `values_K` without its first axis.
   """
   count = len(values_K)
   mean = values_K.mean(axis=0)
@@ -130,8 +128,8 @@ def of_mean(values_K: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def paired(first_K: np.ndarray, second_K: np.ndarray) -> Estimate:
   """The mean of `first_K − second_K` with its paired t interval.
 
-  The interval is not known for a single pair, nor where all differences are equal up to rounding: the
-  spread of two trials that differ by one image each is not zero.
+  The interval is unknown for a single pair, and where all differences are equal up to rounding: two trials
+  that happen to differ by one image each do not have zero spread.
 
   Args:
     first_K, second_K: values of the same K ≥ 1 trials, in the same order.

@@ -1,6 +1,7 @@
-"""Every random number: seed → stream name → indices. No key is ever carried or split.
+"""Random numbers as pure functions of a seed, the name of a stream, and indices.
 
-Equal arguments give equal numbers on any device, in any batch and after any restart.
+No key is carried or split. Equal arguments give equal numbers on any device, in any batch and after any
+restart.
 """
 
 import hashlib
@@ -11,8 +12,8 @@ import numpy as np
 
 
 def stream(seed: int | jax.Array, name: str, *indices: int | jax.Array) -> jax.Array:
-  """The key of stream `name` at `indices`. Works inside jit and vmap."""
-  # Named, since under other implementations vmapped draws depend on the batch.
+  """The key of the stream `name` at `indices`; works inside jit and vmap."""
+  # With other implementations of keys, vmapped draws depend on the batch.
   key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), zlib.crc32(name.encode()))
   for index in indices:
     key = jax.random.fold_in(key, index)
@@ -20,13 +21,13 @@ def stream(seed: int | jax.Array, name: str, *indices: int | jax.Array) -> jax.A
 
 
 def numpy_rng(seed: int, name: str, *indices: int) -> np.random.Generator:
-  """The same idea for numbers that are drawn on the host, such as the order of the examples."""
-  # The count tells no index from an index 0, which NumPy would not.
+  """A NumPy generator for draws on the host, such as the order of the examples."""
+  # Without the number of indices, no index and the index 0 would give the same generator.
   entropy = [seed, zlib.crc32(name.encode()), len(indices), *indices]
   return np.random.Generator(np.random.Philox(seed=entropy))
 
 
 def derive_seed(seed: int, name: str, index: int) -> int:
-  """A seed in [0, 2³¹) for a part that has streams of its own, such as one ensemble member."""
+  """A seed in [0, 2³¹) for a component with streams of its own, such as one ensemble member."""
   digest = hashlib.sha256(f'{seed}/{name}/{index}'.encode()).digest()
   return int.from_bytes(digest[:4], 'big') >> 1

@@ -180,7 +180,7 @@ def test_other_flags_and_an_unshared_workdir_are_told_by_all(pieces):
   folder, found = pieces
   for index, of in enumerate(found):
     assert of['same'] == of['shared'] == 'no error'
-    assert 'the flags: those of process 1 are not those of process 0' in of['other']
+    assert 'the flags: process 1 has other values than process 0' in of['other']
     assert f'--workdir = {folder / str(index)}: process 1 does not see' in of['not shared']
     assert of['left over'] == []
 

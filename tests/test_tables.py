@@ -19,8 +19,8 @@ def test_the_terminal_has_every_number_within_80_columns():
   assert '…' not in text and max(map(len, text.splitlines())) <= 80
   lines = [line.split() for line in text.splitlines()]
   assert ['test', '(6)'] in lines
-  assert lines.count(['student', '97.12', '0.1250', '3.45', '87.67', '0.0432']) == 2
-  assert lines.count(['member', '1', '72.00', '0.8200', '2.00', '93.00', '0.3200']) == 2
+  assert lines.count(['student', '87.67', '0.0432', '97.12', '0.1250', '3.45']) == 2
+  assert lines.count(['member', '1', '93.00', '0.3200', '72.00', '0.8200', '2.00']) == 2
   lines = [' '.join(line) for line in lines]
   assert 'agreement (%) 87.67 76.54 +11.13 +7.00 to +15.00 higher' in lines
   assert 'KL (nats) 0.0432 0.0478 −0.0046 −0.0125 to +0.0018 cannot be told' in lines
@@ -44,14 +44,23 @@ def test_every_measure_of_the_terminal_fits_into_a_line():
 def test_without_an_independent_student_there_is_nothing_to_compare():
   alone = {key: of for key, of in SPLIT.items() if key not in ('independent', 'difference')}
   assert len(tables.terminal({'splits': {'test': alone}})) == 1
-  assert tables.conclusions(alone) == []
+  assert tables.answer(alone).startswith(
+    'Unknown: the student agrees with its teacher on 87.67 % (85'
+  )
 
 
-def test_a_lower_value_is_told_in_words():
-  kl = {'mean': -0.3, 'interval': None, 'verdict': 'lower'}
-  assert tables.conclusions({'difference': {'predictive_kl': kl}}) == [
-    'The student’s KL from the teacher is lower than the independent student’s (difference −0.3000 nats).'
-  ]
+@pytest.mark.parametrize(
+  ('agreement', 'kl', 'words'),
+  [
+    ('higher', 'lower', ('Yes: ', 'is nearer to the teacher than')),
+    ('lower', 'higher', ('No, less: ', 'is farther from the teacher than')),
+    ('cannot be told', 'cannot be told', ('No difference was found: ', 'cannot be told from')),
+  ],
+)
+def test_the_answer_is_the_verdict(agreement, kl, words):
+  verdicts = {'top1_agreement': {'verdict': agreement}, 'predictive_kl': {'verdict': kl}}
+  text = tables.answer(SPLIT | {'difference': verdicts})
+  assert text.startswith(words[0]) and words[1] in text
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 Rows = Sequence[dict[str, Any]]  # of a metrics.jsonl
 
-# Drawn in these, which any colour vision can tell apart, and then replaced by the page's CSS variables
-# of the same names, so that the figures follow its light and dark schemes.
+# These colours can be told apart with any colour vision. In a page, CSS variables of the same names replace
+# them, so the figures follow its light and dark schemes.
 COLORS = {'ink': '#1c2128', 'teacher': '#0072b2', 'student': '#d55e00'}
 LINES = {'train': '--', 'val': ':', 'test': '-'}
-SIZE_INCHES = (4.6, 3.5)  # small, so that the text is still large when a phone shrinks the figure
-IMAGE_PIXELS = 128  # the least side of an enlarged image
-WIDE = 12  # values whose largest is more than this many times the smallest get a log scale
-FEW_POINTS = 25  # curves of no more have their points marked; one point alone draws no line
+SIZE_INCHES = (4.6, 3.5)  # small, so the text stays large enough on a phone
+IMAGE_PIXELS = 128  # the smallest side of an enlarged image
+WIDE = 12  # the ratio of largest to smallest value above which an axis is logarithmic
+FEW_POINTS = 25  # curves with no more points than this have markers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +43,24 @@ class _Curve:
 
 
 def loss(rows_of_runs: Sequence[Rows], color: str, title: str, unit: str) -> str | None:
-  """The training loss, in `unit`, '' for none, against epochs. None if nothing was logged."""
+  """The training loss against epochs, with its unit ('' for none). None if nothing was logged."""
   faint = len(rows_of_runs) > 1
   curves = [_Curve(rows, 'train/loss', color, faint=faint) for rows in rows_of_runs]
   return _draw_curves(title, curves, f'loss ({unit})' if unit else 'loss')
 
 
-def accuracy(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
-  """Accuracy of the student and, in faint lines, of the teacher's members, by split."""
+def error(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
+  """The error of the student and, in faint lines, of the teacher's members, by split.
+
+  The error is 100 % minus the accuracy: at 99 % accuracy its axis still shows differences.
+  """
   curves = [
     _Curve(rows, f'{split}/accuracy', 'teacher', line, True, f'member, {split}' if i == 0 else None)
     for split, line in LINES.items()
     for i, rows in enumerate(member_rows)
   ]
   curves += _by_split(student_rows, 'accuracy', 'student, ' if curves else '')
-  return _draw_curves('Accuracy through training', curves, 'accuracy (%)', scale=100)
+  return _draw_curves('Error through training', curves, 'error (%)', scale=-100, offset=100)
 
 
 def agreement(student_rows: Rows, baseline: float | None) -> str | None:
@@ -73,10 +76,10 @@ def kl(student_rows: Rows, baseline: float | None) -> str | None:
 
 
 def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
-  """Accuracy against confidence, and below it how the images spread over the bins.
+  """Accuracy against confidence, and below it the fraction of images in each bin.
 
   Args:
-    bins: what `metrics.reliability` returns, by 'teacher' and 'student'.
+    bins: the results of `metrics.reliability` for 'teacher' and 'student'.
   """
   with style('reliability'):
     figure = blank((SIZE_INCHES[0], 1.1 * SIZE_INCHES[1]))
@@ -104,7 +107,7 @@ def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
 
 
 def image_uri(image_HWC: np.ndarray) -> str:
-  """A uint8 image of 1, 3 or 4 channels as a PNG, whole pixels enlarged, in a data URI."""
+  """A uint8 image of 1, 3 or 4 channels as a PNG in a data URI; small images are enlarged."""
   image = PIL.Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
   factor = max(1, -(-IMAGE_PIXELS // min(image.size)))
   buffer = io.BytesIO()
@@ -126,8 +129,9 @@ def _draw_curves(
   ylabel: str,
   scale: float = 1,
   baseline: float | None = None,
+  offset: float = 0,
 ) -> str | None:
-  """Draws those curves whose key was logged, and a level line. None if there is no curve."""
+  """The curves of offset + scale * value whose key was logged, and a level line; None without curves."""
   drawn = [curve for curve in curves if any(curve.key in row for row in curve.rows)]
   if not drawn:
     return None
@@ -138,7 +142,7 @@ def _draw_curves(
       rows = [row for row in curve.rows if curve.key in row]
       axes.plot(
         [row['epoch'] for row in rows],
-        [scale * row[curve.key] for row in rows],
+        [offset + scale * row[curve.key] for row in rows],
         color=COLORS[curve.color],
         linestyle=curve.line,
         linewidth=1.2 if curve.faint else 2,
@@ -149,7 +153,7 @@ def _draw_curves(
       )
     if baseline is not None:
       level = {'color': COLORS['ink'], 'linestyle': '-.', 'linewidth': 1.2}
-      axes.axhline(scale * baseline, **level, label='independent, test')
+      axes.axhline(offset + scale * baseline, **level, label='independent, test')
     axes.set_xlabel('epochs of training')
     axes.set_ylabel(ylabel)
     _log_if_wide(axes)
@@ -158,21 +162,27 @@ def _draw_curves(
 
 
 def _log_if_wide(axes: 'Axes') -> None:
-  """A log scale for values that are positive and span more than a decade."""
+  """A log scale for values of 0 or more that span more than a decade; it is linear near 0."""
   from matplotlib.ticker import LogLocator, NullLocator
 
   values = np.concatenate([line.get_ydata() for line in axes.lines])
-  if 0 < WIDE * values.min() < values.max():
-    axes.set_yscale('log')
+  positive = values[values > 0]
+  if values.min() >= 0 and len(positive) and WIDE * positive.min() < values.max():
+    has_zero = values.min() == 0
+    axes.set_yscale('symlog', linthresh=positive.min()) if has_zero else axes.set_yscale('log')
     axes.set_ylabel(f'{axes.get_ylabel()}, log')
-    few_decades = values.max() < 1000 * values.min()
+    if has_zero:
+      axes.set_ylim(bottom=0)
+      axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+      return
+    few_decades = values.max() < 1000 * positive.min()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if few_decades else (1,)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
 
 
 def _legend(axes: 'Axes') -> None:
-  """Above the axes, where it hides nothing."""
+  """Puts the legend above the axes, where it hides no data."""
   handles, _ = axes.get_legend_handles_labels()
   if handles:
     ncols = 3 if len(handles) <= 3 else 2
@@ -187,7 +197,7 @@ def blank(size_inches: tuple[float, float] = SIZE_INCHES) -> 'Figure':
 
 
 def style(salt: str) -> contextlib.AbstractContextManager:
-  """A context in which neither the user's matplotlibrc nor chance enters."""
+  """A context with kdjax's style, independent of the user's matplotlibrc, that gives the same SVG each time."""
   import matplotlib.style
 
   ink = COLORS['ink']
@@ -217,7 +227,7 @@ def style(salt: str) -> contextlib.AbstractContextManager:
 
 
 def svg(figure: 'Figure', title: str, colors: Mapping[str, str] = COLORS) -> str:
-  """The figure as an <svg> element to stand in a page, which has `colors` as CSS variables."""
+  """The figure as an <svg> element for a page that defines `colors` as CSS variables."""
   buffer = io.StringIO()
   nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
   figure.savefig(buffer, format='svg', metadata=nothing)

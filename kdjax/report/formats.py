@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-NOTHING = '–'  # in the place of a value that is not there
+NOTHING = '–'  # stands for a missing value
 
 
 def number(value: float | None, percent: bool, sign: bool = False) -> str:
-  """A value of a measure: percent with two digits behind the point, any other number with four.
+  """A value of a measure as text: two decimals for percent, four for any other number.
 
-  Only what is exactly 100 percent is shown as 100: 99.996 becomes 99.99. None becomes NOTHING.
+  Only exactly 100 percent is shown as 100: 99.996 becomes 99.99. None becomes NOTHING.
   """
   return NOTHING if value is None else _fixed(value, 2 if percent else 4, percent, sign)
 
@@ -19,7 +19,7 @@ def percent(fraction: float) -> str:
 
 
 def interval(ends: Sequence[float] | None, percent: bool, sign: bool = False) -> str:
-  """'0.7000 to 0.8000', or NOTHING where the interval is not known."""
+  """'0.7000 to 0.8000', or NOTHING for an unknown interval."""
   return NOTHING if ends is None else ' to '.join(number(end, percent, sign) for end in ends)
 
 

@@ -1,6 +1,7 @@
-"""Results in; `report.html`, one self-contained page, and `results.csv` out.
+"""The page about a student, `report.html`, and the table of all students, `results.csv`.
 
-It reads what the other stages wrote and imports none of them. Axes: N example, C class.
+The page is self-contained. This module reads the files that stages wrote and imports no stage. Axes: N
+example, C class.
 """
 
 import base64
@@ -24,7 +25,7 @@ from kdjax.runtime import files
 
 TEMPLATE = epath.Path(__file__).parent / 'report.html.j2'
 STYLE = TEMPLATE.parent / 'page.css'
-NUM_EXAMPLES = 12  # of test images on which teacher and student disagree
+NUM_EXAMPLES = 12  # the number of test images shown on which teacher and student disagree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Example:
   """A test image with both predictions and their probabilities."""
 
   index: int
-  image: str | None  # data URI; None of a text
+  image: str | None  # a data URI; None for a text
   label: str
   teacher: tuple[str, float]
   student: tuple[str, float]
@@ -60,11 +61,11 @@ def write(
 
   Args:
     workdir: where both are written; every `students/*/result.json` in it counts as finished.
-    student_folder: of the student that the page is about.
-    member_folders: of the teacher's members. The page goes without those that are not there.
-    test: loads the test images; called only if there is something to write.
-    class_names: by label.
-    gan_folder: of the GAN whose images the student was distilled on, if any.
+    student_folder: the folder of the student that the page is about.
+    member_folders: the folders of the teacher's members; missing ones are left out of the page.
+    test: loads the test images; it is called only if there is something to write.
+    class_names: the names of the classes, by label.
+    gan_folder: the folder of the GAN whose images the student was distilled on, if any.
 
   Returns: False if both were up to date, so that nothing was done.
 
@@ -78,7 +79,9 @@ def write(
     [] if gan_folder is None else [gan_folder / name for name in ('samples.png', 'quality.json')]
   )
   analyses = sorted((workdir / 'analysis' / student_folder.name).glob('*.json'))
-  analyses = [path for path in analyses if _picture(path).exists()]  # one may be drawn right now
+  analyses = [
+    path for path in analyses if _picture(path).exists()
+  ]  # one may be drawn at this moment
   digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan, *analyses, *map(_picture, analyses)])
   page, table = workdir / 'report.html', workdir / 'results.csv'
   if table.exists() and page.exists() and _is_sealed(page, table, digest):
@@ -95,7 +98,8 @@ def write(
     splits=tables.headline(this.result, tables.SPLITS),
     controls=tables.controls(this.result),
     finer=tables.finer(this.result),
-    conclusions=tables.conclusions(this.result['splits']['test']),
+    question=tables.QUESTION,
+    answer=tables.answer(this.result['splits']['test']),
     cka=this.result.get('cka', {}),
     gan=_gan(*gan) if gan else None,
     analyses=_analyses(analyses),
@@ -105,7 +109,7 @@ def write(
   )
   rows = _csv(students)
   files.write_text(table, rows)
-  # Last: its seal says that both are written, from the files that are there.
+  # The page is written last: its seal says that both files are complete and up to date.
   files.write_text(page, html + _seal(html.encode(), rows.encode(), digest))
   return True
 
@@ -114,7 +118,7 @@ def write(
 
 
 def _digest(paths: Iterable[epath.Path]) -> str:
-  """Of the files' names and bytes. One that is not there counts as empty."""
+  """A checksum of the files' names and contents. A missing file counts as empty."""
   digest = hashlib.sha256()
   for path in paths:
     content = path.read_bytes() if path.exists() else b''
@@ -128,7 +132,7 @@ def _seal(html: bytes, rows: bytes, digest: str) -> str:
 
 
 def _is_sealed(page: epath.Path, table: epath.Path, digest: str) -> bool:
-  """Whether both are what was written, and what would be written now."""
+  """Whether both files are undamaged and up to date."""
   content, size = page.read_bytes(), len(_seal(b'', b'', ''))
   return content[-size:] == _seal(content[:-size], table.read_bytes(), digest).encode()
 
@@ -173,7 +177,7 @@ def _gan(samples: epath.Path, quality: epath.Path) -> dict[str, Any]:
 
 
 def _analyses(paths: Iterable[epath.Path]) -> list[dict[str, Any]]:
-  """What was found out about the student: 'title', 'caption' and 'image' of each, in their order."""
+  """The parts of the analysis of this student, each with 'title', 'caption' and 'image', in their order."""
   found = [files.read_json(path) | {'image': _png_uri(_picture(path))} for path in paths]
   return sorted(found, key=lambda of: of['place'])
 
@@ -194,14 +198,14 @@ def _curves(
   return {
     'student_loss': figures.loss([student_rows], 'student', 'Training loss of the student', unit),
     'member_loss': figures.loss(member_rows, 'teacher', 'Training loss of the members', 'nats'),
-    'accuracy': figures.accuracy(student_rows, member_rows),
+    'error': figures.error(student_rows, member_rows),
     'agreement': figures.agreement(student_rows, baseline.get('top1_agreement')),
     'kl': figures.kl(student_rows, baseline.get('predictive_kl')),
   }
 
 
 def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -> dict[str, Any]:
-  """The reliability diagram, how many predictions differ, and the examples."""
+  """The reliability diagram, the number of disagreements, and the examples."""
   logits_NC, log_probs_NC = _read_test_logits(folder)
   bins = {
     'teacher': metrics.reliability(log_probs_NC, test.labels_N),
@@ -236,7 +240,7 @@ def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -
 
 
 def _comparison(students: list[Student]) -> dict[str, Any]:
-  """A table of all students by the config fields in which they differ, in the order of these."""
+  """A table of all students with the config fields in which they differ, sorted by these fields."""
   names = dict.fromkeys(name for student in students for name in student.config)
   values = {name: [student.config.get(name) for student in students] for name in names}
   differing = [name for name, of in values.items() if any(value != of[0] for value in of)]
@@ -269,9 +273,9 @@ def _comparison(students: list[Student]) -> dict[str, Any]:
 
 
 def _csv(students: Sequence[Student]) -> str:
-  """Config fields, then the student's, ensemble's and both's measures in the order of SPLITS.
+  """A row for each student: config fields, then all measures in the order of SPLITS.
 
-  A column that a student lacks is empty.
+  A measure that a student does not have is empty.
   """
   configs = {}
   results = {}

@@ -1,6 +1,6 @@
-"""The tables of one result.json: as rows of cells for pages, and as tables for a terminal of 80 columns.
+"""The tables of one result.json, as rows of cells for pages and as tables for a terminal of 80 columns.
 
-A cell holds a number or a word. Fidelity never stands without the independent student's beside it.
+A cell holds a number or a word. Fidelity is always shown beside the independent student's.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from kdjax import intervals
 from kdjax.report import formats
 from kdjax.report.formats import NOTHING
 
@@ -19,12 +20,14 @@ SPLITS = {  # in the order of the tables
   'test': 'test',
   'distillation': 'distillation views',
 }
-MEASURES = {  # as result.json names them: as the tables do
+# The measures' names in result.json and their labels in the tables. Fidelity comes first: a phone shows
+# the first columns only.
+MEASURES = {
+  'top1_agreement': 'agreement (%)',
+  'predictive_kl': 'KL (nats)',
   'accuracy': 'accuracy (%)',
   'nll': 'NLL (nats)',
   'ece': 'ECE (%)',
-  'top1_agreement': 'agreement (%)',
-  'predictive_kl': 'KL (nats)',
 }
 FINER = {
   'cohens_kappa': 'Cohen’s κ',
@@ -32,14 +35,17 @@ FINER = {
   'top5_agreement': 'top-5 (%)',
   'rank_correlation': 'rank corr.',
 }
-FIDELITY = ('top1_agreement', 'predictive_kl')  # measures of it that are shown first
+FIDELITY = ('top1_agreement', 'predictive_kl')  # the two main measures of fidelity
 LABELS = MEASURES | FINER
-IN_WORDS = {'top1_agreement': 'agreement with the teacher', 'predictive_kl': 'KL from the teacher'}
-UNITS = {'top1_agreement': 'percentage points', 'predictive_kl': 'nats'}
-VERDICTS = {  # of intervals.verdict
-  'higher': 'is higher than',
-  'lower': 'is lower than',
-  'cannot be told': 'cannot be told from',
+ANSWERS = {  # the verdict on agreement, student against independent student
+  intervals.HIGHER: 'Yes',
+  intervals.LOWER: 'No, less',
+  intervals.UNDECIDED: 'No difference was found',
+}
+KL_ANSWERS = {
+  intervals.HIGHER: 'is farther from the teacher than',
+  intervals.LOWER: 'is nearer to the teacher than',
+  intervals.UNDECIDED: 'cannot be told from',
 }
 
 
@@ -53,7 +59,7 @@ class Group:
 
 
 def headline(result: Mapping[str, Any], names: Iterable[str]) -> list[Group]:
-  """Members, ensemble, student and independent student by split, with the MEASURES in their order."""
+  """The MEASURES of members, ensemble, student and independent student, by split."""
   groups = []
   for name in names:
     if name in result['splits']:
@@ -72,7 +78,7 @@ def cells(values: Mapping[str, float], keys: Iterable[str] = tuple(MEASURES)) ->
 
 
 def controls(result: Mapping[str, Any]) -> list[Group]:
-  """The first measures of fidelity on all test examples, and where the teacher is wrong."""
+  """Agreement and KL on all test examples, and on those that the teacher gets wrong."""
   test = result['splits']['test']
   groups = [
     _fidelity('all', test, FIDELITY),
@@ -88,7 +94,7 @@ def finer(result: Mapping[str, Any]) -> list[Group]:
 
 
 def _fidelity(title: str, values: Mapping[str, Any], keys: Iterable[str]) -> Group:
-  """A row for each measure: student, independent student and difference with intervals, and verdict."""
+  """A row for each measure: student, independent student, their difference, and the verdict."""
   rows = []
   for key in keys:
     if key in values.get('fidelity', {}):
@@ -111,23 +117,40 @@ def difference_cells(values: Mapping[str, Any], key: str) -> list[str]:
   return [_with_ends(key, found['mean'], found['interval'], sign=True), found['verdict']]
 
 
-def conclusions(values: Mapping[str, Any]) -> list[str]:
-  """A sentence for each of the first measures: whether student and independent student differ."""
-  sentences = []
-  for key in FIDELITY:
-    found = values.get('difference', {}).get(key)
-    if found is not None:
-      ends = found['interval']
-      with_ends = f', 95 % interval {_interval(key, ends)}' if ends else ''
-      sentences.append(
-        f'The student’s {IN_WORDS[key]} {VERDICTS[found["verdict"]]} the independent student’s (difference '
-        f'{_number(key, found["mean"], sign=True)} {UNITS[key]}{with_ends}).'
-      )
-  return sentences
+QUESTION = 'Does the student match its teacher more than a student of another teacher does?'
+
+
+def answer(values: Mapping[str, Any]) -> str:
+  """The answer to QUESTION on one split: the verdict on agreement and KL, with their intervals.
+
+  Args:
+    values: one split of result.json.
+  """
+  if 'difference' not in values:
+    return (
+      f'Unknown: the student agrees with its teacher on {_estimate(values, "fidelity", "top1_agreement")}, and '
+      'no independent student was trained to compare it with.'
+    )
+  agreement, kl = (values['difference'][key]['verdict'] for key in FIDELITY)
+  own, other = (_estimate(values, who, 'top1_agreement') for who in ('fidelity', 'independent'))
+  own_kl, other_kl = (
+    _estimate(values, who, 'predictive_kl') for who in ('fidelity', 'independent')
+  )
+  return (
+    f'{ANSWERS[agreement]}: it agrees with its teacher on {own} of the test examples, a student of another '
+    f'teacher on {other}. Its KL of {own_kl} {KL_ANSWERS[kl]} the other’s, {other_kl}.'
+  )
+
+
+def _estimate(values: Mapping[str, Any], who: str, key: str) -> str:
+  """'99.20 % (98.10 to 100.00)' or '0.1250 nats (0.1000 to 0.1500)'."""
+  unit = '%' if '%' in LABELS[key] else 'nats'
+  text, ends = _number(key, values[who][key]), values['intervals'].get(who, {}).get(key)
+  return f'{text} {unit}' + (f' ({_interval(key, ends, sign=False)})' if ends else '')
 
 
 def terminal(result: Mapping[str, Any]) -> Sequence[Table]:
-  """The headline on train and test, and all measures of fidelity on test, each within 80 columns."""
+  """The headline table on train and test, and a table of all measures of fidelity on test."""
   first = Table(box=box.SIMPLE)
   first.add_column('split (images)', no_wrap=True)
   for heading in MEASURES.values():
@@ -176,6 +199,6 @@ def _with_ends(
 
 
 def _scaled(key: str, value: float | None) -> tuple[float | None, bool]:
-  """The value in the unit of its label, and whether that is percent."""
+  """The value in the unit of its label, and whether the unit is percent."""
   percent = '%' in LABELS[key]
   return (100 * value if percent and value is not None else value), percent

@@ -1,8 +1,9 @@
-"""A probe of XLA's results, and the sets of flags under which they are tested.
+"""A probe of XLA's results, and the sets of flags under which XLA is tested.
 
-Some releases of XLA are silently wrong on CPUs: JAX 0.10.2 gets sums wrong (jax-ml/jax#39103,
-tensorflow/tensorflow#126812). `probe` computes a few results with a known answer and so needs no list of
-versions. `tests/test_compiler.py` holds every model against float64, with each of `flag_sets`.
+Some releases of XLA compute wrong results on CPUs without an error: JAX 0.10.2 gets sums wrong
+(jax-ml/jax#39103, tensorflow/tensorflow#126812). `probe` computes a few results with known answers, so no
+list of versions is needed. `tests/test_compiler.py` compares every model with float64 under each of
+`flag_sets`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,10 +31,10 @@ def flag_sets(jaxlib_version: Sequence[int]) -> dict[str, str]:
 def require_right(insist: bool) -> None:
   """Raises UserError, in one line, if XLA computes a result of `probe` wrongly.
 
-  It uses a device, so that `hosts.initialise` must come before.
+  It uses a device, so call `hosts.initialise` first.
 
   Args:
-    insist: the user's `--allow_wrong_xla`; nothing is computed then.
+    insist: skips the probe; the value of `--allow_wrong_xla`.
   """
   if insist or not (wrong := probe()):
     return
@@ -47,9 +48,9 @@ def require_right(insist: bool) -> None:
 def probe() -> list[str]:
   """A line for each wrong result, on the default backend with the flags of this process.
 
-  The programs are patterns of kdjax in which some XLA was wrong or may be: a product summed row by row, a
-  sum of broadcast values, and the gradient of average pooling, which is kdjax's only dilated window. All
-  numbers are exact in bfloat16 too, so that no precision of products is taken for an error.
+  The programs are patterns that kdjax uses and that some release computed wrongly: a product summed row by
+  row, a sum of broadcast values, and the gradient of average pooling, the only dilated window of kdjax. All
+  numbers are exact in bfloat16 too, so a lower precision of products is not mistaken for an error.
   """
   found = []
   for what, values, right in _results():
@@ -60,7 +61,7 @@ def probe() -> list[str]:
 
 
 def _results() -> Iterator[tuple[str, np.ndarray, np.ndarray | float]]:
-  """(what is computed, the values found, the right ones)."""
+  """Yields (description, computed values, right values)."""
   rows_NC = np.zeros((32_769, 3), np.float32)
   rows_NC[-1, 0] = 2.0**15
   what = f'sum((eye(3) @ row)²) in the last of {len(rows_NC):,} rows'
@@ -68,7 +69,7 @@ def _results() -> Iterator[tuple[str, np.ndarray, np.ndarray | float]]:
 
   ones_N1 = np.ones((512, 1), np.float32)
   right = 2.0 * len(ones_N1) ** 2
-  # Threads race there, so that a value may be wrong in some calls only.
+  # The threads of a wrong release race, so only some of the calls return a wrong value.
   yield f'a sum of {right:,.0f} ones', np.array([_broadcast_sum(ones_N1) for _ in range(20)]), right
 
   weights_BHWC = np.random.default_rng(0).integers(-8, 9, (16, 8, 8, 8)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Small files on local disks and gs://, never half-written. All paths are `epath.Path`.
+"""Small files on local disks and gs://, written whole or not at all. All paths are `epath.Path`.
 
-Of several hosts the main one writes; the others go on at once. Let them wait (`hosts.barrier`) before
-they read what was written.
+With several hosts, the main host writes and the others return at once. Call `hosts.barrier` before another
+host reads the file.
 """
 
 import contextlib
@@ -21,19 +21,16 @@ from etils import epath
 from kdjax.errors import ConfigError, DamageError, StorageError
 from kdjax.runtime import hosts
 
-CHECKSUM = 'sha256'  # the key of an object's checksum
+CHECKSUM = 'sha256'  # the key under which a JSON object holds its own checksum
 CLOUD = 'gs://'
-# How TensorStore's errors begin of what it could not get: without the right to it, or with a full table of
-# open files, or from a server that did not answer.
+# Prefixes of TensorStore's errors where data could not be read although it may be whole: no permission, too
+# many open files, or a server that did not answer.
 REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
-NEEDS_CLOUD = (
-  f"{CLOUD} needs a package: pip install 'etils[epath-gcs]', and other places than it and local disks "
-  'cannot be reached'
-)
+NEEDS_CLOUD = f"{CLOUD} needs a package: pip install 'etils[epath-gcs]'; allowed are paths on local disks and on {CLOUD}"
 
 
 def is_reachable(path: str) -> bool:
-  """Whether it can be a path here: a local one, or on gs:// where its package is installed."""
+  """Whether the path is local, or on gs:// with the package for it installed."""
   scheme, separator, _ = path.partition('://')
   return not separator or (
     f'{scheme}{separator}' == CLOUD and importlib.util.find_spec('gcsfs') is not None
@@ -41,36 +38,41 @@ def is_reachable(path: str) -> bool:
 
 
 def is_refused(error: Exception) -> bool:
-  """Whether something was not read though it may be there and whole: that is no damage."""
+  """Whether the error means that data could not be read, not that the data are damaged."""
   if isinstance(error, OSError):
     return not isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
   return str(error).startswith(REFUSALS)
 
 
 def refusal(place: epath.Path, error: Exception) -> StorageError:
+  """The error for data that could not be read, with a hint that the run can be continued."""
   text = ' '.join(str(error).split())
   return StorageError(
-    f'{place} could not be read ({text}). Mend that, and run the same command: it goes on where it was.'
+    f'{place} could not be read ({text}). Fix that and run the same command again: it resumes.'
   )
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-  """Writes the whole file or none of it."""
+  """Writes a file atomically; creates its folder.
+
+  Raises:
+    StorageError: the disk is full or cannot be written.
+  """
   if not hosts.is_main():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Named anew: another machine may have a process of the same number.
+  # A random name: another machine may have a process with the same number.
   temporary = path.parent / f'{path.name}.{uuid.uuid4().hex}.tmp'
   try:
     temporary.write_bytes(content)
     temporary.replace(path)
   except OSError as error:
-    # On a full disk it takes room; on a read-only one it is not there.
+    # The temporary file takes room on a full disk, and does not exist on a read-only one.
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise StorageError(
-      f'{path} could not be written ({error}). Make room, or mend what else is wrong there, and run the '
-      'same command: it goes on where it was.'
+      f'{path} could not be written ({error}). Make room or fix the disk, and run the same command '
+      'again: it resumes.'
     ) from error
 
 
@@ -79,19 +81,24 @@ def write_text(path: epath.Path, text: str) -> None:
 
 
 def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-  """As an .npz."""
+  """Writes arrays as an .npz, as `write_bytes` does."""
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
   write_bytes(path, buffer.getvalue())
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+  """The arrays of an .npz by name.
+
+  Raises:
+    DamageError: the file is no .npz, or its checksum does not match.
+  """
   try:
     with np.load(io.BytesIO(path.read_bytes())) as arrays:
       return dict(arrays)
   except OSError:
     raise
-  except Exception as error:  # a flipped bit of a zip file makes it raise nearly anything
+  except Exception as error:  # zipfile raises many types of errors for a damaged file
     raise DamageError(f'{path} is damaged ({error}). Delete it and run again.') from error
 
 
@@ -104,37 +111,35 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-  """An object gets the checksum of the others as its last value, since a flipped digit is valid JSON."""
+  """A value as JSON. An object also gets a checksum, since a flipped digit is still valid JSON."""
   if isinstance(value, dict):
     value = value | {CHECKSUM: checksum(json.dumps(value).encode())}
   return json.dumps(value, indent=2) + '\n'
 
 
 def read_json(path: epath.Path) -> Any:
-  """What was written with `write_json`, or by hand and without a checksum.
+  """The value that `write_json` wrote; a file written by hand needs no checksum.
 
   Raises:
-    DamageError: it is not what was written.
+    DamageError: the file is no JSON, or its checksum does not match.
   """
   value = _decode(path, json.loads)
   if isinstance(value, dict) and CHECKSUM in value:
     expected = value.pop(CHECKSUM)
     if checksum(json.dumps(value).encode()) != expected:
-      raise DamageError(
-        f'{path} is damaged: it has not the checksum that it names. Delete it and run again.'
-      )
+      raise DamageError(f'{path} is damaged: its checksum does not match. Delete it and run again.')
   return value
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-  """The rows of a log, as `json_lines` has them; [] if there is none."""
+  """The rows of a log with one JSON object per line; [] if there is no file."""
   if not path.exists():
     return []
   return _decode(path, lambda text: [json.loads(line) for line in text.splitlines()])
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
-  """The content of a log, a line for each row."""
+  """The content of a log with one JSON object per line."""
   return ''.join(json.dumps(row) + '\n' for row in rows).encode()
 
 
@@ -147,16 +152,16 @@ def _decode(path: epath.Path, decode: Callable[[str], Any]) -> Any:
 
 @contextlib.contextmanager
 def lock(folder: epath.Path, wait: bool = True) -> Iterator[bool]:
-  """Keeps other processes away from a folder while its content is made.
+  """A context that keeps other processes out of a folder while its content is made.
 
-  The lock ends with the process, however that ends. It lies beside the folder. On gs:// there are no
-  locks: launch one process at a time there. Of several hosts the main one has it for all, and all must
-  call this.
+  The lock file is FOLDER.lock; the operating system releases it when the process ends. There are no locks
+  on gs://: run one process at a time there. With several hosts, all must call this and the main host
+  holds the lock for all.
 
   Args:
-    wait: for a process that has it, without an end; otherwise give up at once.
+    wait: waits until another process releases the lock; otherwise returns at once.
 
-  Yields: whether the lock was had.
+  Yields: whether this process holds the lock.
   """
   with contextlib.ExitStack() as held:
     yield hosts.decide(lambda: _take(folder, wait, held))
@@ -174,7 +179,7 @@ def _take(folder: epath.Path, wait: bool, held: contextlib.ExitStack) -> bool:
 
 
 def require_shared(folder: epath.Path) -> None:
-  """Raises ConfigError if there is a host that does not see what the main one writes in a folder."""
+  """Raises ConfigError if some host does not see the files that the main host writes in the folder."""
   if hosts.count() == 1:
     return
   probe = folder / f'.seen_by_all.{hosts.gather(os.getpid())[0]}'

@@ -1,9 +1,9 @@
-"""Several processes that run one experiment together: who they are, and how they stay together.
+"""Several processes that run one experiment together.
 
-They run the same program in the same order, each on devices of its own (a process is a host here, though
-one host may run several). So a choice that depends on files is made by the main process and told to the
-others, which makes it a barrier too; and small shared files are written by the main process alone. With
-one process all of this costs nothing. Axes: H host, B batch.
+All processes run the same program in the same order, each on its own devices. (A process counts as a host
+here, although one machine may run several.) The main process decides everything that depends on files and
+broadcasts the decision, which is also a barrier; it alone writes small shared files. With one process,
+nothing here costs time. Axes: H host, B batch.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from jax.experimental import multihost_utils
 
 from kdjax.errors import ConfigError, UserError
 
-AUTO = 'auto'  # the coordinator that JAX finds by the cluster's environment
-JOIN_SECONDS = 300  # that a process waits for the others to start
-HEARTBEAT_SECONDS = 60  # of silence after which a process counts as dead, and all others end
-SHUTDOWN_SECONDS = 10  # that a process which ends waits for the others to end
-MAX_ERROR_BYTES = 2**14  # of a message that is told to the others
+AUTO = 'auto'  # JAX finds the coordinator from the cluster's environment variables
+JOIN_SECONDS = 300  # how long a process waits for the others to start
+HEARTBEAT_SECONDS = 60  # a process that is silent for longer counts as dead, and all others end
+SHUTDOWN_SECONDS = 10  # how long a process that ends waits for the others to end
+MAX_ERROR_BYTES = 2**14  # the largest error message that is broadcast
 
 _NO, _YES, _FAILED = range(3)
-# Words of the libraries that carry collectives, and of the service that watches over the processes.
+# Words in the errors of the communication libraries and of JAX's coordination service.
 _LOSS = ('Gloo', 'NCCL', 'Connection', 'coordination service', 'CoordinationService')
 
 
 def problems(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> list[str]:
-  """What is wrong with the flags that say who runs together, a line each."""
+  """The problems with the flags of a run on several hosts, one line each."""
   given = {'--num_processes': num_processes, '--process_id': process_id}
   missing = [flag for flag, value in given.items() if value is None]
   if coordinator in (None, AUTO):
@@ -54,23 +54,23 @@ def problems(
 
 
 def initialise(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  """Joins the other processes. To be called before any other use of JAX; with no coordinator, alone.
+  """Joins the other processes. Call it before any other use of JAX. Without a coordinator, it runs alone.
 
   Raises:
-    ConfigError: the flags are wrong, the others did not come, or this is one of several hosts and the
-      flags do not say so.
+    ConfigError: the flags are wrong, the other processes did not start in time, or this is one of several
+      hosts of a TPU pod and no coordinator was given.
   """
   if found := problems(coordinator, num_processes, process_id):
     raise ConfigError(found)
   if coordinator is None:
-    if jax.process_count() > 1:  # only a TPU pod is one without being told
+    if jax.process_count() > 1:  # only a TPU pod is multi-process without `initialize`
       raise ConfigError(
         [
           f'--coordinator: missing; this is one of {jax.process_count()} hosts: --coordinator={AUTO}'
         ]
       )
     return
-  # A SIGTERM ends a process, as without others; JAX would wait for someone to ask it about that.
+  # SIGTERM ends the process at once. JAX's preemption service would intercept the signal.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
@@ -94,10 +94,12 @@ def initialise(coordinator: str | None, num_processes: int | None, process_id: i
 
 
 def count() -> int:
+  """The number of processes."""
   return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
+  """The number of this process, from 0."""
   return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
@@ -107,31 +109,31 @@ def is_main() -> bool:
 
 
 def share(batch_size: int) -> slice:
-  """This host's rows of a batch: those that its devices hold, in the order of `jax.pmap`."""
+  """The rows of a batch that this host's devices hold, in the order of `jax.pmap`."""
   rows = batch_size // count()
   return slice(index() * rows, (index() + 1) * rows)
 
 
 def devices() -> list[jax.Device]:
-  """The devices of all hosts, in the order of `jax.pmap`: one host's stand together."""
+  """The devices of all hosts, in the order of `jax.pmap`: grouped by host."""
   return [device for host in range(count()) for device in jax.local_devices(host)]
 
 
 def gather(value: Any) -> np.ndarray:
-  """values_H of an array or number that each host has its own of. All must call it."""
+  """values_H: each host's own array or number. All hosts must call it."""
   return multihost_utils.process_allgather(np.asarray(value))
 
 
 def barrier() -> None:
-  """Waits until all are here: what the main process wrote before is there for all. All must call it."""
+  """Waits until all hosts have called it; files that the main host wrote before are then complete."""
   decide(lambda: True)
 
 
 def decide(function: Callable[[], bool]) -> bool:
-  """What the function returns in the main process, the only one that calls it. All must call this.
+  """Calls the function in the main process and returns its result in all. All hosts must call this.
 
   Raises:
-    UserError, OSError: in the main process what the function raises, in the others with its message.
+    UserError, OSError: the function's error in the main process, a UserError with its message elsewhere.
   """
   if count() == 1:
     return function()
@@ -151,18 +153,20 @@ def decide(function: Callable[[], bool]) -> bool:
 
 
 def require_same(text: str, what: str) -> None:
-  """Raises ConfigError in all if some have another text than the main process. All must call it."""
+  """Raises ConfigError on all hosts if the text differs between hosts. All hosts must call it."""
   if count() == 1:
     return
   digests_H = gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
   others = np.flatnonzero((digests_H != digests_H[:1]).any(axis=1))
   if len(others):
     numbers = ', '.join(map(str, others))
-    raise ConfigError([f'{what}: those of process {numbers} are not those of process 0'])
+    raise ConfigError(
+      [f'{what}: process {numbers} has other values than process 0; allowed: the same on all hosts']
+    )
 
 
 def is_known_to_all(error: Exception) -> bool:
-  """Whether all processes raise it, so that none waits for another; of one process always so."""
+  """Whether all processes raise this error, so that none waits for another."""
   return count() == 1 or getattr(error, 'known_to_all', False)
 
 
@@ -172,7 +176,7 @@ def is_loss(error: Exception) -> bool:
 
 
 def replicated(tree: Any) -> Any:
-  """Arrays that all hosts have alike, as one array over all devices: what Orbax wants to save."""
+  """Arrays that are equal on all hosts, as arrays replicated over all devices, which Orbax can save."""
   if count() == 1:
     return tree
   mesh = jax.sharding.Mesh(np.array(devices()), ('devices',))

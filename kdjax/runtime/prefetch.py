@@ -1,4 +1,4 @@
-"""What a loop asks for next, made in a thread while the devices work."""
+"""Items of an iterator, made ahead in a thread while the devices work."""
 
 import collections
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ _END = object()
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-  """The same items in the same order; up to `count` are made before they are asked for.
+  """Yields the same items in the same order; up to `count` are made before they are needed.
 
-  All of them are made in one thread, one after the other. What goes wrong there is raised here, in its turn.
+  One thread makes all of them, one after the other. An error of an item is raised when its turn comes.
   """
   thread = ThreadPoolExecutor(1, 'prefetch')
   make = lambda: thread.submit(next, items, _END)

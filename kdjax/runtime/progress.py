@@ -1,4 +1,4 @@
-"""What the user sees while work is going on: bars on a terminal, plain log lines elsewhere."""
+"""The progress of long work: bars on a terminal, plain log lines elsewhere."""
 
 import logging
 import sys
@@ -14,9 +14,9 @@ from rich.progress import (
   MofNCompleteColumn,
   Progress,
   TextColumn,
-  TimeElapsedColumn,
   TimeRemainingColumn,
 )
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -25,10 +25,10 @@ logger = logging.getLogger('kdjax')
 
 
 def setup_logging(errors_only: bool = False) -> None:
-  """Sends kdjax's log lines past the bars on a terminal, and to stderr with the time elsewhere.
+  """Sends kdjax's log lines above the bars on a terminal, and to stderr with the time elsewhere.
 
   Args:
-    errors_only: no bars and tables either, as in all but one of several processes.
+    errors_only: shows no bars, tables or information, as in all but one of several processes.
   """
   console.quiet = errors_only
   if console.is_terminal:
@@ -45,13 +45,13 @@ def setup_logging(errors_only: bool = False) -> None:
   logger.handlers = [handler]
   logger.setLevel(logging.ERROR if errors_only else logging.INFO)
   logger.propagate = False
-  # What goes wrong in a library is raised too, and told in one line.
+  # Errors of libraries are raised too, and the program prints them in one line.
   absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 @contextmanager
 def bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-  """Yields show(done, text), to be called as work goes on; `text` says how well it goes."""
+  """Yields show(done, text), which reports progress; `text` holds the latest metrics."""
   if console.is_terminal:
     with _terminal_bar(name, total, unit) as show:
       yield show
@@ -61,17 +61,17 @@ def bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]
 
 @contextmanager
 def _terminal_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+  # On 80 columns the count and the remaining time are whole, and the metrics are cut.
+  rest = Column(ratio=1, no_wrap=True, overflow='ellipsis')
   columns = (
-    TextColumn('{task.description:<15}'),
-    BarColumn(bar_width=30),
-    MofNCompleteColumn(),
-    TextColumn(unit),
-    TimeElapsedColumn(),
-    TextColumn('/'),
-    TimeRemainingColumn(),
-    TextColumn('{task.fields[text]}'),
+    TextColumn('{task.description:<15}', table_column=Column(no_wrap=True)),
+    BarColumn(bar_width=10),
+    MofNCompleteColumn(table_column=Column(no_wrap=True)),
+    TextColumn(unit, table_column=Column(no_wrap=True)),
+    TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+    TextColumn('{task.fields[text]}', table_column=rest),
   )
-  with Progress(*columns, console=console) as progress:
+  with Progress(*columns, console=console, expand=True) as progress:
     task = progress.add_task(name, total=total, text='')
     yield lambda done, text='': progress.update(task, completed=done, text=text)
 

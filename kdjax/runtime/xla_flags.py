@@ -1,8 +1,8 @@
 """XLA flags that make programs deterministic and fast, set before JAX is imported.
 
-This module imports no JAX: XLA reads XLA_FLAGS once. A flag that the user's XLA_FLAGS names stays as the user
-set it. `docs` and `tests/benchmarks` have the measurements, `tests/test_compiler.py` checks the results
-under these flags.
+XLA reads XLA_FLAGS once, so this module must not import JAX. A flag that the user's XLA_FLAGS sets keeps the
+user's value. docs/performance.md has the measurements; `tests/test_compiler.py` checks results under these
+flags.
 """
 
 import os
@@ -12,14 +12,14 @@ from jaxlib.version import __version_info__ as JAXLIB_VERSION
 
 DETERMINISTIC = ('--xla_gpu_deterministic_ops=true',)  # equal configs give equal bits on a GPU too
 
-# oneDNN computes convolutions and products. It is faster on CPUs from this version on.
+# oneDNN computes convolutions and matrix products; it is faster on CPUs from this version of jaxlib on.
 ONEDNN_SINCE = (0, 12)
 ONEDNN = (
   '--xla_cpu_experimental_onednn_custom_call=true',
   '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',
 )
 
-# Small networks are bound by launching kernels: XLA runs whole steps as one CUDA graph.
+# Launching kernels takes most of the time of a small network, so XLA runs a whole step as one CUDA graph.
 GRAPHS = (
   '--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE,+CONDITIONAL',
   '--xla_gpu_command_buffer_scheduling_mode=CONCURRENT',
@@ -32,8 +32,8 @@ def recommended(version: Sequence[int] = JAXLIB_VERSION, cached: bool = False) -
 
   Args:
     version: (major, minor, ...) of jaxlib, which ends the process at a flag that it does not know.
-    cached: whether programs come from a compilation cache. Graphs with convolutions that are loaded from
-      one fail on a GPU ("No DNN support for stream"), so that they are left out then.
+    cached: whether programs come from a compilation cache. CUDA graphs with convolutions fail when they are
+      loaded from a cache ("No DNN support for stream"), so their flags are left out.
   """
   graphs = () if cached else GRAPHS
   onednn = ONEDNN if tuple(version) >= ONEDNN_SINCE else ()

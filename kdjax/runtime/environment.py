@@ -1,0 +1,63 @@
+"""The environment that an artefact was made in, for the file environment.json beside it."""
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+import kdjax
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorstore')
+
+
+def describe() -> dict[str, Any]:
+  """Versions, devices, compiler flags, command and date (UTC), as environment.json has them."""
+  devices = jax.devices()
+  return {
+    'kdjax': kdjax.__version__,
+    **_commit(),
+    'python': platform.python_version(),
+    'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'devices': {
+      'platform': devices[0].platform,
+      'kind': devices[0].device_kind,
+      'number': len(devices),
+    },
+    'hosts': jax.process_count(),
+    'processor': _processor(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'command': shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+
+
+@functools.cache
+def _commit() -> dict[str, Any]:
+  """The commit of the clone that kdjax runs from, and whether its files differ from the commit's."""
+  root = pathlib.Path(kdjax.__file__).parents[1]
+  if not (root / '.git').exists():
+    return {'commit': None, 'dirty': None}
+  git = ('git', '-C', str(root))
+  head = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True)
+  status = subprocess.run([*git, 'status', '--porcelain'], capture_output=True, text=True)
+  if head.returncode or status.returncode:  # no git here, or a clone that belongs to another user
+    return {'commit': None, 'dirty': None}
+  return {'commit': head.stdout.strip(), 'dirty': bool(status.stdout.strip())}
+
+
+def _processor() -> str:
+  """The processor's name, 'AMD EPYC 7R13 Processor' for example."""
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.exists():
+    for line in cpuinfo.read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor() or platform.machine()
