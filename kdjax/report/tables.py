@@ -151,7 +151,7 @@ def _estimate(values: Mapping[str, Any], who: str, key: str) -> str:
 
 def terminal(result: Mapping[str, Any]) -> Sequence[Table]:
   """The headline table on train and test, and a table of all measures of fidelity on test."""
-  first = Table(box=box.SIMPLE)
+  first = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
   first.add_column('split (images)', no_wrap=True)
   for heading in MEASURES.values():
     first.add_column(heading, justify='right')
