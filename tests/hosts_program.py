@@ -17,8 +17,7 @@ import steps_on_devices
 from absl import app
 from etils import epath
 
-import launch
-from kdjax import data, models
+from kdjax import cli, data, models
 from kdjax.data import views
 from kdjax.errors import DamageError, UserError
 from kdjax.runtime import files, hosts
@@ -142,8 +141,8 @@ def main(
 ) -> None:
   hosts.initialise(coordinator, num_processes, process_id)
   if is_refused:
-    launch._run = partial(refused, epath.Path(folder))
-    app.run(launch.main, argv=['launch.py'])
+    cli._run = partial(refused, epath.Path(folder))
+    app.run(cli.main, argv=['launch.py'])
   own = folder / str(process_id)
   own.mkdir()
   found = decisions() | shared_files(epath.Path(folder)) | loaded()

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-import launch
+from kdjax import cli
 from kdjax.runtime import progress
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,7 +26,7 @@ COLUMNS = 200  # of the terminal that it writes to
 # A server that has imported JAX, and used it for nothing, forks: its children need not. Its only threads
 # are those of OpenBLAS, which can be forked.
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['launch', 'analysis.runner'])
+CONTEXT.set_forkserver_preload(['kdjax.cli', 'analysis.runner'])
 
 
 class Launch:
@@ -128,11 +128,11 @@ def _completed(launched: Launch) -> subprocess.CompletedProcess:
 
 
 def _launch(arguments: list[str]) -> None:
-  app.run(launch.main, argv=['launch.py', *arguments], flags_parser=launch._parse_flags)
+  app.run(cli.main, argv=['launch.py', *arguments], flags_parser=cli._parse_flags)
 
 
 def _analyse(arguments: tuple[str, ...]) -> None:
-  for flag in list(flags.FLAGS.flags_by_module_dict()['launch']):
+  for flag in list(flags.FLAGS.flags_by_module_dict()['kdjax.cli']):
     delattr(flags.FLAGS, flag.name)  # it does not know them
   from analysis import __main__ as analysis
 

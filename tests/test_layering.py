@@ -21,13 +21,14 @@ WINGS = [
   ['config'],
   ['report'],
   ['stages'],
+  ['cli'],
 ]
 DEPTH = {wing: depth for depth, wings in enumerate(WINGS) for wing in wings}
 # Stricter than the wings: a module or a wing imports from these alone, and from its own wing.
 ONLY = {
   **{wing: set() for wing in WINGS[0]},
   'comparison': {'intervals', 'metrics'},
-  'runtime': {'errors'},
+  'runtime': {'__version__', 'errors'},
   'data': {'errors', 'keys'},
   'train': {'data', 'errors', 'keys', 'losses', 'models', 'runtime'},
   'predictions': {'errors', 'runtime'},
@@ -36,7 +37,7 @@ ONLY = {
   'train.steps': {'keys', 'losses', 'models', 'data.views'},
   'train.devices': {'errors', 'models', 'runtime.hosts'},
   # The report reads what the stages wrote, and runs without them.
-  'report': {'config.sweep', 'data', 'errors', 'losses', 'metrics', 'runtime'},
+  'report': {'config.sweep', 'data', 'errors', 'intervals', 'losses', 'metrics', 'runtime'},
 }
 # The same for analysis/; packages count as one. The mathematics knows no run and no file.
 ANALYSIS = {

@@ -50,7 +50,7 @@ class Sweep:
   points: Sequence[Point]
   panels: Sequence[Panel]
   trials: int = 1
-  trial_field: str = 'seed'  # gets the trial's number: 0, 1, ...
+  trial_field: str = 'seed'  # gets the trial's number: 0, 1, ...; '': no field does
   caption: str = ''
   # measure: {(series, x): mean or (mean, standard deviation)}, in the unit of the panel's label
   paper: Mapping[str, Mapping[Key, float | tuple[float, float]]] = dataclasses.field(
@@ -196,7 +196,7 @@ def problems(sweep: Sweep) -> list[str]:
 
 
 def _added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
-  added = {sweep.trial_field: trial}
+  added = {sweep.trial_field: trial} if sweep.trial_field else {}
   if sweep.trials > 1 and sweep.trial_field == 'seed':
     added[INDEPENDENT] = trial - 1 if trial else 1
   return added

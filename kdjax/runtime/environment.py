@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-import kdjax
+from kdjax import __version__
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorstore')
 
@@ -22,7 +22,7 @@ def describe() -> dict[str, Any]:
   """Versions, devices, compiler flags, command and date (UTC), as environment.json has them."""
   devices = jax.devices()
   return {
-    'kdjax': kdjax.__version__,
+    'kdjax': __version__,
     **_commit(),
     'python': platform.python_version(),
     'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
 @functools.cache
 def _commit() -> dict[str, Any]:
   """The commit of the clone that kdjax runs from, and whether its files differ from the commit's."""
-  root = pathlib.Path(kdjax.__file__).parents[1]
+  root = pathlib.Path(__file__).parents[2]
   if not (root / '.git').exists():
     return {'commit': None, 'dirty': None}
   git = ('git', '-C', str(root))

@@ -1,0 +1,86 @@
+"""The command line: help, sweeps from flags, and exit statuses."""
+
+import pytest
+
+from kdjax import cli
+from kdjax.config import ad_hoc
+from kdjax.config import sweep as sweep_lib
+from tests import launched
+
+
+def parsed(*arguments):
+  with pytest.raises(SystemExit) as stopped:
+    cli._parse_flags(['launch.py', *arguments])
+  return stopped.value.code
+
+
+def test_help_lists_flags_and_experiments_and_succeeds(capsys):
+  assert parsed('--config=nowhere.py', '--help') == 0
+  text = capsys.readouterr().out
+  for name in ('--sweep.FIELD=V1,V2,...', '--process_id=I', 'teachers,gan,predictions,student'):
+    assert name in text
+  assert 'configs/paper/fig6b_lambda.py' in text and 'Figure 6b: ' in text
+
+
+def test_help_config_has_every_field_with_its_default_and_comment(capsys):
+  assert parsed('--help_config') == 0
+  lines = capsys.readouterr().out.splitlines()
+  place = lines.index('student.temperature = 4.0')
+  assert lines[place + 1] == '    τ'
+  assert lines[lines.index('teacher.momentum = 0.9') + 1].startswith('    of SGD and Muon')
+  config, _ = cli.config_lib.load(str(cli.BASE))
+  for name, value in cli.config_lib.leaves(config).items():
+    assert f'{name} = {value!r}' in lines
+
+
+def test_a_sweep_from_flags_has_every_combination():
+  sweep, problems = ad_hoc.from_flags(
+    'digits', [('student.temperature', '1,4.5'), ('student.loss', 'kl,logit_mse')]
+  )
+  assert problems == [] and sweep_lib.problems(sweep) == []
+  assert [(point.x, point.series) for point in sweep.points] == [
+    (1.0, 'loss = kl'),
+    (1.0, 'loss = logit_mse'),
+    (4.5, 'loss = kl'),
+    (4.5, 'loss = logit_mse'),
+  ]
+  assert sweep.points[-1].fields == {'student.temperature': 4.5, 'student.loss': 'logit_mse'}
+
+
+@pytest.mark.parametrize(
+  ('text', 'values'),
+  [
+    ('1,2', [1, 2]),
+    ('(0, 5),(5, 9)', [(0, 5), (5, 9)]),
+    ("('crop',)", [('crop',)]),
+    ('sgd, adam', ['sgd', 'adam']),
+    ('None,3', [None, 3]),
+  ],
+)
+def test_values_are_literals(text, values):
+  sweep, _ = ad_hoc.from_flags('digits', [('field', text)])
+  assert [point.fields['field'] for point in sweep.points] == values
+
+
+@pytest.mark.parametrize(
+  ('swept', 'problem'),
+  [
+    ([('seed', None)], '--sweep.seed: no values given; write --sweep.seed=V1,V2'),
+    ([('seed', '1'), ('seed', '2')], '--sweep.seed: given twice'),
+  ],
+)
+def test_wrong_sweeps_are_reported(swept, problem):
+  assert ad_hoc.from_flags('digits', swept)[1] == [problem]
+
+
+def test_list_prints_the_runs_and_trains_nothing(tmp_path):
+  listed = launched.run(
+    tmp_path / 'workdir', '--list', '--sweep.seed=0,1', '--sweep.student.temperature=1,4'
+  )
+  assert listed.returncode == 0, listed.stderr
+  assert '0 of 4 runs are done' in listed.stdout
+  assert 'seed=1, student.temperature=4' in listed.stdout
+  assert not (tmp_path / 'workdir').exists()
+  wrong = launched.run(tmp_path / 'workdir', '--list', '--sweep.student.temprature=1')
+  assert wrong.returncode == 1
+  assert 'student.temprature = 1: no such field; did you mean student.temperature?' in wrong.stderr
