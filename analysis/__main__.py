@@ -110,13 +110,13 @@ def _run(path: str) -> None:
 
 
 def _report(study: runs.Study) -> None:
-  if not (study.run.student_folder / 'result.json').exists():
+  if not (study.experiment.folders.student / 'result.json').exists():
     progress.console.print(
       'no report: the student is not evaluated (launch.py --stages=evaluation)'
     )
     return
-  pipeline.run(study.run.config, study.run.workdir, ['report'])
-  progress.console.print(f'report: {study.run.workdir / "report.html"}', soft_wrap=True)
+  pipeline.run(study.experiment.config, study.experiment.workdir, ['report'])
+  progress.console.print(f'report: {study.experiment.workdir / "report.html"}', soft_wrap=True)
 
 
 def main(argv: list[str]) -> None:

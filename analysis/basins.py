@@ -2,7 +2,7 @@
 
 A continuation takes up the student's training at a kept checkpoint with another order of the examples
 (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis"). A return is a short
-distillation from a perturbed teacher. Both are trained by `kdjax.student.distiller`, each in a folder of
+distillation from a perturbed teacher. Both are trained by `kdjax.stages.student.Distiller`, each in a folder of
 its own: one that was interrupted goes on, and one that is complete is not trained again.
 Axes: P path, T position, N example, R resample.
 """
@@ -23,20 +23,19 @@ from kdjax import config as config_lib
 from kdjax import intervals, keys
 from kdjax.errors import DivergedError
 from kdjax.runtime import progress
-from kdjax.stages import predictions, student
-from kdjax.stages.run import Run
+from kdjax.stages import predictions
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.student import Distiller
 from kdjax.train import loop
 from kdjax.train.checkpoint import Checkpoints
 from kdjax.train.steps import State, Variables, init_state
 
-Distil = Callable[[epath.Path, str, int, Callable[[], State]], None]
 
-
-def distiller(run: Run) -> Distil:
-  """`student.distiller` that keeps only the newest checkpoint, and evaluates at the end alone."""
-  plan = run.plan('student')
+def distiller(run: Experiment) -> Distiller:
+  """A `Distiller` that keeps only the newest checkpoint, and evaluates at the end alone."""
+  plan = run.student.plan
   plan = dataclasses.replace(plan, keeps=frozenset(), evals=frozenset({plan.num_steps}))
-  return student.distiller(run, predictions.open_teacher(run), plan)
+  return Distiller(run, predictions.open_teacher(run), plan)
 
 
 # Continuations.
@@ -49,13 +48,13 @@ def fork_steps(kept: Sequence[int], count: int) -> list[int]:
   return before_the_end[places.round().astype(int)].tolist()
 
 
-def order_seed(run: Run, index: int) -> int:
+def order_seed(run: Experiment, index: int) -> int:
   """Decides the order of the examples in continuation `index`, at whatever step it begins."""
   return keys.derive_seed(config_lib.student_seed(run.config), 'analysis/forks', index)
 
 
 def continued(
-  run: Run, distil: Distil, folder: epath.Path, step: int, seed: int, name: str
+  run: Experiment, distiller: Distiller, folder: epath.Path, step: int, seed: int, name: str
 ) -> Variables | None:
   """The end of the student's training if from `step` on another seed orders the examples.
 
@@ -73,25 +72,31 @@ def continued(
     DamageError: the checkpoint is damaged or missing.
   """
   if not loop.is_complete(folder):
-    with Checkpoints(run.student_folder / 'checkpoints', read_only=True) as checkpoints:
-      state = checkpoints.restore(run.abstract_state('student'), step)
+    with Checkpoints(run.folders.student / 'checkpoints', read_only=True) as checkpoints:
+      state = checkpoints.restore(run.student.abstract_state, step)
     with Checkpoints(folder / 'checkpoints') as checkpoints:
       if not checkpoints.steps:
         checkpoints.save(step, state)  # the newest one is where training begins
-    return _trained(run, distil, folder, name, seed, lambda: state)
-  return run.load_variables(folder, 'student')
+    return _trained(run, distiller, folder, name, seed, lambda: state)
+  return run.student.load(folder)
 
 
 def _trained(
-  run: Run, distil: Distil, folder: epath.Path, name: str, seed: int, init: Callable[[], State]
+  run: Experiment,
+  distiller: Distiller,
+  folder: epath.Path,
+  name: str,
+  seed: int,
+  init: Callable[[], State],
 ) -> Variables | None:
   """What a training ends with, or None if it diverges."""
   try:
-    distil(folder, name, seed, init)
+    run.data.everything.begin(folder)
+    distiller.fit(folder, name, seed, init)
   except DivergedError as error:
     progress.logger.warning('%s', error)
     return None
-  return run.load_variables(folder, 'student')
+  return run.student.load(folder)
 
 
 def is_trained(folder: epath.Path) -> bool:
@@ -142,30 +147,30 @@ def barriers_of(values: list[measure.Values], ts_T: np.ndarray, seed: int) -> di
 # λ.
 
 
-def with_lambda(run: Run, value: float) -> Run:
+def with_lambda(run: Experiment, value: float) -> Experiment:
   """The ordinary student of the same workdir that starts at λ = value from the final teacher."""
   config = run.config.copy_and_resolve_references()
   config.student.init_lambda = float(value)
   config.student.init_from = 'final'
-  return Run(config, run.workdir)
+  return Experiment(config, run.workdir)
 
 
 # Returns.
 
 
-def shortened(run: Run, num_epochs: float) -> Run:
+def shortened(run: Experiment, num_epochs: float) -> Experiment:
   """The same recipe in fewer epochs (1 step at least).
 
   Learning rate, warm-up and temperature run through their whole schedules, in proportionally less time.
   """
-  plan = run.plan('student')
+  plan = run.student.plan
   num_steps = max(1, round(num_epochs * plan.num_examples / plan.batch_size))
   config = run.config.copy_and_resolve_references()
   section = config.student
   section.num_epochs = section.num_examples = None
   section.num_steps = num_steps
   section.warmup_epochs *= num_steps / plan.num_steps
-  return Run(config, run.workdir)
+  return Experiment(config, run.workdir)
 
 
 def perturbations(
@@ -190,7 +195,7 @@ def perturbations(
 
 
 def returned(
-  run: Run, distil: Distil, folder: epath.Path, start: Variables, name: str
+  run: Experiment, distiller: Distiller, folder: epath.Path, start: Variables, name: str
 ) -> Variables | None:
   """What distillation makes of a start; None if it diverges, which is a finding, too.
 
@@ -200,9 +205,9 @@ def returned(
     name: for the progress bar.
   """
   if not loop.is_complete(folder):
-    init = lambda: init_state(start, run.optimizer('student'))
-    return _trained(run, distil, folder, name, config_lib.student_seed(run.config), init)
-  return run.load_variables(folder, 'student')
+    init = lambda: init_state(start, run.student.optimizer)
+    return _trained(run, distiller, folder, name, config_lib.student_seed(run.config), init)
+  return run.student.load(folder)
 
 
 def moved(params: Tree, direction: Tree, distance: float) -> Tree:

@@ -48,7 +48,7 @@ class Aligner:
   """
 
   def __init__(self, study: Study, settings: Settings, checks: Checks):
-    self.lacking = permutations.lacks_spec(study.run.student_model)
+    self.lacking = permutations.lacks_spec(study.experiment.student.model)
     if self.lacking:
       return
     self._study, self._settings, self._checks = study, settings, checks
@@ -56,7 +56,7 @@ class Aligner:
     self._measured = Measure(study, count, skip=count)
     self._model = self._measured.model
     batches = self._measured.batches('distillation')
-    batch_size = study.run.config.student.batch_size
+    batch_size = study.experiment.config.student.batch_size
     self._batches = paths.training_batches(batches, batch_size)
     inputs = [batch['inputs'][batch['weights'] > 0] for batch in batches]
     self._inputs_BX = np.concatenate(inputs)[:MATCHED_EXAMPLES]

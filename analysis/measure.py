@@ -27,6 +27,7 @@ from analysis.surface import (
   summary,
 )
 from kdjax import keys, losses
+from kdjax.predictions.teachers import combine
 from kdjax.stages import predictions
 from kdjax.train import steps
 from kdjax.train.steps import Variables
@@ -158,22 +159,22 @@ class Measure(Distilled):
       skip: how many other examples to leave out first, those of Measure(study, skip). Where a set is too
         small for both, fewer are left out: `overlap` is how many distillation examples are in both.
     """
-    self._run = run = study.run
+    self._run = run = study.experiment
     section, members = run.config.student, _members(study)
-    sizes = {name: len(run.inputs[name].split) for name in SETS}
+    sizes = {name: len(run.data.inputs[name].split) for name in SETS}
     starts = {name: max(0, min(skip, size - num_examples)) for name, size in sizes.items()}
     start, size = starts['distillation'], sizes['distillation']
     self.overlap = max(0, min(skip, start + num_examples, size) - start)
     super().__init__(
-      model=in_float32(run.student_model),
+      model=in_float32(run.student.model),
       loss={
         'loss': losses.LOSSES[section.loss],
-        'temperature': self.temperature(run.plan('student').num_steps),
+        'temperature': self.temperature(run.student.plan.num_steps),
         'alpha': section.alpha,
       },
       examples={name: _examples(study, members, name, starts[name], num_examples) for name in SETS},
       batch_size=run.config.evaluation.batch_size,
-      has_statistics=bool(run.abstract_state('student').batch_stats),
+      has_statistics=bool(run.student.abstract_state.batch_stats),
     )
 
   @property
@@ -189,7 +190,7 @@ class Measure(Distilled):
 
   def temperature(self, step: int) -> float:
     """The student's τ at a step of its training."""
-    section, num_steps = self._run.config.student, self._run.plan('student').num_steps
+    section, num_steps = self._run.config.student, self._run.student.plan.num_steps
     return float(
       losses.temperature_at(step, num_steps, section.temperature, section.final_temperature)
     )
@@ -216,22 +217,22 @@ def _examples(
   These are computed in float32, so that a student with its teacher's weights has a KL of exactly 0;
   those of the store, which are rounded, serve where the teachers are gone.
   """
-  run, inputs = study.run, study.run.inputs[name]
+  run, inputs = study.experiment, study.experiment.data.inputs[name]
   order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(len(inputs.split))
   # Mixed, since data may come by class: so are the batches.
   indices_N = order_N[start : start + num_examples]
   if members is None:
     log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
   else:
-    model = in_float32(run.teacher_model)
-    logits = [run.predict(model, m, inputs, 0, indices_N) for m in members]
+    model = in_float32(run.teacher.model)
+    logits = [run.predictor.logits(model, m, inputs, 0, indices_N) for m in members]
     log_probs_MNC = log_softmax(np.stack(logits), axis=-1)
   batches = inputs.evaluation(indices_N, 0, run.config.evaluation.batch_size)
   seen = [_seen(inputs.view, inputs.seed, batch, count) for batch, count in batches]
   return {
     'inputs': np.concatenate([x for x, _ in seen]),
     'labels': np.concatenate([y for _, y in seen]),
-    'teacher_log_probs': predictions.combine(log_probs_MNC),
+    'teacher_log_probs': combine(log_probs_MNC),
   }
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import textwrap
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from analysis.runs import SIBLING_NAME, Study
 from kdjax.errors import ConfigError, UserError
 from kdjax.report import figures
 from kdjax.runtime import files, progress
+from kdjax.stages import stage
+from kdjax.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def check_names(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Trainings:
   """What is trained, by part or as 'sibling', and why the other parts are left out."""
 
   trainings: dict[str, list[Training]]
@@ -67,14 +68,16 @@ class Plan:
     return SIBLING_NAME in self.trainings
 
 
-def plan(study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL) -> Plan:
+def plan(
+  study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL
+) -> Trainings:
   """What the named parts will train, by default all that can be computed.
 
   Args:
     train: ALL; CHEAP, only what takes no more steps than the student did; or NONE. A part whose students
       may not be trained is left out; without a sibling, parts go on with the networks that there are.
   """
-  own = study.run.plan('student').num_steps
+  own = study.experiment.student.plan.num_steps
   most = {NONE: 0, CHEAP: own, ALL: float('inf')}[train]
   chosen = {name: PARTS[name] for name in names or PARTS}
   left_out = {name: text for name, part in chosen.items() if (text := part.unavailable(study))}
@@ -84,32 +87,32 @@ def plan(study: Study, settings: Settings, names: Sequence[str] = (), train: str
   if not study.siblings and any(part.compares_others for part in chosen.values()):
     wanted = {SIBLING_NAME: [Training('with another seed', own)]} | wanted
   trainings = {}
-  for name, of_part in wanted.items():
-    lacking = [training for training in of_part if training.num_steps]
+  for name, students in wanted.items():
+    lacking = [training for training in students if training.num_steps]
     if sum(training.num_steps for training in lacking) <= most:
       trainings |= {name: lacking} if lacking else {}
     elif name != SIBLING_NAME:
-      left_out[name] = f'it would train {_told(lacking, study)}; --train={train} does not'
-  return Plan(trainings, left_out)
+      left_out[name] = f'it would train {_cost(lacking, study)}; --train={train} does not'
+  return Trainings(trainings, left_out)
 
 
-def announce(study: Study, planned: Plan) -> None:
+def announce(study: Study, planned: Trainings) -> None:
   """Says what will be trained, and about how long that takes."""
-  lacking = [training for of_part in planned.trainings.values() for training in of_part]
+  lacking = [training for students in planned.trainings.values() for training in students]
   if not lacking:
     return
-  own = study.run.plan('student').num_steps
+  own = study.experiment.student.plan.num_steps
   share = sum(training.num_steps for training in lacking) / own
   progress.logger.info(
     'training %s, %.1f times the steps of this student (--train=cheap or --train=none for less):',
-    _told(lacking, study),
+    _cost(lacking, study),
     share,
   )
-  for name, of_part in planned.trainings.items():
-    progress.logger.info('  %s: %s', name, _told(of_part, study))
+  for name, students in planned.trainings.items():
+    progress.logger.info('  %s: %s', name, _cost(students, study))
 
 
-def _told(trainings: Sequence[Training], study: Study) -> str:
+def _cost(trainings: Sequence[Training], study: Study) -> str:
   """'6 students, 945 steps, about 2 min' at the median speed of the student's own training."""
   num_steps = sum(training.num_steps for training in trainings)
   students = 'student' if len(trainings) == 1 else 'students'
@@ -173,42 +176,39 @@ def run(study: Study, settings: Settings, names: Sequence[str] = (), train: str 
     raise ConfigError([f'--parts: {name!r}: {reason}' for name, reason in reasons.items()])
   for name, reason in reasons.items():
     progress.logger.info('%s: left out: %s', name, reason)
-  waiting = [name for name in chosen if name not in reasons]
-  failures: dict[str, str] = {}
+  stages = {name: _stage(chosen[name], settings) for name in chosen if name not in reasons}
   done = []
-  for wait in (False, True):  # first those that no other process is at
-    for name in waiting:
-      if name in done or name in failures:
-        continue
-      try:
-        if _run_part(study, settings, chosen[name], wait):
-          done.append(name)
-      except UserError as error:  # the other parts are none the worse for it
-        failures[name] = str(error)
-        progress.logger.info('%s: failed', name)
-  if failures:
-    texts = [f'{name}: {text}' for name, text in failures.items()]
-    raise UserError('\n  '.join([f'{len(failures)} of {len(waiting)} parts failed:', *texts]))
+
+  def attempt(name: str, wait: bool) -> bool:
+    is_done = stages[name].run(study, wait) is not None
+    done.extend([name] * is_done)
+    return is_done
+
+  if failures := stage.in_turn(stages, attempt):
+    texts = [f'{name}: {error}' for name, error in failures.items()]
+    raise UserError('\n  '.join([f'{len(failures)} of {len(stages)} parts failed:', *texts]))
   return done
 
 
-def _run_part(study: Study, settings: Settings, part: Part, wait: bool) -> bool:
-  """Computes and draws what is missing. Returns False if another process is at it."""
-  path = study.folder / f'{part.name}.npz'
-  with files.lock(study.folder / part.name, wait) as locked:
-    if not locked:
-      return False
-    record = part.record(study, settings)  # of what there is now, after the waiting
-    start = time.monotonic()
-    worked = not _is_computed(path, record)
-    if worked:
-      _compute(study, settings, part, path, record)
-    if worked or not _is_shown(path, record):
+def _stage(part: Part, settings: Settings) -> Stage:
+  """The stage that computes and draws a part. Its subject is a study."""
+
+  def jobs(study: Study) -> list[Job]:
+    path = study.folder / f'{part.name}.npz'
+
+    def is_complete() -> bool:
+      record = part.record(study, settings)
+      return _is_computed(path, record) and _is_shown(path, record)
+
+    def make() -> None:
+      record = part.record(study, settings)
+      if not _is_computed(path, record):
+        _compute(study, settings, part, path, record)
       _show(part, path, record)
-      worked = True
-  took = f'done in {time.monotonic() - start:.0f} s' if worked else 'up to date'
-  progress.logger.info('%s: %s', part.name, took)
-  return True
+
+    return [Job(study.folder / part.name, is_complete, make)]
+
+  return Stage(part.name, jobs)
 
 
 def _is_shown(path: epath.Path, record: dict) -> bool:
@@ -229,7 +229,7 @@ def _compute(study: Study, settings: Settings, part: Part, path: epath.Path, rec
   arrays = part.compute(study, settings, blocks, checks)
   beside = {
     'record': record,
-    'config': study.run.config.to_dict(),
+    'config': study.experiment.config.to_dict(),
     part_lib.CHECKS: checks.values,
   }
   texts = {name: np.array(json.dumps(value)) for name, value in beside.items()}

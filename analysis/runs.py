@@ -3,7 +3,7 @@
     study = runs.load('runs/digits_resnet')  # or gs://..., or one student's folder
     study.student(), study.member(0)
 
-`Run` (kdjax/stages/run.py) needs a config; here the config is the one that lies in the student's folder.
+The config of the experiment is the one that lies in the student's folder.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from kdjax import config as config_lib
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, progress
 from kdjax.stages import independent, student, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train import loop
 from kdjax.train.checkpoint import Checkpoints
 from kdjax.train.steps import Variables
@@ -46,13 +46,13 @@ def load(path: epath.PathLike) -> 'Study':
     raise MissingInputError(
       f'{folder}: the student is not trained to its end; run the command that began it again'
     )
-  run = Run(read_config(folder), folder.parents[1])
-  if run.student_folder != folder:
+  experiment = Experiment(read_config(folder), folder.parents[1])
+  if experiment.folders.student != folder:
     raise DamageError(
-      f'{folder / "config.json"} gives the student {run.student_folder.name}, not {folder.name}: it '
+      f'{folder / "config.json"} gives the student {experiment.folders.student.name}, not {folder.name}: it '
       'was changed, or was written by another version of kdjax. Train the student again.'
     )
-  return Study(run)
+  return Study(experiment)
 
 
 def _newest(workdir: epath.Path) -> epath.Path:
@@ -94,24 +94,24 @@ def read_config(folder: epath.Path) -> ConfigDict:
 class Study:
   """One finished student. Nothing is read before it is asked for."""
 
-  run: Run
+  experiment: Experiment
 
   @property
   def folder(self) -> epath.Path:
     """Where its analyses are written."""
-    return self.run.workdir / 'analysis' / self.run.student_folder.name
+    return self.experiment.workdir / 'analysis' / self.experiment.folders.student.name
 
   @property
   def seed(self) -> int:
-    return self.run.config.seed
+    return self.experiment.config.seed
 
   @property
   def num_members(self) -> int:
-    return self.run.config.teacher.num_members
+    return self.experiment.config.teacher.num_members
 
   @property
   def fingerprints(self) -> dict[str, str]:
-    config = self.run.config
+    config = self.experiment.config
     return {
       'teacher': config_lib.teacher_fingerprint(config),
       'predictions': config_lib.predictions_fingerprint(config),
@@ -121,12 +121,12 @@ class Study:
   @property
   def same_architecture(self) -> bool:
     """Whether teacher and student live in the same weight space."""
-    return config_lib.shares_weight_space(self.run.config)
+    return config_lib.shares_weight_space(self.experiment.config)
 
   @property
   def has_teachers(self) -> bool:
     """Whether all members are there, and not just their predictions."""
-    return all(teachers.is_trained(self.run, i) for i in range(self.num_members))
+    return all(teachers.is_trained(self.experiment, i) for i in range(self.num_members))
 
   @property
   def lacks_teacher(self) -> str | None:
@@ -139,7 +139,7 @@ class Study:
 
   def member(self, member: int = 0) -> Variables:
     """A teacher's final variables; raises MissingInputError if its folder is gone."""
-    return teachers.load(self.run, member)
+    return teachers.load(self.experiment, member)
 
   def unrelated_teachers(self) -> dict[str, Callable[[], Variables]]:
     """The members behind the independent student, by a name that says whose they are.
@@ -147,9 +147,9 @@ class Study:
     They were trained by the same recipe with other seeds, and the student never saw them. None where they
     are not in the workdir. Each function returns a member's final variables.
     """
-    if self.run.config.evaluation.independent_seed is None:
+    if self.experiment.config.evaluation.independent_seed is None:
       return {}
-    other = independent.counterpart(self.run)
+    other = independent.counterpart(self.experiment)
     found = {}
     for member in range(other.config.teacher.num_members):
       if teachers.is_trained(other, member):
@@ -160,57 +160,58 @@ class Study:
   @cached_property
   def steps(self) -> list[int]:
     """The student's kept checkpoints in order; the last is the final one."""
-    with Checkpoints(self.run.student_folder / 'checkpoints', read_only=True) as checkpoints:
+    with Checkpoints(
+      self.experiment.folders.student / 'checkpoints', read_only=True
+    ) as checkpoints:
       return checkpoints.steps
 
   def student(self, step: int | None = None) -> Variables:
     """The student's variables, final or after a kept step."""
-    return student.load(self.run, step)
+    return student.load(self.experiment, step)
 
   @cached_property
-  def siblings(self) -> list[Run]:
+  def siblings(self) -> list[Experiment]:
     """Finished students of the workdir that differ from this one in their seed alone."""
-    return self.reseeded(self.run)
+    return self.reseeded(self.experiment)
 
-  def reseeded(self, run: Run) -> list[Run]:
-    """Finished students of the workdir that differ from that of `run` in their seed alone.
+  def reseeded(self, experiment: Experiment) -> list[Experiment]:
+    """Finished students of the workdir that differ from that of `experiment` in their seed alone.
 
     One that is damaged is left out, with a warning.
     """
-    found = []
+    found, name = [], experiment.folders.student.name
     for other in self._neighbours:
-      alike = _with_seed(other.config, config_lib.student_seed(run.config))
-      is_itself = other.student_folder.name == run.student_folder.name
-      if config_lib.student_fingerprint(alike) == run.student_folder.name and not is_itself:
+      alike = _with_seed(other.config, config_lib.student_seed(experiment.config))
+      is_itself = other.folders.student.name == name
+      if config_lib.student_fingerprint(alike) == name and not is_itself:
         found.append(other)
     return [other for other in found if _is_sound(other)]
 
-  def alike(self, run: Run) -> list[Run]:
-    """The student of `run`, if it is finished and sound, and those of `reseeded`."""
-    own = [run] if loop.is_complete(run.student_folder) and _is_sound(run) else []
-    return own + self.reseeded(run)
+  def alike(self, experiment: Experiment) -> list[Experiment]:
+    """The student of `experiment`, if it is finished and sound, and those of `reseeded`."""
+    return [experiment] * _is_sound(experiment) + self.reseeded(experiment)
 
   @cached_property
-  def _neighbours(self) -> list[Run]:
+  def _neighbours(self) -> list[Experiment]:
     """All finished students of the workdir whose config can be read."""
     found = []
-    for path in sorted(self.run.student_folder.parent.glob('*/complete.json')):
+    for path in sorted(self.experiment.folders.student.parent.glob('*/complete.json')):
       try:
         if loop.is_complete(path.parent):
-          found.append(Run(read_config(path.parent), self.run.workdir))
+          found.append(Experiment(read_config(path.parent), self.experiment.workdir))
       except DamageError as error:
         _leave_out(path.parent, error)
     return found
 
   @cached_property
-  def independent(self) -> Run | None:
-    """The independent student's run (another teacher, the same recipe), if it was trained.
+  def independent(self) -> Experiment | None:
+    """The independent student's experiment (another teacher, the same recipe), if it was trained.
 
     One that is damaged is left out, with a warning.
     """
-    if self.run.config.evaluation.independent_seed is None:
+    if self.experiment.config.evaluation.independent_seed is None:
       return None
-    other = independent.counterpart(self.run)
+    other = independent.counterpart(self.experiment)
     return other if _is_sound(other) else None
 
   @property
@@ -218,19 +219,19 @@ class Study:
     """Fingerprints of the students that it is compared with."""
     independent = [] if self.independent is None else [self.independent]
     return {
-      'siblings': [run.student_folder.name for run in self.siblings],
-      'independent': [run.student_folder.name for run in independent],
+      'siblings': [sibling.folders.student.name for sibling in self.siblings],
+      'independent': [other.folders.student.name for other in independent],
     }
 
   @property
   def steps_per_second(self) -> float | None:
     """The median speed of the student's own training; None if its log does not tell."""
-    path = self.run.student_folder / 'metrics.jsonl'
+    path = self.experiment.folders.student / 'metrics.jsonl'
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     speeds = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
     if not speeds:
       return None
-    return float(np.median(speeds)) / self.run.config.student.batch_size
+    return float(np.median(speeds)) / self.experiment.config.student.batch_size
 
   @property
   def initial_is_kept(self) -> bool:
@@ -270,9 +271,10 @@ SIBLING = 1  # what is added to the seed of the student
 def train_sibling(study: Study) -> None:
   """Trains a student that differs in its seed alone, if the workdir has none."""
   if not study.siblings:
-    config = _with_seed(study.run.config, config_lib.student_seed(study.run.config) + SIBLING)
+    own = study.experiment
+    config = _with_seed(own.config, config_lib.student_seed(own.config) + SIBLING)
     try:
-      student.run(Run(config, study.run.workdir), name=SIBLING_NAME)
+      student.named(SIBLING_NAME).run(Experiment(config, own.workdir))
     except MissingInputError as error:
       raise MissingInputError(
         f'no sibling can be trained ({error}); go without: --train=none'
@@ -287,14 +289,14 @@ def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
   return other
 
 
-def _is_sound(run: Run) -> bool:
+def _is_sound(experiment: Experiment) -> bool:
   """Whether a student is trained, and its weights can be read."""
   try:
-    if not loop.is_complete(run.student_folder):
+    if not student.STAGE.is_complete(experiment):
       return False
-    student.load(run)
+    student.load(experiment)
   except DamageError as error:
-    _leave_out(run.student_folder, error)
+    _leave_out(experiment.folders.student, error)
     return False
   return True
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from kdjax import intervals, keys, models
 from kdjax.runtime import prefetch
-from kdjax.train import devices
+from kdjax.train import batch_norm, devices
 from kdjax.train.steps import Variables
 
 Point = Any  # a tree of arrays
@@ -142,7 +142,8 @@ class Surface:
       batches = self._placed_batches(first)
       outputs = [step(shared, coordinates_DK, batch) for batch in batches]
       found[first] = [values for values, _ in outputs]
-      stats = _pool([moments for _, moments in outputs], [len(b['inputs']) for b in batches])
+      sizes = [len(batch['inputs']) for batch in batches]
+      stats = batch_norm.pool([moments for _, moments in outputs], sizes)
     step = self._step(_values, build)
     for name in self.sets:
       if name not in found:
@@ -192,20 +193,9 @@ def in_batch(
   Running statistics are not read. A model without BatchNorm is applied as it is evaluated, so that it
   draws no dropout.
   """
-  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
-  if not zeros:
+  if not variables['batch_stats']:
     return logits(variables, inputs_BX, model=model), {}
-
-  def alone(inputs_BX):
-    (logits_BC, _), updated = model.apply(
-      {'params': variables['params'], 'batch_stats': zeros},
-      inputs_BX,
-      train=True,
-      mutable=['batch_stats'],
-    )
-    new = 1 - models.BATCH_NORM_MOMENTUM  # weight of the batch in statistics that were 0
-    return logits_BC, jax.tree.map(lambda x: x / new, updated['batch_stats'])
-
+  alone = partial(batch_norm.apply_in_batch, model, variables)
   # BatchNorm pools over the axis of devices, which hold other points here. An axis of length one, of the
   # same name, keeps each point to itself.
   outputs = jax.vmap(alone, axis_name=models.AXIS_NAME)(inputs_BX[None])
@@ -229,7 +219,7 @@ def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) ->
   if not variables['batch_stats']:
     return variables
   moments = [in_batch(variables, batch['inputs'], model=model)[1] for batch in batches]
-  pooled = _pool(moments, [len(batch['inputs']) for batch in batches])
+  pooled = batch_norm.pool(moments, [len(batch['inputs']) for batch in batches])
   return {'params': variables['params'], 'batch_stats': pooled}
 
 
@@ -298,24 +288,6 @@ def _values_in_batch(
 
 
 # On the host.
-
-
-def _pool(moments: list[Any], sizes: list[int]) -> Any:
-  """Pools the 'mean' and 'var' leaves of batches of the given sizes."""
-  if len(moments) == 1:
-    return moments[0]
-  weights = [size / sum(sizes) for size in sizes]
-  return _pooled(weights, *moments)
-
-
-def _pooled(weights: list[float], *stats: Any) -> Any:
-  if 'mean' not in stats[0]:
-    return {name: _pooled(weights, *(of[name] for of in stats)) for name in stats[0]}
-  mean = sum(w * of['mean'] for w, of in zip(weights, stats, strict=True))
-  var = sum(
-    w * (of['var'] + (of['mean'] - mean) ** 2) for w, of in zip(weights, stats, strict=True)
-  )
-  return {'mean': mean, 'var': var}
 
 
 def _over_devices(coordinates_PK: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -60,7 +60,7 @@ from kdjax.errors import ConfigError, UserError
 from kdjax.report import sweep_page, tables
 from kdjax.runtime import compiler, files, hosts, progress
 from kdjax.stages import evaluation, pipeline, verification
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'configs'
 DEFAULT_CONFIG, BASE = EXPERIMENTS / 'digits_resnet.py', EXPERIMENTS / 'base.py'
@@ -167,7 +167,7 @@ def _run() -> None:
   if not hosts.is_main():
     check(prepare=False)
   if _VERIFY.value:
-    progress.console.print(verification.verify(Run(config, _workdir())))
+    progress.console.print(verification.verify(Experiment(config, _workdir())))
     return
   run = pipeline.run(config, _workdir(), _STAGES.value)
   if 'report' in _STAGES.value:

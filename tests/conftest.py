@@ -35,7 +35,7 @@ from etils import epath
 from kdjax import config as config_lib
 from kdjax.runtime import files
 from kdjax.stages import pipeline
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
@@ -71,15 +71,15 @@ gc.set_threshold(
 )  # tracing makes millions of objects, and by default each 700 are looked through
 
 
-def tiny_run(workdir: pathlib.Path, **fields) -> Run:
+def tiny_run(workdir: pathlib.Path, **fields) -> Experiment:
   """A run of the tiny config; `student__temperature=1.0` sets config.student.temperature."""
   config, problems = config_lib.load(str(TINY))
   assert not problems
   config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in fields.items()})
-  return Run(config, epath.Path(workdir))
+  return Experiment(config, epath.Path(workdir))
 
 
-def copied(finished: Run, tmp_path: pathlib.Path, **fields) -> Run:
+def copied(finished: Experiment, tmp_path: pathlib.Path, **fields) -> Experiment:
   """The finished run in a place of its own, with other fields, to be changed."""
   shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
   return tiny_run(tmp_path, **fields)
@@ -122,7 +122,7 @@ def compilations() -> Iterator[Callable[[], int]]:
 
 
 @pytest.fixture(scope='session')
-def finished(tmp_path_factory) -> Run:
+def finished(tmp_path_factory) -> Experiment:
   """All stages but the report, of the tiny config; made by one worker for all."""
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:  # each has a folder of its own in that of the session
@@ -130,5 +130,5 @@ def finished(tmp_path_factory) -> Run:
   run = tiny_run(folder / 'finished')
   with files.lock(run.workdir):
     for name in ('teachers', 'predictions', 'student', 'evaluation'):
-      pipeline.STAGES[name](run)
+      pipeline.STAGES[name].run(run)
   return run

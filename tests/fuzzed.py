@@ -22,7 +22,10 @@ from kdjax.data import sources, views
 from kdjax.models import resnet, resnet50
 from kdjax.predictions import store
 from kdjax.stages import gan, predictions, student, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.datasets import Data
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.provenance import Provenance
+from kdjax.stages.stage import Stage
 from kdjax.train import devices, loop, optimizers, steps
 
 # Of the sets of TFDS that the experiments name: shape (of texts: None), classes, and sizes.
@@ -182,24 +185,24 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     size = data.extra_size(name, section) if count is None else count
     return zeros((size, *input_shape), np.uint8 if len(input_shape) == 3 else np.int32)
 
-  def gan_samples(run, count=None):
-    return zeros((count or run.config.gan.num_samples, *run.description.input_shape), np.uint8)
+  def gan_samples(data, count=None):
+    return zeros((count or data._config.gan.num_samples, *data.description.input_shape), np.uint8)
 
-  def fit(folder, name, plan, like, step, inputs, several=None, **_):
+  def fit(folder, name, plan, like, step, inputs, multi_step=None, **_):
     batches = inputs(0)
     first = next(batches)
     after, _ = jax.eval_shape(step, like, *first)
     of = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert of(after) == of(like)
-    if several and plan.steps_per_dispatch > 1:
+    if multi_step and plan.steps_per_dispatch > 1:
       _, arguments = loop._as_one_call([first, next(batches)])
-      after, _ = jax.eval_shape(several, like, *arguments)
+      after, _ = jax.eval_shape(multi_step, like, *arguments)
       assert of(after) == of(like)
     raise _Traced
 
   class Teacher:
     def __init__(self, run):
-      self.num_classes = run.description.num_classes
+      self.num_classes = run.data.description.num_classes
 
     def members(self, name, view=0):
       return np.zeros((1, 1, self.num_classes), np.float32)
@@ -223,8 +226,9 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(loop, 'advance', fit)
   monkeypatch.setattr(predictions, 'open_teacher', Teacher)
   monkeypatch.setattr(teachers, 'load', lambda run, member: None)
-  monkeypatch.setattr(Run, 'gan_samples', gan_samples)
-  monkeypatch.setattr(Run, 'begin', lambda *args: None)
+  monkeypatch.setattr(Data, 'gan_samples', gan_samples)
+  monkeypatch.setattr(Provenance, 'begin', lambda *args: None)
+  monkeypatch.setattr(Stage, 'require', lambda *args: None)
 
 
 def build(config: ConfigDict, workdir: pathlib.Path, traced: set[str]) -> None:
@@ -233,11 +237,11 @@ def build(config: ConfigDict, workdir: pathlib.Path, traced: set[str]) -> None:
   Args:
     traced: what was traced before, and is not again.
   """
-  run = Run(config, epath.Path(workdir))
+  run = Experiment(config, epath.Path(workdir))
   json.dumps(config.to_dict())
-  for of in ('teacher', 'student'):
-    num_steps, rate = run.plan(of).num_steps, run.learning_rate(of)
-    assert all(np.isfinite(float(rate(i))) for i in (0, num_steps // 2, num_steps)), of
+  for role in (run.teacher, run.student):
+    num_steps, rate = role.plan.num_steps, role.learning_rate
+    assert all(np.isfinite(float(rate(i))) for i in (0, num_steps // 2, num_steps)), role
   for folder, trace in _traces(run).items():
     if folder not in traced:
       with contextlib.suppress(_Traced):
@@ -247,34 +251,34 @@ def build(config: ConfigDict, workdir: pathlib.Path, traced: set[str]) -> None:
 
 def folders(config: ConfigDict, workdir: pathlib.Path) -> set[str]:
   """What `build` would trace."""
-  return set(_traces(Run(config, epath.Path(workdir))))
+  return set(_traces(Experiment(config, epath.Path(workdir))))
 
 
-def _traces(run: Run) -> dict[str, Callable[[], Any]]:
+def _traces(run: Experiment) -> dict[str, Callable[[], Any]]:
   """By the folder of what each traces, whose name tells all that it depends on."""
-  small = Run(_small(run), run.workdir)
+  small = Experiment(_small(run), run.workdir)
   found = {
-    small.member_folder(0): lambda: teachers.run(small),
-    small.student_folder: lambda: student.run(small),
-    small.predictions_folder: lambda: _predict(small),
+    small.folders.member(0): lambda: teachers.STAGE.run(small),
+    small.folders.student: lambda: student.STAGE.run(small),
+    small.folders.predictions: lambda: _predict(small),
   }
   if config_lib.needs_gan(run.config):
-    found[small.gan_folder] = lambda: gan.run(small)
+    found[small.folders.gan] = lambda: gan.STAGE.run(small)
   return {str(folder): trace for folder, trace in found.items()}
 
 
-def _small(run: Run) -> ConfigDict:
+def _small(run: Experiment) -> ConfigDict:
   """A config with the same steps, up to depth and numbers of examples, that take less to trace."""
   config = run.config.copy_and_resolve_references()
   batch_size = 2 * jax.local_device_count()
-  for of in ('teacher', 'student'):
-    section, num_steps = config[of], max(run.plan(of).num_steps, 1)
+  for section, role in ((config.teacher, run.teacher), (config.student, run.student)):
+    num_steps = max(role.plan.num_steps, 1)
     section.num_epochs, section.num_steps, section.num_examples = None, num_steps, None
     section.batch_size, section.warmup_epochs = batch_size, 0.0
   config.gan.batch_size = batch_size
   config.gan.num_discriminator_steps = min(config.gan.num_discriminator_steps, 2)
   config.gan.num_samples = min(config.gan.num_samples, 8)
-  for name, size in run.sizes.items():
+  for name, size in run.data.sizes.items():
     config.dataset[f'num_{name}'] = min(size, 8)
   config.teacher.examples = config.predictions.examples = ()
   if config.predictions.num_extra is not None:
@@ -287,10 +291,10 @@ def _small(run: Run) -> ConfigDict:
   return config
 
 
-def _predict(run: Run) -> None:
-  inputs = run.inputs['distillation']
+def _predict(run: Experiment) -> None:
+  inputs = run.data.inputs['distillation']
   batch, _ = next(inputs.evaluation(np.arange(1), 0, 2 * jax.local_device_count()))
-  step = devices.parallel(partial(steps.predict_step, model=run.teacher_model, view=inputs.view))
-  variables = run.abstract_state('teacher').variables
+  step = devices.parallel(partial(steps.predict_step, model=run.teacher.model, view=inputs.view))
+  variables = run.teacher.abstract_state.variables
   logits = jax.eval_shape(step, variables, batch, 0)
-  assert logits.shape[-1] == run.description.num_classes
+  assert logits.shape[-1] == run.data.description.num_classes

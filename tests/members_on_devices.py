@@ -23,7 +23,7 @@ def main(workdir: pathlib.Path) -> None:
     return replicate(tree, device)
 
   devices.replicate = watched
-  teachers.run(run)
+  teachers.STAGE.run(run)
   digests = [digest(teachers.load(run, i)) for i in range(run.config.teacher.num_members)]
   used = [device for device in used if device is not None]
   print(json.dumps({'digests': digests, 'used': used, 'devices': jax.local_device_count()}))

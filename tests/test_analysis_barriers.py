@@ -70,7 +70,7 @@ class SmallMeasure(measure.Distilled):
   overlap = 0
 
   def __init__(self, study, num_examples, skip=0):
-    self._run = study.run
+    self._run = study.experiment
     logits_NC, _ = Small().apply(study.points()['student'], INPUTS, train=False)
     log_probs_NC = np.asarray(jax.nn.log_softmax(logits_NC))
     everything = {
@@ -105,9 +105,9 @@ def study(tmp_path_factory):
     teacher=types.SimpleNamespace(num_members=2),
     evaluation=types.SimpleNamespace(batch_size=32),
   )
-  run = types.SimpleNamespace(config=config, student_model=Small())
+  student = types.SimpleNamespace(model=Small())
   return types.SimpleNamespace(
-    run=run,
+    experiment=types.SimpleNamespace(config=config, student=student),
     folder=epath.Path(tmp_path_factory.mktemp('study')),
     seed=0,
     num_members=2,

@@ -67,7 +67,7 @@ def trained_by(part, study):
 
 def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, tmp_path):
   """So optimizer, schedule, views and order go on as if nothing had happened."""
-  run, distil = study.run, basins.distiller(study.run)
+  run, distil = study.experiment, basins.distiller(study.experiment)
   middle = study.steps[1]
   assert 0 < middle < study.steps[-1]
   seeds = [config_lib.student_seed(run.config), basins.order_seed(run, 0)]
@@ -86,7 +86,7 @@ def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, tmp
 
 
 def test_a_killed_continuation_goes_on(study):
-  run, distil = study.run, basins.distiller(study.run)
+  run, distil = study.experiment, basins.distiller(study.experiment)
   whole, killed = study.folder / 'whole', study.folder / 'killed'
   expected = basins.continued(run, distil, whole, study.steps[1], 5, 'fork')
 
@@ -106,8 +106,8 @@ def test_forks_are_spread_over_the_kept_steps():
 
 
 def test_order_seeds_differ_from_each_other_and_from_the_students(study):
-  seeds = [basins.order_seed(study.run, i) for i in range(3)]
-  assert len({config_lib.student_seed(study.run.config), *seeds}) == 4
+  seeds = [basins.order_seed(study.experiment, i) for i in range(3)]
+  assert len({config_lib.student_seed(study.experiment.config), *seeds}) == 4
 
 
 def test_barriers_of_several_paths():
@@ -160,8 +160,8 @@ def test_when_it_is_stable():
 def test_a_shortened_schedule_is_the_whole_one_in_less_time(tmp_path):
   run = tiny_run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
   short = basins.shortened(run, 4.08)  # 17
-  assert (run.plan('student').num_steps, short.plan('student').num_steps) == (34, 17)
-  whole, half = run.learning_rate('student'), short.learning_rate('student')
+  assert (run.student.plan.num_steps, short.student.plan.num_steps) == (34, 17)
+  whole, half = run.student.learning_rate, short.student.learning_rate
   np.testing.assert_allclose([half(i) for i in range(18)], [whole(2 * i) for i in range(18)])
   assert run.config.student.num_epochs == 8
 
@@ -213,10 +213,11 @@ def test_forks(study, tmp_path):
   assert (found['barrier/test/loss'] >= 0).all()
   assert found['distances'][0, 0] > found['distances'][1, 0] > 0  # who parts later stays nearer
   # Against a direct computation: how often the first fork's end and the student predict the same.
-  run = study.run
-  end = run.load_variables(study.folder / 'forks' / 'step_0_seed_0', 'student')
+  run = study.experiment
+  end = run.student.load(study.folder / 'forks' / 'step_0_seed_0')
   classes = [
-    run.predict(run.student_model, x, run.inputs['test']).argmax(-1) for x in (end, study.student())
+    run.predictor.logits(run.student.model, x, run.data.inputs['test']).argmax(-1)
+    for x in (end, study.student())
   ]
   np.testing.assert_allclose(found['agreement'][0], (classes[0] == classes[1]).mean())
   assert found['agreement/low'][0] <= found['agreement'][0] <= found['agreement/high'][0]
@@ -256,10 +257,12 @@ def test_lambdas(study, tmp_path):
 
 
 def test_lambda_starts_at_the_final_teacher_and_in_the_same_workdir(study):
-  half = basins.with_lambda(study.run, 0.5)
-  assert half.student_folder.parent == study.run.student_folder.parent
-  assert half.student_folder != study.run.student_folder
-  assert basins.with_lambda(study.run, 0.0).student_folder == study.run.student_folder
+  half = basins.with_lambda(study.experiment, 0.5)
+  assert half.folders.student.parent == study.experiment.folders.student.parent
+  assert half.folders.student != study.experiment.folders.student
+  assert (
+    basins.with_lambda(study.experiment, 0.0).folders.student == study.experiment.folders.student
+  )
 
 
 def test_returns(study, tmp_path):

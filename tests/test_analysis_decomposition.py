@@ -157,17 +157,19 @@ def computed(finished, tmp_path_factory):
   """The part on a tiny run whose two siblings are its kept checkpoints: steps, arrays, values of checks."""
   study, checks = runs.Study(finished), Checks()
   steps = dict(zip(('one', 'two'), study.steps, strict=False))
-  load = lambda run: states[run.student_folder.name]
+  load = lambda run: states[run.folders.student.name]
   others = [
-    types.SimpleNamespace(student_model=finished.student_model, student_folder=epath.Path(name))
+    types.SimpleNamespace(
+      student=finished.student, folders=types.SimpleNamespace(student=epath.Path(name))
+    )
     for name in ('one', 'two')
   ]
   states = {name: study.student(step) for name, step in steps.items()}
-  states[finished.student_folder.name] = study.student()
+  states[finished.folders.student.name] = study.student()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(part, '_groups', lambda _: {'student': [finished, *others], 'λ = 1': [others[0]]})
     patch.setattr(part.student, 'load', load)
-    patch.setattr(runs.Study, 'student', lambda _: states[finished.student_folder.name])
+    patch.setattr(runs.Study, 'student', lambda _: states[finished.folders.student.name])
     blocks = Blocks(epath.Path(tmp_path_factory.mktemp('blocks')), checks)
     arrays = part.compute_decomposition(study, SETTINGS, blocks, checks)
   return study, arrays, checks.values
@@ -177,19 +179,19 @@ def test_kl_of_each_set_is_that_of_the_students_on_its_views(computed):
   study, arrays, checks = computed
   assert arrays['sets'].tolist() == ['seen', 'fresh', 'test']
   assert arrays['num_views'].tolist() == [3, 3, 1]
-  run, variables = study.run, [study.student(step) for step in (None, *study.steps[:2])]
+  run, variables = study.experiment, [study.student(step) for step in (None, *study.steps[:2])]
   expected = []
   for name, views in (('distillation', (0, 1, 2)), ('distillation', (3, 4, 5)), ('test', (0,))):
-    size = len(run.inputs[name].split)
+    size = len(run.data.inputs[name].split)
     order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(size)[:48]
     of_views = []
     for view in views:
-      predict = lambda model, v, name=name, view=view, order_N=order_N: run.predict(
-        model, v, run.inputs[name], view, order_N
+      predict = lambda model, v, name=name, view=view, order_N=order_N: run.predictor.logits(
+        model, v, run.data.inputs[name], view, order_N
       )
-      members = np.stack([predict(run.teacher_model, study.member(i)) for i in range(2)])
+      members = np.stack([predict(run.teacher.model, study.member(i)) for i in range(2)])
       teacher_NC = np.log(softmax(members.astype(np.float64), axis=-1).mean(axis=0))
-      fidelity = [metrics.fidelity(predict(run.student_model, v), teacher_NC) for v in variables]
+      fidelity = [metrics.fidelity(predict(run.student.model, v), teacher_NC) for v in variables]
       of_views.append([of['predictive_kl'] for of in fidelity])
     expected.append(np.mean(of_views, axis=0))
   expected_SK = np.array(expected)
@@ -217,7 +219,7 @@ def test_terms_add_up_and_shares_are_whole(computed):
 
 def test_the_sum_of_learning_rates_counts_momentum(finished):
   """Cosine from 0.05 to nearly 0 over T steps sums to 0.05 T / 2, and momentum 0.9 makes that ten times."""
-  num_steps = finished.plan('student').num_steps
+  num_steps = finished.student.plan.num_steps
   assert part._rate_sum(finished) == pytest.approx(10 * 0.05 * num_steps / 2, rel=0.05)
 
 
@@ -229,8 +231,8 @@ def test_the_students_to_compare_are_found_in_the_workdir(finished, monkeypatch)
   groups = part._groups(study)
   assert list(groups) == ['student', 'λ = 1', 'twice the width']
   assert [run.config.student.init_lambda for run in asked] == [1, 0]
-  assert asked[1].student_model.width == 2 * finished.student_model.width
-  others = [run.student_folder.name for run in asked]
+  assert asked[1].student.model.width == 2 * finished.student.model.width
+  others = [run.folders.student.name for run in asked]
   expected = {'λ = 1': others[:1], 'twice the width': others[1:]}
   assert part._fingerprints(study, SETTINGS) == expected
 

@@ -14,7 +14,7 @@ from conftest import ROOT, copied
 from analysis import runs
 from analysis.parts import PARTS
 from kdjax.runtime import files
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from tests import launched
 
 SMALL = {
@@ -32,7 +32,9 @@ FLAGS = [f'--parts={",".join(CHOSEN)}', '--train=cheap'] + [
 
 
 @pytest.fixture(scope='module')
-def analysed(finished: Run, tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
+def analysed(
+  finished: Experiment, tmp_path_factory
+) -> tuple[runs.Study, subprocess.CompletedProcess]:
   workdir = tmp_path_factory.mktemp('analysed')
   copied(finished, workdir)
   done = subprocess.run(  # by the very command; all else here is started faster
@@ -47,7 +49,9 @@ def analysed(finished: Run, tmp_path_factory) -> tuple[runs.Study, subprocess.Co
 
 
 def times_of_arrays(study: runs.Study) -> dict[pathlib.Path, float]:
-  return {path: path.stat().st_mtime for path in pathlib.Path(study.run.workdir).rglob('*.npz')}
+  return {
+    path: path.stat().st_mtime for path in pathlib.Path(study.experiment.workdir).rglob('*.npz')
+  }
 
 
 def test_what_is_trained_is_said_first(analysed):
@@ -89,7 +93,7 @@ def test_a_part_is_drawn_and_stands_in_the_report(analysed, name):
   assert (study.folder / f'{name}.png').read_bytes().startswith(b'\x89PNG')
   assert (study.folder / f'{name}.pdf').read_bytes().startswith(b'%PDF')
   about = files.read_json(study.folder / f'{name}.json')
-  report = (study.run.workdir / 'report.html').read_text()
+  report = (study.experiment.workdir / 'report.html').read_text()
   assert PARTS[name].title in report
   assert about['caption']
   for heading in about['table'][:1]:
@@ -105,7 +109,7 @@ def test_no_half_finished_piece_is_left(analysed):
 def test_a_second_time_nothing_is_done(analysed):
   study, _ = analysed
   before = times_of_arrays(study)
-  done = launched.analyse(str(study.run.student_folder), *FLAGS)
+  done = launched.analyse(str(study.experiment.folders.student), *FLAGS)
   assert done.returncode == 0, done.stderr
   assert done.stderr.count('up to date') >= len(CHOSEN)
   assert times_of_arrays(study) == before
@@ -134,7 +138,7 @@ def test_a_second_time_nothing_is_done(analysed):
 )
 def test_wrong_flags_get_one_clear_error(analysed, arguments, all_told):
   study, _ = analysed
-  done = launched.analyse(str(study.run.workdir), *arguments)
+  done = launched.analyse(str(study.experiment.workdir), *arguments)
   assert done.returncode == 1
   assert f'{len(all_told)} problems' in done.stderr
   for told in all_told:

@@ -9,8 +9,9 @@ import pytest
 
 from analysis import measure, runs
 from kdjax import losses, metrics
+from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 NUM_EXAMPLES = 100  # of 200; two batches of 50, since one has 64 at most
 
@@ -35,13 +36,13 @@ def test_examples_are_different_ones_in_two_batches(measured):
 
 def test_a_point_gives_what_the_evaluation_gives(study, finished):
   """All examples of the test set, so that the means are those of result.json."""
-  run = study.run
-  everything = measure.Measure(study, len(run.splits['test']))
+  run = study.experiment
+  everything = measure.Measure(study, len(run.data.splits['test']))
   values = {k: v.mean() for k, v in everything.variables(study.student()).items()}
-  logits_NC = run.predict(run.student_model, study.student(), run.inputs['test'])
-  teacher_NC = predictions.ensemble(predictions.open_teacher(finished), 'test')
+  logits_NC = run.predictor.logits(run.student.model, study.student(), run.data.inputs['test'])
+  teacher_NC = ensemble(predictions.open_teacher(finished), 'test')
   expected = metrics.fidelity(logits_NC, teacher_NC)
-  expected |= metrics.generalization(logits_NC, run.splits['test'].labels_N)
+  expected |= metrics.generalization(logits_NC, run.data.splits['test'].labels_N)
   for name in ('predictive_kl', 'top1_agreement', 'accuracy', 'nll'):
     assert values[f'test/{name}'] == pytest.approx(expected[name], abs=2e-3), name  # float16 store
 
@@ -49,8 +50,8 @@ def test_a_point_gives_what_the_evaluation_gives(study, finished):
 def test_the_loss_is_the_students_less_the_teachers(study, measured):
   """By the very function that the train step calls; of a cross-entropy the teacher's is τ² H(p)."""
   batch = measured.batches('distillation')[1]
-  logits_BC, _ = study.run.student_model.apply(study.student(), batch['inputs'], train=False)
-  section, teacher_BC = study.run.config.student, batch['teacher_log_probs']
+  logits_BC, _ = study.experiment.student.model.apply(study.student(), batch['inputs'], train=False)
+  section, teacher_BC = study.experiment.config.student, batch['teacher_log_probs']
   tau = section.temperature
   loss_B = losses.LOSSES[section.loss](logits_BC, teacher_BC, tau)
   p_BC = np.asarray(jax.nn.softmax(teacher_BC / tau), np.float64)
@@ -125,11 +126,11 @@ def test_examples_without_a_label_count_where_none_is_needed(study):
 
 
 def test_the_temperature_is_that_of_the_schedule(finished, measured):
-  run = Run(finished.config.copy_and_resolve_references(), finished.workdir)
+  run = Experiment(finished.config.copy_and_resolve_references(), finished.workdir)
   run.config.student.temperature, run.config.student.final_temperature = 8.0, 2.0
   scheduled = copy.copy(measured)
   scheduled._run = run
-  num_steps = run.plan('student').num_steps
+  num_steps = run.student.plan.num_steps
   found = [scheduled.temperature(step) for step in (0, num_steps // 2, num_steps)]
   np.testing.assert_allclose(found, [8, 4, 2], rtol=1e-6)
   logits_BC, log_probs_BC = (jax.random.normal(jax.random.key(i), (3, 5)) for i in range(2))

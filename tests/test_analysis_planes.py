@@ -38,7 +38,7 @@ def make_study(**fields):
   teacher = types.SimpleNamespace(num_members=fields.get('num_members', 2))
   config = types.SimpleNamespace(student=section, teacher=teacher)
   study = {
-    'run': types.SimpleNamespace(config=config),
+    'experiment': types.SimpleNamespace(config=config),
     'seed': 0,
     'num_members': 2,
     'steps': [0, 7, 9],
@@ -78,7 +78,7 @@ class FakeMeasure(surface.Surface):
 
   def __init__(self, study, num_examples):
     assert num_examples == SETTINGS.num_examples
-    self._run = study.run
+    self._run = study.experiment
     sets = {name: {'inputs': OFFSETS_N} for name in measure.SETS}
     super().__init__(weights_of, values_of, sets, in_batch=lambda *x: (weights_of(*x), {}))
 
@@ -279,9 +279,9 @@ def test_planes_that_have_their_points_are_available():
 
 def test_a_student_that_began_at_the_teacher_spans_no_plane_with_it():
   study = make_study()
-  study.run.config.student.init_lambda = 1.0
+  study.experiment.config.student.init_lambda = 1.0
   assert 'init_lambda' in PARTS['plane'].unavailable(study)
-  study.run.config.student.init_from = 'initial'
+  study.experiment.config.student.init_from = 'initial'
   assert PARTS['plane'].unavailable(study) is None
 
 

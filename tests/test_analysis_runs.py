@@ -24,19 +24,19 @@ def equal(a, b) -> bool:
 
 def test_a_workdir_and_a_students_folder_give_the_same_study(finished):
   by_workdir = runs.load(finished.workdir)
-  assert by_workdir.run.student_folder == finished.student_folder
-  assert runs.load(str(finished.student_folder)).run.workdir == finished.workdir
-  assert by_workdir.folder == finished.workdir / 'analysis' / finished.student_folder.name
+  assert by_workdir.experiment.folders.student == finished.folders.student
+  assert runs.load(str(finished.folders.student)).experiment.workdir == finished.workdir
+  assert by_workdir.folder == finished.workdir / 'analysis' / finished.folders.student.name
   assert by_workdir.fingerprints['teacher'] == config_lib.teacher_fingerprint(finished.config)
 
 
 def test_a_relative_folder(finished, monkeypatch):
   monkeypatch.chdir(finished.workdir.parent)
-  assert runs.load(finished.workdir.name).run.student_folder == finished.student_folder
+  assert runs.load(finished.workdir.name).experiment.folders.student == finished.folders.student
 
 
 def test_the_config_comes_back_with_its_types(finished):
-  config = runs.read_config(finished.student_folder)
+  config = runs.read_config(finished.folders.student)
   assert config.to_dict() == finished.config.to_dict()
   names = [f'{section}.{name}' for section in ('student', 'dataset') for name in config[section]]
   for name in names:
@@ -45,7 +45,7 @@ def test_the_config_comes_back_with_its_types(finished):
 
 def test_variables_are_those_of_the_run(finished):
   study = runs.load(finished.workdir)
-  num_steps = finished.plan('student').num_steps
+  num_steps = finished.student.plan.num_steps
   assert study.steps == [0, num_steps // 2, num_steps]
   assert study.num_members == 2
   assert study.same_architecture
@@ -65,10 +65,10 @@ def test_siblings_differ_in_the_seed_alone(finished, tmp_path):
   assert runs.load(tmp_path).siblings == []
   for fields in ({'student__seed': 5}, {'student__seed': 6, 'student__temperature': 1.0}):
     other = tiny_run(tmp_path, **fields)
-    shutil.copytree(run.student_folder, other.student_folder)
-    (other.student_folder / 'config.json').unlink()
-    other.write_config(other.student_folder)
-  study = runs.load(run.student_folder)
+    shutil.copytree(run.folders.student, other.folders.student)
+    (other.folders.student / 'config.json').unlink()
+    other.data.everything.restore(other.folders.student)
+  study = runs.load(run.folders.student)
   assert [config_lib.student_seed(other.config) for other in study.siblings] == [5]
   assert equal(study.points()['sibling'], study.student())  # the copy
 
@@ -83,8 +83,8 @@ def told(monkeypatch):
 
 def damage(run):
   """Empties the files of the last checkpoint."""
-  step = str(run.plan('student').num_steps)
-  for path in pathlib.Path(run.student_folder / 'checkpoints' / step).rglob('*'):
+  step = str(run.student.plan.num_steps)
+  for path in pathlib.Path(run.folders.student / 'checkpoints' / step).rglob('*'):
     if path.is_file():
       path.write_bytes(b'')
 
@@ -93,31 +93,31 @@ def test_a_damaged_neighbour_is_left_out_with_a_warning(finished, tmp_path, told
   run = copied(finished, tmp_path)
   others = [tiny_run(tmp_path, student__seed=seed) for seed in (5, 6, 7)]
   for other in others:
-    shutil.copytree(run.student_folder, other.student_folder)
-    (other.student_folder / 'config.json').unlink()
-    other.write_config(other.student_folder)
-  (others[0].student_folder / 'config.json').write_text('{')
+    shutil.copytree(run.folders.student, other.folders.student)
+    (other.folders.student / 'config.json').unlink()
+    other.data.everything.restore(other.folders.student)
+  (others[0].folders.student / 'config.json').write_text('{')
   damage(others[1])
-  study = runs.load(run.student_folder)
-  assert [other.student_folder for other in study.siblings] == [others[2].student_folder]
+  study = runs.load(run.folders.student)
+  assert [other.folders.student for other in study.siblings] == [others[2].folders.student]
   assert [text.split(': ')[:2] for text in told] == [
-    [str(other.student_folder), 'this other student is left out'] for other in others[:2]
+    [str(other.folders.student), 'this other student is left out'] for other in others[:2]
   ]
   assert equal(study.point('sibling'), study.student())  # the copy
   # Its own damage is an error.
-  study = runs.load(others[1].student_folder)
+  study = runs.load(others[1].folders.student)
   with pytest.raises(DamageError):
     study.student()
   with pytest.raises(DamageError):
-    runs.load(others[0].student_folder)
+    runs.load(others[0].folders.student)
 
 
 def test_a_damaged_independent_student_is_left_out_with_a_warning(finished, tmp_path, told):
   run = copied(finished, tmp_path, evaluation__independent_seed=7)
   study = runs.Study(run)
-  folder = independent.counterpart(run).student_folder
-  shutil.copytree(run.student_folder, folder)
-  assert study.independent.student_folder == folder
+  folder = independent.counterpart(run).folders.student
+  shutil.copytree(run.folders.student, folder)
+  assert study.independent.folders.student == folder
   assert study.names == ['initial', 'student', 'teacher 0', 'teacher 1', 'independent']
   damage(independent.counterpart(run))
   study = runs.Study(run)
@@ -130,7 +130,7 @@ def test_unrelated_teachers_are_those_of_the_independent_student(finished, tmp_p
   run = copied(finished, tmp_path, evaluation__independent_seed=7)
   other = independent.counterpart(run)
   assert runs.Study(run).unrelated_teachers() == {}  # not trained
-  shutil.copytree(run.member_folder(1), other.member_folder(1))
+  shutil.copytree(run.folders.member(1), other.folders.member(1))
   (found,) = runs.Study(run).unrelated_teachers().items()
   assert found[0] == f'{config_lib.teacher_fingerprint(other.config)}/1'
   assert equal(found[1](), teachers.load(run, 1))
@@ -147,27 +147,29 @@ def test_a_sibling_is_trained_once(finished, tmp_path):
   before = sorted(tmp_path.glob('students/*/complete.json'))
   runs.train_sibling(study)
   assert sorted(tmp_path.glob('students/*/complete.json')) == before
-  assert runs.load(tmp_path).run.student_folder.name == study.run.student_folder.name
+  assert (
+    runs.load(tmp_path).experiment.folders.student.name == study.experiment.folders.student.name
+  )
 
 
 def test_the_newest_is_the_student_that_was_evaluated_last(finished, tmp_path):
   run = copied(finished, tmp_path)
   other = tiny_run(tmp_path, student__temperature=1.0)
-  shutil.copytree(run.student_folder, other.student_folder)
-  (other.student_folder / 'config.json').unlink()
-  other.write_config(other.student_folder)
+  shutil.copytree(run.folders.student, other.folders.student)
+  (other.folders.student / 'config.json').unlink()
+  other.data.everything.restore(other.folders.student)
   times = {run: 2000, other: 1000}
   for of, time in times.items():
-    os.utime(of.student_folder / 'result.json', (time, time))
-  assert runs.load(tmp_path).run.student_folder == run.student_folder
-  os.utime(other.student_folder / 'result.json', (3000, 3000))
-  assert runs.load(tmp_path).run.student_folder == other.student_folder
+    os.utime(of.folders.student / 'result.json', (time, time))
+  assert runs.load(tmp_path).experiment.folders.student == run.folders.student
+  os.utime(other.folders.student / 'result.json', (3000, 3000))
+  assert runs.load(tmp_path).experiment.folders.student == other.folders.student
   for of in times:
-    (of.student_folder / 'result.json').unlink()
+    (of.folders.student / 'result.json').unlink()
   with pytest.raises(MissingInputError, match='none of its 2 students is evaluated'):
     runs.load(tmp_path)  # one may be an independent student, or a sibling
-  (other.student_folder / 'complete.json').unlink()
-  assert runs.load(tmp_path).run.student_folder == run.student_folder
+  (other.folders.student / 'complete.json').unlink()
+  assert runs.load(tmp_path).experiment.folders.student == run.folders.student
 
 
 def test_what_is_not_there_is_said(finished, tmp_path):
@@ -176,13 +178,13 @@ def test_what_is_not_there_is_said(finished, tmp_path):
   with pytest.raises(MissingInputError, match=r'no finished student in .*students; train one'):
     runs.load(tmp_path)
   run = copied(finished, tmp_path)
-  (run.student_folder / 'complete.json').unlink()
+  (run.folders.student / 'complete.json').unlink()
   with pytest.raises(MissingInputError, match='not trained to its end'):
-    runs.load(run.student_folder)
+    runs.load(run.folders.student)
 
 
 def test_a_changed_config_is_no_students(finished, tmp_path):
-  path = copied(finished, tmp_path).student_folder / 'config.json'
+  path = copied(finished, tmp_path).folders.student / 'config.json'
   config = files.read_json(path)
   config['student']['temperature'] = 3.0
   files.write_json(path, config)

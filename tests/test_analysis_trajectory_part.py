@@ -21,8 +21,9 @@ from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
 from kdjax import intervals, losses, metrics, models
+from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions, student
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train import devices, steps
 
 SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
@@ -64,13 +65,13 @@ def study(finished, tmp_path_factory) -> runs.Study:
 
 
 def random_networks(study, seeds):
-  return tuple(study.run.init_variables(study.run.student_model, seed) for seed in seeds)
+  return tuple(study.experiment.student.init_variables(seed) for seed in seeds)
 
 
 @pytest.fixture(scope='module')
 def networks(study):
   """What the first two parts compare with: teacher 0, and two unrelated teachers."""
-  planted = Planted(study.run, unrelated=random_networks(study, (91, 92)))
+  planted = Planted(study.experiment, unrelated=random_networks(study, (91, 92)))
   return part._networks(planted, SETTINGS, Checks())
 
 
@@ -93,7 +94,7 @@ def _path(path):
 
 
 def last_only(study, teacher, unrelated=()) -> Planted:
-  return Planted(study.run, teacher, (study.steps[-1],), unrelated)
+  return Planted(study.experiment, teacher, (study.steps[-1],), unrelated)
 
 
 def compute(name, study, tmp_path, checks=None):
@@ -140,7 +141,7 @@ def test_fidelity_is_measured_at_every_checkpoint(study, results):
 
 
 def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp_path):
-  spec = permutations.spec_for(study.run.student_model, study.student()['params'])
+  spec = permutations.spec_for(study.experiment.student.model, study.student()['params'])
   mixed = alignment.random_permutations(spec, np.random.default_rng(0))
   teacher = alignment.apply(spec, mixed, jax.device_get(study.student()))
   checks = Checks()
@@ -193,7 +194,7 @@ def test_a_near_teacher_is_told_from_one_more_unrelated_network(
   study, tmp_path, monkeypatch, noise, verdict
 ):
   """None: the teacher is a random network, as the unrelated ones are. Without a spec, none is aligned."""
-  monkeypatch.delitem(permutations.SPECS, type(study.run.student_model))
+  monkeypatch.delitem(permutations.SPECS, type(study.experiment.student.model))
   final = jax.device_get(study.student())
   rng = np.random.default_rng(0)
   near = jax.tree.map(lambda x: x + (noise or 0) * rng.normal(size=x.shape), final['params'])
@@ -233,12 +234,12 @@ def step_of(model, objective):
 
 def test_the_gradient_is_that_of_the_training_step(study):
   """Of its norm, which `steps.student_step` logs, on the same batch."""
-  measured, run = measure.Measure(study, 4 * BATCH_SIZE), study.run
+  measured, run = measure.Measure(study, 4 * BATCH_SIZE), study.experiment
   batch = part.gradient_batches(measured, BATCH_SIZE)[0]
   step = devices.parallel(
     partial(
       steps.student_step,
-      model=run.student_model,
+      model=run.student.model,
       optimizer=optax.sgd(0.1),
       view=lambda seed, batch: (batch['inputs'], batch['labels']),
       loss=losses.distillation,
@@ -250,7 +251,7 @@ def test_the_gradient_is_that_of_the_training_step(study):
   shared = devices.shard(batch)
   state = steps.init_state(study.student(), optax.sgd(0.1))
   after, logged = step(state, shared, shared['teacher_log_probs'], study.seed)
-  gradient = step_of(run.student_model, measured.objective('distillation'))(
+  gradient = step_of(run.student.model, measured.objective('distillation'))(
     (study.student(), run.config.student.temperature), shared, study.seed
   )
   norm, count = logged['gradient_norm']
@@ -279,7 +280,7 @@ def test_at_student_is_teacher_the_gradient_is_zero():
 def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path, monkeypatch):
   """The teacher is planted one step of descent from the final student."""
   measured = measure.Measure(study, 4 * BATCH_SIZE)
-  fn = step_of(study.run.student_model, measured.objective('distillation'))
+  fn = step_of(study.experiment.student.model, measured.objective('distillation'))
   final = jax.device_get(study.student())
   batches = part.gradient_batches(measured, BATCH_SIZE)
   gradients = [jax.device_get(fn((final, 4.0), devices.shard(b), study.seed)) for b in batches]
@@ -321,7 +322,7 @@ def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(
     assert value.shape == (3, 7)
     assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all() and (low < high).any()
   monkeypatch.setattr(part, '_networks', lambda *_: networks)
-  alone = compute('gradients', Planted(study.run, kept=(study.steps[1],)), tmp_path)
+  alone = compute('gradients', Planted(study.experiment, kept=(study.steps[1],)), tmp_path)
   np.testing.assert_allclose(alone['norm'][0], arrays['norm'][1], rtol=1e-5)
   assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 7)
   assert arrays['null/unrelated'].shape == (2, 3, 7)
@@ -334,9 +335,11 @@ def test_gradients_have_the_temperature_of_their_step(finished, study, networks,
   alone = {}
   for name, start, final in (('scheduled', 4.0, 0.25), ('hot', 4.0, None), ('middle', 1.0, None)):
     config.student.temperature, config.student.final_temperature = start, final
-    other = Planted(Run(config.copy_and_resolve_references(), finished.workdir), kept=(0, middle))
+    other = Planted(
+      Experiment(config.copy_and_resolve_references(), finished.workdir), kept=(0, middle)
+    )
     measured = measure.Measure(study, 4 * BATCH_SIZE)
-    measured._run = other.run
+    measured._run = other.experiment
     with pytest.MonkeyPatch().context() as patch:
       patch.setattr(part, 'Measure', lambda *_, measured=measured: measured)
       patch.setattr(part, '_networks', lambda *_: networks)
@@ -392,15 +395,15 @@ def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, finis
   arrays = maps.compute_predictions(study, settings, Blocks(_path(tmp_path)), Checks())
   names = arrays['names'].tolist()
   assert names == [*(f'step {s}' for s in study.steps), 'teacher 0', 'teacher 1', 'ensemble']
-  ensemble_NC = predictions.ensemble(predictions.open_teacher(finished), 'test')
+  ensemble_NC = ensemble(predictions.open_teacher(finished), 'test')
   for name, step in zip(names, study.steps, strict=False):
-    logits_NC = finished.predict(
-      finished.student_model, student.load(finished, step), finished.inputs['test']
+    logits_NC = finished.predictor.logits(
+      finished.student.model, student.load(finished, step), finished.data.inputs['test']
     )
     expected = metrics.fidelity(logits_NC, ensemble_NC)
     found = arrays['disagreement'][names.index(name), -1]
     assert found == pytest.approx(1 - expected['top1_agreement'], abs=0.01)  # float16 store
-  assert arrays['num_examples'] == len(finished.splits['test'])
+  assert arrays['num_examples'] == len(finished.data.splits['test'])
 
 
 def test_the_random_start_is_measured_but_not_mapped(results):
@@ -422,7 +425,7 @@ def test_the_map_of_disagreement_is_of_its_root(results):
 
 
 def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path, monkeypatch):
-  planted = Planted(study.run, study.student(0))
+  planted = Planted(study.experiment, study.student(0))
   true = measure.Measure(study, SETTINGS.num_examples)
   monkeypatch.setattr(maps, 'Measure', lambda *_: true)
   with pytest.raises(CheckError, match="members' mean against the ensemble"):
@@ -471,13 +474,9 @@ def test_another_architecture_has_no_distance_but_predictions(finished):
 def test_predictors_of_another_architecture_are_compared(study, tmp_path):
   """The checkpoints of one model, the members of another."""
 
-  class Other(Run):
-    @property
-    def teacher_model(self):
-      return Linear()
-
-  run = Other(study.run.config, study.run.workdir)
-  weights = [models.init(run.teacher_model, jax.random.key(i), (8, 8, 1)) for i in range(2)]
+  run = Experiment(study.experiment.config, study.experiment.workdir)
+  run.teacher = dataclasses.replace(run.teacher, model=Linear())
+  weights = [models.init(run.teacher.model, jax.random.key(i), (8, 8, 1)) for i in range(2)]
 
   class Foreign(runs.Study):
     def member(self, member: int = 0):
@@ -487,12 +486,12 @@ def test_predictors_of_another_architecture_are_compared(study, tmp_path):
   arrays = maps.compute_predictions(Foreign(run), settings, Blocks(_path(tmp_path)), Checks())
   (batch,) = measure.Measure(study, 50).batches('test')
   classes = [
-    run.teacher_model.apply(w, batch['inputs'], train=False)[0].argmax(-1) for w in weights
+    run.teacher.model.apply(w, batch['inputs'], train=False)[0].argmax(-1) for w in weights
   ]
   i, j = (arrays['names'].tolist().index(f'teacher {k}') for k in range(2))
   assert arrays['disagreement'][i, j] == pytest.approx(np.mean(classes[0] != classes[1]))
 
 
 def test_pca_of_two_checkpoints_is_unavailable(study):
-  assert 'keep_checkpoints' in maps.pca_unavailable(Planted(study.run, kept=(0, 40)))
+  assert 'keep_checkpoints' in maps.pca_unavailable(Planted(study.experiment, kept=(0, 40)))
   assert maps.pca_unavailable(study) is None

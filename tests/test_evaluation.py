@@ -34,20 +34,20 @@ def compared(finished, tmp_path_factory):
     evaluation__independent_seed=INDEPENDENT_SEED,
     evaluation__num_cka_examples=NUM_CKA_EXAMPLES,
   )
-  assert run.student_folder.name == finished.student_folder.name
-  assert independent.run(run)
-  assert evaluation.run(run)
+  assert run.folders.student.name == finished.folders.student.name
+  assert independent.STAGE.run(run)
+  assert evaluation.STAGE.run(run)
   return run
 
 
 @pytest.fixture(scope='module')
 def result(compared):
-  return json.loads((compared.student_folder / 'result.json').read_text())
+  return json.loads((compared.folders.student / 'result.json').read_text())
 
 
 @pytest.fixture(scope='module')
 def arrays(compared):
-  return np.load(compared.student_folder / 'logits.npz')
+  return np.load(compared.folders.student / 'logits.npz')
 
 
 def probabilities(arrays, split):
@@ -62,7 +62,7 @@ def probabilities(arrays, split):
 @pytest.mark.parametrize('split', SPLITS)
 def test_numbers_are_those_of_independent_code(compared, result, arrays, split):
   student, teacher = probabilities(arrays, split)
-  labels = compared.splits[split].labels_N
+  labels = compared.data.splits[split].labels_N
   found = result['splits'][split]
   assert found['num_examples'] == len(labels)
   for who, probs in [('student', student), ('teacher', teacher)]:
@@ -78,7 +78,7 @@ def test_numbers_are_those_of_independent_code(compared, result, arrays, split):
 @pytest.mark.parametrize('split', SPLITS)
 def test_fidelity_where_the_teacher_is_wrong(compared, result, arrays, split):
   student, teacher = probabilities(arrays, split)
-  wrong = teacher.argmax(-1) != compared.splits[split].labels_N
+  wrong = teacher.argmax(-1) != compared.data.splits[split].labels_N
   found = result['splits'][split]['teacher_wrong']
   assert found['num_examples'] == wrong.sum() > 0
   agreement = (student.argmax(-1) == teacher.argmax(-1))[wrong].mean()
@@ -96,14 +96,14 @@ def test_members_are_compared_with_their_ensemble(compared, result):
   assert len(members) == 2
   log_probs = predictions.open_teacher(compared).members('test')
   for found, probs in zip(members, np.exp(log_probs), strict=True):
-    assert found['accuracy'] == (probs.argmax(-1) == compared.splits['test'].labels_N).mean()
+    assert found['accuracy'] == (probs.argmax(-1) == compared.data.splits['test'].labels_N).mean()
   assert members[0]['predictive_kl'] > 0
 
 
 def test_the_last_epoch_of_the_training_is_in_the_result(compared, result):
   """In train mode: of the steps 30 to 34, as 200 examples are 4.2 batches of 48."""
   found = result['splits']['distillation']['last_epoch']
-  rows = files.read_json_lines(compared.student_folder / 'metrics.jsonl')
+  rows = files.read_json_lines(compared.folders.student / 'metrics.jsonl')
   places = [row['step'] for row in rows]
   assert set(found) == {'top1_agreement', 'predictive_kl', 'loss'} and 29 in places
   for name, value in found.items():
@@ -121,13 +121,15 @@ def test_the_last_epoch_of_the_training_is_in_the_result(compared, result):
 @pytest.mark.parametrize('split', SPLITS)
 def test_the_independent_student_is_held_against_this_teacher(compared, result, arrays, split):
   other = tiny_run(compared.workdir, seed=INDEPENDENT_SEED)
-  logits = other.predict(other.student_model, student.load(other), other.inputs[split])
+  logits = other.predictor.logits(
+    other.student.model, student.load(other), other.data.inputs[split]
+  )
   teacher = arrays[f'{split}/teacher_log_probs_NC']
   found = result['splits'][split]
   np.testing.assert_array_equal(arrays[f'{split}/independent_logits_NC'], logits)
   assert found['independent'] == with_all_measures(logits, teacher)
   assert found['independent'] != found['fidelity']
-  wrong = teacher.argmax(-1) != compared.splits[split].labels_N
+  wrong = teacher.argmax(-1) != compared.data.splits[split].labels_N
   expected = with_all_measures(logits[wrong], teacher[wrong])
   assert found['teacher_wrong']['independent'] == expected
 
@@ -153,7 +155,9 @@ def distillation_values(run, of) -> dict[str, np.ndarray]:
   teacher, variables = predictions.open_teacher(run), student.load(of)
   by_view = []
   for view in (0, 1):
-    logits = run.predict(run.student_model, variables, run.inputs['distillation'], view)
+    logits = run.predictor.logits(
+      run.student.model, variables, run.data.inputs['distillation'], view
+    )
     probs = np.exp(teacher.members('distillation', view).astype(np.float64)).mean(axis=0)
     by_view.append(metrics.fidelity_values(logits, np.log(probs)))
   return {name: (by_view[0][name] + by_view[1][name]) / 2 for name in by_view[0]}
@@ -161,12 +165,12 @@ def distillation_values(run, of) -> dict[str, np.ndarray]:
 
 def test_the_independent_student_is_an_ordinary_one_and_is_trained_once(compared):
   other = independent.counterpart(compared)
-  assert other.student_folder == tiny_run(compared.workdir, seed=INDEPENDENT_SEED).student_folder
-  assert loop.is_complete(other.student_folder)
+  assert other.folders.student == tiny_run(compared.workdir, seed=INDEPENDENT_SEED).folders.student
+  assert loop.is_complete(other.folders.student)
   for folder in ('teachers', 'predictions', 'students'):  # this one's and that one's
     assert len([path for path in (compared.workdir / folder).iterdir() if path.is_dir()]) == 2
   before = modified(compared.workdir)
-  assert not independent.run(compared)
+  assert not independent.STAGE.run(compared)
   assert modified(compared.workdir) == before
 
 
@@ -180,28 +184,28 @@ def test_an_independent_student_that_diverges_is_told_and_can_be_done_without(
   run = copied(finished, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
   other = independent.counterpart(run)
 
-  def diverge(run):
-    files.write_json(other.student_folder / loop.DIVERGED, {'message': 'the loss is nan'})
+  def diverge(*_):
+    files.write_json(other.folders.student / loop.DIVERGED, {'message': 'the loss is nan'})
     raise DivergedError('the loss is nan.')
 
   with monkeypatch.context() as patched:
-    patched.setattr(independent.student, 'run', diverge)
+    patched.setattr(student.Distiller, 'fit', diverge)
     with pytest.raises(
       DivergedError, match=r'the loss is nan\. It was of the independent student: the'
     ):
-      independent.run(run)
-  assert not independent.run(run)  # the same command goes on
-  assert evaluation.run(run) and not evaluation.run(run)
+      independent.STAGE.run(run)
+  assert not independent.STAGE.run(run)  # the same command goes on
+  assert evaluation.STAGE.run(run) and not evaluation.STAGE.run(run)
   assert 'independent' not in evaluation.result(run)['splits']['test']
 
 
 def test_without_an_independent_student_there_is_nothing_to_do(finished):
   assert finished.config.evaluation.independent_seed is None
-  assert not independent.run(finished)
+  assert not independent.STAGE.run(finished)
   splits = evaluation.result(finished)['splits']
   for of in splits.values():
     assert not {'independent', 'difference'} & {*of, *of['intervals']}
-  arrays = np.load(finished.student_folder / 'logits.npz')
+  arrays = np.load(finished.folders.student / 'logits.npz')
   assert not [name for name in arrays if 'independent' in name]
 
 
@@ -209,7 +213,7 @@ def test_an_independent_student_that_is_missing_is_told_with_the_command(finishe
   run = copied(finished, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
   before = evaluation.result(run)
   with pytest.raises(MissingInputError, match='--stages=independent'):
-    evaluation.run(run)
+    evaluation.STAGE.run(run)
   assert evaluation.result(run) == before
 
 
@@ -240,7 +244,7 @@ def test_intervals_are_of_the_bootstrap_over_examples(compared, result, arrays):
     )
     for who, name in (('fidelity', 'student'), ('independent', 'independent'))
   }
-  wrong = arrays['test/teacher_log_probs_NC'].argmax(-1) != compared.splits['test'].labels_N
+  wrong = arrays['test/teacher_log_probs_NC'].argmax(-1) != compared.data.splits['test'].labels_N
   found = result['splits']['test']
   for part, chosen in [(found, slice(None)), (found['teacher_wrong'], wrong)]:
     for measure in ('top1_agreement', 'predictive_kl'):
@@ -268,17 +272,17 @@ def interval(values):
 
 
 def test_cka_is_of_the_features_on_test_examples_in_any_order(compared, result):
-  inputs_N = compared.splits['test'].inputs_N
+  inputs_N = compared.data.splits['test'].inputs_N
   chosen = keys.numpy_rng(0, 'cka').permutation(len(inputs_N))[:NUM_CKA_EXAMPLES]
   images = augmentations.unit_cube(inputs_N[chosen])
 
   def features(model, variables):
     return jax.jit(lambda x: model.apply(variables, x, train=False)[1])(images)
 
-  of_student = features(compared.student_model, student.load(compared))
+  of_student = features(compared.student.model, student.load(compared))
   assert set(result['cka']) == {'stem', 'stage1', 'stage2', 'stage3', 'pooled'}
   for member in range(2):
-    of_member = features(compared.teacher_model, teachers.load(compared, member))
+    of_member = features(compared.teacher.model, teachers.load(compared, member))
     for name, found in result['cka'].items():
       expected = similarity.linear_cka(of_student[name], of_member[name])
       np.testing.assert_allclose(found[f'member_{member}'], expected, rtol=1e-3)
@@ -319,9 +323,9 @@ def test_a_student_that_is_its_teacher_agrees_in_everything(finished, tmp_path):
     predictions__mode='online',  # stored ones are rounded
     evaluation__num_cka_examples=NUM_CKA_EXAMPLES,
   )
-  shutil.copytree(run.member_folder(0), run.student_folder)
-  files.write_json(run.student_folder / 'data.json', {'checksum': run.checksum('student')})
-  assert evaluation.run(run)
+  shutil.copytree(run.folders.member(0), run.folders.student)
+  files.write_json(run.folders.student / 'data.json', {'checksum': run.data.everything.checksum})
+  assert evaluation.STAGE.run(run)
   result = evaluation.result(run)
   for name, found in result['splits'].items():
     assert found['fidelity']['top1_agreement'] == 1
@@ -348,9 +352,9 @@ def test_the_distillation_split_is_of_views_that_the_student_saw(result):
 def with_other_views(finished, tmp_path, **fields):
   """The same student and teachers, evaluated as if it had seen other views. Nothing is trained."""
   run = copied(finished, tmp_path, predictions__mode='online', **fields)
-  shutil.copytree(finished.student_folder, run.student_folder)
-  (run.student_folder / 'result.json').unlink()
-  assert evaluation.run(run)
+  shutil.copytree(finished.folders.student, run.folders.student)
+  (run.folders.student / 'result.json').unlink()
+  assert evaluation.STAGE.run(run)
   return run, evaluation.result(run)['splits']['distillation']
 
 
@@ -372,15 +376,18 @@ def test_noise_counts_for_fidelity_but_not_for_accuracy(finished, tmp_path):
     augmentation__noise_probability=0.5,
     evaluation__num_views=1,
   )
-  inputs = run.inputs['distillation']
-  logits, labels = run.predict(run.student_model, student.load(run), inputs), run.labels(inputs, 0)
+  inputs = run.data.inputs['distillation']
+  logits, labels = (
+    run.predictor.logits(run.student.model, student.load(run), inputs),
+    run.predictor.labels(inputs, 0),
+  )
   is_image = labels >= 0
   assert 60 < is_image.sum() < 140
-  np.testing.assert_array_equal(labels[is_image], run.splits['train'].labels_N[is_image])
+  np.testing.assert_array_equal(labels[is_image], run.data.splits['train'].labels_N[is_image])
   right = logits.argmax(-1)[is_image] == labels[is_image]
   assert found['student']['accuracy'] == right.mean()
   # So are the images of the training set alone, and they are what it was in 'train', too.
-  train = run.predict(run.student_model, student.load(run), run.inputs['train'])
+  train = run.predictor.logits(run.student.model, student.load(run), run.data.inputs['train'])
   np.testing.assert_allclose(logits[is_image], train[is_image], rtol=1e-4, atol=1e-5)
   teacher = predictions.open_teacher(run).members('distillation', 0)
   probs = np.exp(teacher.astype(np.float64)).mean(axis=0)
@@ -392,11 +399,11 @@ def test_noise_counts_for_fidelity_but_not_for_accuracy(finished, tmp_path):
 
 def test_more_views_are_evaluated_without_training_again(finished, tmp_path):
   run = copied(finished, tmp_path, evaluation__num_views=3)
-  assert run.student_folder.name == finished.student_folder.name
-  assert not student.run(run)
-  assert evaluation.run(run)
+  assert run.folders.student.name == finished.folders.student.name
+  assert not student.STAGE.run(run)
+  assert evaluation.STAGE.run(run)
   assert evaluation.result(run)['splits']['distillation']['num_examples'] == 3 * 200
-  assert not evaluation.run(run)
+  assert not evaluation.STAGE.run(run)
 
 
 def test_results_are_of_the_configs_that_are_evaluated_as_they_say(compared, finished):
@@ -409,25 +416,25 @@ def test_results_are_of_the_configs_that_are_evaluated_as_they_say(compared, fin
 
 def test_the_config_beside_the_result_is_of_the_last_evaluation(finished, tmp_path):
   """A student may first be trained as the independent one of another, or its data be moved."""
-  folder = copied(finished, tmp_path).student_folder
+  folder = copied(finished, tmp_path).folders.student
   config = pathlib.Path(folder, 'config.json')
   for fields in ({'evaluation__num_bootstrap': 5}, {}):
     run = tiny_run(tmp_path, dataset__data_dir=str(tmp_path), **fields)
-    assert not student.run(run)
-    evaluation.run(run)
+    assert not student.STAGE.run(run)
+    evaluation.STAGE.run(run)
     saved = json.loads(config.read_text())
     assert saved['dataset']['data_dir'] == str(tmp_path)
     assert saved['evaluation']['num_bootstrap'] == run.config.evaluation.num_bootstrap
     before = config.stat().st_mtime_ns
-    assert not evaluation.run(run)
+    assert not evaluation.STAGE.run(run)
     assert config.stat().st_mtime_ns == before
 
 
 def test_fingerprints_name_the_folders(compared, result):
   assert result['fingerprints'] == {
-    'teacher': compared.member_folder(0).parent.name,
-    'predictions': compared.predictions_folder.name,
-    'student': compared.student_folder.name,
+    'teacher': compared.folders.member(0).parent.name,
+    'predictions': compared.folders.predictions.name,
+    'student': compared.folders.student.name,
   }
 
 

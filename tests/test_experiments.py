@@ -16,7 +16,7 @@ from kdjax.config import sweep as sweep_lib
 from kdjax.config import validation
 from kdjax.errors import ConfigError
 from kdjax.stages import pipeline
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 CONFIGS = ROOT / 'configs'
 NO_EXPERIMENTS = {'__init__', 'recipes'}
@@ -370,7 +370,7 @@ def test_numbers_of_the_paper_are_in_the_unit_of_their_panel():
 def test_an_epoch_is_as_much_longer_as_images_are_added(name, point, num_steps, tmp_path):
   sweep, configs = runs_of(FILE_OF[name])
   run = next(run for run in sweep_lib.expand(sweep) if run.point.x == point)
-  assert Run(configs[run.index], epath.Path(tmp_path)).plan('student').num_steps == num_steps
+  assert Experiment(configs[run.index], epath.Path(tmp_path)).student.plan.num_steps == num_steps
 
 
 TRAIN_FIGURES = (

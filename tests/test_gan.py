@@ -15,6 +15,8 @@ from kdjax import data, keys, models
 from kdjax.data import augmentations
 from kdjax.errors import MissingInputError
 from kdjax.gan import steps as gan_steps
+from kdjax.gan.batches import batches
+from kdjax.gan.quality import frechet_distance, grid
 from kdjax.runtime import files
 from kdjax.stages import gan, teachers
 from kdjax.train import devices
@@ -50,7 +52,7 @@ def one_step():
   """(networks, state, batch, seed) and the (state, metrics) of a step, which is compiled once."""
   networks = gan_steps.make_gan(section(), SHAPE)
   state = gan_steps.init_state(networks, 0)
-  batch, seed = next(gan.batches(random_split(), section(), 0, 0))
+  batch, seed = next(batches(random_split(), section(), 0, 0))
   step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
   return (networks, state, batch, seed), step(devices.replicate(state), batch, seed)
 
@@ -135,7 +137,7 @@ def test_a_step_takes_its_discriminator_steps_in_order_over_new_images():
   fields = section(num_discriminator_steps=3, num_steps=4, batch_size=4)
   flat = list(data.training_batches(9, 30, 4, 12))
   for start in (0, 2):
-    found = list(gan.batches(random_split(), fields, 9, start))
+    found = list(batches(random_split(), fields, 9, start))
     assert len(found) == 4 - start
     for i, (batch, seed) in enumerate(found, start):
       assert seed == 9
@@ -226,13 +228,13 @@ def test_frechet_distance_of_gaussians_on_different_axes():
   x, y = with_moments(np.zeros(4), first), with_moments(np.full(4, 0.5), second, seed=1)
   root = scipy.linalg.sqrtm(first @ second).real
   expected = 4 * 0.25 + np.trace(first + second - 2 * root)
-  np.testing.assert_allclose(gan.frechet_distance(x, y), expected, rtol=1e-8)
+  np.testing.assert_allclose(frechet_distance(x, y), expected, rtol=1e-8)
 
 
 def test_frechet_distance_of_a_set_from_itself_is_zero():
   x = np.random.RandomState(0).randn(50, 6)
   x[:, 5] = x[:, 4]  # a singular covariance, as features that are always zero have it
-  assert abs(gan.frechet_distance(x, x[::-1])) < 1e-9
+  assert abs(frechet_distance(x, x[::-1])) < 1e-9
 
 
 # The stage.
@@ -246,39 +248,39 @@ def tiny_fields(**fields):
 def trained(finished, tmp_path_factory):
   """The finished teachers, and a GAN of 150 steps."""
   folder = tmp_path_factory.mktemp('gan')
-  assert not gan.run(copied(finished, folder, **tiny_fields()))  # no samples are wanted
+  assert not gan.STAGE.run(copied(finished, folder, **tiny_fields()))  # no samples are wanted
   run = tiny_run(folder, predictions__extra='gan', predictions__num_extra=4, **tiny_fields())
-  for missing in (lambda: run.gan_samples(1), lambda: gan.quality(run)):
+  for missing in (lambda: run.data.gan_samples(1), lambda: gan.quality(run)):
     with pytest.raises(MissingInputError, match='--stages=gan'):
       missing()
-  assert gan.run(run)
+  assert gan.STAGE.run(run)
   return run
 
 
 def test_a_finished_stage_does_nothing(trained):
-  before = {path.name: path.stat().mtime for path in trained.gan_folder.iterdir()}
-  assert not gan.run(trained)
-  assert before == {path.name: path.stat().mtime for path in trained.gan_folder.iterdir()}
+  before = {path.name: path.stat().mtime for path in trained.folders.gan.iterdir()}
+  assert not gan.STAGE.run(trained)
+  assert before == {path.name: path.stat().mtime for path in trained.folders.gan.iterdir()}
 
 
 def test_samples_and_their_grid_are_those_of_the_trained_generator(trained):
-  found = trained.gan_samples(NUM_SAMPLES)
+  found = trained.data.gan_samples(NUM_SAMPLES)
   assert found.shape == (NUM_SAMPLES, 8, 8, 1) and found.dtype == np.uint8
   assert len(np.unique(found, axis=0)) > 90
-  np.testing.assert_array_equal(trained.gan_samples(3), found[:3])
-  grid = gan.grid(found[:64])
-  assert grid.shape == (8 * 8, 8 * 8, 1)
-  np.testing.assert_array_equal(grid[8:16, 16:24], found[8 + 2])
-  with PIL.Image.open(trained.gan_folder / 'samples.png') as image:
-    np.testing.assert_array_equal(np.asarray(image), grid[..., 0])
+  np.testing.assert_array_equal(trained.data.gan_samples(3), found[:3])
+  picture = grid(found[:64])
+  assert picture.shape == (8 * 8, 8 * 8, 1)
+  np.testing.assert_array_equal(picture[8:16, 16:24], found[8 + 2])
+  with PIL.Image.open(trained.folders.gan / 'samples.png') as image:
+    np.testing.assert_array_equal(np.asarray(image), picture[..., 0])
 
 
 def test_the_last_row_of_a_grid_ends_in_black():
   images = np.random.RandomState(0).randint(1, 256, (10, 2, 3, 3)).astype(np.uint8)
-  grid = gan.grid(images)
-  assert grid.shape == (2 * 2, 8 * 3, 3)
-  np.testing.assert_array_equal(grid[2:, 3:6], images[9])
-  assert not grid[2:, 6:].any()
+  picture = grid(images)
+  assert picture.shape == (2 * 2, 8 * 3, 3)
+  np.testing.assert_array_equal(picture[2:, 3:6], images[9])
+  assert not picture[2:, 6:].any()
 
 
 def test_the_generator_learns_the_digits(trained):
@@ -286,15 +288,15 @@ def test_the_generator_learns_the_digits(trained):
   seed = keys.derive_seed(trained.config.gan.seed, 'gan', 0)
   networks = gan_steps.make_gan(section(), SHAPE)
   pixels = lambda images: images.reshape(len(images), -1) / 255
-  distance = lambda images: gan.frechet_distance(
-    pixels(images), pixels(trained.splits['train'].inputs_N)
+  distance = lambda images: frechet_distance(
+    pixels(images), pixels(trained.data.splits['train'].inputs_N)
   )
   before = sampler(networks)(gan_steps.init_state(networks, seed).generator, range(NUM_SAMPLES))
-  assert distance(trained.gan_samples(NUM_SAMPLES)) < distance(before) / 3
+  assert distance(trained.data.gan_samples(NUM_SAMPLES)) < distance(before) / 3
 
 
 def test_the_log_has_the_losses_and_the_learning_rate(trained):
-  rows = files.read_json_lines(trained.gan_folder / 'metrics.jsonl')
+  rows = files.read_json_lines(trained.folders.gan / 'metrics.jsonl')
   assert [row['step'] for row in rows][-3:] == [135, 137, 150]  # the last epoch has 13 steps
   for row in rows:
     assert np.isfinite(
@@ -306,15 +308,15 @@ def test_the_log_has_the_losses_and_the_learning_rate(trained):
 def test_quality_is_measured_in_the_features_of_the_teacher(trained):
   quality = gan.quality(trained)
   assert quality['num_images'] == {'samples': NUM_SAMPLES, 'train': 200, 'test': 360}
-  model, variables = trained.teacher_model, teachers.load(trained, 0)
+  model, variables = trained.teacher.model, teachers.load(trained, 0)
 
   def pooled(images):
     return np.asarray(
       model.apply(variables, augmentations.unit_cube(images), train=False)[1]['pooled']
     )
 
-  train, test = (pooled(trained.splits[name].inputs_N) for name in ('train', 'test'))
-  of_samples = pooled(trained.gan_samples(NUM_SAMPLES))
+  train, test = (pooled(trained.data.splits[name].inputs_N) for name in ('train', 'test'))
+  of_samples = pooled(trained.data.gan_samples(NUM_SAMPLES))
   distances = quality['frechet_distance_teacher_features']
   assert quality['num_features'] == train.shape[1]
   for name, (x, y) in {
@@ -322,25 +324,25 @@ def test_quality_is_measured_in_the_features_of_the_teacher(trained):
     'samples_test': (of_samples, test),
     'train_test': (train, test),
   }.items():
-    np.testing.assert_allclose(distances[name], gan.frechet_distance(x, y), rtol=1e-3)
+    np.testing.assert_allclose(distances[name], frechet_distance(x, y), rtol=1e-3)
   assert 0 < distances['train_halves'] < distances['samples_train']
 
 
 def test_more_samples_can_be_drawn_later(trained, monkeypatch):
   """The generator is kept, and its first samples are the same."""
-  first, folder = trained.gan_samples(NUM_SAMPLES), trained.gan_folder
+  first, folder = trained.data.gan_samples(NUM_SAMPLES), trained.folders.gan
   monkeypatch.setattr(type(trained), 'gan_folder', folder)
   monkeypatch.setitem(trained.config.gan, 'num_samples', 130)
   with pytest.raises(MissingInputError, match='130 samples, and there are 100'):
-    trained.gan_samples(130)
+    trained.data.gan_samples(130)
   trained_at = (folder / 'complete.json').stat().mtime
-  assert gan.run(trained)
+  assert gan.STAGE.run(trained)
   assert (folder / 'complete.json').stat().mtime == trained_at
-  np.testing.assert_array_equal(trained.gan_samples(130)[:NUM_SAMPLES], first)
+  np.testing.assert_array_equal(trained.data.gan_samples(130)[:NUM_SAMPLES], first)
 
 
 def test_no_step_is_taken_without_a_teacher_to_judge(tmp_path):
   run = tiny_run(tmp_path, predictions__extra='gan', **tiny_fields())
   with pytest.raises(MissingInputError, match='--stages=teachers'):
-    gan.run(run)
-  assert not run.gan_folder.exists()
+    gan.STAGE.run(run)
+  assert not run.folders.gan.exists()

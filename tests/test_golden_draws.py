@@ -24,7 +24,7 @@ from kdjax import data, intervals, keys, models
 from kdjax.data import views
 from kdjax.gan import steps as gan_steps
 from kdjax.stages import evaluation, gan, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.role import Role
 from kdjax.train import devices
 from kdjax.train.inputs import Inputs
 
@@ -46,7 +46,8 @@ def weights(name, shape, dtype=np.float32, vocabulary_size=None):
   fields = {'name': name, 'depth': 8, 'width': 4, 'norm': 'batch', 'dtype': 'float32'}
   fields['shortcut'] = 'activated'
   model = models.build(ConfigDict(fields), 10, vocabulary_size)
-  return summary(Run.init_variables(Fake(_example=(shape, dtype)), model, 3)['params'])
+  role = Fake(model=model, input_shape=shape, input_dtype=dtype)
+  return summary(Role.init_variables(role, 3)['params'])
 
 
 @functools.cache
@@ -130,13 +131,18 @@ def record():
 
 def cka():
   chosen = []
-  run = Fake(
-    inputs={'test': Fake(split=range(40))},
+
+  def features(model, variables, inputs, indices_N):
+    chosen.extend(indices_N.tolist())
+    return {}
+
+  experiment = Fake(
+    data=Fake(inputs={'test': Fake(split=range(40))}),
     config=Fake(evaluation=Fake(num_cka_examples=6), teacher=Fake(num_members=0)),
-    student_model=None,
-    features=lambda model, variables, inputs, indices_N: chosen.extend(indices_N.tolist()) or {},
+    student=Fake(model=None),
+    predictor=Fake(features=features),
   )
-  evaluation._cka(run, Fake(variables=None))
+  evaluation._cka(experiment, Fake(variables=None))
   return chosen
 
 
@@ -219,7 +225,7 @@ DRAWS = {
   ),
   'record': (record, [2452815639, 1396069934]),
   # The GAN.
-  'gan': (lambda: [gan._seed(Fake(config=Fake(gan=Fake(seed=3))))], [1535363874]),
+  'gan': (lambda: [gan.seed_of(Fake(config=Fake(gan=Fake(seed=3))))], [1535363874]),
   'generator': (lambda: summary(gan_state().generator), -6.079),
   'discriminator': (lambda: summary(gan_state().discriminator), -2.194),
   'gan/flip': (gan_flips, [4, 128]),

@@ -358,19 +358,19 @@ def test_bfloat16_computes_all_layers_but_the_last_and_returns_float32(name, nor
 
 def test_a_student_of_bfloat16_learns_and_is_analysed_in_float32(finished, tmp_path):
   run = copied(finished, tmp_path, student__model__dtype='bfloat16')
-  assert config_lib.student_fingerprint(run.config) != finished.student_folder.name
-  assert run.predictions_folder.name == finished.predictions_folder.name
-  assert student.run(run)
+  assert config_lib.student_fingerprint(run.config) != finished.folders.student.name
+  assert run.folders.predictions.name == finished.folders.predictions.name
+  assert student.STAGE.run(run)
   variables = student.load(run)
   assert {x.dtype.name for x in jax.tree.leaves(variables)} == {'float32'}
   found, expected = (
-    [row['train/loss'] for row in files.read_json_lines(r.student_folder / 'metrics.jsonl')]
+    [row['train/loss'] for row in files.read_json_lines(r.folders.student / 'metrics.jsonl')]
     for r in (run, finished)
   )
   assert found[-1] < found[0]
   assert found == pytest.approx(expected, rel=2e-3)
   assert found != expected
-  study = runs.load(run.student_folder)
+  study = runs.load(run.folders.student)
   assert study.same_architecture
   measured = measure.Measure(study, 32)
-  assert (study.run.student_model.dtype, measured.model.dtype) == (jnp.bfloat16, jnp.float32)
+  assert (study.experiment.student.model.dtype, measured.model.dtype) == (jnp.bfloat16, jnp.float32)

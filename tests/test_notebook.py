@@ -28,7 +28,7 @@ from analysis.parts import PARTS
 from kdjax import metrics
 from kdjax.runtime import files
 from kdjax.stages import evaluation
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 PATH = ROOT / 'analysis' / 'inspect_checkpoint.ipynb'
 PICTURE = PIL.Image.new('RGB', (3, 2), 'red')  # of an analysis that was done before
@@ -46,7 +46,7 @@ def source(cell: str) -> str:
 class Executed:
   """The notebook after its execution, and the run that it looked at."""
 
-  def __init__(self, notebook: nbformat.NotebookNode, run: Run):
+  def __init__(self, notebook: nbformat.NotebookNode, run: Experiment):
     self.run, self.result = run, evaluation.result(run)
     self.outputs = {c.id: c.outputs for c in notebook.cells if c.cell_type == 'code'}
 
@@ -112,7 +112,7 @@ def test_nothing_goes_wrong(executed):
 def test_it_finds_the_student_and_its_checkpoints(executed):
   steps = runs.load(executed.run.workdir).steps
   printed = executed.printed('load')
-  assert f'student {executed.run.student_folder.name}, of 2 teachers' in printed
+  assert f'student {executed.run.folders.student.name}, of 2 teachers' in printed
   assert f'{len(steps)} checkpoints of the student: after the steps {steps}' in printed
   lines = executed.printed('checkpoints').splitlines()
   assert [line.partition(':')[0] for line in lines] == [f'step {step}' for step in steps]
@@ -224,7 +224,9 @@ def test_texts_are_not_drawn(capsys):
   names = {
     'np': np,
     'metrics': metrics,
-    'study': types.SimpleNamespace(run=types.SimpleNamespace(description=description)),
+    'study': types.SimpleNamespace(
+      experiment=types.SimpleNamespace(data=types.SimpleNamespace(description=description))
+    ),
     'test': types.SimpleNamespace(split=split),
     'student_NC': np.zeros((7, 2)),
     'ensemble_NC': np.full((7, 2), np.log(0.5)),

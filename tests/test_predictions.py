@@ -18,9 +18,9 @@ from kdjax import data, keys, losses
 from kdjax.data import views
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions.store import PredictionStore
+from kdjax.predictions.teachers import OnlineTeacher, StoredTeacher, ensemble
 from kdjax.stages import evaluation, pipeline, predictions, student, teachers, verification
-from kdjax.stages.predictions import OnlineTeacher, StoredTeacher
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train import inputs as inputs_lib
 from kdjax.train.inputs import Inputs, is_same_view
 
@@ -30,13 +30,13 @@ def float32_run(finished, tmp_path_factory):
   fields = {'student__num_epochs': 2, 'student__keep_checkpoints': (), 'training__num_evals': 1}
   place = tmp_path_factory.mktemp('float32')
   run = copied(finished, place, predictions__dtype='float32', **fields)
-  predictions.run(run)
+  predictions.STAGE.run(run)
   return run
 
 
 def batches_over_an_epoch(run):
   """The sixth reaches from epoch 0 into epoch 1: 200 examples, 48 a batch."""
-  return list(run.inputs['distillation'].training(0, 48, 6, start=0))
+  return list(run.data.inputs['distillation'].training(0, 48, 6, start=0))
 
 
 def test_stored_is_online(float32_run):
@@ -53,15 +53,20 @@ def test_stored_is_online(float32_run):
     np.testing.assert_allclose(stored.members(name, view), online.members(name, view), atol=2e-5)
 
 
+def online_teacher(run) -> OnlineTeacher:
+  members = teachers.load_all(run)
+  return OnlineTeacher(run.teacher.model, members, run.data.inputs, run.predictor)
+
+
 def assert_stored_is_online(run):
   """And each for its own view of its own example, in any batch."""
-  stored, online = predictions.open_teacher(run), OnlineTeacher(run)
+  stored, online = predictions.open_teacher(run), online_teacher(run)
   members = [stored.members('distillation', view) for view in range(2)]
   for view, of_view in enumerate(members):
     np.testing.assert_allclose(of_view, online.members('distillation', view), atol=2e-5)
   ensembles = np.stack([losses.ensemble_log_probs(of_view) for of_view in members])
-  num_examples = len(run.inputs['distillation'].split)
-  batches = run.inputs['distillation'].training(1, 48, 2 * num_examples // 48, start=0)
+  num_examples = len(run.data.inputs['distillation'].split)
+  batches = run.data.inputs['distillation'].training(1, 48, 2 * num_examples // 48, start=0)
   for batch in list(batches)[:: num_examples // 48 - 1]:
     expected = ensembles[batch['views'], batch['indices']]
     np.testing.assert_allclose(stored.batch('distillation', batch), expected, atol=2e-5)
@@ -76,10 +81,10 @@ def test_mixtures_and_noise_are_predicted_as_the_student_sees_them(finished, tmp
     predictions__num_views=2,
     predictions__dtype='float32',
   )
-  predictions.run(run)
+  predictions.STAGE.run(run)
   assert_stored_is_online(run)
-  inputs = run.inputs['distillation']
-  assert (run.labels(inputs, 0) == -1).all()
+  inputs = run.data.inputs['distillation']
+  assert (run.predictor.labels(inputs, 0) == -1).all()
   clean = predictions.open_teacher(run).members('train')
   assert np.abs(predictions.open_teacher(run).members('distillation') - clean).mean() > 0.1
 
@@ -101,19 +106,19 @@ def test_extra_images_are_distilled_on_without_labels(finished, tmp_path):
     evaluation__num_views=1,
   )
   for stage in ('predictions', 'student', 'evaluation'):
-    assert pipeline.STAGES[stage](run)
+    assert pipeline.STAGES[stage].run(run)
   assert_stored_is_online(run)
-  inputs = run.inputs['distillation']
-  labels, own = run.labels(inputs, 0), run.splits['train'].labels_N
+  inputs = run.data.inputs['distillation']
+  labels, own = run.predictor.labels(inputs, 0), run.data.splits['train'].labels_N
   np.testing.assert_array_equal(labels, [*own, *[-1] * 50])
   labelled = labels >= 0
   found = evaluation.result(run)['splits']['distillation']
   assert found['num_examples'] == 250
-  logits = run.predict(run.student_model, student.load(run), inputs)
+  logits = run.predictor.logits(run.student.model, student.load(run), inputs)
   correct = (logits.argmax(-1) == labels)[labelled]
   assert found['student']['accuracy'] == pytest.approx(correct.mean())
-  ensemble = predictions.ensemble(predictions.open_teacher(run), 'distillation')
-  agreement = (logits.argmax(-1) == ensemble.argmax(-1)).mean()
+  teacher = ensemble(predictions.open_teacher(run), 'distillation')
+  agreement = (logits.argmax(-1) == teacher.argmax(-1)).mean()
   assert found['fidelity']['top1_agreement'] == pytest.approx(agreement)
 
 
@@ -125,20 +130,20 @@ def test_views_differ(finished):
 
 
 def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(float32_run):
-  online = Run(float32_run.config.copy_and_resolve_references(), float32_run.workdir)
+  online = Experiment(float32_run.config.copy_and_resolve_references(), float32_run.workdir)
   online.config.predictions.mode = 'online'
   for run in (float32_run, online):
-    pipeline.STAGES['student'](run)
-    pipeline.STAGES['evaluation'](run)
-  assert float32_run.student_folder != online.student_folder
+    pipeline.STAGES['student'].run(run)
+    pipeline.STAGES['evaluation'].run(run)
+  assert float32_run.folders.student != online.folders.student
 
   def losses_of(run):
-    lines = (run.student_folder / 'metrics.jsonl').read_text().splitlines()
+    lines = (run.folders.student / 'metrics.jsonl').read_text().splitlines()
     return [json.loads(line)['train/loss'] for line in lines]
 
   np.testing.assert_allclose(losses_of(online), losses_of(float32_run), rtol=1e-4)
   results = [
-    json.loads((run.student_folder / 'result.json').read_text())['splits']
+    json.loads((run.folders.student / 'result.json').read_text())['splits']
     for run in (float32_run, online)
   ]
   for split in results[0]:
@@ -150,14 +155,14 @@ def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(flo
 
 
 def test_the_store_holds_every_split_and_says_what_it_is(finished):
-  meta = PredictionStore(finished.predictions_folder).meta
+  meta = PredictionStore(finished.folders.predictions).meta
   assert meta['dtype'] == 'float16'
   assert meta['complete'] == [[2, 3]]
-  assert finished.predictions_folder.name == meta['predictions_fingerprint']
-  assert finished.member_folder(0).parent.name == meta['teacher_fingerprint']
+  assert finished.folders.predictions.name == meta['predictions_fingerprint']
+  assert finished.folders.member(0).parent.name == meta['teacher_fingerprint']
   assert 0 < meta['dtype_error']['max_abs_log_prob'] < 0.02
   stored = predictions.open_teacher(finished)
-  shapes = {name: stored.members(name).shape for name in finished.inputs}
+  shapes = {name: stored.members(name).shape for name in finished.data.inputs}
   assert shapes == {
     'distillation': (2, 200, 10),
     'train': (2, 200, 10),
@@ -168,39 +173,39 @@ def test_the_store_holds_every_split_and_says_what_it_is(finished):
 
 def test_the_store_says_what_the_models_say(finished):
   """Against the members, called one by one, without the code that batches and stores."""
-  images = finished.splits['test'].inputs_N[:7] / 127.5 - 1
-  model = finished.teacher_model
+  images = finished.data.splits['test'].inputs_N[:7] / 127.5 - 1
+  model = finished.teacher.model
   apply = jax.jit(lambda variables: model.apply(variables, images.astype(np.float32), train=False))
   logits = [apply(teachers.load(finished, i))[0] for i in range(2)]
   expected = jax.nn.log_softmax(np.stack(logits))
   stored = predictions.open_teacher(finished)
   np.testing.assert_allclose(stored.members('test')[:, :7], expected, atol=5e-3)
   np.testing.assert_allclose(
-    predictions.ensemble(stored, 'test')[:7], losses.ensemble_log_probs(expected), atol=5e-3
+    ensemble(stored, 'test')[:7], losses.ensemble_log_probs(expected), atol=5e-3
   )
 
 
 def test_a_larger_ensemble_and_more_views_reuse_what_is_there(finished, tmp_path):
   run = copied(finished, tmp_path, teacher__num_members=3, predictions__num_views=4)
-  assert run.member_folder(1).name == 'member_1'
+  assert run.folders.member(1).name == 'member_1'
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
   with pytest.raises(MissingInputError, match='--stages=teachers'):
-    predictions.run(run)
-  shutil.copytree(run.member_folder(1), run.member_folder(2))  # takes less than training it
-  assert predictions.run(run)
+    predictions.STAGE.run(run)
+  shutil.copytree(run.folders.member(1), run.folders.member(2))  # takes less than training it
+  assert predictions.STAGE.run(run)
   changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
   assert changed <= {'meta.json', 'zarr.json'}
   assert predictions.open_teacher(run).members('distillation', 3).shape == (3, 200, 10)
-  assert PredictionStore(run.predictions_folder).meta['complete'] == [[3, 4], [2, 3]]
-  assert not predictions.run(run)
-  assert not predictions.run(tiny_run(tmp_path, predictions__num_views=2))
+  assert PredictionStore(run.folders.predictions).meta['complete'] == [[3, 4], [2, 3]]
+  assert not predictions.STAGE.run(run)
+  assert not predictions.STAGE.run(tiny_run(tmp_path, predictions__num_views=2))
 
 
 def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypatch):
   run = copied(finished, tmp_path)
   original = tmp_path.rglob('c/*/*/*/*')
   expected = {p: p.read_bytes() for p in original}
-  shutil.rmtree(run.predictions_folder)
+  shutil.rmtree(run.folders.predictions)
   write, written = PredictionStore.write, []
 
   def interrupted(self, *arguments):
@@ -211,10 +216,10 @@ def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypat
 
   monkeypatch.setattr(PredictionStore, 'write', interrupted)
   with pytest.raises(KeyboardInterrupt):
-    predictions.run(run)
+    predictions.STAGE.run(run)
   with pytest.raises(MissingInputError, match='--stages=predictions'):
     predictions.open_teacher(run)
-  predictions.run(tiny_run(tmp_path))
+  predictions.STAGE.run(tiny_run(tmp_path))
   assert len(written) == len(set(written)) + 1  # only the interrupted one comes again
   for path, content in expected.items():
     assert path.read_bytes() == content
@@ -222,31 +227,33 @@ def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypat
 
 def test_other_data_under_the_same_name_is_noticed(finished, tmp_path):
   run = copied(finished, tmp_path)
-  inputs_N = run.splits['test'].inputs_N.copy()
+  inputs_N = run.data.splits['test'].inputs_N.copy()
   inputs_N[5, 0, 0] ^= 1
-  run.splits = run.splits | {'test': data.Split(inputs_N, run.splits['test'].labels_N)}
+  run.data.splits = run.data.splits | {
+    'test': data.Split(inputs_N, run.data.splits['test'].labels_N)
+  }
   with pytest.raises(DamageError, match='made from other data'):
     predictions.open_teacher(run)
 
 
 def test_a_store_is_extended_from_the_same_data_alone(finished, tmp_path):
   run = copied(finished, tmp_path, predictions__num_views=4)
-  inputs_N = run.splits['train'].inputs_N
-  other = data.Split(255 - inputs_N, run.splits['train'].labels_N)
+  inputs_N = run.data.splits['train'].inputs_N
+  other = data.Split(255 - inputs_N, run.data.splits['train'].labels_N)
   members = [teachers.load(run, i) for i in range(2)]
-  run.splits = run.splits | {'train': other}
-  vars(run).pop('_data_checksum')
+  run.data.splits = run.data.splits | {'train': other}
+  vars(run.data).pop('training')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(teachers, 'load', lambda run, i: members[i])  # whose own check would raise first
     with pytest.raises(DamageError, match='made from other data'):
-      predictions.run(run)
+      predictions.STAGE.run(run)
 
 
 def test_another_test_set_needs_no_other_teachers(finished, tmp_path):
   run = copied(finished, tmp_path, dataset__num_test=100)
-  assert not teachers.run(run)
+  assert not teachers.STAGE.run(run)
   teachers.load(run, 0)
-  assert run.predictions_folder.name != finished.predictions_folder.name
+  assert run.folders.predictions.name != finished.folders.predictions.name
 
 
 # What the predictions are of.
@@ -319,19 +326,19 @@ def test_texts_and_splits_of_a_few_have_records():
 def test_predictions_of_other_draws_are_not_used(finished, tmp_path):
   """By a student, an evaluation or --verify, nor are more added to them."""
   run = lambda **fields: tiny_run(tmp_path, **fields)
-  folder = copied(finished, tmp_path).predictions_folder
-  (run().student_folder / 'result.json').unlink()
+  folder = copied(finished, tmp_path).folders.predictions
+  (run().folders.student / 'result.json').unlink()
   uses = [
-    lambda: student.run(run(student__temperature=2.0)),
-    lambda: evaluation.run(run()),
+    lambda: student.STAGE.run(run(student__temperature=2.0)),
+    lambda: evaluation.STAGE.run(run()),
     lambda: verification.verify(run()),
-    lambda: predictions.run(run(predictions__num_views=4)),
+    lambda: predictions.STAGE.run(run(predictions__num_views=4)),
   ]
   with other_draws('view/crop'):
     for use in uses:
       with pytest.raises(DamageError, match=rf'{folder} are of other inputs.*view 1 of distill'):
         use()
-  assert not (run().student_folder / 'result.json').exists()
+  assert not (run().folders.student / 'result.json').exists()
   (folder / 'inputs.json').unlink()
   for use in uses:
     with pytest.raises(
@@ -339,7 +346,7 @@ def test_predictions_of_other_draws_are_not_used(finished, tmp_path):
     ):
       use()
   shutil.rmtree(folder)
-  assert predictions.run(run())
+  assert predictions.STAGE.run(run())
   predictions.open_teacher(run())
 
 

@@ -17,7 +17,8 @@ from kdjax import config as config_lib
 from kdjax.errors import MissingInputError, UserError
 from kdjax.runtime import files
 from kdjax.stages import pipeline
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.stage import Stage
 from tests import launched
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
@@ -116,8 +117,7 @@ def test_online_no_predictions_are_missed_of_teachers_that_are_trained_first(tmp
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     pipeline.run(run.config, run.workdir, ['gan', 'student'])
   ran = []
-  own = {name: lambda run, name=name: ran.append(name) for name in pipeline.STAGES}
-  monkeypatch.setattr(pipeline, 'STAGES', own)
+  monkeypatch.setattr(Stage, 'run', lambda stage, experiment: ran.append(stage.name))
   pipeline.run(run.config, run.workdir, ['teachers', 'student'])
   assert ran == ['teachers', 'student']
 
@@ -160,7 +160,7 @@ def check_csv(workdir, spec):
   values = {}
   for config in configs_of(spec):
     result = json.loads(
-      (Run(config, epath.Path(workdir)).student_folder / 'result.json').read_text()
+      (Experiment(config, epath.Path(workdir)).folders.student / 'result.json').read_text()
     )
     agreement = 100 * result['splits']['test']['fidelity']['top1_agreement']
     values.setdefault(config.student.temperature, []).append(agreement)
@@ -213,12 +213,14 @@ def test_a_trial_that_diverged_is_not_trained_again_and_costs_no_other_its_resul
 ):
   shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
   configs = numbered(configs_of(sweeps['good']))
-  diverged, other = (Run(configs[i], epath.Path(tmp_path)) for i in (2, 0))  # two trials of a point
+  diverged, other = (
+    Experiment(configs[i], epath.Path(tmp_path)) for i in (2, 0)
+  )  # two trials of a point
   expected = results(tmp_path)
-  diverged.student_folder.rmtree()
-  diverged.student_folder.mkdir()
+  diverged.folders.student.rmtree()
+  diverged.folders.student.mkdir()
   files.write_json(
-    diverged.student_folder / 'diverged.json', {'message': 'student: the loss is nan'}
+    diverged.folders.student / 'diverged.json', {'message': 'student: the loss is nan'}
   )
 
   def run_sweep():
@@ -229,14 +231,14 @@ def test_a_trial_that_diverged_is_not_trained_again_and_costs_no_other_its_resul
       UserError, match=r'1 of 4 .*\n  run 2: student: the loss is nan .*Remove it'
     ):
       run_sweep()
-    assert not (diverged.student_folder / 'checkpoints').exists()
+    assert not (diverged.folders.student / 'checkpoints').exists()
     found = results(tmp_path)
-    assert set(found) == set(expected) - {diverged.student_folder.name}
+    assert set(found) == set(expected) - {diverged.folders.student.name}
     (changed,) = (name for name in found if found[name] != expected[name])
-    assert changed == other.student_folder.name
+    assert changed == other.folders.student.name
     assert 'independent' not in json.loads(found[changed])['splits']['test']
-    assert str(diverged.student_folder) in caplog.text
-  (diverged.student_folder / 'diverged.json').unlink()
+    assert str(diverged.folders.student) in caplog.text
+  (diverged.folders.student / 'diverged.json').unlink()
   run_sweep()
   assert results(tmp_path) == expected
 
@@ -312,7 +314,7 @@ def test_what_failed_is_told_and_not_compared_and_all_else_is_done(monkeypatch, 
 
 def claim(config, workdir) -> contextlib.ExitStack:
   """What another process does that is at a config, until it is closed."""
-  folder = Run(config, epath.Path(workdir)).student_folder
+  folder = Experiment(config, epath.Path(workdir)).folders.student
   stack = contextlib.ExitStack()
   assert stack.enter_context(files.lock(folder.with_name(f'{folder.name}.claim')))
   return stack

@@ -291,7 +291,7 @@ SHORT = {
 
 def trained(workdir, **fields):
   run = tiny_run(workdir, **SHORT, **fields)
-  teachers.run(run)
+  teachers.STAGE.run(run)
   return run
 
 
@@ -322,14 +322,14 @@ def test_a_streamed_training_has_the_bits_of_one_in_memory(tmp_path, monkeypatch
 def test_other_data_are_noticed_streamed_or_not(tmp_path):
   for streaming_first in (False, True):
     run = tiny_run(tmp_path, **SHORT, dataset__streaming=streaming_first)
-    checksum = run.checksum('teacher')
+    checksum = run.data.training.checksum
     for streaming_now in (False, True):
       run = tiny_run(tmp_path, **SHORT, dataset__streaming=streaming_now)
-      run.check_data(checksum, run.workdir, 'teacher')
+      run.data.training.content.require(checksum, run.workdir)
       run = tiny_run(tmp_path, **SHORT, dataset__streaming=streaming_now)
-      run.splits = {name: split.take(np.arange(9)) for name, split in run.splits.items()}
+      run.data.splits = {name: split.take(np.arange(9)) for name, split in run.data.splits.items()}
       with pytest.raises(DamageError, match=f'the checksum {checksum}, the one that was read now'):
-        run.check_data(checksum, run.workdir, 'teacher')
+        run.data.training.content.require(checksum, run.workdir)
 
 
 def test_distillation_data_can_be_streamed_with_extra_images(tmp_path):

@@ -20,28 +20,28 @@ def test_members_are_independent(finished):
   differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, second)
   kernels = [d for d in jax.tree.leaves(differences) if d > 0.05]
   assert len(kernels) > 10
-  seeds = [(finished.member_folder(i) / 'metrics.jsonl').read_text() for i in range(2)]
+  seeds = [(finished.folders.member(i) / 'metrics.jsonl').read_text() for i in range(2)]
   assert json.loads(seeds[0].splitlines()[0]) != json.loads(seeds[1].splitlines()[0])
 
 
 def test_only_missing_members_are_trained_and_none_depends_on_another(finished, tmp_path):
   run = copied(finished, tmp_path)
-  assert not teachers.run(run)
-  shutil.rmtree(run.member_folder(0))
+  assert not teachers.STAGE.run(run)
+  shutil.rmtree(run.folders.member(0))
   with pytest.raises(MissingInputError, match='member 0 is not trained'):
     teachers.load(run, 0)
-  kept = (run.member_folder(1) / 'metrics.jsonl').stat().mtime
-  assert teachers.run(run)
-  assert (run.member_folder(1) / 'metrics.jsonl').stat().mtime == kept
+  kept = (run.folders.member(1) / 'metrics.jsonl').stat().mtime
+  assert teachers.STAGE.run(run)
+  assert (run.folders.member(1) / 'metrics.jsonl').stat().mtime == kept
   assert digests(run) == digests(finished)
-  shutil.rmtree(run.member_folder(0).parent)
-  teachers.trainer(run)(1)
+  shutil.rmtree(run.folders.member(0).parent)
+  teachers.Trainer(run).fit(1)
   assert digest(teachers.load(run, 1)) == digest(teachers.load(finished, 1))
 
 
 def test_another_seed_is_another_ensemble(finished, tmp_path):
   run = tiny_run(tmp_path, seed=1)
-  assert run.member_folder(0).parent.name != finished.member_folder(0).parent.name
+  assert run.folders.member(0).parent.name != finished.folders.member(0).parent.name
   assert digest(teachers.initial(run, 0)) != digest(teachers.initial(finished, 0))
   seeds = {teachers.member_seed(r, i) for r in (run, finished) for i in range(2)}
   assert len(seeds) == 4  # from which the order and the views follow too
@@ -63,8 +63,8 @@ def test_members_on_a_device_each_are_those_of_a_single_device(finished, tmp_pat
   assert (found['devices'], sorted(found['used'])) == (2, [0, 1])
   assert found['digests'] == digests(finished)
   run = tiny_run(tmp_path, teacher__members_in_parallel=True)
-  assert run.member_folder(0).parent.name != finished.member_folder(0).parent.name
-  assert not teachers.run(run)
+  assert run.folders.member(0).parent.name != finished.folders.member(0).parent.name
+  assert not teachers.STAGE.run(run)
 
 
 def test_interrupted_members_go_on_and_an_ensemble_can_grow(finished, tmp_path, monkeypatch):
@@ -80,14 +80,14 @@ def test_interrupted_members_go_on_and_an_ensemble_can_grow(finished, tmp_path, 
 
   monkeypatch.setattr(teachers, 'evaluate', failing)
   with pytest.raises(KeyboardInterrupt):
-    teachers.run(run)
+    teachers.STAGE.run(run)
   assert not teachers.is_trained(run, 0)
-  with Checkpoints(run.member_folder(0) / 'checkpoints', read_only=True) as checkpoints:
-    assert 0 < checkpoints.steps[-1] < run.plan('teacher').num_steps
+  with Checkpoints(run.folders.member(0) / 'checkpoints', read_only=True) as checkpoints:
+    assert 0 < checkpoints.steps[-1] < run.teacher.plan.num_steps
   grown = tiny_run(tmp_path, teacher__members_in_parallel=True)
-  assert teachers.run(grown)
+  assert teachers.STAGE.run(grown)
   assert digests(grown) == digests(finished)
   steps_logged = [
-    row['step'] for row in files.read_json_lines(run.member_folder(0) / 'metrics.jsonl')
+    row['step'] for row in files.read_json_lines(run.folders.member(0) / 'metrics.jsonl')
   ]
-  assert steps_logged == sorted(grown.plan('teacher').stops)
+  assert steps_logged == sorted(grown.teacher.plan.stops)

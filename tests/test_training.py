@@ -40,7 +40,7 @@ def step(state, x):
   """A toy with momentum, so that both have to be restored."""
   momentum = 0.9 * state.opt_state['momentum'] + x
   params = {'w': state.params['w'] - 0.1 * momentum}
-  metrics = Metrics.of({'loss': (x.sum(), 3), 'gradient_norm': (jnp.abs(x).max(), 1)})
+  metrics = Metrics.from_sums({'loss': (x.sum(), 3), 'gradient_norm': (jnp.abs(x).max(), 1)})
   return State(state.step + 1, params, {}, {'momentum': momentum}), metrics
 
 
@@ -108,7 +108,7 @@ def test_the_last_epoch_has_a_mean_of_its_own(tmp_path):
   def agreeing(state, x, value):
     state, metrics = step(state, x)
     pairs = {name: metrics[name] for name in metrics.names}
-    return state, Metrics.of(pairs | {'top1_agreement': (10 * value, 10)})
+    return state, Metrics.from_sums(pairs | {'top1_agreement': (10 * value, 10)})
 
   the_plan = plan(num_examples=45, num_logs=1, num_evals=1, keep_checkpoints=(0.9,))
   assert the_plan.last_epoch == 15
@@ -139,7 +139,7 @@ def test_a_metric_of_labels_counts_only_what_has_them(tmp_path):
   def counted(state, x, count):
     state, metrics = step(state, x)
     pairs = {name: metrics[name] for name in metrics.names}
-    return state, Metrics.of(pairs | {'accuracy': (count * 0.5, count)})
+    return state, Metrics.from_sums(pairs | {'accuracy': (count * 0.5, count)})
 
   fit(
     tmp_path,
@@ -270,14 +270,14 @@ def seeded_step(state, x_D, seed):
 
 def fit_by_threes(folder, inputs=seeded_batches) -> list[int]:
   """Trains with three steps a call; returns the steps that each call of several began after."""
-  several, calls = partial(steps.several, step=lambda state, x, seed: step(state, x * seed)), []
+  several, calls = partial(steps.multi_step, step=lambda state, x, seed: step(state, x * seed)), []
   on_one_device = jax.jit(lambda state, x_DK, seed: several(state, x_DK[0], seed))
 
   def counted(state, *arguments):
     calls.append(int(state.step))
     return on_one_device(state, *arguments)
 
-  fit(folder, inputs, plan(steps_per_dispatch=3), the_step=seeded_step, several=counted)
+  fit(folder, inputs, plan(steps_per_dispatch=3), the_step=seeded_step, multi_step=counted)
   return calls
 
 

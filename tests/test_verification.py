@@ -13,11 +13,12 @@ from kdjax.errors import DamageError
 from kdjax.predictions.store import PredictionStore, kvstore
 from kdjax.stages import verification
 from kdjax.stages.verification import DRIFT, NOISE, Sample
+from kdjax.train.predictor import Predictor
 
 
 def test_verify_reads_all_and_predicts_a_sample_again(finished):
   said = verification.verify(finished)
-  assert str(finished.predictions_folder) in said
+  assert str(finished.folders.predictions) in said
   assert '12 views are as they were written' in said  # 2 members: 3 views, and 3 splits as they are
   values = 2 * (200 + 200 + 50 + 256) * 10
   assert f'{values:,} log-probabilities' in said
@@ -40,7 +41,7 @@ def test_one_flipped_bit_is_found_wherever_it_is(finished, tmp_path, seed):
 
 def change_one_value(run, name: str) -> None:
   """By one place of float16, with a valid checksum, as another program might."""
-  spec = {'driver': 'zarr3', 'kvstore': kvstore(run.predictions_folder / 'logits' / name)}
+  spec = {'driver': 'zarr3', 'kvstore': kvstore(run.folders.predictions / 'logits' / name)}
   array = ts.open(spec, open=True).result()
   value = array[1, 0, 7, 3].read().result()
   array[1, 0, 7, 3].write(np.nextafter(value, np.float16(0))).result()
@@ -58,7 +59,7 @@ def test_one_value_that_was_changed_with_a_valid_checksum_is_found(finished, tmp
 def test_predictions_that_were_wrong_from_the_start_are_found(finished, tmp_path):
   """Of one example, with a digest that fits."""
   run = copied(finished, tmp_path)
-  store = PredictionStore(run.predictions_folder)
+  store = PredictionStore(run.folders.predictions)
   log_probs_NC = store.read('val', [0], 0)[0].copy()
   log_probs_NC[5, 3] += 0.1
   store.write('val', 0, 0, log_probs_NC)
@@ -71,20 +72,20 @@ def test_predictions_that_were_wrong_from_the_start_are_found(finished, tmp_path
 
 def test_the_checkpoint_of_another_teacher_is_found(finished, tmp_path):
   run = copied(finished, tmp_path)
-  shutil.rmtree(run.member_folder(0) / 'checkpoints')
-  shutil.copytree(run.member_folder(1) / 'checkpoints', run.member_folder(0) / 'checkpoints')
-  with pytest.raises(DamageError, match=f'not those of the teacher in {run.member_folder(0)}'):
+  shutil.rmtree(run.folders.member(0) / 'checkpoints')
+  shutil.copytree(run.folders.member(1) / 'checkpoints', run.folders.member(0) / 'checkpoints')
+  with pytest.raises(DamageError, match=f'not those of the teacher in {run.folders.member(0)}'):
     verification.verify(run)
 
 
 def test_drift_between_machines_is_told_with_its_size(finished, monkeypatch):
-  predict, rng = type(finished).predict, np.random.default_rng(0)
+  logits, rng = Predictor.logits, np.random.default_rng(0)
 
   def drifting(self, *arguments):
-    logits_NC = predict(self, *arguments)
+    logits_NC = logits(self, *arguments)
     return logits_NC + rng.uniform(-1e-4, 1e-4, logits_NC.shape).astype(np.float32)
 
-  monkeypatch.setattr(type(finished), 'predict', drifting)
+  monkeypatch.setattr(Predictor, 'logits', drifting)
   said = verification.verify(finished)
   drift = float(said.split('drift of up to ')[1].split(' nats')[0])
   assert 2e-5 < drift < 2e-4  # a log-probability takes up that of all classes

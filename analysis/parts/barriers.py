@@ -268,7 +268,7 @@ def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]
     paths.train_bezier,
     partial(paths.batch_loss, model=measured.model, objective=objective),
     batches=paths.training_batches(
-      measured.batches('distillation'), study.run.config.student.batch_size
+      measured.batches('distillation'), study.experiment.config.student.batch_size
     ),
     num_steps=settings.bezier_steps,
     learning_rate=BEZIER_LEARNING_RATE,

@@ -33,8 +33,8 @@ RESIDUAL = 0.1  # ‖H v − λ v‖ of the sharpest direction, in units of λ
 
 def compute_forks(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """Continuations from kept steps, and the barriers between where they and the student end."""
-  run, measured = study.run, Measure(study, settings.num_examples)
-  distil, plan = basins.distiller(run), run.plan('student')
+  run, measured = study.experiment, Measure(study, settings.num_examples)
+  distiller, plan = basins.distiller(run), run.student.plan
   steps = basins.fork_steps(study.steps, settings.num_forks)
 
   def ends_of(step: int) -> list[Variables | None]:
@@ -42,7 +42,7 @@ def compute_forks(study: Study, settings: Settings, blocks: Blocks, checks: Chec
     for index in range(settings.fork_seeds):
       folder, seed = _fork_folder(study, step, index), basins.order_seed(run, index)
       name = _fork_name(step, index, settings)
-      found.append(basins.continued(run, distil, folder, step, seed, name))
+      found.append(basins.continued(run, distiller, folder, step, seed, name))
     return found
 
   rows = [
@@ -71,7 +71,7 @@ def _fork_name(step: int, index: int, settings: Settings) -> str:
 
 
 def fork_trainings(study: Study, settings: Settings) -> list[Training]:
-  num_steps = study.run.plan('student').num_steps
+  num_steps = study.experiment.student.plan.num_steps
   return [
     Training(
       _fork_name(step, index, settings),
@@ -125,8 +125,10 @@ def _agreement(
   study: Study, ends: list[Variables], pairs: list[tuple[int, int]], there_P: np.ndarray
 ) -> Arrays:
   """How often two ends predict the same class on the whole test set, each as it was trained."""
-  run = study.run
-  classes = [run.predict(run.student_model, end, run.inputs['test']).argmax(-1) for end in ends]
+  run = study.experiment
+  classes = [
+    run.predictor.logits(run.student.model, end, run.data.inputs['test']).argmax(-1) for end in ends
+  ]
   same_PN = np.array([classes[i] == classes[j] for i, j in pairs], np.float64)[there_P]
   some_1N = same_PN.mean(axis=0, keepdims=True) if len(same_PN) else np.full((1, 1), np.nan)
   mean = {key: x[0] for key, x in measure.summary({'agreement': some_1N}, study.seed).items()}
@@ -148,8 +150,8 @@ def _check_ends(checks: Checks, path: Arrays, first: Arrays, last: Arrays) -> No
 
 def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """Distils again from around the first member. Row 0 starts at the member itself, for comparison."""
-  run = basins.shortened(study.run, settings.return_epochs)
-  measured, distil = Measure(study, settings.num_examples), basins.distiller(run)
+  run = basins.shortened(study.experiment, settings.return_epochs)
+  measured, distiller = Measure(study, settings.num_examples), basins.distiller(run)
   teacher = jax.device_get(study.member(0))
   norm = geometry.norm(teacher['params'])
   directions, curvatures, num_examples = _directions(study, settings, teacher, checks)
@@ -160,7 +162,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
     start = {'params': params, 'batch_stats': teacher['batch_stats']}
     start = measure.reestimated(start, measured.batches('distillation'), measured.model)
     label = f'returns: {name} {radius:g}'
-    end = basins.returned(run, distil, folder / f'{name}_{radius!r}', start, label)
+    end = basins.returned(run, distiller, folder / f'{name}_{radius!r}', start, label)
     before = measure.summary(measured.variables(start, reestimate=True), study.seed)
     return (
       {f'before/{key}': x[0] for key, x in before.items()}
@@ -177,7 +179,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
       'directions': np.array([name for name, _ in starts]),
       'radii': np.array([radius for _, radius in starts]),
       'norm': np.array(norm),
-      'num_steps': np.array(run.plan('student').num_steps),
+      'num_steps': np.array(run.student.plan.num_steps),
       'num_epochs': np.array(settings.return_epochs),
       'num_curvature_examples': np.array(num_examples),
       'curvatures': np.array([curvatures[name] for name, _ in starts]),
@@ -200,7 +202,7 @@ def _returns_folder(study: Study, settings: Settings) -> epath.Path:
 
 
 def return_trainings(study: Study, settings: Settings) -> list[Training]:
-  num_steps = basins.shortened(study.run, settings.return_epochs).config.student.num_steps
+  num_steps = basins.shortened(study.experiment, settings.return_epochs).config.student.num_steps
   folder = _returns_folder(study, settings)
   return [
     Training(

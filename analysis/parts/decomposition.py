@@ -21,9 +21,10 @@ from analysis.runs import Study
 from analysis.surface import in_float32, of_params
 from kdjax import config as config_lib
 from kdjax import intervals, keys
+from kdjax.predictions.teachers import combine
 from kdjax.runtime import progress
 from kdjax.stages import predictions, student
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 NUM_VIEWS = 3  # of those seen, evenly spaced, and of fresh ones
 NUM_KERNELS = 3  # of students, or of disjoint examples of one
@@ -64,28 +65,28 @@ def compute_decomposition(
 # Students and examples.
 
 
-def _groups(study: Study) -> dict[str, list[Run]]:
+def _groups(study: Study) -> dict[str, list[Experiment]]:
   """The students to compare, by a name of drawing.GROUPS; those of one differ in their seeds alone."""
-  found = {'student': [study.run, *study.siblings]}
-  section = study.run.config.student
+  found = {'student': [study.experiment, *study.siblings]}
+  section = study.experiment.config.student
   if not (section.init_lambda == 1 and section.init_from == 'final'):
-    found['λ = 1'] = study.alike(basins.with_lambda(study.run, 1.0))
-  found['twice the width'] = study.alike(_twice_as_wide(study.run))
+    found['λ = 1'] = study.alike(basins.with_lambda(study.experiment, 1.0))
+  found['twice the width'] = study.alike(_twice_as_wide(study.experiment))
   found['independent'] = [] if study.independent is None else [study.independent]
   return {name: runs for name, runs in found.items() if runs}
 
 
-def _twice_as_wide(run: Run) -> Run:
+def _twice_as_wide(run: Experiment) -> Experiment:
   config = run.config.copy_and_resolve_references()
   config.student.model.width = 2 * config_lib.student_model(config).width
-  return Run(config, run.workdir)
+  return Experiment(config, run.workdir)
 
 
 def _fingerprints(study: Study, settings: Settings) -> dict[str, list[str]]:
   """The students beside those that every part knows of."""
   known = 'student', 'independent'
   return {
-    name: [run.student_folder.name for run in runs]
+    name: [run.folders.student.name for run in runs]
     for name, runs in _groups(study).items()
     if name not in known
   }
@@ -93,7 +94,7 @@ def _fingerprints(study: Study, settings: Settings) -> dict[str, list[str]]:
 
 def _views(study: Study) -> dict[str, list[int]]:
   """Numbers of views by set. Without augmentation, or without teachers, there are no fresh ones."""
-  config, plan = study.run.config, study.run.plan('student')
+  config, plan = study.experiment.config, study.experiment.student.plan
   stored = config.predictions.num_views
   is_augmented = bool(config.predictions.augmentation)
   num_epochs = max(1, round(plan.epoch(plan.num_steps)))
@@ -109,36 +110,41 @@ def _chosen(study: Study, settings: Settings, of: str) -> tuple[str, np.ndarray]
   """The inputs that a set is of, and indices_N of the examples that other parts measure, too."""
   name = 'test' if of == 'test' else 'distillation'
   order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(
-    len(study.run.inputs[name].split)
+    len(study.experiment.data.inputs[name].split)
   )
   return name, order_N[: settings.num_examples]
 
 
 def _teacher(study: Study, settings: Settings, of: str, views: Sequence[int]) -> np.ndarray:
   """The ensemble's log_probs_VNC in float64; those of the store where the teachers are gone."""
-  run, (name, indices_N) = study.run, _chosen(study, settings, of)
+  run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
   if study.has_teachers:
-    model, members = in_float32(run.teacher_model), range(study.num_members)
+    model, members = in_float32(run.teacher.model), range(study.num_members)
     variables = [study.member(i) for i in members]
     predicted = (
-      np.stack([run.predict(model, v, run.inputs[name], view, indices_N) for v in variables])
+      np.stack(
+        [run.predictor.logits(model, v, run.data.inputs[name], view, indices_N) for v in variables]
+      )
       for view in views
     )
   else:
     store = predictions.open_teacher(run)
     predicted = (store.members(name, view)[:, indices_N] for view in views)
-  return np.stack([_log_probs(predictions.combine(x_MNC)) for x_MNC in predicted])
+  return np.stack([_log_probs(combine(x_MNC)) for x_MNC in predicted])
 
 
 def _students(
-  study: Study, settings: Settings, runs: Sequence[Run], of: str, views: Sequence[int]
+  study: Study, settings: Settings, runs: Sequence[Experiment], of: str, views: Sequence[int]
 ) -> np.ndarray:
   """log_probs_KVNC in float64, all on what the study's student sees."""
-  run, (name, indices_N) = study.run, _chosen(study, settings, of)
+  run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
   found = []
   for other in runs:
-    model, variables = in_float32(other.student_model), student.load(other)
-    logits = [run.predict(model, variables, run.inputs[name], view, indices_N) for view in views]
+    model, variables = in_float32(other.student.model), student.load(other)
+    logits = [
+      run.predictor.logits(model, variables, run.data.inputs[name], view, indices_N)
+      for view in views
+    ]
     found.append(_log_probs(np.stack(logits)))
   return np.stack(found)
 
@@ -225,21 +231,21 @@ def _add(found: dict[str, list], key: str, estimate: decomposition.Interval) -> 
 
 def _kernel_size(study: Study, settings: Settings) -> int:
   """Examples behind a kernel; below 2 there is none."""
-  run = study.run
-  available = min(settings.num_examples, len(run.inputs['distillation'].split)) // NUM_KERNELS
-  most = MAX_OUTPUTS // run.description.num_classes
+  run = study.experiment
+  available = min(settings.num_examples, len(run.data.inputs['distillation'].split)) // NUM_KERNELS
+  most = MAX_OUTPUTS // run.data.description.num_classes
   return min(settings.kernel_examples, available, most)
 
 
-def _rate_sum(run: Run) -> float:
+def _rate_sum(run: Experiment) -> float:
   """Σ_t η_t of gradient descent; momentum m lengthens each step to η / (1 − m)."""
   section = run.config.student
-  rates_T = np.asarray(run.learning_rate('student')(np.arange(run.plan('student').num_steps)))
+  rates_T = np.asarray(run.student.learning_rate(np.arange(run.student.plan.num_steps)))
   return float(rates_T.sum(dtype=np.float64)) / (1 - section.momentum)
 
 
 def _residual(
-  study: Study, settings: Settings, runs: list[Run], blocks: Blocks, checks: Checks
+  study: Study, settings: Settings, runs: list[Experiment], blocks: Blocks, checks: Checks
 ) -> Arrays:
   """'residual/shares' and 'residual/directions' of decomposition.GROUPS, with t intervals.
 
@@ -247,7 +253,7 @@ def _residual(
   of examples. No entry where the optimizer is not SGD: only there does Σ η_t λ tell what was learned.
   """
   size = _kernel_size(study, settings)
-  if study.run.config.student.optimizer != 'sgd' or size < 2:
+  if study.experiment.config.student.optimizer != 'sgd' or size < 2:
     return {}
   batches = Measure(study, size * NUM_KERNELS).batches('distillation')
   examples = {
@@ -258,14 +264,14 @@ def _residual(
   if over_students:
     cases = [(run, slice(0, size)) for run in runs[:NUM_KERNELS]]
   else:
-    cases = [(study.run, slice(i * size, (i + 1) * size)) for i in range(NUM_KERNELS)]
-  forward = of_params(in_float32(study.run.student_model), study.student())
+    cases = [(study.experiment, slice(i * size, (i + 1) * size)) for i in range(NUM_KERNELS)]
+  forward = of_params(in_float32(study.experiment.student.model), study.student())
   kernel = jax.jit(partial(decomposition.tangent_kernel, forward))
-  rate_sum, found = _rate_sum(study.run), {}
+  rate_sum, found = _rate_sum(study.experiment), {}
   with progress.bar('kernel', len(cases), 'kernels') as show:
     for index, (run, part) in enumerate(cases):
       compute = partial(_kernel, run, forward, kernel, examples['inputs'][part], checks)
-      arrays = blocks.get(f'kernel {run.student_folder.name} {part.start}', compute)
+      arrays = blocks.get(f'kernel {run.folders.student.name} {part.start}', compute)
       teacher_NC = softmax(examples['teacher_log_probs'][part].astype(np.float64), axis=-1)
       residual_NC = teacher_NC - softmax(arrays['logits'].astype(np.float64), axis=-1)
       shares_G, directions_G = decomposition.residual_groups(
@@ -286,7 +292,7 @@ def _residual(
   }
 
 
-def _kernel(run: Run, forward, kernel, inputs_NX: np.ndarray, checks: Checks) -> Arrays:
+def _kernel(run: Experiment, forward, kernel, inputs_NX: np.ndarray, checks: Checks) -> Arrays:
   """The kernel of a student's logits on some examples, and the logits."""
   params = student.load(run)['params']
   kernel_RR = np.asarray(kernel(params, inputs_NX))

@@ -18,7 +18,7 @@ from kdjax import config as config_lib
 from kdjax import intervals
 from kdjax.runtime import progress
 from kdjax.stages import student
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train.steps import Variables
 
 MARGIN = 0.15  # around a plane's corners, as a fraction of the longer side of their box
@@ -38,9 +38,9 @@ def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   the same grid.
   """
   lambdas = sorted(set(settings.lambdas))
-  runs = [basins.with_lambda(study.run, value) for value in lambdas]
+  runs = [basins.with_lambda(study.experiment, value) for value in lambdas]
   for value, run in zip(lambdas, runs, strict=True):
-    student.run(run, name=_training_name(value))
+    student.named(_training_name(value)).run(run)
   measured = Measure(study, settings.num_examples)
   trained = [_fidelity(measured, [run, *_more_students(study, run)], study.seed) for run in runs]
   num_students_L = np.array([len(of['students/test/loss']) for of in trained])
@@ -62,15 +62,17 @@ def _training_name(value: float) -> str:
 
 
 def trainings(study: Study, settings: Settings) -> list[Training]:
-  num_steps = study.run.plan('student').num_steps
+  num_steps = study.experiment.student.plan.num_steps
   found = []
   for value in sorted(set(settings.lambdas)):
-    done = basins.is_trained(basins.with_lambda(study.run, value).student_folder)
+    done = basins.is_trained(basins.with_lambda(study.experiment, value).folders.student)
     found.append(Training(_training_name(value), 0 if done else num_steps))
   return found
 
 
-def _barriers(study: Study, settings: Settings, measured: Measure, runs: list[Run]) -> Arrays:
+def _barriers(
+  study: Study, settings: Settings, measured: Measure, runs: list[Experiment]
+) -> Arrays:
   """Barriers on the line from teacher 0 to the student of each λ; 'barrier/<statistics>/<key>' of shape (L,).
 
   <statistics> are those of BatchNorm: 'raw', interpolated; and where the model has some 're-estimated'.
@@ -91,7 +93,7 @@ def _barriers(study: Study, settings: Settings, measured: Measure, runs: list[Ru
   return stacked(found)
 
 
-def _more_students(study: Study, run: Run) -> list[Run]:
+def _more_students(study: Study, run: Experiment) -> list[Experiment]:
   """Those of the workdir that differ from one in their seed alone; none if they are too few."""
   found = study.reseeded(run)
   return found if 1 + len(found) >= MIN_STUDENTS else []
@@ -101,13 +103,13 @@ def _students_of_lambdas(study: Study, settings: Settings) -> dict[str, list[str
   """Fingerprints of the students beside the first of each λ, where there are any."""
   found = {}
   for value in sorted(set(settings.lambdas)):
-    others = _more_students(study, basins.with_lambda(study.run, value))
+    others = _more_students(study, basins.with_lambda(study.experiment, value))
     if others:
-      found[repr(value)] = [run.student_folder.name for run in others]
+      found[repr(value)] = [run.folders.student.name for run in others]
   return found
 
 
-def _fidelity(measured: Measure, runs: list[Run], seed: int) -> Arrays:
+def _fidelity(measured: Measure, runs: list[Experiment], seed: int) -> Arrays:
   """'final/<key>' with its interval, and 'students/<key>' of shape (S,)."""
   values = [measured.variables(student.load(run)) for run in runs]
   found = {}
@@ -128,13 +130,13 @@ def _planes(
   study: Study,
   settings: Settings,
   measured: Measure,
-  runs: dict[float, Run],
+  runs: dict[float, Experiment],
   blocks: Blocks,
   checks: Checks,
 ) -> Arrays:
   """The surfaces of all λ on one grid; values_LYX."""
-  seed = config_lib.student_seed(study.run.config)
-  random = study.run.init_variables(study.run.student_model, seed)
+  seed = config_lib.student_seed(study.experiment.config)
+  random = study.experiment.student.init_variables(seed)
   teacher, finals = study.member(0), [student.load(run) for run in runs.values()]
   others = [*finals, study.student()]
   planes_L = [_plane(teacher, random, final, others, checks) for final in finals]

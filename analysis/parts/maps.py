@@ -67,7 +67,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
   )
   names = np.array(list(log_probs))
   # A random start is far from all, and on one map with it all others would be a dot.
-  section = study.run.config.student
+  section = study.experiment.config.student
   is_random = section.init_lambda == 0 or section.init_from == 'initial'
   mapped_K = (names != 'step 0') | (not is_random)
   for name in drawing.MAPS:
@@ -88,18 +88,18 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
 
 def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
   """(kind, model, variables) by name; the checkpoints first, in order."""
-  run = study.run
+  run = study.experiment
   found = {
-    f'step {step}': ('checkpoint', run.student_model, study.student(step)) for step in study.steps
+    f'step {step}': ('checkpoint', run.student.model, study.student(step)) for step in study.steps
   }
   if study.has_teachers and study.num_members > 1:  # one member is the ensemble
     for i in range(study.num_members):
-      found[f'teacher {i}'] = ('teacher', run.teacher_model, study.member(i))
+      found[f'teacher {i}'] = ('teacher', run.teacher.model, study.member(i))
   for i, other in enumerate(study.siblings, 1):
-    found[f'sibling {i}'] = ('sibling', other.student_model, student.load(other))
+    found[f'sibling {i}'] = ('sibling', other.student.model, student.load(other))
   if study.independent is not None:
     other = study.independent
-    found['independent'] = ('independent', other.student_model, student.load(other))
+    found['independent'] = ('independent', other.student.model, student.load(other))
   return found
 
 

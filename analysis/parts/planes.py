@@ -180,7 +180,7 @@ def plane_unavailable(study: Study) -> str | None:
   """Why there is no plane through teacher, initial and final student."""
   if reason := start_unavailable(study):
     return reason
-  section = study.run.config.student
+  section = study.experiment.config.student
   if section.init_lambda == 1 and section.init_from == 'final':
     return 'the student began at the teacher (init_lambda = 1): there are two points, and no third'
   return None

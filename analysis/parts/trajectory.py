@@ -140,7 +140,7 @@ def _made(draws: list[Callable[[], Any]]) -> Iterator[Any]:
 
 def compute_gradients(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
   """Norm and noise of the distillation gradient, and its cosine with the direction to teacher 0."""
-  batch_size = study.run.config.student.batch_size
+  batch_size = study.experiment.config.student.batch_size
   measured = Measure(study, settings.gradient_batches * batch_size)
   networks = _networks(study, settings, checks)
   batches = gradient_batches(measured, batch_size)
@@ -286,7 +286,7 @@ def _in_order_of_depth(study: Study, measured: Measure, of_layers: Arrays) -> Ar
 
 
 def gradients_unavailable(study: Study) -> str | None:
-  plan, least = study.run.plan('student'), trajectory.MIN_BATCHES
+  plan, least = study.experiment.student.plan, trajectory.MIN_BATCHES
   if plan.num_examples < least * plan.batch_size:
     return (
       f'the distillation data, {plan.num_examples} examples, are under {least} batches of '

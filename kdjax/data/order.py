@@ -23,12 +23,23 @@ def training_batch(
   into batches. So a batch may reach into the next epoch, every batch is full, and every example comes
   exactly once an epoch.
   """
-  epochs, offsets = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
-  indices = np.empty(batch_size, np.int32)
-  for epoch in range(epochs[0], epochs[-1] + 1):
-    of_epoch = epochs == epoch
-    indices[of_epoch] = _permutations(seed, num_examples)(epoch)[offsets[of_epoch]]
-  return indices, epochs.astype(np.int32)
+  epochs_B, offsets_B = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+  indices_B = look_up(_permutations(seed, num_examples), epochs_B, offsets_B)
+  return indices_B, epochs_B.astype(np.int32)
+
+
+def look_up(
+  table: Callable[[int], np.ndarray], keys_B: np.ndarray, indices_B: np.ndarray
+) -> np.ndarray:
+  """table(key)[index] of each example of a batch. Most batches have one key; each is asked for once."""
+  needed = np.unique(keys_B).tolist()
+  if len(needed) == 1:
+    return table(needed[0])[indices_B]
+  tables = {key: table(key) for key in needed}
+  values = np.empty((*indices_B.shape, *tables[needed[0]].shape[1:]), tables[needed[0]].dtype)
+  for key in needed:
+    values[keys_B == key] = tables[key][indices_B[keys_B == key]]
+  return values
 
 
 def training_batches(

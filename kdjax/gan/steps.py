@@ -20,8 +20,8 @@ from kdjax.models import AXIS_NAME
 from kdjax.train.steps import Batch, Metrics, Variables
 
 
-class State(flax.struct.PyTreeNode):
-  """Everything that training changes."""
+class GanState(flax.struct.PyTreeNode):
+  """Everything that a GAN's training changes."""
 
   step: jax.Array  # of the generator
   generator: Variables
@@ -32,7 +32,7 @@ class State(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-  """What is static of a training: the networks, their optimizers, and the settings of a step."""
+  """The static part of a training: the networks, their optimizers, and the settings of a step."""
 
   generator: nn.Module
   discriminator: nn.Module
@@ -61,14 +61,14 @@ def make_gan(section: ConfigDict, image_shape_HWC: tuple[int, int, int]) -> Gan:
   )
 
 
-def init_state(gan: Gan, seed: int) -> State:
+def init_state(gan: Gan, seed: int) -> GanState:
   """Fresh networks; the seed alone decides them."""
   image_shape_HWC = gan.generator.image_shape_HWC
   generator = models.init(gan.generator, keys.stream(seed, 'generator'), (gan.latent_size,))
   discriminator = models.init(
     gan.discriminator, keys.stream(seed, 'discriminator'), image_shape_HWC
   )
-  return State(
+  return GanState(
     jnp.zeros((), jnp.int32),
     generator,
     discriminator,
@@ -83,11 +83,13 @@ def discriminator_loss(real_B: jax.Array, fake_B: jax.Array) -> jax.Array:
 
 
 def generator_loss(fake_B: jax.Array) -> jax.Array:
-  """Of the scores of generated images (Miyato et al., Section 4)."""
+  """The loss of the scores of generated images, by image (Miyato et al., Section 4)."""
   return -fake_B
 
 
-def gan_step(state: State, batch: Batch, seed: jax.Array, *, gan: Gan) -> tuple[State, Metrics]:
+def gan_step(
+  state: GanState, batch: Batch, seed: jax.Array, *, gan: Gan
+) -> tuple[GanState, Metrics]:
   """K steps of the discriminator on new images each, then one step of the generator.
 
   Args:
@@ -113,13 +115,13 @@ def gan_step(state: State, batch: Batch, seed: jax.Array, *, gan: Gan) -> tuple[
     'generator_loss': (generator_loss, count),
     'gradient_norm': (gradient_norm, 1),  # of the generator, through the discriminator
   }
-  return state.replace(step=state.step + 1), Metrics.of(metrics)
+  return state.replace(step=state.step + 1), Metrics.from_sums(metrics)
 
 
 def _discriminator_update(
-  state: State, real_BHWC: jax.Array, latents_BZ: jax.Array, count: jax.Array, gan: Gan
-) -> tuple[State, jax.Array]:
-  """Also returns the sum of the loss over the batch."""
+  state: GanState, real_BHWC: jax.Array, latents_BZ: jax.Array, count: jax.Array, gan: Gan
+) -> tuple[GanState, jax.Array]:
+  """The next state, and the sum of the loss over the batch."""
   # BatchNorm's running statistics follow the generator's own steps alone.
   fake_BHWC, _ = gan.generator.apply(
     state.generator, latents_BZ, train=True, mutable=['batch_stats']
@@ -145,9 +147,9 @@ def _discriminator_update(
 
 
 def _generator_update(
-  state: State, latents_BZ: jax.Array, count: jax.Array, gan: Gan
-) -> tuple[State, jax.Array, jax.Array]:
-  """Also returns the sum of the loss over the batch, and the norm of the gradient."""
+  state: GanState, latents_BZ: jax.Array, count: jax.Array, gan: Gan
+) -> tuple[GanState, jax.Array, jax.Array]:
+  """The next state, the sum of the loss over the batch, and the norm of the gradient."""
 
   def mean_loss(params):
     variables = state.generator | {'params': params}
@@ -191,7 +193,7 @@ def draw_latents(
 def sample_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, generator: nn.Module, latent_size: int
 ) -> jax.Array:
-  """uint8 images_BHWC number `indices` (B,), with BatchNorm's running statistics."""
+  """The uint8 images_BHWC of the numbers `indices` (B,), with BatchNorm's running statistics."""
   latents_BZ = draw_latents(seed, latent_size, 'gan/latent', batch['indices'])
   images_BHWC = generator.apply(variables, latents_BZ, train=False)
   return jnp.round((images_BHWC + 1) * 127.5).astype(jnp.uint8)
@@ -200,7 +202,7 @@ def sample_step(
 def features_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module
 ) -> jax.Array:
-  """features_BF of `inputs`, uint8 images, that a classifier's last layer reads."""
+  """The features_BF of uint8 images (`inputs`) that a classifier's last layer reads."""
   del seed
   _, features = model.apply(variables, augmentations.unit_cube(batch['inputs']), train=False)
   return list(features.values())[-1]

@@ -1,1 +1,1 @@
-"""The store of the teachers' predictions."""
+"""Teachers as a student sees them, and the store of their predictions. It knows no stage."""

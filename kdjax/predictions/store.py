@@ -2,8 +2,8 @@
 
 One TensorStore array (zarr3) for each split, with axes (member, view, example, class), cut into
 chunks of one member, one view and a block of examples; each chunk is compressed and carries a
-checksum. A chunk is written whole or not at all, and what was never written reads as NaN. So members
-and views can be added at any time, in any order, and a killed run goes on where it was.
+checksum. A chunk is written whole or not at all, and missing chunks read as NaN. So members and views
+can be added at any time and in any order, and a killed run resumes.
 
 Axes of arrays: M member, N example, C class.
 """
@@ -28,7 +28,7 @@ DTYPES = {
   'float32': np.dtype(np.float32),
 }
 CHUNK_BYTES = 2**20
-BLOCK_VALUES = 2**19  # of a member, that are converted or combined at once, which takes memory
+BLOCK_VALUES = 2**19  # values of a member that are converted or combined at once; bounds the memory
 AXES = ('member', 'view', 'example', 'class')
 
 
@@ -49,10 +49,10 @@ class PredictionStore:
     files.write_json(self.folder / 'meta.json', meta)
 
   def reserve(self, split: str, shape: tuple[int, int, int, int], dtype: str) -> None:
-    """Makes room for at least (members, views, examples, classes). What is there stays.
+    """Makes room for at least (members, views, examples, classes). Stored values stay.
 
     Raises:
-      DamageError: what is there has other examples or classes.
+      DamageError: the array has another number of examples or classes.
       StorageError: it cannot be written.
     """
     _, _, num_examples, num_classes = shape
@@ -85,7 +85,7 @@ class PredictionStore:
     self._arrays[split] = array
 
   def check(self, split: str, num_examples: int, num_classes: int) -> None:
-    """Raises DamageError unless the array of a split is of that size."""
+    """Raises DamageError unless the array of a split has that size."""
     size = tuple(self._open(split).shape[2:])
     if size != (num_examples, num_classes):
       raise DamageError(
@@ -106,7 +106,7 @@ class PredictionStore:
         array[member, view, block].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
 
   def has(self, split: str, member: int, view: int) -> bool:
-    """Whether every example is there."""
+    """Whether the predictions of all examples are stored."""
     array = self._open(split)
     blocks = (self._stored(split, member, view, block) for block in _blocks(array))
     return not any(np.isnan(values.astype(np.float32)).any() for values in blocks)
@@ -115,7 +115,7 @@ class PredictionStore:
     """SHA-256 of one member's stored values of one view, a block of examples at a time.
 
     Raises:
-      DamageError: a chunk is not what was written.
+      DamageError: a chunk has changed since it was written.
     """
     sha = hashlib.sha256()
     for block in _blocks(self._open(split)):
@@ -129,7 +129,7 @@ class PredictionStore:
     """log_probs_MNC in float32 of one view of every example, or of some, for the given members.
 
     Raises:
-      DamageError: a chunk is missing, or is not what was written.
+      DamageError: a chunk is missing, or has changed since it was written.
     """
     num_examples, num_classes = self._open(split).shape[2:]
     shape = (len(members), len(range(num_examples)[examples]), num_classes)
@@ -144,10 +144,10 @@ class PredictionStore:
     return log_probs_MNC
 
   def read_ensemble(self, split: str, num_members: int, view: int) -> np.ndarray:
-    """log_probs_NC of the ensemble of the first members, as `losses.ensemble_log_probs` has it.
+    """log_probs_NC of the ensemble of the first members, as `losses.ensemble_log_probs` defines it.
 
-    On the host, so that reading the next view does not wait for the steps that the devices still have;
-    and in blocks of examples, so that beside what is returned little memory is taken.
+    It is computed on the host, so that reading the next view does not wait for steps on the devices, and in
+    blocks of examples, to save memory.
     """
     array = self._open(split)
     log_probs_NC = np.empty(array.shape[2:], np.float32)
@@ -156,7 +156,7 @@ class PredictionStore:
     return log_probs_NC
 
   def mend(self, split: str, member: int, view: int) -> str:
-    """What to do when one member's predictions of one view are damaged."""
+    """Advice for an error: what to do when one member's predictions of one view are damaged."""
     chunks = self.folder / 'logits' / split / 'c' / str(member) / str(view)
     return (
       f'Delete {chunks} and {self.folder / "meta.json"}, and run with --stages=predictions: the teacher '
@@ -174,7 +174,7 @@ class PredictionStore:
   def _writing(self, split: str) -> Iterator[None]:
     try:
       yield
-    except ValueError as error:  # as TensorStore calls a full disk too
+    except ValueError as error:  # TensorStore raises it for a full disk, too
       raise StorageError(
         f'{self._where(split)} could not be written ({error}). Make room, or mend what else is wrong '
         'there, and run the same command: it goes on where it was.'
@@ -192,7 +192,7 @@ class PredictionStore:
       raise DamageError(f'{self._where(split)} lacks a view: {error}. {mend}') from error
     try:
       return values.read().result()
-    except ValueError as error:  # a checksum that does not fit
+    except ValueError as error:  # a wrong checksum
       if files.is_refused(error):
         raise files.refusal(self.folder, error) from error
       mend = self.mend(split, member, view)
@@ -215,7 +215,7 @@ class PredictionStore:
 
 
 def _blocks(array: ts.TensorStore) -> Iterator[slice]:
-  """All examples, so many at a time as fill whole chunks and about `BLOCK_VALUES`."""
+  """Slices over all examples, each of whole chunks and of about `BLOCK_VALUES` values."""
   _, _, num_examples, num_classes = array.shape
   chunk = array.chunk_layout.read_chunk.shape[2]
   size = chunk * max(1, BLOCK_VALUES // (chunk * num_classes))
@@ -224,18 +224,18 @@ def _blocks(array: ts.TensorStore) -> Iterator[slice]:
 
 
 def _combined(log_probs_MNC: np.ndarray) -> np.ndarray:
-  """The ensemble's, of members whose log-probabilities were rounded. Overwrites them."""
-  # Nothing here is above 0 by more than rounding, so no exponential overflows.
+  """log_probs_NC of an ensemble of members whose log-probabilities were rounded. Overwrites them."""
+  # Log-probabilities are at most 0, up to rounding, so no exponential overflows.
   log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
   largest_NC = log_probs_MNC.max(axis=0)
-  # Where all members say −∞, as float16 has it below −65,504, so does the ensemble.
+  # If all members have −∞, as float16 does below −65,504, so has the ensemble.
   shift_NC = np.where(np.isneginf(largest_NC), 0, largest_NC)
   with np.errstate(divide='ignore'):
     return shift_NC + np.log(np.exp(log_probs_MNC - shift_NC).mean(axis=0))
 
 
 def kvstore(path: epath.Path) -> dict[str, str]:
-  """TensorStore's name for a folder on a local disk or on gs://."""
+  """TensorStore's specification of a folder on a local disk or on gs://."""
   text = path.as_posix()
   if text.startswith('gs://'):
     bucket, _, inside = text.removeprefix('gs://').partition('/')

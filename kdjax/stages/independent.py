@@ -1,58 +1,66 @@
-"""The stage that trains the independent baseline: another teacher, and the student that it taught.
+"""Stage 'independent': the baseline of fidelity, a student of another teacher.
 
-Whoever agrees with a teacher just because both are right has learnt nothing from it. So every student
-is measured beside a student of the same recipe whose teacher has other seeds (paper, Section 3). It is
-an ordinary student of the same workdir, found again by its own fingerprint.
+Two accurate models agree by accuracy alone. So every student is measured beside a student of the same
+recipe whose teacher has other seeds (paper, Section 3). It is an ordinary student of the same workdir,
+found again by its own fingerprint.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
 from kdjax import config as config_lib
-from kdjax.errors import DivergedError
 from kdjax.runtime import progress
 from kdjax.stages import predictions, student, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.stage import Job, Stage
 from kdjax.train import loop
 
 
-def run(run: Run) -> bool:
-  """Trains what is missing, if the config wants the baseline. Returns whether anything was."""
-  if run.config.evaluation.independent_seed is None:
-    return False
-  other = counterpart(run)
-  if loop.is_complete(other.student_folder):
-    return False
-  if has_diverged(run):
+def _jobs(experiment: Experiment) -> Sequence[Job]:
+  """The job of the counterpart's student, if it is wanted and has not diverged before."""
+  if experiment.config.evaluation.independent_seed is None:
+    return []
+  (job,) = student.jobs(counterpart(experiment))
+  if not job.is_complete() and has_diverged(experiment):
     progress.logger.warning(
-      'the independent student, or a teacher of it, has diverged; going on without: %s',
-      other.student_folder,
+      'the independent student, or a teacher of it, has diverged; going on without: %s', job.folder
     )
-    return False
-  try:
-    return _train(other)
-  except DivergedError as error:
-    raise DivergedError(
-      f'{error} It was of the independent student: the same command goes on without that baseline'
-    ) from error
+    return []
+  missing = (
+    'the independent student, the baseline of fidelity, is not trained '
+    '(--config.evaluation.independent_seed=None goes without it).'
+  )
+  return [dataclasses.replace(job, missing=missing)]
 
 
-def _train(other: Run) -> bool:
+def _prepares(experiment: Experiment) -> list[tuple[Stage, Experiment]]:
+  other = counterpart(experiment)
   needs_teachers = other.config.student.init_lambda > 0 or other.config.predictions.mode == 'online'
-  if needs_teachers or not predictions.is_stored(other):
-    teachers.run(other)
-  predictions.run(other)
-  return student.run(other)
+  if needs_teachers or not predictions.STAGE.is_complete(other):
+    return [(teachers.STAGE, other), (predictions.STAGE, other)]
+  return [(predictions.STAGE, other)]
 
 
-def is_wanted(run: Run) -> bool:
+STAGE = Stage(
+  'independent',
+  _jobs,
+  prepares=_prepares,
+  on_divergence=(
+    'It was of the independent student: the same command goes on without that baseline'
+  ),
+)
+
+
+def is_wanted(experiment: Experiment) -> bool:
   """Whether results have the baseline: the config says so, and its training has not diverged."""
-  return run.config.evaluation.independent_seed is not None and not has_diverged(run)
+  return experiment.config.evaluation.independent_seed is not None and not has_diverged(experiment)
 
 
-def has_diverged(run: Run) -> bool:
+def has_diverged(experiment: Experiment) -> bool:
   """Whether the independent student, or a teacher of it, was found to diverge."""
-  other = counterpart(run)
-  members = map(other.member_folder, range(other.config.teacher.num_members))
-  return any(map(loop.has_diverged, [other.student_folder, *members]))
+  folders = counterpart(experiment).folders
+  return any(map(loop.has_diverged, [folders.student, *folders.members]))
 
 
-def counterpart(run: Run) -> Run:
-  return Run(config_lib.independent(run.config), run.workdir)
+def counterpart(experiment: Experiment) -> Experiment:
+  return Experiment(config_lib.independent(experiment.config), experiment.workdir)

@@ -1,173 +1,175 @@
-"""The third stage: distil a student against the predictions, stored or online."""
+"""Stage 'student': distils a student against the predictions, stored or online."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
-import numpy as np
 from etils import epath
 
 from kdjax import config as config_lib
 from kdjax import losses, metrics
-from kdjax.errors import MissingInputError
-from kdjax.runtime import files
+from kdjax.predictions.teachers import Teacher, ensemble
 from kdjax.stages import predictions, teachers
-from kdjax.stages.run import Run
-from kdjax.train import devices, loop, steps
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.stage import Job, Stage
+from kdjax.train import batch_norm, devices, loop, steps
 
 
-def run(run: Run, name: str = 'student') -> bool:
-  """Trains the student if it is not there. Returns whether it was not.
-
-  Args:
-    name: for the progress bar and messages.
-  """
-  if loop.is_complete(run.student_folder):
-    run.write_config(run.student_folder)
-    return False
-  teacher = predictions.open_teacher(run)  # raises before anything is written
-  with files.lock(run.student_folder):
-    if loop.is_complete(run.student_folder):  # by another process, while this one waited
-      return False
-    distil, order_seed = distiller(run, teacher), config_lib.student_seed(run.config)
-    init = lambda: steps.init_state(_initial_variables(run), run.optimizer('student'))
-    distil(run.student_folder, name, order_seed, init)
-  return True
+def jobs(experiment: Experiment, name: str = 'student') -> Sequence[Job]:
+  """The training of the student, whose name is for the progress bar and messages."""
+  folder = experiment.folders.student
+  return [
+    Job(
+      folder,
+      is_complete=partial(loop.is_complete, folder),
+      make=partial(_make, experiment, name),
+      missing=f'the student is not trained: there is no {folder / "complete.json"}.',
+      provenance=experiment.data.everything,
+    )
+  ]
 
 
-def distiller(
-  run: Run, teacher: predictions.Teacher, plan: loop.Plan | None = None
-) -> Callable[[epath.Path, str, int, Callable[[], steps.State]], None]:
-  """A function that distils students in the way of `run.config.student`, each in its own folder.
+def _requires(experiment: Experiment) -> list[Stage]:
+  section = experiment.config.student
+  starts_at_teacher = section.init_lambda > 0 and section.init_from == 'final'
+  return predictions.sources(experiment) + [teachers.STAGE] * starts_at_teacher
 
-  What they share is made, and compiled, once.
 
-  Args:
-    plan: by default the run's. Its number of steps is the run's in any case, since learning rate and
-      temperature follow that.
+STAGE = Stage('student', jobs, _requires)
 
-  Returns: distil(folder, name, order_seed, init). `order_seed` decides the order of the examples, and
-    the rest is as in `training.fit`; so what was interrupted goes on from its newest checkpoint.
-    Views and dropout follow from the run's seed, and are the same in all.
-  """
-  section, model = run.config.student, run.student_model
-  optimizer, plan = run.optimizer('student'), plan or run.plan('student')
-  inputs = run.inputs['distillation']
-  step = partial(
-    steps.student_step,
-    model=model,
-    optimizer=optimizer,
-    view=inputs.view,
-    loss=losses.LOSSES[section.loss],
-    temperature=partial(
-      losses.temperature_at,
-      num_steps=plan.num_steps,
-      start=section.temperature,
-      final=section.final_temperature,
-    ),
-    alpha=section.alpha,
-  )
-  mapped = partial(devices.parallel, num_sharded=2, donate=True)
-  one, several = mapped(step), mapped(partial(steps.several, step=step))
-  held_out = {name: predictions.ensemble(teacher, name) for name in run.held_out}
 
-  def distil(
-    folder: epath.Path, name: str, order_seed: int, init: Callable[[], steps.State]
+def named(name: str) -> Stage:
+  """The stage under another name in the progress bar and messages."""
+  return Stage(name, partial(jobs, name=name), _requires)
+
+
+def _make(experiment: Experiment, name: str) -> None:
+  distiller = Distiller(experiment, predictions.open_teacher(experiment))
+
+  def init() -> steps.State:
+    return steps.init_state(initial_variables(experiment), experiment.student.optimizer)
+
+  distiller.fit(experiment.folders.student, name, config_lib.student_seed(experiment.config), init)
+
+
+class Distiller:
+  """Distils students as `config.student` says; all of them share the compiled steps."""
+
+  def __init__(self, experiment: Experiment, teacher: Teacher, plan: loop.Plan | None = None):
+    """Prepares the steps.
+
+    Args:
+      plan: by default the experiment's. Its number of steps has to be the experiment's, which learning
+        rate and temperature follow.
+    """
+    role, section = experiment.student, experiment.config.student
+    self._experiment, self._teacher, self._plan = experiment, teacher, plan or role.plan
+    self._inputs = experiment.data.inputs['distillation']
+    step = partial(
+      steps.student_step,
+      model=role.model,
+      optimizer=role.optimizer,
+      view=self._inputs.view,
+      loss=losses.LOSSES[section.loss],
+      temperature=partial(
+        losses.temperature_at,
+        num_steps=self._plan.num_steps,
+        start=section.temperature,
+        final=section.final_temperature,
+      ),
+      alpha=section.alpha,
+    )
+    mapped = partial(devices.parallel, num_sharded=2, donate=True)
+    self._step, self._multi_step = mapped(step), mapped(partial(steps.multi_step, step=step))
+    self._held_out = {name: ensemble(teacher, name) for name in experiment.data.held_out}
+
+  def fit(
+    self, folder: epath.Path, name: str, order_seed: int, init: Callable[[], steps.State]
   ) -> None:
-    def batches(start: int) -> Iterator[tuple]:
-      for batch in inputs.training(order_seed, section.batch_size, plan.num_steps, start):
-        yield batch, teacher.batch('distillation', batch), inputs.seed
+    """Trains a student to its end, from its newest checkpoint or from `init()`.
 
-    run.begin(folder, 'student')
+    Args:
+      name: for the progress bar and messages.
+      order_seed: decides the order of the examples. Their views and the dropout follow from the
+        experiment's seed.
+    """
+    role = self._experiment.student
     loop.fit(
       folder,
       name,
-      plan,
-      like=run.abstract_state('student'),
+      self._plan,
+      like=role.abstract_state,
       init=init,
-      step=one,
-      several=several,
-      inputs=batches,
-      evaluate=lambda state: _evaluate(run, state.variables, held_out),
-      learning_rate=run.learning_rate('student'),
+      step=self._step,
+      multi_step=self._multi_step,
+      inputs=partial(self._batches, order_seed),
+      evaluate=self._evaluate,
+      learning_rate=role.learning_rate,
     )
 
-  return distil
+  def _batches(self, order_seed: int, start: int) -> Iterator[tuple]:
+    plan, inputs = self._plan, self._inputs
+    for batch in inputs.training(order_seed, plan.batch_size, plan.num_steps, start):
+      yield batch, self._teacher.batch('distillation', batch), inputs.seed
+
+  def _evaluate(self, state: steps.State) -> dict[str, float]:
+    """Generalization and fidelity on the held-out splits, for the log."""
+    experiment, values = self._experiment, {}
+    for name, log_probs_NC in self._held_out.items():
+      inputs = experiment.data.inputs[name]
+      logits_NC = experiment.predictor.logits(experiment.student.model, state.variables, inputs)
+      results = metrics.generalization(logits_NC, inputs.split.labels_N)
+      results |= metrics.fidelity(logits_NC, log_probs_NC)
+      values |= {f'{name}/{key}': value for key, value in results.items()}
+    return values
 
 
-def load(run: Run, step: int | None = None) -> steps.Variables:
+def load(experiment: Experiment, step: int | None = None) -> steps.Variables:
   """The trained student's variables, after its last step or after one that was kept.
 
   Raises:
     MissingInputError: it is not trained.
     DamageError: the checkpoint is damaged.
   """
-  require(run)
-  return run.load_variables(run.student_folder, 'student', step)
+  STAGE.require(experiment)
+  return experiment.student.load(experiment.folders.student, step)
 
 
-def require(run: Run) -> None:
-  """Raises MissingInputError if the student is not trained."""
-  if not loop.is_complete(run.student_folder):
-    raise MissingInputError(
-      f'the student is not trained: there is no {run.student_folder / "complete.json"}. '
-      'Run the same command with --stages=student first.'
-    )
-
-
-def _initial_variables(run: Run) -> steps.Variables:
+def initial_variables(experiment: Experiment) -> steps.Variables:
   """θ_s = λ θ_t + (1 − λ) θ_r of the first member's and random weights (paper, Section 6).
 
   θ_t are the member's final weights, or those that it started from (paper, Table 1).
   """
-  random = run.init_variables(run.student_model, config_lib.student_seed(run.config))
-  weight = run.config.student.init_lambda
+  section = experiment.config.student
+  random = experiment.student.init_variables(config_lib.student_seed(experiment.config))
+  weight = section.init_lambda
   if weight == 0:
     return random
   load_member = {'final': teachers.load, 'initial': teachers.initial}
-  teacher = load_member[run.config.student.init_from](run, 0)
+  teacher = load_member[section.init_from](experiment, 0)
   if weight == 1:
     return teacher
   mixed = jax.tree.map(
     lambda t, r: weight * t + (1 - weight) * r, teacher['params'], random['params']
   )
   variables = {'params': mixed, 'batch_stats': random['batch_stats']}
-  return _with_own_batch_stats(run, variables) if random['batch_stats'] else variables
+  return _with_own_batch_stats(experiment, variables) if random['batch_stats'] else variables
 
 
-def _with_own_batch_stats(run: Run, variables: steps.Variables) -> steps.Variables:
-  """BatchNorm statistics re-estimated over an epoch of distillation data.
+def _with_own_batch_stats(experiment: Experiment, variables: steps.Variables) -> steps.Variables:
+  """Replaces BatchNorm's statistics by those of an epoch of distillation data.
 
-  Those of neither end fit interpolated weights. The variance is pooled: the mean of the batches'
-  variances plus the variance of their means.
+  The statistics of neither end fit interpolated weights.
   """
-  inputs, batch_size = run.inputs['distillation'], run.config.student.batch_size
+  inputs = experiment.data.inputs['distillation']
+  batch_size, seed = (
+    experiment.config.student.batch_size,
+    config_lib.student_seed(experiment.config),
+  )
   step = devices.parallel(
-    partial(steps.batch_moments_step, model=run.student_model, view=inputs.view)
+    partial(steps.batch_moments_step, model=experiment.student.model, view=inputs.view)
   )
   num_batches = -(-len(inputs.split) // batch_size)
-  batches = inputs.training(config_lib.student_seed(run.config), batch_size, num_batches, start=0)
+  batches = inputs.training(seed, batch_size, num_batches, start=0)
   moments = [jax.device_get(step(variables, batch, inputs.seed)) for batch in batches]
-  stacked = jax.tree.map(lambda *x: np.stack(x), *moments)
-  return {'params': variables['params'], 'batch_stats': _pooled(stacked)}
-
-
-def _pooled(stats: dict) -> dict:
-  """Pools stacked 'mean' and 'var' leaves of the same BatchNorm over their leading axis."""
-  if 'mean' in stats and 'var' in stats:
-    variance = stats['var'].mean(0) + stats['mean'].var(0)
-    return {'mean': stats['mean'].mean(0), 'var': variance}
-  return {name: _pooled(inside) for name, inside in stats.items()}
-
-
-def _evaluate(
-  run: Run, variables: steps.Variables, teacher_log_probs: dict[str, np.ndarray]
-) -> dict[str, float]:
-  """Generalization and fidelity on the held-out splits, for the log."""
-  values = {}
-  for name, log_probs_NC in teacher_log_probs.items():
-    logits_NC = run.predict(run.student_model, variables, run.inputs[name])
-    results = metrics.generalization(logits_NC, run.splits[name].labels_N)
-    results |= metrics.fidelity(logits_NC, log_probs_NC)
-    values |= {f'{name}/{key}': value for key, value in results.items()}
-  return values
+  return {'params': variables['params'], 'batch_stats': batch_norm.pool(moments)}

@@ -1,170 +1,130 @@
-"""The first stage: an ensemble of independently trained members.
+"""Stage 'teachers': an ensemble of independently trained members.
 
-Member i's weights, data order and views follow from (seed, i) alone, so an ensemble can grow, and its
-members can be trained in any order or place.
+Member i's weights, data order and views follow from (seed, i) alone. So an ensemble can grow, and its
+members can be trained in any order and place.
 """
 
-import collections
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 
 from kdjax import keys, metrics
 from kdjax.data import views
-from kdjax.errors import MissingInputError
-from kdjax.runtime import files, progress
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.stage import Job, Stage
 from kdjax.train import devices, loop, steps
 from kdjax.train.inputs import Inputs
 
 
-def run(run: Run) -> bool:
-  """Trains the members that are not there yet. Returns whether there were any."""
-  missing = [i for i in range(run.config.teacher.num_members) if not is_trained(run, i)]
-  if missing:
-    train = _train_in_parallel if run.config.teacher.members_in_parallel else _train_in_turn
-    train(run, missing)
-  return bool(missing)
+def _jobs(experiment: Experiment) -> Sequence[Job]:
+  trainer = functools.cache(partial(Trainer, experiment))  # members share the compiled steps
+  in_parallel = experiment.config.teacher.members_in_parallel
+  return [
+    Job(
+      folder,
+      is_complete=partial(loop.is_complete, folder),
+      make=lambda member=member: trainer().fit(member),
+      missing=f'teacher member {member} is not trained: there is no {folder / "complete.json"}.',
+      provenance=experiment.data.training,
+      num_steps=lambda: experiment.teacher.plan.num_steps,
+      advance=(lambda device, member=member: trainer(device).advance(member))
+      if in_parallel
+      else None,
+    )
+    for member, folder in enumerate(experiment.folders.members)
+  ]
 
 
-def _train_in_turn(run: Run, members: Sequence[int]) -> None:
-  train = trainer(run)
-  for wait in (False, True):  # first those that no other process is at
-    for member in members:
-      with files.lock(run.member_folder(member), wait) as locked:
-        if locked and not is_trained(run, member):
-          train(member)
+STAGE = Stage('teachers', _jobs)
 
 
-def _train_in_parallel(run: Run, members: Sequence[int]) -> None:
-  """Trains each member on one device, on all devices at once.
-
-  A device trains without the others, even if but one member is missing: so a member's bits depend
-  neither on how many others there are nor on how many devices. One loop gives a call to each device
-  in turn; a call returns at once, and the device works on.
-  """
-  num_steps, used = run.plan('teacher').num_steps, jax.local_devices()[: len(members)]
-  trainers = {device: trainer(run, device) for device in used}
-  done = dict.fromkeys(members, 0)
-  with progress.bar('teachers', len(members) * num_steps, 'steps') as show:
-    for wait in (False, True):
-      with contextlib.ExitStack() as begun:  # if one fails, what the others write is finished first
-        waiting, running = collections.deque(members), {}
-        while waiting or running:
-          for device, train in trainers.items():
-            if device not in running and waiting:
-              member = waiting.popleft()
-              training_of = begun.enter_context(
-                contextlib.closing(_claimed(run, train, member, wait))
-              )
-              running[device] = member, training_of
-            if device in running:
-              member, training_of = running[device]
-              done[member], text = next(training_of, (num_steps, None))
-              if text is None:
-                del running[device]
-          show(sum(done.values()), '')
+def is_trained(experiment: Experiment, member: int) -> bool:
+  return loop.is_complete(experiment.folders.member(member))
 
 
-def _claimed(run: Run, train: Callable, member: int, wait: bool) -> Iterator[tuple[int, str]]:
-  """`training.advance` of a member that is not trained, if no other process is at it or we wait."""
-  with files.lock(run.member_folder(member), wait) as locked:
-    if locked and not is_trained(run, member):
-      yield from train(member, loop.advance)
-
-
-def is_trained(run: Run, member: int) -> bool:
-  return loop.is_complete(run.member_folder(member))
-
-
-def load(run: Run, member: int) -> steps.Variables:
+def load(experiment: Experiment, member: int) -> steps.Variables:
   """A trained member's final variables.
 
   Raises:
     MissingInputError: it was not trained.
     DamageError: its checkpoint is damaged, or it was trained on other data.
   """
-  _require(run, member)
-  return run.load_variables(run.member_folder(member), 'teacher')
+  STAGE.require(experiment, member)
+  return experiment.teacher.load(experiment.folders.member(member))
 
 
-def require(run: Run) -> None:
-  """Raises MissingInputError if a member is not trained."""
-  for member in range(run.config.teacher.num_members):
-    _require(run, member)
+def load_all(experiment: Experiment) -> list[steps.Variables]:
+  """The final variables of every member; raises what `load` raises."""
+  return [load(experiment, member) for member in range(experiment.config.teacher.num_members)]
 
 
-def _require(run: Run, member: int) -> None:
-  if not is_trained(run, member):
-    raise MissingInputError(
-      f'teacher member {member} is not trained: there is no '
-      f'{run.member_folder(member) / "complete.json"}. '
-      'Run the same command with --stages=teachers first.'
-    )
-
-
-def initial(run: Run, member: int) -> steps.Variables:
+def initial(experiment: Experiment, member: int) -> steps.Variables:
   """A member's variables before training. They need no checkpoint."""
-  return run.init_variables(run.teacher_model, member_seed(run, member))
+  return experiment.teacher.init_variables(member_seed(experiment, member))
 
 
-def member_seed(run: Run, member: int) -> int:
-  return keys.derive_seed(run.config.seed, 'member', member)
+def member_seed(experiment: Experiment, member: int) -> int:
+  return keys.derive_seed(experiment.config.seed, 'member', member)
 
 
-def trainer(run: Run, device: jax.Device | None = None) -> Callable:
-  """train(member, fit); what all members share is made, and compiled, once.
+class Trainer:
+  """Trains members; all of them share the compiled steps."""
 
-  Args:
-    device: the only one to train on; by default all train together.
+  def __init__(self, experiment: Experiment, device: jax.Device | None = None):
+    """Takes the only device to train on; by default all devices train together."""
+    config, role = experiment.config, experiment.teacher
+    self._experiment, self._device = experiment, device
+    self._plan, self._optimizer = role.plan, role.optimizer
+    self._view = views.make_view(config.teacher.augmentation, config.augmentation)
+    step = partial(steps.teacher_step, model=role.model, optimizer=self._optimizer, view=self._view)
+    mapped = partial(devices.parallel, donate=True, device=device)
+    self._step, self._multi_step = mapped(step), mapped(partial(steps.multi_step, step=step))
 
-  Returns: a function that trains a member with `fit`, `training.fit` or `training.advance`, and
-    returns what that does.
-  """
-  section, model = run.config.teacher, run.teacher_model
-  plan, optimizer = run.plan('teacher'), run.optimizer('teacher')
-  view = views.make_view(section.augmentation, run.config.augmentation)
-  step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
-  mapped = partial(devices.parallel, donate=True, device=device)
-  one, several = mapped(step), mapped(partial(steps.several, step=step))
+  def fit(self, member: int) -> None:
+    """Trains a member to its end, in its folder."""
+    loop.fit(**self._arguments(member))
 
-  def everywhere(variables: steps.Variables) -> steps.Variables:
-    return variables if device is None else devices.replicate(variables)
+  def advance(self, member: int) -> Iterator[tuple[int, str]]:
+    """Trains a member step by step, as `loop.advance` does."""
+    return loop.advance(**self._arguments(member))
 
-  def train(member: int, fit: Callable = loop.fit) -> Iterator[tuple[int, str]] | None:
-    folder = run.member_folder(member)
-    seed = member_seed(run, member)
-    inputs = Inputs(run.part('teacher'), view, seed)
+  def _arguments(self, member: int) -> dict[str, Any]:
+    experiment, device = self._experiment, self._device
+    section, seed = experiment.config.teacher, member_seed(experiment, member)
+    inputs = Inputs(experiment.data.part(section), self._view, seed)
 
     def batches(start: int) -> Iterator[tuple]:
-      for batch in inputs.training(seed, section.batch_size, plan.num_steps, start):
+      for batch in inputs.training(seed, section.batch_size, self._plan.num_steps, start):
         yield batch if device is None else devices.for_one_device(batch), seed
 
-    run.begin(folder, 'teacher')
-    return fit(
-      folder,
-      f'teacher {member}',
-      plan,
-      like=run.abstract_state('teacher'),
-      init=lambda: steps.init_state(initial(run, member), optimizer),
-      step=one,
-      several=several,
-      inputs=batches,
-      place=partial(devices.replicate, device=device),
-      evaluate=lambda state: evaluate(run, everywhere(state.variables)),
-      learning_rate=run.learning_rate('teacher'),
-    )
+    def evaluated(state: steps.State) -> dict[str, float]:
+      variables = state.variables if device is None else devices.replicate(state.variables)
+      return evaluate(experiment, variables)
 
-  return train
+    return {
+      'folder': experiment.folders.member(member),
+      'name': f'teacher {member}',
+      'plan': self._plan,
+      'like': experiment.teacher.abstract_state,
+      'init': lambda: steps.init_state(initial(experiment, member), self._optimizer),
+      'step': self._step,
+      'multi_step': self._multi_step,
+      'inputs': batches,
+      'place': partial(devices.replicate, device=device),
+      'evaluate': evaluated,
+      'learning_rate': experiment.teacher.learning_rate,
+    }
 
 
-def evaluate(run: Run, variables: steps.Variables) -> dict[str, float]:
+def evaluate(experiment: Experiment, variables: steps.Variables) -> dict[str, float]:
   """Generalization of a member on the held-out splits, for the log."""
   values = {}
-  for name in run.held_out:
-    logits_NC = run.predict(run.teacher_model, variables, run.split_inputs[name])
-    results = metrics.generalization(logits_NC, run.splits[name].labels_N)
+  for name in experiment.data.held_out:
+    inputs = experiment.data.split_inputs[name]
+    logits_NC = experiment.predictor.logits(experiment.teacher.model, variables, inputs)
+    results = metrics.generalization(logits_NC, inputs.split.labels_N)
     values |= {f'{name}/{key}': value for key, value in results.items()}
   return values

@@ -1,9 +1,9 @@
-"""Whether the stored predictions are still what was written, and what the teachers say: `--verify`.
+"""`--verify`: checks the stored predictions against their digests and against the teachers.
 
 The digests in meta.json find every value that has changed since it was written. A sample of all
-predictions is computed again, which finds other teachers, and tells how far machines drift apart: drift
-is small and about as large for all examples, while damage is large or hits single ones. Axes: N example,
-C class.
+predictions is computed again, which finds other teachers, and measures numerical drift between machines.
+Drift is small and about as large for all examples; damage is large or in single examples.
+Axes: N example, C class.
 """
 
 import dataclasses
@@ -17,21 +17,21 @@ from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions.store import DTYPES, PredictionStore
 from kdjax.runtime import progress
 from kdjax.stages import predictions, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train import steps
 
-NUM_EXAMPLES = 256  # of each split and member that are predicted again
-# By what layers compute in, and relative to 1 + |log_prob|: what another batch may change, and what another
-# machine may make of it, or another version of a library. A GPU may multiply float32 in 11 bits (TF32);
-# bfloat16 has 8, and operations that a compiler joins round it less often (ResNet-20: 0.1 nats).
+NUM_EXAMPLES = 256  # examples of each split and member that are predicted again
+# Allowed differences relative to 1 + |log_prob|, by the dtype that layers compute in: NOISE between batches,
+# DRIFT between machines and versions of libraries. A GPU may multiply float32 in 11 bits (TF32); bfloat16
+# has 8, and fused operations round it less often (ResNet-20: 0.1 nats).
 NOISE = {'float32': 1e-5, 'bfloat16': 0.01}
 DRIFT = {'float32': 0.05, 'bfloat16': 0.3}
-OUTLIER = 100  # times the median example's difference, which drift does not reach
+OUTLIER = 100  # drift stays below so many times the median example's difference
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """What is stored of some examples, and what the teacher says now."""
+  """Stored and fresh predictions of some examples."""
 
   stored_NC: np.ndarray  # log_probs
   fresh_NC: np.ndarray  # log_probs
@@ -40,12 +40,12 @@ class Sample:
 
   @property
   def difference_NC(self) -> np.ndarray:
-    """In nats."""
+    """Absolute differences in nats."""
     return np.abs(self.stored_NC - self.fresh_NC)
 
   @property
   def excess_NC(self) -> np.ndarray:
-    """What of the difference the rounding of the dtype does not explain, relative to 1 + |log_prob|."""
+    """The differences beyond the rounding of the dtype, relative to 1 + |log_prob|."""
     rounding_NC = float(jnp.finfo(self.dtype).eps) / 2 * np.abs(self.fresh_NC)
     return np.maximum(self.difference_NC - rounding_NC, 0) / (1 + np.abs(self.fresh_NC))
 
@@ -57,37 +57,37 @@ class Sample:
     return np.flatnonzero((worst_N > DRIFT[self.computed_in]) | (worst_N > OUTLIER * usual))
 
 
-def verify(run: Run) -> str:
+def verify(experiment: Experiment) -> str:
   """Reads the whole store, and predicts a sample of it again.
 
-  Returns: how much was read and compared, how far apart it was, and what that means.
+  Returns: a text: how much was read and compared, how large the differences are, and what that means.
 
   Raises:
     DamageError: a value is missing or has changed, or the teachers give other predictions.
     MissingInputError: there is no store, or there are no teachers, to verify.
   """
-  if run.config.predictions.mode == 'online':
+  if experiment.config.predictions.mode == 'online':
     raise MissingInputError("predictions.mode = 'online' stores no predictions to verify")
-  predictions.open_teacher(run)
-  store = PredictionStore(run.predictions_folder)
-  members = [teachers.load(run, i) for i in range(run.config.teacher.num_members)]
+  predictions.open_teacher(experiment)
+  store = PredictionStore(experiment.folders.predictions)
+  members = teachers.load_all(experiment)
   num_read = _read_all(store)
   samples = [
-    _checked(run, store, name, member, variables)
-    for name in run.inputs
+    _checked(experiment, store, name, member, variables)
+    for name in experiment.data.inputs
     for member, variables in enumerate(members)
   ]
   joined = Sample(
     np.concatenate([sample.stored_NC for sample in samples]),
     np.concatenate([sample.fresh_NC for sample in samples]),
     samples[0].dtype,
-    run.config.model.dtype,
+    experiment.config.model.dtype,
   )
   return f'{store.folder}: {num_read} views are as they were written. {summary(joined)}'
 
 
 def summary(sample: Sample) -> str:
-  """How far apart the two are, and why."""
+  """A text about the size and the cause of the differences."""
   difference_NC, excess_NC, dtype = sample.difference_NC, sample.excess_NC, sample.dtype.name
   within = np.mean(excess_NC <= NOISE[sample.computed_in])
   text = (
@@ -106,9 +106,9 @@ def summary(sample: Sample) -> str:
 
 
 def _read_all(store: PredictionStore) -> int:
-  """Compares everything with its digest, what larger ensembles have too. Returns how many views."""
+  """Compares every stored view with its digest. Returns the number of views."""
   digests = store.meta['digests']
-  wanted = [(name, *map(int, key.split('/'))) for name, of in digests.items() for key in of]
+  wanted = [(name, *map(int, key.split('/'))) for name, known in digests.items() for key in known]
   with progress.bar('reading', len(wanted), 'views') as show:
     for done, (name, member, view) in enumerate(wanted, 1):
       if store.digest(name, member, view) != digests[name][f'{member}/{view}']:
@@ -121,24 +121,26 @@ def _read_all(store: PredictionStore) -> int:
 
 
 def _checked(
-  run: Run, store: PredictionStore, name: str, member: int, variables: steps.Variables
+  experiment: Experiment, store: PredictionStore, name: str, member: int, variables: steps.Variables
 ) -> Sample:
   """A sample of one member's predictions. Raises DamageError if they are not this teacher's."""
-  inputs = run.inputs[name]
-  rng = keys.numpy_rng(run.config.seed, f'verify/{name}', member)
-  view = int(rng.integers(predictions.views_of(run)[name]))
+  inputs = experiment.data.inputs[name]
+  rng = keys.numpy_rng(experiment.config.seed, f'verify/{name}', member)
+  view = int(rng.integers(predictions.views_of(experiment)[name]))
   indices = np.sort(rng.permutation(len(inputs.split))[:NUM_EXAMPLES])
-  fresh_NC = log_softmax(run.predict(run.teacher_model, variables, inputs, view, indices), axis=-1)
+  fresh_NC = log_softmax(
+    experiment.predictor.logits(experiment.teacher.model, variables, inputs, view, indices), axis=-1
+  )
   stored_NC = store.read(name, [member], view)[0][indices]
-  dtype = DTYPES[run.config.predictions.dtype]
-  sample = Sample(stored_NC, fresh_NC, dtype, run.config.model.dtype)
+  dtype = DTYPES[experiment.config.predictions.dtype]
+  sample = Sample(stored_NC, fresh_NC, dtype, experiment.config.model.dtype)
   if len(sample.outliers):
     which = (
       f'{len(sample.outliers)} of {len(indices)} examples, as of {indices[sample.outliers[0]]},'
     )
     raise DamageError(
       f'{store.folder}: the stored predictions of member {member} for view {view} of {name} are not '
-      f'those of the teacher in {run.member_folder(member)}: for {which} log-probabilities differ by up '
+      f'those of the teacher in {experiment.folders.member(member)}: for {which} log-probabilities differ by up '
       f'to {sample.difference_NC.max():.3g} nats, which is more than machines drift apart. One of the '
       f'two was replaced. Delete {store.folder} and run with --stages=predictions to make them anew.'
     )

@@ -1,9 +1,9 @@
-"""What a model sees: a split, the view that is taken of it, and the seed that decides the view.
+"""Inputs of a model: a split, the view that is taken of it, and the seed that decides the view.
 
-The partner of an example in a mixture follows from (view, index) alone: from one table over all
-examples for each view. Partners are gathered here, with the examples; the view mixes on the device.
-Images that stay on disk are gathered ahead of time by threads or processes: what batch k holds follows
-from k. Axes: N example, B batch.
+The partner of an example in a mixture follows from (view, index) alone, by a table over all examples for
+each view. Partners are gathered here, with the examples; the view mixes on the device. Streamed images
+are gathered ahead of time by threads or processes, since the content of batch k follows from k.
+Axes: N example, B batch.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, keys
-from kdjax.data import streaming
+from kdjax.data import order, streaming
 from kdjax.data.views import View
 from kdjax.runtime import hosts
 from kdjax.train import devices, steps
 
-RECORDED = 4096  # examples whose draws are in a record, without their images
-SHOWN = 8  # examples with a label whose images are in it, and as many without
-PIXELS = 64  # values of each image
-# Levels of 256. Views are the same bits everywhere as far as they are known to be; another order of
-# floating-point operations could move a mixture to the next level, and an augmentation after it double that.
+RECORDED = 4096  # examples whose draws are in a record
+SHOWN = 8  # labelled examples whose images are in a record, and as many unlabelled ones
+PIXELS = 64  # values of each image in a record
+# Levels of 256 by which views may differ. Another order of floating-point operations can move a mixture to
+# the next level, and a later augmentation can double that.
 ROUNDING = 2
 
-# Which examples a batch has, and in which views: its number → indices_B, views_B.
-Plan = Callable[[int], tuple[np.ndarray, np.ndarray]]
+# The examples of a batch, and their views: its number → indices_B, views_B.
+Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Inputs:
     self, order_seed: int, batch_size: int, num_steps: int, start: int
   ) -> Iterator[steps.Batch]:
     """Batches for steps start, start + 1, ..., num_steps − 1 (see `data.training_batch`)."""
-    plan = partial(_of_step, order_seed, len(self.split), batch_size, self.num_views)
-    return self._batches(plan, range(start, num_steps), batch_size)
+    schedule = partial(_in_epochs, order_seed, len(self.split), batch_size, self.num_views)
+    return self._batches(schedule, range(start, num_steps), batch_size)
 
   def evaluation(
     self, indices_N: np.ndarray, view: int, batch_size: int
@@ -63,21 +63,19 @@ class Inputs:
 
     The last batch is filled up with its first example.
     """
-    starts = range(0, len(indices_N), batch_size)
-    plan = partial(_in_order, indices_N.astype(np.int32), view, batch_size)
-    batches = self._batches(plan, range(len(starts)), batch_size)
-    for start, batch in zip(starts, batches, strict=True):
-      yield batch, min(batch_size, len(indices_N) - start)
+    padded, counts = pad(indices_N.astype(np.int32), batch_size)
+    schedule = partial(_in_order, padded, view)
+    batches = self._batches(schedule, range(len(counts)), batch_size)
+    return zip(batches, counts, strict=True)
 
   def record(self, view: int) -> dict[str, str]:
     """Data that distinguish one view from every other, in less than 3 kB (see `is_same_view`).
 
     Returns:
-      'draws': a digest of whole numbers, which are the same on every machine: the labels, which say who
-        is replaced by noise, and whom each example is mixed with; of up to 4,096 examples. Texts add some
-        tokens.
+      'draws': a digest of integers of up to 4,096 examples, which are the same on every machine: the
+        labels, which tell the examples that are replaced by noise, and the partners. Texts add some tokens.
       'levels': 64 values of each of 16 images in 8 bits, as hexadecimal digits. Eight of the images are of
-        examples that the view leaves no label, if there are any.
+        examples without a label in the view, if there are any.
     """
     rng = keys.numpy_rng(0, 'record')
     indices_B = rng.permutation(len(self.split))[:RECORDED].astype(np.int32)
@@ -100,11 +98,11 @@ class Inputs:
       levels = np.clip(np.round((inputs_BP + 1) * 127.5), 0, 255).astype(np.uint8).tobytes()
     return {'draws': sha.hexdigest(), 'levels': levels.hex()}
 
-  def _batches(self, plan: Plan, numbers: range, batch_size: int) -> Iterator[steps.Batch]:
-    """The batches that a plan has for these numbers."""
+  def _batches(self, schedule: Schedule, numbers: range, batch_size: int) -> Iterator[steps.Batch]:
+    """The batches that a schedule has for these numbers."""
     if not self.split.is_streamed:
-      return (self.batch(*plan(number)) for number in numbers)
-    gather = partial(_gather_rows, dataclasses.replace(self, view=None), plan)
+      return (self.batch(*schedule(number)) for number in numbers)
+    gather = partial(_gather_rows, dataclasses.replace(self, view=None), schedule)
     rows = range(batch_size)[hosts.share(batch_size)]
     num_workers = self.split.inputs_N.num_workers
     return map(devices.shard, streaming.batches(gather, numbers, rows, num_workers))
@@ -117,7 +115,7 @@ class Inputs:
     """A batch without its images."""
     batch = {'labels': self.split.labels_N[indices_B], 'indices': indices_B, 'views': views_B}
     if self.has_partners:
-      partners_B = _partners_of(self.seed, len(self.split), indices_B, views_B)
+      partners_B = order.look_up(partial(_partners, self.seed, len(self.split)), views_B, indices_B)
       alone = dataclasses.replace(self, has_partners=False)
       batch['partners'] = alone._numbers(partners_B, views_B)
     return batch
@@ -137,12 +135,12 @@ class Inputs:
 
 @functools.lru_cache(8)
 def _compiled(view: View, output: int) -> Callable[[int, steps.Batch], jax.Array]:
-  """A view's inputs (output 0) or labels (1) alone, so that nothing else is computed."""
+  """The compiled view with only its inputs (output 0) or labels (1), so that nothing else is computed."""
   return jax.jit(lambda seed, batch: view(seed, batch)[output])
 
 
 def is_same_view(one: dict[str, str], other: dict[str, str] | None) -> bool:
-  """Whether two of `Inputs.record` are of the same view, made by whatever processor and version of JAX."""
+  """Whether two records (`Inputs.record`) are of the same view, up to the rounding of processors."""
   if other is None:
     return False
   levels, others = (np.frombuffer(bytes.fromhex(x['levels']), np.uint8) for x in (one, other))
@@ -150,35 +148,30 @@ def is_same_view(one: dict[str, str], other: dict[str, str] | None) -> bool:
   return same_draws and np.abs(levels.astype(int) - others).max(initial=0) <= ROUNDING
 
 
-def _of_step(
+def pad(indices_N: np.ndarray, batch_size: int) -> tuple[np.ndarray, list[int]]:
+  """indices_KB of the K batches that take N examples in order, and how many of each batch count.
+
+  The last batch is filled up with its first example.
+  """
+  counts = [min(batch_size, len(indices_N) - i) for i in range(0, len(indices_N), batch_size)]
+  fill = np.repeat(indices_N[-counts[-1] :][:1], batch_size - counts[-1])
+  return np.concatenate([indices_N, fill]).reshape(-1, batch_size), counts
+
+
+def _in_epochs(
   order_seed: int, num_examples: int, batch_size: int, num_views: int | None, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
   indices_B, epochs_B = data.training_batch(order_seed, num_examples, batch_size, step)
   return indices_B, epochs_B if num_views is None else epochs_B % num_views
 
 
-def _in_order(
-  indices_N: np.ndarray, view: int, batch_size: int, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-  indices = indices_N[number * batch_size : (number + 1) * batch_size]
-  padded_B = np.pad(indices, (0, batch_size - len(indices)), constant_values=indices[0])
-  return padded_B, np.full_like(padded_B, view)
+def _in_order(indices_KB: np.ndarray, view: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+  return indices_KB[number], np.full_like(indices_KB[number], view)
 
 
-def _gather_rows(inputs: Inputs, plan: Plan, number: int, rows: slice) -> steps.Batch:
-  indices_B, views_B = plan(number)
+def _gather_rows(inputs: Inputs, schedule: Schedule, number: int, rows: slice) -> steps.Batch:
+  indices_B, views_B = schedule(number)
   return inputs._gather(indices_B[rows], views_B[rows])
-
-
-def _partners_of(
-  seed: int, num_examples: int, indices_B: np.ndarray, views_B: np.ndarray
-) -> np.ndarray:
-  """The index of the example that each example is mixed with in its view."""
-  found_B = np.empty_like(indices_B)
-  for view in np.unique(views_B):
-    of_view = views_B == view
-    found_B[of_view] = _partners(seed, num_examples, int(view))[indices_B[of_view]]
-  return found_B
 
 
 TABLES_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger than the split
@@ -186,6 +179,6 @@ TABLES_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger t
 
 @functools.lru_cache(TABLES_KEPT)
 def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
-  """For each example the one that it is mixed with; everyone is a partner once."""
+  """For each example the index of its partner. Each example is a partner once."""
   rng = keys.numpy_rng(seed, 'view/partners', view)
   return rng.permutation(num_examples).astype(np.int32)

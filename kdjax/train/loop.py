@@ -1,4 +1,4 @@
-"""The training loop, the same for teachers and students: dispatch, log, evaluate, save, go on."""
+"""The training loop of teachers, students and GANs: dispatch, log, evaluate, save and resume."""
 
 import dataclasses
 import itertools
@@ -18,17 +18,17 @@ from kdjax.train.events import Events
 from kdjax.train.steps import Metrics, State
 
 LAST_EPOCH = ('train/top1_agreement', 'train/predictive_kl', 'train/loss')
-DIVERGED = 'diverged.json'  # in the folder of a training that did: it would again
-STEPS_IN_FLIGHT = 16  # dispatched ahead of the devices; bounds the memory that waiting batches take
+DIVERGED = 'diverged.json'  # marks a training that diverged, so that it is not repeated
+STEPS_IN_FLIGHT = 16  # steps dispatched ahead of the devices; bounds the memory of waiting batches
 BLOCKS_AHEAD = 2  # calls whose inputs are gathered while the devices work
-# By default. Inside a loop of XLA's a step takes more than twice the time on a CPU (measured: LeNet 2.4,
-# ResNet-8 2.1 times); on a GPU less: a call costs as much as a step of a small model (README, How fast).
+# Defaults. On a CPU a step inside an XLA loop takes more than twice the time (LeNet 2.4, ResNet-8 2.1 times).
+# On a GPU it takes less, since a call costs as much as a step of a small model (docs/performance.md).
 STEPS_PER_DISPATCH, STEPS_PER_DISPATCH_ON_CPU = 10, 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How long to train, and after which steps to do what besides."""
+  """The length of a training, and the steps after which to log, evaluate and save."""
 
   num_steps: int
   batch_size: int
@@ -41,12 +41,12 @@ class Plan:
 
   @property
   def last_epoch(self) -> int:
-    """The step that the last epoch begins after: from there on, every example comes at least once."""
+    """The step after which the last epoch begins: every example comes at least once from there on."""
     return max(0, self.num_steps - -(-self.num_examples // self.batch_size))
 
   @property
   def stops(self) -> frozenset[int]:
-    """Steps after which metrics are fetched. Every save is one, so that a restart finds the same."""
+    """Steps after which metrics are fetched. Saves are among them, so that a restart has the same stops."""
     return self.logs | self.evals | self.saves | self.keeps | {self.last_epoch}
 
   def epoch(self, step: int) -> float:
@@ -64,10 +64,10 @@ def make_plan(
   keep_checkpoints: Iterable[float],
   steps_per_dispatch: int | None = 1,
 ) -> Plan:
-  """Spreads `num_*` events evenly; the last of each falls on the last step.
+  """A plan with `num_*` events spread evenly; the last of each falls on the last step.
 
   Args:
-    steps_per_dispatch: None: by the platform.
+    steps_per_dispatch: None: the platform's default.
   """
 
   def spread(count: int) -> frozenset[int]:
@@ -83,14 +83,14 @@ def make_plan(
     num_examples,
     logs=spread(num_logs),
     evals=spread(num_evals),
-    saves=spread(num_checkpoints) or frozenset({0}),  # of no steps: the start is the end
+    saves=spread(num_checkpoints) or frozenset({0}),  # without any step, the start is the end
     keeps=frozenset(round(fraction * num_steps) for fraction in keep_checkpoints),
     steps_per_dispatch=steps_per_dispatch,
   )
 
 
 def fit(folder: epath.Path, name: str, plan: Plan, **how: Any) -> None:
-  """Trains to the end, with a progress bar. `how` and all else is as in `advance`."""
+  """Trains to the end, with a progress bar. All arguments are those of `advance`."""
   with progress.bar(name, plan.num_steps, 'steps') as show:
     for done, text in advance(folder, name, plan, **how):
       show(done, text)
@@ -107,7 +107,7 @@ def advance(
   inputs: Callable[[int], Iterator[tuple]],
   evaluate: Callable[[State], dict[str, float]],
   learning_rate: Callable[[int], Any],
-  several: Callable[..., tuple[State, Metrics]] | None = None,
+  multi_step: Callable[..., tuple[State, Metrics]] | None = None,
   place: Callable[[State], State] = devices.replicate,
 ) -> Iterator[tuple[int, str]]:
   """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
@@ -118,19 +118,19 @@ def advance(
     name: for messages.
     like: shapes and dtypes of the state.
     step: (state, *inputs) → (state, metrics); the state is donated.
-    inputs: start → what `step` takes beside the state, for steps start, start + 1, ...; a seed last.
+    inputs: start → the other arguments of `step` for steps start, start + 1, ...; the last is a seed.
     evaluate: state → values to log, called after the steps of `plan.evals`.
     learning_rate: step → its learning rate, for the log.
-    several: `steps.several` of the step. Without it each step is a call of its own.
+    multi_step: `steps.multi_step` of the step. Without it each step is a call of its own.
     place: puts a state of the host on the devices that `step` runs on.
 
-  Yields: after each call that was dispatched, the steps so far and the newest values in words.
+  Yields: after each dispatched call, the number of steps so far and the newest values as text.
 
   Raises:
-    DivergedError: a loss or a gradient is NaN or infinite, or was when this was trained before.
+    DivergedError: a loss or a gradient is NaN or infinite, or was in an earlier attempt.
   """
   hosts.decide(lambda: _require_none(folder / DIVERGED))
-  per_dispatch = plan.steps_per_dispatch if several else 1
+  per_dispatch = plan.steps_per_dispatch if multi_step else 1
   in_flight = max(2, STEPS_IN_FLIGHT // per_dispatch)
   with Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints:
     done, state = _start(checkpoints, like, init, plan, place)
@@ -139,8 +139,8 @@ def advance(
     yield done, 'compiling'
     blocks = map(_as_one_call, _blocks(inputs(done), done, plan.stops, per_dispatch))
     for num_steps, arguments in prefetch.ahead(blocks, BLOCKS_AHEAD):
-      state, of_block = (step if num_steps == 1 else several)(state, *arguments)
-      metrics.append(of_block)
+      state, block_metrics = (step if num_steps == 1 else multi_step)(state, *arguments)
+      metrics.append(block_metrics)
       done += num_steps
       if len(metrics) > in_flight:
         jax.block_until_ready(metrics[-in_flight])
@@ -163,9 +163,9 @@ def advance(
 def _blocks(
   inputs: Iterator[tuple], done: int, stops: Iterable[int], per_dispatch: int
 ) -> Iterator[list[tuple]]:
-  """The inputs of each call: of `per_dispatch` steps, or of one where those would cross a stop.
+  """The inputs of each call: `per_dispatch` steps, or one step where those would cross a stop.
 
-  So there are two programs to compile, and a restart, which is at a stop, finds the same blocks.
+  Only two programs are compiled, and a restart, which begins at a stop, has the same blocks.
   """
   for stop in sorted(stop for stop in stops if stop > done):
     while done < stop:
@@ -177,7 +177,7 @@ def _blocks(
 
 
 def _as_one_call(block: list[tuple]) -> tuple[int, tuple]:
-  """How many steps a block has, and what `step`, or for more than one `several`, takes for them."""
+  """The number of steps of a block, and the arguments of `step`, or of `multi_step` if there are more."""
   if len(block) == 1:
     return 1, block[0]
   *batches, seeds = zip(*block, strict=True)
@@ -188,7 +188,7 @@ class _Log:
   """A row for each stop in metrics.jsonl, and the same values for TensorBoard."""
 
   def __init__(self, folder: epath.Path, start: int, rows: list[dict[str, Any]]):
-    """Goes on from the rows up to the restored step; what an interrupted run wrote later comes again."""
+    """Resumes from the rows up to the restored step. Later rows of an interrupted run are written again."""
     self._path, self.rows = folder / 'metrics.jsonl', rows
     files.write_bytes(self._path, files.json_lines(self.rows))
     self._events = Events(folder / 'tensorboard', start) if hosts.is_main() else None
@@ -220,8 +220,8 @@ class _Log:
 def last_epoch_means(folder: epath.Path, plan: Plan) -> dict[str, float]:
   """Means of 'train/...' values of the log over the last epoch of a complete training.
 
-  They are of the network in train mode while it still changed, over the views of that epoch: what
-  the paper's public code calls train agreement. {} if the log has no rows of the last epoch.
+  The network is in train mode and still changes; the views are those of that epoch. The paper's public
+  code calls this the train agreement. {} if the log has no rows of the last epoch.
   """
   rows = files.read_json_lines(folder / 'metrics.jsonl')
   steps_before = [0, *(row['step'] for row in rows)]
@@ -236,9 +236,9 @@ def last_epoch_means(folder: epath.Path, plan: Plan) -> dict[str, float]:
 
 
 def is_complete(folder: epath.Path) -> bool:
-  """Whether training came to its end, and its last checkpoint and its log are still there.
+  """Whether training is complete, and its last checkpoint and its log are intact.
 
-  A log that is not the one written counts as missing: the last checkpoint has it.
+  A changed log counts as missing; it is restored from the last checkpoint.
   """
 
   def is_there() -> bool:
@@ -251,6 +251,17 @@ def is_complete(folder: epath.Path) -> bool:
     return (folder / 'checkpoints' / str(complete['step'])).exists()
 
   return hosts.decide(is_there)
+
+
+def restore(folder: epath.Path, like: State, step: int | None = None) -> State:
+  """The state after the last or another kept step of a complete training, as arrays of NumPy.
+
+  Raises:
+    DamageError: the checkpoint is damaged or missing.
+  """
+  step = files.read_json(folder / 'complete.json')['step'] if step is None else step
+  with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+    return checkpoints.restore(like, step)
 
 
 def has_diverged(folder: epath.Path) -> bool:
@@ -285,13 +296,13 @@ def _summary(
 ) -> dict[str, float]:
   """Fetches the metrics of the steps up to `done` and divides each sum once by its count."""
   names = metrics[0].names
-  values = [of.values.reshape(-1, len(names), 2) for of in jax.device_get(metrics)]
+  values = [block.values.reshape(-1, len(names), 2) for block in jax.device_get(metrics)]
   values_KM2 = np.concatenate(values, dtype=np.float64)  # of K steps
   num_steps = len(values_KM2)
-  for i, name_of in itertools.product(range(num_steps), ('loss', 'gradient_norm')):
-    if not np.isfinite(value := values_KM2[i, names.index(name_of), 0]):
+  for i, key in itertools.product(range(num_steps), ('loss', 'gradient_norm')):
+    if not np.isfinite(value := values_KM2[i, names.index(key), 0]):
       step = done - num_steps + 1 + i
-      message = _divergence_message(name, name_of, value, step, checkpoints)
+      message = _divergence_message(name, key, value, step, checkpoints)
       files.write_json(checkpoints.folder.parent / DIVERGED, {'message': message})
       raise DivergedError(message)
   sums = dict(zip(names, values_KM2.sum(axis=0).tolist(), strict=True))

@@ -8,8 +8,8 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
-# The root mean square of Muon's updates: what AdamW's is found to be (Liu et al. 2025, "Muon is
-# Scalable for LLM Training", Section 2.2), so that one learning rate and weight decay serve both.
+# The root mean square of Muon's updates. It is that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM
+# Training", Section 2.2), so that one learning rate and weight decay serve both.
 MUON_UPDATE_RMS = 0.2
 
 
@@ -24,8 +24,8 @@ def learning_rate(config: ConfigDict, num_steps: int, warmup_steps: int = 0) -> 
   Raises:
     ValueError: the warm-up leaves no step for the cosine.
   """
-  num_steps = max(num_steps, 1)  # a network that stays untrained has none
-  if warmup_steps == 0:  # of which optax would log that it is strange
+  num_steps = max(num_steps, 1)  # an untrained network has no steps
+  if warmup_steps == 0:  # optax warns about a warm-up of no steps
     final = config.final_learning_rate / config.learning_rate
     return optax.cosine_decay_schedule(config.learning_rate, num_steps, alpha=final)
   return optax.warmup_cosine_decay_schedule(
@@ -38,7 +38,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optimizer `config.optimizer` of `OPTIMIZERS`, with the schedule of `learning_rate`.
 
-  Weight decay is of all parameters, those of norms and biases too.
+  Weight decay applies to all parameters, including those of norms and biases.
   """
   rate = learning_rate(config, num_steps, warmup_steps)
   return OPTIMIZERS[config.optimizer](config, rate)

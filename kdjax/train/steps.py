@@ -1,9 +1,9 @@
-"""State, and the pure train and predict steps, which `devices.parallel` maps.
+"""The state of a training, and the pure train and predict steps that `devices.parallel` maps.
 
-A step sees one device's share of a batch, and one copy of everything else. What a batch holds says
-`views.make_view`; a label of −1 is none. Sums over the batch are summed over devices too, and BatchNorm
-pools its statistics over them (`models.AXIS_NAME`), so D devices give what one gives, up to dropout,
-which each draws for itself. Metrics are of the whole batch. Axes: B batch of one device, C class.
+A step sees one device's share of a batch (its fields: `views.make_view`), and one copy of everything else.
+A label of −1 means that there is none. Sums over the batch are summed over devices, and BatchNorm pools
+its statistics over them (`models.AXIS_NAME`). So D devices give the numbers of one, except that each
+draws its own dropout. Axes: B batch of one device, C class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax import keys, losses, models
+from kdjax import keys, losses
 from kdjax.data.views import Batch, View
 from kdjax.models import AXIS_NAME
+from kdjax.train import batch_norm
 
 Variables = dict[str, Any]  # 'params' and 'batch_stats'
 
 
 class State(flax.struct.PyTreeNode):
-  """Everything that training changes; with the config and the step, everything that it needs."""
+  """Everything that training changes."""
 
   step: jax.Array
   params: Any
@@ -36,16 +37,16 @@ class State(flax.struct.PyTreeNode):
 
 
 class Metrics(flax.struct.PyTreeNode):
-  """Sums over the examples of a step, and of how many, by name: metrics['loss'] is (sum, count).
+  """Sums over the examples of a step and their counts, by name: metrics['loss'] is (sum, count).
 
-  All are in one array: fetching one from a device takes as long for forty numbers as for one.
+  All are in one array, since a transfer from a device takes as long for one number as for forty.
   """
 
   values: jax.Array  # (..., names, 2); of several steps, a leading axis of steps
   names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
   @classmethod
-  def of(cls, pairs: Mapping[str, tuple[jax.Array, jax.Array | int]]) -> 'Metrics':
+  def from_sums(cls, pairs: Mapping[str, tuple[jax.Array, jax.Array | int]]) -> 'Metrics':
     names = tuple(sorted(pairs))
     values = [jnp.stack([jnp.asarray(x, jnp.float32) for x in pairs[name]]) for name in names]
     return cls(jnp.stack(values), names)
@@ -94,8 +95,8 @@ def student_step(
   """One step on α L_NLL + (1 − α) L_KD (paper, Section 3) against the teacher's predictions.
 
   Args:
-    teacher_log_probs_BC: the ensemble's, for the very views that `seed` and the batch give.
-    loss: L_KD, of `losses.LOSSES`.
+    teacher_log_probs_BC: the ensemble's, for the views that `seed` and the batch give.
+    loss: L_KD, a function of `losses.LOSSES`.
     temperature: step → τ.
   """
 
@@ -146,7 +147,7 @@ def _update(
   metrics['accuracy'] = sums['accuracy'], num_labelled
   metrics['gradient_norm'] = optax.tree.norm(gradient), 1
   state = State(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
-  return state, Metrics.of(metrics)
+  return state, Metrics.from_sums(metrics)
 
 
 def predict_step(
@@ -172,7 +173,7 @@ def labels_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: Vi
 def ensemble_step(
   members: Sequence[Variables], batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
 ) -> jax.Array:
-  """log_probs_BC of the ensemble of `members`, one after the other, for the views of the batch."""
+  """log_probs_BC of the ensemble of `members` for the views of the batch."""
   inputs, _ = view(seed, batch)
   logits_MBC = jnp.stack([model.apply(m, inputs, train=False)[0] for m in members])
   return losses.ensemble_log_probs(logits_MBC)
@@ -181,15 +182,11 @@ def ensemble_step(
 def batch_moments_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
 ) -> Any:
-  """The mean and variance of this batch alone at every BatchNorm, shaped like `batch_stats`."""
-  inputs, _ = view(seed, batch)
-  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
-  variables = {'params': variables['params'], 'batch_stats': zeros}
-  _, updated = model.apply(variables, inputs, train=True, mutable=['batch_stats'])
-  return jax.tree.map(lambda x: x / (1 - models.BATCH_NORM_MOMENTUM), updated['batch_stats'])
+  """BatchNorm's statistics of this batch alone, shaped like `batch_stats`."""
+  return batch_norm.apply_in_batch(model, variables, view(seed, batch)[0])[1]
 
 
-def several(state: State, *arguments: Any, step: Callable) -> tuple[State, Metrics]:
-  """K steps in one call: as `step`, but its batches, and the metrics, have a leading axis of K."""
+def multi_step(state: State, *arguments: Any, step: Callable) -> tuple[State, Metrics]:
+  """K steps in one call. Batches and metrics have a leading axis of K; otherwise as `step`."""
   *batches, seed = arguments
-  return jax.lax.scan(lambda state, of_step: step(state, *of_step, seed), state, tuple(batches))
+  return jax.lax.scan(lambda state, batch: step(state, *batch, seed), state, tuple(batches))

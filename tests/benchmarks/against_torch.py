@@ -36,7 +36,7 @@ from rich.table import Table
 
 from kdjax.runtime import progress
 from kdjax.stages import predictions, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from tests.benchmarks import loop, synthetic, timing, torch_online
 
 DEPTH, WIDTH, BATCH, CLASSES, TEMPERATURE = 20, 16, 128, 10, 4.0
@@ -112,7 +112,7 @@ def _row(work: str, kdjax_times: np.ndarray, torch_times: np.ndarray, num_exampl
   return Row(work, *speeds, float(np.median(torch_times / kdjax_times)))
 
 
-def share_of_views(run: Run) -> float:
+def share_of_views(run: Experiment) -> float:
   """Of what the stage of the predictions computes, the part that is views to be distilled.
 
   The rest is of the splits as they are (of 'test' twice: to tell what storing costs), for the evaluation,
@@ -120,15 +120,17 @@ def share_of_views(run: Run) -> float:
   """
   times, batch = predictions.views_of(run) | {'test': 2}, run.config.evaluation.batch_size
   computed = {
-    name: count * batch * math.ceil(len(run.inputs[name].split) / batch)
+    name: count * batch * math.ceil(len(run.data.inputs[name].split) / batch)
     for name, count in times.items()
   }
   return computed['distillation'] / sum(computed.values())
 
 
-def _works(settings: Settings, run: Run, folder: epath.Path) -> dict[str, Callable[[], object]]:
+def _works(
+  settings: Settings, run: Experiment, folder: epath.Path
+) -> dict[str, Callable[[], object]]:
   job = torch_online.Distillation(
-    run.splits['train'].inputs_N,
+    run.data.splits['train'].inputs_N,
     CLASSES,
     settings.num_members,
     width=WIDTH,
@@ -137,7 +139,7 @@ def _works(settings: Settings, run: Run, folder: epath.Path) -> dict[str, Callab
     memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
     dtype=getattr(torch, settings.dtype),
   )
-  parameters = jax.tree.leaves(run.abstract_state('student').params)
+  parameters = jax.tree.leaves(run.student.abstract_state.params)
   assert sum(x.size for x in parameters) == job.num_parameters
   ours = loop.distillation(run)
   return {
@@ -149,7 +151,7 @@ def _works(settings: Settings, run: Run, folder: epath.Path) -> dict[str, Callab
   }
 
 
-def _new_run(settings: Settings, workdir: epath.Path) -> Run:
+def _new_run(settings: Settings, workdir: epath.Path) -> Experiment:
   config = synthetic.config_of(
     'resnet',
     depth=DEPTH,
@@ -173,23 +175,23 @@ def _new_run(settings: Settings, workdir: epath.Path) -> Run:
   return synthetic.run_of(config, workdir, settings.num_examples, num_test=16)
 
 
-def _prepared(settings: Settings, workdir: epath.Path) -> Run:
+def _prepared(settings: Settings, workdir: epath.Path) -> Experiment:
   """A run with teachers, trained for one step, and their predictions."""
   run = _new_run(settings, workdir)
-  teachers.run(run)
-  predictions.run(run)
+  teachers.STAGE.run(run)
+  predictions.STAGE.run(run)
   return run
 
 
-def _predictions(settings: Settings, run: Run, workdir: epath.Path) -> Callable[[], None]:
+def _predictions(settings: Settings, run: Experiment, workdir: epath.Path) -> Callable[[], None]:
   """The whole stage, of the same teachers."""
   predicted = _new_run(settings, workdir)
   shutil.copytree(run.workdir / 'teachers', workdir / 'teachers')
 
   def predict() -> None:
-    if predicted.predictions_folder.exists():
-      predicted.predictions_folder.rmtree()
-    assert predictions.run(predicted)
+    if predicted.folders.predictions.exists():
+      predicted.folders.predictions.rmtree()
+    assert predictions.STAGE.run(predicted)
 
   return predict
 

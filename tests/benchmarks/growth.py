@@ -70,14 +70,14 @@ def measure(num_examples: int, num_members: int, num_views: int, width: int) -> 
     for section, num_steps in ((config.teacher, 1), (config.student, NUM_STEPS)):
       section.num_epochs, section.num_steps = None, num_steps
     run = synthetic.run_of(config, epath.Path(temporary), num_examples)
-    teachers.run(run)
+    teachers.STAGE.run(run)
     variables = teachers.load(run, 0)
-    run.predict(run.teacher_model, variables, run.inputs['distillation'])  # compiles
-    run.predict(run.teacher_model, variables, run.inputs['test'])
-    took = timing.seconds(partial(predictions.run, run))
-    student.run(run)
-    rows = (run.student_folder / 'metrics.jsonl').read_text().splitlines()
-    store = pathlib.Path(run.predictions_folder)
+    run.predictor.logits(run.teacher.model, variables, run.data.inputs['distillation'])  # compiles
+    run.predictor.logits(run.teacher.model, variables, run.data.inputs['test'])
+    took = timing.seconds(partial(predictions.STAGE.run, run))
+    student.STAGE.run(run)
+    rows = (run.folders.student / 'metrics.jsonl').read_text().splitlines()
+    store = pathlib.Path(run.folders.predictions)
     return Point(
       num_examples,
       num_members,

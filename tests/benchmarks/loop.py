@@ -21,7 +21,8 @@ from analysis import runs
 from kdjax import losses
 from kdjax.data import views
 from kdjax.stages import predictions, student, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
+from kdjax.stages.role import Role
 from kdjax.train import devices, steps
 from kdjax.train.inputs import Inputs
 from tests.benchmarks import planes, synthetic, timing
@@ -63,7 +64,7 @@ class Row:
   ratio: float  # of times, the median over the repeats
 
 
-def prepared(size: Size, workdir: epath.Path) -> Run:
+def prepared(size: Size, workdir: epath.Path) -> Experiment:
   """A run whose teachers train for one step, and predict two views."""
   config = synthetic.config_of(
     size.model,
@@ -85,10 +86,10 @@ def prepared(size: Size, workdir: epath.Path) -> Run:
   return synthetic.run_of(config, workdir, size.num_examples, num_test=NUM_TEST)
 
 
-def predict(run: Run) -> None:
+def predict(run: Experiment) -> None:
   """Trains the teachers and stores their predictions."""
-  teachers.run(run)
-  predictions.run(run)
+  teachers.STAGE.run(run)
+  predictions.STAGE.run(run)
 
 
 def measured(name: str, work: str, repeats: int) -> Row:
@@ -108,58 +109,58 @@ def measured(name: str, work: str, repeats: int) -> Row:
   return Row(name, work, speeds['whole'], speeds['bare'], ratio)
 
 
-def _distillation(run: Run, size: Size) -> tuple[int, dict]:
+def _distillation(run: Experiment, size: Size) -> tuple[int, dict]:
   predict(run)
   return size.num_steps * BATCH, distillation(run)
 
 
-def distillation(run: Run) -> dict:
+def distillation(run: Experiment) -> dict:
   """One student, with all that its loop does, against as many steps on one resident batch."""
-  run.config.evaluation.batch_size = NUM_TEST
-  section, inputs = run.config.student, run.inputs['distillation']
+  run.predictor.batch_size = NUM_TEST
+  section, inputs = run.config.student, run.data.inputs['distillation']
   teacher = predictions.open_teacher(run)
   batch = next(inputs.training(0, section.batch_size, section.num_steps, 0))
   loss = losses.LOSSES[section.loss]
   arguments = _viewed(inputs, batch)[0], teacher.batch('distillation', batch)
   step = partial(
     _step,
-    model=run.student_model,
-    optimizer=run.optimizer('student'),
+    model=run.student.model,
+    optimizer=run.student.optimizer,
     loss=lambda logits_BC, log_probs_BC: loss(logits_BC, log_probs_BC, section.temperature),
   )
-  distil, folders = student.distiller(run, teacher), _folders(run)
-  init = partial(_initial, run, 'student')
+  distiller, folders = student.Distiller(run, teacher), _folders(run)
+  init = partial(_initial, run.student)
   return {
     'bare': partial(_bare, step, init, arguments, section.num_steps),
-    'whole': lambda: distil(next(folders), 'student', 0, init),
+    'whole': lambda: distiller.fit(next(folders), 'student', 0, init),
   }
 
 
-def _teacher(run: Run, size: Size) -> tuple[int, dict]:
+def _teacher(run: Experiment, size: Size) -> tuple[int, dict]:
   """One member, as above."""
-  run.config.evaluation.batch_size = NUM_TEST
+  run.predictor.batch_size = NUM_TEST
   run.config.teacher.num_steps = size.num_steps  # a longer training, in a folder of its own
   section, members = run.config.teacher, itertools.count(NUM_MEMBERS)
   view = views.make_view(section.augmentation, run.config.augmentation)
-  inputs = Inputs(run.splits['train'], view, seed=0)
+  inputs = Inputs(run.data.splits['train'], view, seed=0)
   arguments = _viewed(inputs, next(inputs.training(0, BATCH, section.num_steps, 0)))
   step = partial(
     _step,
-    model=run.teacher_model,
-    optimizer=run.optimizer('teacher'),
+    model=run.teacher.model,
+    optimizer=run.teacher.optimizer,
     loss=losses.cross_entropy,
   )
-  init, train = partial(_initial, run, 'teacher'), teachers.trainer(run)
+  init, trainer = partial(_initial, run.teacher), teachers.Trainer(run)
   return size.num_steps * BATCH, {
     'bare': partial(_bare, step, init, arguments, section.num_steps),
-    'whole': lambda: train(next(members)),
+    'whole': lambda: trainer.fit(next(members)),
   }
 
 
-def _prediction(run: Run, size: Size) -> tuple[int, dict]:
+def _prediction(run: Experiment, size: Size) -> tuple[int, dict]:
   """A view of all examples through the pipeline, and as many batches of one resident batch."""
-  teachers.run(run)
-  inputs, model = run.inputs['distillation'], run.teacher_model
+  teachers.STAGE.run(run)
+  inputs, model = run.data.inputs['distillation'], run.teacher.model
   batch_size = run.config.evaluation.batch_size
   batch, _ = next(inputs.evaluation(np.arange(batch_size), 0, batch_size))
   step = devices.parallel(
@@ -172,18 +173,18 @@ def _prediction(run: Run, size: Size) -> tuple[int, dict]:
       logits = step(variables, viewed, 0)
     jax.block_until_ready(logits)
 
-  whole = lambda: run.predict(model, variables, inputs)
+  whole = lambda: run.predictor.logits(model, variables, inputs)
   return size.num_examples, {'bare': bare, 'whole': whole}
 
 
-def _analysis(run: Run, size: Size) -> tuple[int, dict]:
+def _analysis(run: Experiment, size: Size) -> tuple[int, dict]:
   """A row of a plane around a student after one step, against as many passes over the same examples."""
   predict(run)
   run.config.student.num_steps = 1
-  student.run(run)
+  student.STAGE.run(run)
   axis_P = np.linspace(-1, 1, size.num_points)
   works = planes.works(runs.Study(run), axis_P, ANALYSED)
-  num_test = min(ANALYSED, run.sizes['test'])
+  num_test = min(ANALYSED, run.data.sizes['test'])
   return size.num_points * (ANALYSED + num_test), {
     side: partial(of, 0.0) for side, of in works.items()
   }
@@ -225,9 +226,9 @@ def _mapped(step: partial, num_sharded: int):
   return devices.parallel(step, num_sharded=num_sharded, donate=True)
 
 
-def _initial(run: Run, of: str) -> steps.State:
-  return steps.init_state(run.init_variables(run.model(of), 0), run.optimizer(of))
+def _initial(role: Role) -> steps.State:
+  return steps.init_state(role.init_variables(0), role.optimizer)
 
 
-def _folders(run: Run) -> Iterator[epath.Path]:
+def _folders(run: Experiment) -> Iterator[epath.Path]:
   return (run.workdir / 'timed' / str(number) for number in itertools.count())

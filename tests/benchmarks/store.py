@@ -125,9 +125,12 @@ def throughput(num_classes: int, dtype: str, repeats: int) -> Throughput:
 
 def of_study(study: runs.Study) -> tuple[np.ndarray, np.ndarray]:
   """log_probs_MNC of the student's teachers on the test set, computed anew in float32, and labels_N."""
-  run, members = study.run, range(study.num_members)
-  logits = [run.predict(run.teacher_model, study.member(i), run.inputs['test']) for i in members]
-  return log_softmax(np.stack(logits), axis=-1), run.splits['test'].labels_N
+  run, members = study.experiment, range(study.num_members)
+  logits = [
+    run.predictor.logits(run.teacher.model, study.member(i), run.data.inputs['test'])
+    for i in members
+  ]
+  return log_softmax(np.stack(logits), axis=-1), run.data.splits['test'].labels_N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,22 +147,22 @@ class Reading:
 
 def reading(study: runs.Study) -> Reading:
   """Reads some views anew; what an epoch took stands in the student's log. Medians."""
-  run = study.run
+  run = study.experiment
   read = partial(
-    PredictionStore(run.predictions_folder).read_ensemble, 'distillation', study.num_members
+    PredictionStore(run.folders.predictions).read_ensemble, 'distillation', study.num_members
   )
   views = range(min(timing.REPEATS, run.config.predictions.num_views))
-  log = files.read_json_lines(run.student_folder / 'metrics.jsonl')
+  log = files.read_json_lines(run.folders.student / 'metrics.jsonl')
   speed = np.median([row['examples_per_second'] for row in log])
   return Reading(
     float(np.median([timing.seconds(partial(read, view)) for view in views])),
-    run.num_examples['student'] / float(speed),
+    run.student.num_examples / float(speed),
   )
 
 
 def main() -> None:
   study = runs.load(sys.argv[1]) if len(sys.argv) > 1 else None
-  if study and study.run.config.predictions.mode == 'online':
+  if study and study.experiment.config.predictions.mode == 'online':
     sys.exit(
       f"error: {sys.argv[1]}: predictions.mode = 'online' stores nothing; take a 'stored' run"
     )

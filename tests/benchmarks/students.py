@@ -83,7 +83,7 @@ def work(name: str, settings: Settings, way: str) -> Callable[[], Students]:
   if way != 'loop':
     step = partial({'unrolled': _unrolled, 'lax.map': _mapped, 'vmap': _vmapped}[way], step=step)
   if settings.per_call > 1:  # all students take a step before the next
-    step = partial(steps.several, step=step)
+    step = partial(steps.multi_step, step=step)
   call = devices.parallel(step, num_sharded=2, donate=True)
   temperatures = np.geomspace(*TEMPERATURES, settings.num_students, dtype=np.float32)
   start = [

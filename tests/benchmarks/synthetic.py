@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs import cifar_resnet
 from kdjax import data
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 
 def config_of(model: str, depth: int = 20, **fields) -> ConfigDict:
@@ -18,16 +18,18 @@ def config_of(model: str, depth: int = 20, **fields) -> ConfigDict:
   return config
 
 
-def run_of(config: ConfigDict, workdir: epath.Path, num_train: int, num_test: int = 512) -> Run:
+def run_of(
+  config: ConfigDict, workdir: epath.Path, num_train: int, num_test: int = 512
+) -> Experiment:
   """A run whose data set is `num_train` random images_NHWC of 32 x 32 pixels in ten classes."""
-  run, rng = Run(config, workdir), np.random.RandomState(0)
+  run, rng = Experiment(config, workdir), np.random.RandomState(0)
   sizes = {'train': num_train, 'test': num_test}
   # What a run would read from disk when it is first asked for.
-  run.description = data.Description(
+  run.data.description = data.Description(
     (32, 32, 3), tuple('0123456789'), sizes['train'], sizes['test']
   )
-  run.sizes = sizes
-  run.splits = {
+  run.data.sizes = sizes
+  run.data.splits = {
     name: data.Split(
       rng.randint(0, 256, (size, 32, 32, 3)).astype(np.uint8),
       rng.randint(0, 10, size).astype(np.int32),

@@ -17,7 +17,7 @@ from kdjax.errors import DamageError, UserError
 from kdjax.predictions.store import PredictionStore
 from kdjax.runtime import files
 from kdjax.stages import pipeline
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train.checkpoint import Checkpoints, digest
 from tests.launched import TINY
 
@@ -36,9 +36,9 @@ class Outcome:
   detail: str = ''
 
 
-def run_of(workdir: pathlib.Path, config: pathlib.Path) -> Run:
+def run_of(workdir: pathlib.Path, config: pathlib.Path) -> Experiment:
   loaded, _ = config_lib.load(str(config))
-  return Run(loaded, epath.Path(workdir))
+  return Experiment(loaded, epath.Path(workdir))
 
 
 def attempt(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> str | None:
@@ -61,23 +61,23 @@ def results(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> dict[str, An
   """
   run = run_of(workdir, config)
   num_members = run.config.teacher.num_members
-  folders = {f'member {i}': (run.member_folder(i), 'teacher') for i in range(num_members)}
-  folders['student'] = run.student_folder, 'student'
+  folders = {f'member {i}': (run.folders.member(i), run.teacher) for i in range(num_members)}
+  folders['student'] = run.folders.student, run.student
   found = {}
-  for name, (folder, of) in folders.items():
+  for name, (folder, role) in folders.items():
     with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
-      state = checkpoints.restore(run.abstract_state(of), run.plan(of).num_steps)
+      state = checkpoints.restore(role.abstract_state, role.plan.num_steps)
     rows = files.read_json_lines(folder / 'metrics.jsonl')
     found[f'{name}: arrays'] = digest(state)
     found[f'{name}: log'] = [
       {key: value for key, value in row.items() if key not in OF_THE_CLOCK} for row in rows
     ]
-  store = PredictionStore(run.predictions_folder)
+  store = PredictionStore(run.folders.predictions)
   for name in ('distillation', 'train', 'val', 'test'):
     num_views = run.config.predictions.num_views if name == 'distillation' else 1
     values = [store.read(name, range(num_members), view) for view in range(num_views)]
     found[f'predictions: {name}'] = hashlib.sha256(np.stack(values)).hexdigest()
-  found['result.json'] = files.read_json(run.student_folder / 'result.json')
+  found['result.json'] = files.read_json(run.folders.student / 'result.json')
   found['results.csv'] = (workdir / 'results.csv').read_text()
   return found
 

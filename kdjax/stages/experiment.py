@@ -1,0 +1,64 @@
+"""An experiment: a config in a workdir."""
+
+from functools import cached_property
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax import config as config_lib
+from kdjax import models
+from kdjax.stages.datasets import Data
+from kdjax.stages.folders import Folders
+from kdjax.stages.provenance import Provenance
+from kdjax.stages.role import Role
+from kdjax.train.predictor import Predictor
+
+
+class Experiment:
+  """A config in a workdir, and what follows from the two.
+
+  Each attribute is made when it is first asked for. Nothing here writes.
+  """
+
+  def __init__(self, config: ConfigDict, workdir: epath.Path):
+    self.config = config
+    workdir = workdir.expanduser()
+    # Orbax needs absolute paths. Those on gs:// are; `absolute` would break them.
+    self.workdir = workdir if workdir.is_absolute() else workdir.absolute()
+
+  @cached_property
+  def folders(self) -> Folders:
+    return Folders(self.workdir, self.config)
+
+  @cached_property
+  def data(self) -> Data:
+    return Data(self.config, self.folders)
+
+  @cached_property
+  def teacher(self) -> Role:
+    num_examples = self.data.num_teacher_examples
+    return self._role(self.config.teacher, self.config.model, num_examples, self.data.training)
+
+  @cached_property
+  def student(self) -> Role:
+    model, num_examples = config_lib.student_model(self.config), self.data.num_distillation_examples
+    return self._role(self.config.student, model, num_examples, self.data.everything)
+
+  @cached_property
+  def predictor(self) -> Predictor:
+    return Predictor(self.config.evaluation.batch_size)
+
+  def _role(
+    self, section: ConfigDict, model: ConfigDict, num_examples: int, provenance: Provenance
+  ) -> Role:
+    description = self.data.description
+    return Role(
+      section,
+      self.config.training,
+      models.build(model, description.num_classes, description.vocabulary_size),
+      description.input_shape,
+      np.float32 if description.vocabulary_size is None else np.int32,
+      num_examples,
+      provenance,
+    )

@@ -1,0 +1,37 @@
+"""Where the artefacts of an experiment lie."""
+
+import dataclasses
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+  """Folders of an experiment: WORKDIR/<kind>/<fingerprint of all that the content depends on>."""
+
+  workdir: epath.Path
+  config: ConfigDict
+
+  def member(self, member: int) -> epath.Path:
+    """The folder of one member of the teacher."""
+    fingerprint = config_lib.teacher_fingerprint(self.config)
+    return self.workdir / 'teachers' / fingerprint / f'member_{member}'
+
+  @property
+  def members(self) -> list[epath.Path]:
+    return [self.member(member) for member in range(self.config.teacher.num_members)]
+
+  @property
+  def gan(self) -> epath.Path:
+    return self.workdir / 'gans' / config_lib.gan_fingerprint(self.config)
+
+  @property
+  def predictions(self) -> epath.Path:
+    return self.workdir / 'predictions' / config_lib.predictions_fingerprint(self.config)
+
+  @property
+  def student(self) -> epath.Path:
+    return self.workdir / 'students' / config_lib.student_fingerprint(self.config)

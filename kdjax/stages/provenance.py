@@ -1,0 +1,91 @@
+"""Records of what a folder was made from: config.json and data.json."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax import data
+from kdjax.errors import DamageError
+from kdjax.runtime import files, progress
+
+CONFIG, DATA = 'config.json', 'data.json'
+
+
+class Content:
+  """The content of some splits, known by its checksum."""
+
+  def __init__(self, splits: Callable[[], dict[str, data.Split]]):
+    """Takes a function, so that nothing is read before a checksum is needed."""
+    self._splits = splits
+
+  @functools.cached_property
+  def checksum(self) -> str:
+    return data.checksum(self._splits())
+
+  def require(self, checksum: str, folder: epath.Path) -> None:
+    """Raises DamageError unless `checksum`, which `folder` records, is that of this content.
+
+    Streamed data have checksums of a sample. Two checksums are compared by the same kind.
+    """
+    sampled, now = checksum.startswith(data.SAMPLED), self.checksum
+    if sampled != now.startswith(data.SAMPLED):
+      now = data.checksum(self._splits(), sampled)
+    if checksum != now:
+      raise DamageError(
+        f'{folder} was made from other data: its data set has the checksum {checksum}, the one that '
+        f'was read now {now}. Use a new --workdir, or the data set that it was made from.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+  """The config and the data that a folder is made from."""
+
+  config: ConfigDict
+  content: Content
+  replaces_config: bool = False  # config.json is that of the newest run, not of the first
+
+  @property
+  def checksum(self) -> str:
+    return self.content.checksum
+
+  def begin(self, folder: epath.Path) -> None:
+    """Records both before work in the folder begins, or goes on.
+
+    Raises:
+      DamageError: what is in the folder was made from other data.
+    """
+    if not self.check(folder):
+      files.write_json(folder / DATA, {'checksum': self.checksum})
+    self._write_config(folder)
+
+  def restore(self, folder: epath.Path) -> None:
+    """Writes what is lost of the records of a complete folder."""
+    if not (folder / DATA).exists():
+      progress.logger.warning(
+        '%s is missing: the data set that is here now is recorded in its place', folder / DATA
+      )
+      files.write_json(folder / DATA, {'checksum': self.checksum})
+    self._write_config(folder)
+
+  def check(self, folder: epath.Path) -> bool:
+    """Compares the data with the record, if there is one. Writes nothing.
+
+    Returns: whether there is a record.
+
+    Raises:
+      DamageError: what is in the folder was made from other data.
+    """
+    path = folder / DATA
+    if not path.exists():
+      return False
+    self.content.require(files.read_json(path)['checksum'], folder)
+    return True
+
+  def _write_config(self, folder: epath.Path) -> None:
+    path, text = folder / CONFIG, files.json_text(self.config.to_dict())
+    if not path.exists() or (self.replaces_config and path.read_bytes() != text.encode()):
+      files.write_text(path, text)

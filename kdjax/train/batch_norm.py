@@ -1,0 +1,60 @@
+"""BatchNorm's statistics of single batches, and of several batches pooled.
+
+Statistics are trees shaped like the collection 'batch_stats', with leaves 'mean' and 'var'.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import models
+
+Variables = dict[str, Any]
+
+
+def apply_in_batch(
+  model: nn.Module, variables: Variables, inputs_BX: jax.Array
+) -> tuple[jax.Array, Any]:
+  """logits_BC with BatchNorm's statistics of this batch, and these statistics.
+
+  The running statistics are not read. BatchNorm averages over the axis `models.AXIS_NAME`, which has to
+  be there.
+  """
+  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  (logits_BC, _), updated = model.apply(
+    {'params': variables['params'], 'batch_stats': zeros},
+    inputs_BX,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  weight = 1 - models.BATCH_NORM_MOMENTUM  # of the batch in running statistics that were 0
+  return logits_BC, jax.tree.map(lambda x: x / weight, updated['batch_stats'])
+
+
+def pool(statistics: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:
+  """The statistics of several batches together, as arrays of NumPy or of JAX as they are given.
+
+  The variance is the mean of the batches' variances plus the variance of their means.
+
+  Args:
+    statistics: a tree for each batch.
+    sizes: examples in each batch, the weights of all means. None: all batches are of one size.
+  """
+  if 'mean' not in statistics[0]:
+    names = statistics[0]
+    return {name: pool([tree[name] for tree in statistics], sizes) for name in names}
+  on_host = isinstance(statistics[0]['mean'], np.ndarray)
+  means, variances = (
+    (np if on_host else jnp).stack([tree[key] for tree in statistics]) for key in ('mean', 'var')
+  )
+
+  def average(values):
+    weights = None if sizes is None else np.asarray(sizes)
+    return (np if on_host else jnp).average(values, 0, weights).astype(values.dtype)
+
+  mean = average(means)
+  return {'mean': mean, 'var': average(variances) + average((means - mean[None]) ** 2)}

@@ -1,0 +1,90 @@
+"""Batched forward passes over examples, on all devices."""
+
+import collections
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from kdjax.runtime import prefetch
+from kdjax.train import devices, loop, steps
+from kdjax.train.inputs import Inputs
+
+
+class Predictor:
+  """Applies steps to examples in batches, and keeps the compiled steps."""
+
+  def __init__(self, batch_size: int):
+    self.batch_size = batch_size
+    self._compiled = {}
+
+  def logits(
+    self,
+    model: nn.Module,
+    variables: steps.Variables,
+    inputs: Inputs,
+    view: int = 0,
+    indices_N: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """logits_NC of one view of the given examples, by default all, in order."""
+    step = partial(steps.predict_step, model=model, view=inputs.view)
+    return self._outputs(step, variables, inputs, view, indices_N)
+
+  def features(
+    self, model: nn.Module, variables: steps.Variables, inputs: Inputs, indices_N: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """The named features of the given examples, in order; the first axis is the example."""
+    step = partial(steps.features_step, model=model, view=inputs.view)
+    return self._outputs(step, variables, inputs, 0, indices_N, in_flight=1)
+
+  def labels(self, inputs: Inputs, view: int) -> np.ndarray:
+    """labels_N of one view of all examples: −1 where there is none, or the view leaves none."""
+    return self._outputs(partial(steps.labels_step, view=inputs.view), {}, inputs, view)
+
+  def _outputs(
+    self,
+    step: partial,
+    variables: steps.Variables,
+    inputs: Inputs,
+    view: int,
+    indices_N: np.ndarray | None = None,
+    in_flight: int = loop.STEPS_IN_FLIGHT,
+  ) -> Any:
+    indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
+    batches = inputs.evaluation(indices_N, view, self.batch_size)
+    return self.outputs(step, variables, batches, inputs.seed, in_flight)
+
+  def outputs(
+    self,
+    step: partial,
+    variables: Any,
+    batches: Iterable[tuple[steps.Batch, int]],
+    seed: int,
+    in_flight: int = loop.STEPS_IN_FLIGHT,
+  ) -> Any:
+    """The outputs of a step over batches, on the host, joined along examples.
+
+    Args:
+      step: a partial of a module's function (variables, batch, seed) → arrays of shape (B, ...).
+      batches: batches that are split over the devices, and how many examples of each count.
+      in_flight: how many batches are dispatched before the first output is fetched.
+    """
+    key = (step.func, *sorted(step.keywords.items()))
+    if key not in self._compiled:
+      self._compiled[key] = devices.parallel(step, gathered_output=True)
+    fetched, waiting = [], collections.deque()
+
+    def fetch() -> None:
+      outputs, count = waiting.popleft()
+      fetched.append(jax.tree.map(lambda x: devices.unshard(x)[:count], outputs))
+
+    for batch, count in prefetch.ahead(iter(batches), loop.BLOCKS_AHEAD):
+      waiting.append((self._compiled[key](variables, batch, seed), count))
+      if len(waiting) > in_flight:
+        fetch()
+    while waiting:
+      fetch()
+    return jax.tree.map(lambda *x: np.concatenate(x), *fetched)
