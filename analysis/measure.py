@@ -67,13 +67,14 @@ def example_losses(
     'predictive_kl' (nats, at τ = 1), 'top1_agreement', 'accuracy' and 'nll' (nats), each of shape (B,).
   """
   teacher_BC, labels_B = batch['teacher_log_probs'], batch['labels']
-  loss_B = loss(logits_BC, teacher_BC, temperature) - loss(teacher_BC, teacher_BC, temperature)
+  of = partial(losses.apply, loss, labels_B=labels_B)
+  loss_B = of(logits_BC, teacher_BC, temperature) - of(teacher_BC, teacher_BC, temperature)
   if alpha:
     loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, batch['labelled'])
   correct_B = (logits_BC.argmax(-1) == labels_B).astype(jnp.float32)
   measures = {
     'loss': loss_B,
-    'predictive_kl': losses.kl_divergence(teacher_BC, logits_BC),
+    'predictive_kl': losses.kl_divergence(logits_BC, teacher_BC),
     'top1_agreement': (logits_BC.argmax(-1) == teacher_BC.argmax(-1)).astype(jnp.float32),
     'accuracy': correct_B,
     'nll': losses.cross_entropy(logits_BC, jnp.maximum(labels_B, 0)),
@@ -168,7 +169,7 @@ class Measure(Distilled):
     super().__init__(
       model=in_float32(run.student.model),
       loss={
-        'loss': losses.LOSSES[section.loss],
+        'loss': losses.make(section.loss, section.loss_options),
         'temperature': self.temperature(run.student.plan.num_steps),
         'alpha': section.alpha,
       },

@@ -75,7 +75,8 @@ class Spec:
 
 
 def lacks_spec(model: nn.Module) -> str | None:
-  """Why networks of a class cannot be aligned; None if they can."""
+  """The reason why networks of a model cannot be aligned; None if they can."""
+  model = models.own_module(model)
   if type(model) in SPECS:
     return None
   known = ', '.join(cls.__name__ for cls in SPECS)
@@ -96,6 +97,7 @@ def spec_for(model: nn.Module, params: Mapping) -> Spec:
   """
   if lacking := lacks_spec(model):
     raise ValueError(lacking)
+  model = models.own_module(model)
   flat = flatten_dict({'params': params})
   axes, outputs, *signed = SPECS[type(model)](model, flat)
   sizes = {}

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from configs import base
 from kdjax import config as config_lib
+from kdjax.config import outdated, user_code
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.runtime import files, progress
+from kdjax.runtime import files, plugins, progress
 from kdjax.stages import independent, student, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.train import loop
@@ -47,6 +48,14 @@ def load(path: epath.PathLike) -> 'Study':
       f'{folder}: the student is not trained to its end; run the command that began it again'
     )
   experiment = Experiment(read_config(folder), folder.parents[1])
+  plugins.add_folder('.')
+  if missing := [*user_code.missing(experiment.config)]:
+    raise MissingInputError('\n  '.join([f'{folder}: it needs code that is not there:', *missing]))
+  if names := outdated.changes(folder, experiment.config, 'student'):
+    raise DamageError(
+      f'{folder}: the code that decided it has changed since: {", ".join(names)}. Train the student again, '
+      'or bring the old code back.'
+    )
   if experiment.folders.student != folder:
     raise DamageError(
       f'{folder / "config.json"} gives the student {experiment.folders.student.name}, not {folder.name}: it '

@@ -175,7 +175,7 @@ def as_given(point: Point, coordinates_K: jax.Array) -> Point:
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-  return model.clone(dtype=jnp.float32)
+  return models.in_float32(model)
 
 
 @partial(jax.jit, static_argnames='model')

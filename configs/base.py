@@ -14,11 +14,12 @@ def get_config() -> ConfigDict:
   config.seed = 0  # every random number follows from it
 
   config.dataset = ConfigDict()
-  config.dataset.name = (
-    'cifar10'  # 'digits' (embedded), any classification set of TFDS, or 'folder'
-  )
+  # 'digits' (embedded), any classification set of TFDS, 'folder', 'arrays' (an .npz file), or
+  # 'module:function' of a function that returns arrays (docs/extending.md).
+  config.dataset.name = 'cifar10'
   # Of TFDS; None: TFDS_DATA_DIR, then ~/tensorflow_datasets. For 'folder': train/CLASS/*, test/CLASS/*.
   config.dataset.data_dir = placeholder(str)
+  config.dataset.path = placeholder(str)  # for 'arrays': the .npz file, with x_train, y_train, ...
   config.dataset.num_train = placeholder(
     int
   )  # class-balanced subset, the same each time; None: all
@@ -35,8 +36,10 @@ def get_config() -> ConfigDict:
   config.dataset.min_count = 10  # of a token in the training texts; rarer ones are dropped
 
   config.model = ConfigDict()
-  # 'resnet' (pre-activation, for small images), 'lenet', 'vgg' (16), 'resnet50' or 'bilstm' (texts).
+  # 'resnet' (pre-activation, for small images), 'lenet', 'vgg' (16), 'resnet50', 'bilstm' (texts), or
+  # 'module:class' of a linen module.
   config.model.name = 'resnet'
+  config.model.options = ConfigDict()  # arguments of a linen module of your own, by name
   config.model.depth = 20  # resnet: 6n+2 has basic blocks; 9n+2 from 56 on bottleneck blocks
   config.model.width = (
     16  # filters of the first stage, doubled in each later one; bilstm: cell size
@@ -57,7 +60,7 @@ def get_config() -> ConfigDict:
   _duration(config.teacher, num_epochs=200)  # 0: stays untrained, a control
   config.teacher.batch_size = 256  # over all devices
   _optimizer(config.teacher, learning_rate=0.1, final_learning_rate=0.0, nesterov=False)
-  config.teacher.augmentation = ('crop', 'flip')  # of kdjax.augmentations, in this order
+  config.teacher.augmentation = ('crop', 'flip')  # in this order; or 'module:function'
   config.teacher.keep_checkpoints = ()  # fractions of training whose checkpoints are kept
 
   config.predictions = ConfigDict()
@@ -66,7 +69,8 @@ def get_config() -> ConfigDict:
   config.predictions.dtype = 'float16'  # of the stored log_probs: float16, bfloat16 or float32
   # The distillation data: which training examples, what is done to them, and what else.
   config.predictions.examples = ()  # as teacher.examples; (0, 0): none, with `extra`
-  config.predictions.augmentation = ('crop', 'flip')  # the teacher's, 'mixup' and 'noise', in order
+  # Those that a teacher may have, 'mixup' and 'noise', in this order.
+  config.predictions.augmentation = ('crop', 'flip')
   config.predictions.extra = ''  # unlabelled images added: of a TFDS set, a folder, or 'gan'
   config.predictions.num_extra = placeholder(int)  # how many; an epoch has so many more examples
   config.predictions.augment_extra = True  # whether `augmentation` is done to these, too
@@ -76,7 +80,8 @@ def get_config() -> ConfigDict:
   _duration(config.student, num_epochs=300)
   config.student.batch_size = 128
   _optimizer(config.student, learning_rate=5e-2, final_learning_rate=1e-6, nesterov=True)
-  config.student.loss = 'kl'  # of kdjax.losses.LOSSES
+  config.student.loss = 'cross_entropy'  # of kdjax.losses.LOSSES, or 'module:function'
+  config.student.loss_options = ConfigDict()  # arguments of the loss by name; see kdjax/losses.py
   config.student.temperature = 4.0  # τ
   config.student.final_temperature = placeholder(float)  # τ falls to it geometrically; None: stays
   config.student.alpha = 0.0  # α, the weight of the true labels where there are any; 1: labels only
@@ -85,6 +90,7 @@ def get_config() -> ConfigDict:
   config.student.keep_checkpoints = (0.0, 0.1, 0.25, 0.5, 0.75)
   config.student.model = ConfigDict()  # overrides `model`, field by field
   config.student.model.name = placeholder(str)
+  config.student.model.options = ConfigDict()  # another model has these alone
   config.student.model.depth = placeholder(int)
   config.student.model.width = placeholder(int)
   config.student.model.norm = placeholder(str)
@@ -131,6 +137,8 @@ def get_config() -> ConfigDict:
   config.evaluation.num_cka_examples = 0  # test examples to compare features on; needs the teachers
 
   config.lock()  # a misspelt field raises
+  for section in (config.model.options, config.student.model.options, config.student.loss_options):
+    section.unlock()  # may have any fields
   return config
 
 
@@ -143,7 +151,7 @@ def _duration(section: ConfigDict, num_epochs: int) -> None:
 def _optimizer(
   section: ConfigDict, learning_rate: float, final_learning_rate: float, nesterov: bool
 ) -> None:
-  section.optimizer = 'sgd'  # of kdjax.optimizers.OPTIMIZERS
+  section.optimizer = 'sgd'  # of kdjax.train.optimizers.OPTIMIZERS, or 'module:function'
   section.warmup_epochs = 0.0  # of a linear rise from 0 to ...
   section.learning_rate = learning_rate  # ... this, and then cosine to ...
   section.final_learning_rate = final_learning_rate  # ... this

@@ -1,13 +1,22 @@
-"""Per-example losses. Logits are unnormalised; log_probs sum to one after exp.
+"""Losses of each example. Logits are unnormalised; log_probs sum to one after exp.
 
-Cross-entropies and divergences are in nats (times τ²). `LOSSES` has the distillation losses by
-name. Axes: M member, B batch, C class. Any leading axes work in place of B.
+`LOSSES` has the distillation losses by name, and `find` also takes a user's 'module:attribute'. All of
+them are functions (student_logits_BC, teacher_log_probs_BC, temperature) → losses_B. A keyword-only
+argument of a name in `AVAILABLE` is what the loss needs besides; any other, with a default, is an option.
+Cross-entropies and divergences are in nats (times τ²). Axes: M member, B batch, C class. Any leading axes
+work in place of B, but in `dist`.
 """
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from kdjax.runtime import plugins
 
 
 def ensemble_log_probs(logits_MBC: jax.Array) -> jax.Array:
@@ -17,13 +26,21 @@ def ensemble_log_probs(logits_MBC: jax.Array) -> jax.Array:
   are as good as logits here, since softmax does not see a constant.
 
   Returns: log_probs_BC.
+
+  >>> logits_MBC = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
+  >>> print(jnp.exp(ensemble_log_probs(logits_MBC)).round(4))
+  [[0.7 0.3]]
   """
   log_probs_MBC = jax.nn.log_softmax(logits_MBC)
   return jax.nn.logsumexp(log_probs_MBC, axis=0) - jnp.log(logits_MBC.shape[0])
 
 
 def cross_entropy(logits_BC: jax.Array, labels_B: jax.Array) -> jax.Array:
-  """−log softmax(z)[label]. Labels are integers in [0, C). Returns losses_B."""
+  """−log softmax(z)[label]. Labels are integers in [0, C). Returns losses_B.
+
+  >>> print(cross_entropy(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0])).round(4))
+  [1.3863]
+  """
   log_probs_BC = jax.nn.log_softmax(logits_BC)
   return -jnp.take_along_axis(log_probs_BC, labels_B[..., None], axis=-1)[..., 0]
 
@@ -45,22 +62,31 @@ def with_labels(
     labelled: L / N of the whole batch, over all devices, () or (B,). 0 is allowed: L_NLL is 0.
 
   Returns: losses_B.
+
+  >>> losses_B = with_labels(jnp.array([2.0]), jnp.zeros((1, 4)), jnp.array([0]), 0.5, 1.0)
+  >>> print(losses_B.round(4))
+  [1.6931]
   """
   nll_B = cross_entropy(logits_BC, jnp.maximum(labels_B, 0))
   weight = alpha / jnp.where(labelled == 0, 1, labelled)
   return weight * jnp.where(labels_B >= 0, nll_B, 0.0) + (1 - alpha) * loss_B
 
 
-def kl_divergence(teacher_log_probs_BC: jax.Array, student_logits_BC: jax.Array) -> jax.Array:
-  """KL(teacher ‖ student) = Σ_j p_j (log p_j − log q_j) at τ = 1. Returns losses_B."""
+def kl_divergence(student_logits_BC: jax.Array, teacher_log_probs_BC: jax.Array) -> jax.Array:
+  """KL(teacher ‖ student) = Σ_j p_j (log p_j − log q_j) at τ = 1, in nats. Returns losses_B.
+
+  >>> student, teacher = jnp.zeros((1, 2)), jnp.log(jnp.array([[0.25, 0.75]]))
+  >>> print(kl_divergence(student, teacher).round(4))
+  [0.1308]
+  """
   student_log_probs_BC = jax.nn.log_softmax(student_logits_BC)
   teacher_probs_BC = jnp.exp(teacher_log_probs_BC)
   terms_BC = teacher_probs_BC * (teacher_log_probs_BC - student_log_probs_BC)
   return jnp.where(teacher_probs_BC > 0, terms_BC, 0.0).sum(axis=-1)  # 0 log 0 = 0
 
 
-# Distillation losses: (student_logits_BC, teacher_log_probs_BC, τ) → losses_B. p is the teacher's
-# softmax(z_t/τ), with z_t = `teacher_log_probs_BC`, and q the student's softmax(z_s/τ).
+# Distillation losses. p is the teacher's softmax(z_t/τ), with z_t = `teacher_log_probs_BC`, and q the
+# student's softmax(z_s/τ).
 
 
 def distillation(
@@ -73,6 +99,11 @@ def distillation(
   over students is not 0: it is τ² times the entropy of p.
 
   Returns: losses_B.
+
+  >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
+  >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
+  >>> print(distillation(student, teacher, 2.0).round(4))
+  [2.6155]
   """
   teacher_probs_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)
   student_log_probs_BC = jax.nn.log_softmax(student_logits_BC / temperature)
@@ -89,6 +120,11 @@ def reverse_kl(
   q_j underflows too. Finite logits never give one; a float16 store does below −65,504.
 
   Returns: losses_B.
+
+  >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
+  >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
+  >>> print(reverse_kl(student, teacher, 2.0).round(4))
+  [0.0657]
   """
   log_p_BC, log_q_BC = _tempered(student_logits_BC, teacher_log_probs_BC, temperature)
   return temperature**2 * jnp.sum(jnp.exp(log_q_BC) * (log_q_BC - log_p_BC), axis=-1)
@@ -104,6 +140,11 @@ def symmetric_kl(
   what it does in `reverse_kl`.
 
   Returns: losses_B.
+
+  >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
+  >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
+  >>> print(symmetric_kl(student, teacher, 2.0).round(4))
+  [0.0676]
   """
   log_p_BC, log_q_BC = _tempered(student_logits_BC, teacher_log_probs_BC, temperature)
   differences_BC = jnp.exp(log_p_BC) - jnp.exp(log_q_BC)
@@ -129,6 +170,11 @@ def hard_labels(
   ever more certain of its choice. Known as pseudo-labels (Lee 2013).
 
   Returns: losses_B.
+
+  >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
+  >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
+  >>> print(hard_labels(student, teacher, 2.0).round(4))
+  [0.1054]
   """
   del temperature
   return cross_entropy(student_logits_BC, teacher_log_probs_BC.argmax(axis=-1))
@@ -144,6 +190,11 @@ def brier(
   certain, even of what is wrong.
 
   Returns: losses_B.
+
+  >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
+  >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
+  >>> print(brier(student, teacher, 2.0).round(4))
+  [0.0556]
   """
   teacher_probs_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)
   student_probs_BC = jax.nn.softmax(student_logits_BC / temperature)
@@ -161,6 +212,11 @@ def logit_mse(
   the loss NaN.
 
   Returns: losses_B.
+
+  >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
+  >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
+  >>> print(logit_mse(student, teacher, 2.0).round(4))
+  [0.1644]
   """
   del temperature
   differences_BC = student_logits_BC - teacher_log_probs_BC
@@ -168,20 +224,213 @@ def logit_mse(
   return jnp.mean(centred_BC**2, axis=-1)
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]] = {
-  'kl': distillation,
-  'reverse_kl': reverse_kl,
-  'symmetric_kl': symmetric_kl,
-  'hard_labels': hard_labels,
-  'brier': brier,
-  'logit_mse': logit_mse,
+_batch_mean = partial(jnp.mean, axis=0)
+
+
+def standardised_kl(
+  student_logits_BC: jax.Array, teacher_log_probs_BC: jax.Array, temperature: float | jax.Array
+) -> jax.Array:
+  """τ² KL(p ‖ q) of standardised logits (Sun et al. 2024, "Logit standardization").
+
+  Each side's logits have mean 0 and standard deviation 1 over the classes before they are divided by τ, so
+  that the student need not have the range of the teacher's logits. 0 for student logits that are a
+  z_t + b with a > 0. A log_prob of −∞ makes the loss NaN.
+
+  Returns: losses_B.
+
+  >>> teacher = jax.nn.log_softmax(jnp.array([[0.0, 1.0, 2.0]]))
+  >>> print(standardised_kl(jnp.array([[0.0, 10.0, 20.0]]), teacher, 2.0).round(4))
+  [0.]
+  """
+  student_BC, teacher_BC = map(_standardised, (student_logits_BC, teacher_log_probs_BC))
+  log_p_BC, log_q_BC = _tempered(student_BC, teacher_BC, temperature)
+  return temperature**2 * _kl(log_p_BC, log_q_BC)
+
+
+def decoupled(
+  student_logits_BC: jax.Array,
+  teacher_log_probs_BC: jax.Array,
+  temperature: float | jax.Array,
+  *,
+  labels_B: jax.Array,
+  target_weight: float = 1.0,
+  non_target_weight: float = 8.0,
+) -> jax.Array:
+  """Decoupled knowledge distillation (Zhao et al. 2022, equation 7), τ² (α TCKD + β NCKD).
+
+  TCKD is KL(b_p ‖ b_q) with b = (probability of the label, 1 − that), and NCKD is KL(p̂ ‖ q̂) over the
+  other classes, renormalised. Since KL(p ‖ q) = TCKD + (1 − p_label) NCKD, plain distillation gives
+  NCKD little weight where the teacher is certain.
+
+  Args:
+    labels_B: in [0, C).
+    target_weight, non_target_weight: α and β of the paper, with its defaults for CIFAR-100.
+
+  Returns: losses_B.
+
+  >>> student, teacher = jnp.zeros((1, 3)), jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+  >>> print(decoupled(student, teacher, 1.0, labels_B=jnp.array([0])).round(4))
+  [0.0589]
+  """
+  is_label_BC = jax.nn.one_hot(labels_B, student_logits_BC.shape[-1], dtype=bool)
+  log_p_BC, log_q_BC = _tempered(student_logits_BC, teacher_log_probs_BC, temperature)
+  others = [jnp.where(is_label_BC, -jnp.inf, log_BC) for log_BC in (log_p_BC, log_q_BC)]
+  log_p_rest_B, log_q_rest_B = (jax.nn.logsumexp(x_BC, axis=-1) for x_BC in others)
+  log_p_label_B, log_q_label_B = (
+    jnp.take_along_axis(x_BC, labels_B[..., None], axis=-1)[..., 0] for x_BC in (log_p_BC, log_q_BC)
+  )
+  target_B = _kl(
+    jnp.stack([log_p_label_B, log_p_rest_B], axis=-1),
+    jnp.stack([log_q_label_B, log_q_rest_B], axis=-1),
+  )
+  non_target_B = _kl(others[0] - log_p_rest_B[..., None], others[1] - log_q_rest_B[..., None])
+  return temperature**2 * (target_weight * target_B + non_target_weight * non_target_B)
+
+
+def dist(
+  student_logits_BC: jax.Array,
+  teacher_log_probs_BC: jax.Array,
+  temperature: float | jax.Array,
+  *,
+  batch_mean: Callable[[jax.Array], jax.Array] = _batch_mean,
+  inter_weight: float = 2.0,
+  intra_weight: float = 2.0,
+) -> jax.Array:
+  """DIST (Huang et al. 2022): τ² (β Σ_B inter / B + γ intra), from correlations; no unit.
+
+  inter is 1 − ρ(p, q) of an example over its classes, and intra is 1 − ρ(p, q) of a class over the
+  examples of the batch, averaged over the classes; ρ is Pearson's correlation. So the loss is 0 if q is an
+  increasing linear function of p. The value of intra is the same for all examples of a batch.
+
+  Args:
+    batch_mean: x_BX → the mean over the examples of the whole batch, on all devices.
+    inter_weight, intra_weight: β and γ of the paper, with its defaults.
+
+  Returns: losses_B.
+
+  >>> logits = jnp.log(jnp.array([[0.2, 0.8], [0.6, 0.4]]))
+  >>> print(dist(logits[:, ::-1], logits, 1.0).round(4))
+  [8. 8.]
+  """
+  p_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)
+  q_BC = jax.nn.softmax(student_logits_BC / temperature)
+  inter_B = 1 - _correlation(p_BC, q_BC, lambda x_BC: x_BC.mean(axis=-1, keepdims=True))[..., 0]
+  intra = 1 - _correlation(p_BC, q_BC, batch_mean).mean()
+  return temperature**2 * (inter_weight * inter_B + intra_weight * intra)
+
+
+def _kl(log_p_BC: jax.Array, log_q_BC: jax.Array) -> jax.Array:
+  """KL(p ‖ q) of log_probs; classes where p is 0 count nothing."""
+  is_some_BC = jnp.exp(log_p_BC) > 0
+  differences_BC = jnp.where(is_some_BC, log_p_BC, 0.0) - jnp.where(is_some_BC, log_q_BC, 0.0)
+  return jnp.sum(jnp.exp(log_p_BC) * differences_BC, axis=-1)
+
+
+def _standardised(logits_BC: jax.Array) -> jax.Array:
+  """Logits with mean 0 and standard deviation 1 over the classes; equal logits become 0."""
+  centred_BC = logits_BC - logits_BC.mean(axis=-1, keepdims=True)
+  variance_B1 = jnp.mean(centred_BC**2, axis=-1, keepdims=True)
+  return centred_BC * jax.lax.rsqrt(variance_B1 + _SMALL)
+
+
+def _correlation(
+  x_BC: jax.Array, y_BC: jax.Array, mean: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+  """Pearson's correlation over the axis that `mean` averages; 0 where a side is constant."""
+  x_BC, y_BC = x_BC - mean(x_BC), y_BC - mean(y_BC)
+  scales = jax.lax.rsqrt(mean(x_BC**2) + _SMALL) * jax.lax.rsqrt(mean(y_BC**2) + _SMALL)
+  return mean(x_BC * y_BC) * scales
+
+
+_SMALL = 1e-16  # added to variances, which keeps gradients finite where one is 0
+
+# The registry.
+
+# The arguments that a loss may need, by name: 'labels_B' (B,) int32, the true labels; 'batch_mean', a
+# function x_BX → x_X that averages over the examples of the whole batch, on all devices.
+AVAILABLE = ('labels_B', 'batch_mean')
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A distillation loss and what is known of it. Called, it is the function.
+
+  Attributes:
+    function: (student_logits_BC, teacher_log_probs_BC, temperature, *, ...) → losses_B.
+    unit: of its value; '' for none.
+    minimum_is_zero: whether the greatest lower bound over all students is 0, for every teacher.
+    uses_temperature: whether the temperature changes it.
+  """
+
+  function: Callable[..., jax.Array]
+  unit: str = 'nats'
+  minimum_is_zero: bool = True
+  uses_temperature: bool = True
+
+  def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+    return self.function(*args, **kwargs)
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """The arguments of AVAILABLE that it takes."""
+    return needs(self.function)
+
+  @property
+  def options(self) -> dict[str, Any]:
+    """Its options, fields of `student.loss_options`, with their defaults."""
+    parameters = inspect.signature(self.function).parameters.values()
+    return {
+      p.name: p.default
+      for p in parameters
+      if p.kind == p.KEYWORD_ONLY and p.name not in AVAILABLE and p.default is not p.empty
+    }
+
+
+LOSSES = {
+  'cross_entropy': Loss(distillation, minimum_is_zero=False),
+  'reverse_kl': Loss(reverse_kl),
+  'symmetric_kl': Loss(symmetric_kl),
+  'standardised_kl': Loss(standardised_kl),
+  'decoupled': Loss(decoupled),
+  'dist': Loss(dist, unit=''),
+  'hard_labels': Loss(hard_labels, uses_temperature=False),
+  'brier': Loss(brier, unit=''),
+  'logit_mse': Loss(logit_mse, unit='squared logits', uses_temperature=False),
 }
 
-UNITS = {'brier': '', 'logit_mse': 'squared logits'}  # of the losses that are not in nats
+
+def find(name: str) -> Loss:
+  """The loss of LOSSES, or a user's: a function or a `Loss` that 'module:attribute' names.
+
+  Raises:
+    UserError: there is none of this name.
+  """
+  found = plugins.look_up(LOSSES, name, 'student.loss')
+  return found if isinstance(found, Loss) else Loss(found, unit='', minimum_is_zero=False)
 
 
-# Losses that take no notice of the temperature.
-WITHOUT_TEMPERATURE = ('hard_labels', 'logit_mse')
+def make(name: str, options: Mapping[str, Any]) -> Callable[..., jax.Array]:
+  """The function of a loss with its options set."""
+  function = find(name).function
+  return partial(function, **options) if options else function
+
+
+def needs(loss: Callable[..., jax.Array]) -> tuple[str, ...]:
+  """The arguments of AVAILABLE that a loss takes."""
+  parameters = inspect.signature(getattr(loss, 'function', loss)).parameters
+  return tuple(name for name in AVAILABLE if name in parameters)
+
+
+def apply(
+  loss: Callable[..., jax.Array],
+  student_logits_BC: jax.Array,
+  teacher_log_probs_BC: jax.Array,
+  temperature: float | jax.Array,
+  **available: Any,
+) -> jax.Array:
+  """losses_B of a loss, which gets those of the available arguments that it needs."""
+  needed = {name: available[name] for name in needs(loss) if name in available}
+  return loss(student_logits_BC, teacher_log_probs_BC, temperature, **needed)
 
 
 def temperature_at(
@@ -191,6 +440,9 @@ def temperature_at(
 
   start · (final/start)^(step/num_steps): `final` is reached at step `num_steps`, one after the
   last, and stays. The step may be traced.
+
+  >>> print([round(float(temperature_at(step, 2, 4.0, 1.0)), 4) for step in (0, 1, 2)])
+  [4.0, 2.0, 1.0]
   """
   if final is None:
     return start
@@ -198,6 +450,6 @@ def temperature_at(
 
 
 def unit(name: str, alpha: float) -> str:
-  """The unit of a loss of LOSSES, mixed with that of the labels, in nats, if α > 0; '' for none."""
-  own = UNITS.get(name, 'nats')
+  """The unit of a loss, mixed with that of the labels, in nats, if α > 0; '' for none."""
+  own = find(name).unit
   return '' if alpha > 0 and own != 'nats' else own

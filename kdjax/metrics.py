@@ -1,19 +1,25 @@
 """Generalization and fidelity of whole prediction arrays (paper, Section 3), in float64 on the host.
 
-Values are computed for each example and averaged once over all of them, so that no batch size and no
-ragged last batch can enter; `Sums` is for arrays that come in pieces. Fidelity is measured at τ = 1.
+Values are computed for each example and averaged once over all of them, so that a result does not depend
+on batches; `Sums` adds up arrays that come in pieces. Fidelity is measured at τ = 1.
 Axes: N example, C class.
 """
 
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-NUM_BINS = 10  # of the calibration error: equal widths on [0, 1]
-TOP = 5  # classes of 'top5_agreement', which is 1 for everyone where there are no more
+NUM_BINS = 10  # of equal width on [0, 1], for the calibration error
+TOP = 5  # classes that 'top5_agreement' compares; with no more than these it would always be 1
 
 
 class Sums:
-  """Running (sum, count) pairs by name."""
+  """Running (sum, count) pairs by name.
+
+  >>> values = {'accuracy': np.array([1.0, 0.0])}, {'accuracy': np.array([1.0])}
+  >>> sums = Sums().add(values[0]).add(values[1])
+  >>> float(sums.mean('accuracy').round(4))
+  0.6667
+  """
 
   def __init__(self):
     self._sums: dict[str, np.ndarray] = {}
@@ -31,17 +37,27 @@ class Sums:
 
 
 def generalization(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-  """{'accuracy', 'nll', 'ece'}: fractions, and nats for the negative log-likelihood."""
+  """{'accuracy', 'nll', 'ece'}: fractions, and nats for the negative log-likelihood.
+
+  >>> probs_NC, labels_N = np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([0, 0])
+  >>> {name: round(x, 4) for name, x in generalization(np.log(probs_NC), labels_N).items()}
+  {'accuracy': 0.5, 'nll': 0.837, 'ece': 0.25}
+  """
   return generalization_means(Sums().add(generalization_values(logits_NC, labels_N)))
 
 
 def fidelity(student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray) -> dict[str, float]:
-  """{'top1_agreement', 'predictive_kl'}: a fraction, and KL(teacher ‖ student) in nats, at τ = 1."""
+  """{'top1_agreement', 'predictive_kl'}: a fraction, and KL(teacher ‖ student) in nats, at τ = 1.
+
+  >>> student_NC, teacher_NC = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+  >>> {name: round(x, 4) for name, x in fidelity(student_NC, teacher_NC).items()}
+  {'top1_agreement': 0.0, 'predictive_kl': 0.1308}
+  """
   return fidelity_means(Sums().add(fidelity_values(student_logits_NC, teacher_log_probs_NC)))
 
 
 def generalization_values(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, np.ndarray]:
-  """What `generalization` averages, for each example.
+  """The values of each example that `generalization` averages.
 
   Returns: 'accuracy' and 'nll' of shape (N,), and 'calibration' of shape (N, NUM_BINS, 3): in the bin
   of the example's confidence stand (1, confidence, correct), in the others zeros. Bins are open below.
@@ -74,6 +90,11 @@ def reliability(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, np.nda
   """The reliability diagram, by bin: 'fraction' of the examples, mean 'confidence' and 'accuracy'.
 
   The two means are NaN in an empty bin.
+
+  >>> probs_NC, labels_N = np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([0, 0])
+  >>> found = reliability(np.log(probs_NC), labels_N)
+  >>> {name: float(values[7].round(4)) for name, values in found.items()}  # confidence in (0.7, 0.8]
+  {'fraction': 1.0, 'confidence': 0.75, 'accuracy': 0.5}
   """
   values = generalization_values(logits_NC, labels_N)
   fraction, confidence, correct = Sums().add(values).mean('calibration').T
@@ -84,7 +105,7 @@ def reliability(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, np.nda
 def fidelity_values(
   student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """What `fidelity` averages, for each example: 'top1_agreement' and 'predictive_kl', shape (N,)."""
+  """The values that `fidelity` averages: 'top1_agreement' and 'predictive_kl' of each example, (N,)."""
   student_NC = log_softmax(np.asarray(student_logits_NC, np.float64), axis=-1)
   teacher_NC = log_softmax(np.asarray(teacher_log_probs_NC, np.float64), axis=-1)
   probs_NC = np.exp(teacher_NC)
@@ -102,7 +123,7 @@ def fidelity_means(sums: Sums) -> dict[str, float]:
 def finer_fidelity_values(
   student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Measures of fidelity that look at the whole predicted distribution, for each example, shape (N,).
+  """Measures of fidelity that compare whole predicted distributions, for each example, shape (N,).
 
   Returns:
     'total_variation': ½ Σ_c |p_c − q_c|, in [0, 1]; 0 for equal distributions.
@@ -111,6 +132,11 @@ def finer_fidelity_values(
     'rank_correlation': Spearman's correlation of the class probabilities, in [−1, 1]. Equal probabilities,
       which a store in float16 has, share their mean rank; 0 where all classes of one side are equal, which
       then ranks nothing.
+
+  >>> student_NC, teacher_NC = np.log([[0.2, 0.3, 0.5]]), np.log([[0.3, 0.2, 0.5]])
+  >>> values = finer_fidelity_values(student_NC, teacher_NC)
+  >>> {name: float(values_N.round(4)[0]) for name, values_N in values.items()}
+  {'total_variation': 0.1, 'rank_correlation': 0.5}
   """
   student_NC, teacher_NC = np.asarray(student_logits_NC), np.asarray(teacher_log_probs_NC)
   probs_NC, other_NC = (softmax(x.astype(np.float64), axis=-1) for x in (student_NC, teacher_NC))
@@ -158,6 +184,10 @@ def cohens_kappa(agreement: np.ndarray, student_C: np.ndarray, teacher_C: np.nda
 
   Returns: κ ≤ 1; 0 is what independent predictions with these frequencies have. NaN where both predict
   one and the same class for all examples.
+
+  >>> uniform_C = np.array([0.5, 0.5])
+  >>> [round(float(cohens_kappa(agreement, uniform_C, uniform_C)), 4) for agreement in (0.5, 0.75, 1)]
+  [0.0, 0.5, 1.0]
   """
   chance = np.sum(student_C * teacher_C, axis=-1)
   room = np.where(chance < 1, 1 - chance, np.nan)

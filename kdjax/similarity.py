@@ -1,4 +1,4 @@
-"""How alike the features of two networks are on the same examples: centred kernel alignment.
+"""Similarity of the features of two networks on the same examples: centred kernel alignment.
 
 In float64 on the host. Axes: N example, F and G features.
 """
@@ -26,6 +26,10 @@ def linear_cka(x_NF: np.ndarray, y_NG: np.ndarray) -> float | None:
 
   Raises:
     ValueError: the numbers of examples differ, or are under four.
+
+  >>> x_NF = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0], [3.0, 1.0], [4.0, 2.0]])
+  >>> round(linear_cka(x_NF, 3 * x_NF[:, ::-1] + 1), 4)  # rotated, scaled and translated
+  1.0
   """
   if len(x_NF) != len(y_NG) or len(x_NF) < MIN_EXAMPLES:
     raise ValueError(

@@ -18,7 +18,7 @@ from tiny_data import TEXT, image_feature, label_feature, write_tfds
 
 from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.data import sources, views
+from kdjax.data import tfds_sets, views
 from kdjax.models import resnet, resnet50
 from kdjax.predictions import store
 from kdjax.stages import gan, predictions, student, teachers
@@ -94,6 +94,7 @@ _OF_TYPE = {
   float: st.sampled_from(_FLOATS),
   str: st.sampled_from(_STRINGS) | st.sampled_from(_NAMES),
   tuple: st.sampled_from(_TUPLES) | _AUGMENTATIONS | _NUMBERS,
+  ConfigDict: st.sampled_from([{}, {'width': 8}, {'beta': None}, {'a': {'b': (1, 2)}}, {1: 2}]),
 }
 _ANY = st.one_of(*_OF_TYPE.values(), st.sampled_from(_OTHERS))
 # What a shell may pass and `repr` never writes.
@@ -221,7 +222,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(resnet50, 'BLOCKS_PER_STAGE', (1, 1))
   monkeypatch.setattr(data, 'load', load)
   monkeypatch.setattr(data, 'load_extra', load_extra)
-  monkeypatch.setattr(sources, '_vocabulary', vocabulary)
+  monkeypatch.setattr(tfds_sets, '_vocabulary', vocabulary)
   monkeypatch.setattr(loop, 'fit', fit)
   monkeypatch.setattr(loop, 'advance', fit)
   monkeypatch.setattr(predictions, 'open_teacher', Teacher)

@@ -68,7 +68,7 @@ CONFIG = {
   'seed': 0,
   'dataset': {'name': 'shapes', 'data_dir': None},
   'predictions': {'augmentation': ['crop', 'flip']},
-  'student': {'loss': 'kl', 'temperature': 4.0, 'alpha': 0.0, 'init_lambda': 0.0},
+  'student': {'loss': 'cross_entropy', 'temperature': 4.0, 'alpha': 0.0, 'init_lambda': 0.0},
 }
 # By test image: the teacher's and the student's probabilities. They differ on images 4, 1 and 3, in
 # the order of falling KL. On image 5 they agree with a KL that is larger than those of 1 and 3.

@@ -100,7 +100,7 @@ def trained() -> dict[str, np.ndarray]:
       model=model,
       optimizer=optimizer,
       view=view,
-      loss=losses.LOSSES['kl'],
+      loss=losses.LOSSES['cross_entropy'],
       temperature=partial(losses.temperature_at, num_steps=4, start=4.0, final=1.0),
       alpha=0.3,
     ),

@@ -101,7 +101,7 @@ def study(tmp_path_factory):
   points['teacher 0'] = alignment.apply(SPEC, order, points['student'])
   points['teacher 1'] = points['initial']
   config = types.SimpleNamespace(
-    student=types.SimpleNamespace(loss='kl', alpha=0.0, batch_size=16),
+    student=types.SimpleNamespace(loss='cross_entropy', alpha=0.0, batch_size=16),
     teacher=types.SimpleNamespace(num_members=2),
     evaluation=types.SimpleNamespace(batch_size=32),
   )

@@ -152,7 +152,7 @@ def test_batches_of_any_size_give_the_values_of_all_examples(size, params, examp
 def test_at_the_teacher_kl_and_gradient_are_zero_and_hessian_is_ggn(params, examples):
   teacher = jax.nn.log_softmax(mlp(params, examples['inputs']))
   same = examples | {'teacher_log_probs': np.asarray(teacher)}
-  kl = lambda logits, batch: losses.kl_divergence(batch['teacher_log_probs'], logits)
+  kl = lambda logits, batch: losses.kl_divergence(logits, batch['teacher_log_probs'])
   for loss in (kl, distillation):
     student = MeanLoss(mlp, loss, params, [same])
     np.testing.assert_allclose(student.gradient()[1], 0, atol=1e-6)
@@ -194,7 +194,7 @@ def test_the_diagonal_of_the_ggn_is_exact(forward, loss, params, examples):
 
 def test_the_exact_trace_of_a_cross_entropy_is_that_of_its_formula(params, examples):
   """Mean of Σ_y q_y ‖Jᵀ (e_y − q)‖², at τ = 1."""
-  kl = lambda logits, batch: losses.kl_divergence(batch['teacher_log_probs'], logits)
+  kl = lambda logits, batch: losses.kl_divergence(logits, batch['teacher_log_probs'])
   logits = lambda theta: mlp(ravel_pytree(params)[1](theta), examples['inputs'])
   theta = ravel_pytree(params)[0]
   jacobian = np.asarray(jax.jit(jax.jacobian(logits))(theta))

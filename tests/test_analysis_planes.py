@@ -34,7 +34,9 @@ def make_study(**fields):
   """Teacher 0 at (0, 0), the student at (8, 0) and its start at (3, 4) of the first two weights."""
   students = {0: weights(3, 4, 0, 0), 7: weights(5, 2, 3, 0), 9: weights(8, 0, 0, 0)}
   members = [weights(0, 0, 0, 0), weights(2, 6, 0, 0)]
-  section = types.SimpleNamespace(loss='kl', alpha=0.0, init_lambda=0.0, init_from='final')
+  section = types.SimpleNamespace(
+    loss='cross_entropy', alpha=0.0, init_lambda=0.0, init_from='final'
+  )
   teacher = types.SimpleNamespace(num_members=fields.get('num_members', 2))
   config = types.SimpleNamespace(student=section, teacher=teacher)
   study = {

@@ -19,6 +19,7 @@ from tiny_data import (
 )
 
 from kdjax import data, keys
+from kdjax.data import splits as splits_lib
 from kdjax.errors import UserError
 
 
@@ -107,7 +108,7 @@ def test_the_checksum_in_memory_is_of_all_bytes():
 
 
 def test_a_sampled_checksum_notices_labels_shapes_and_the_sample(monkeypatch):
-  monkeypatch.setattr(data, 'NUM_SAMPLED', 15)
+  monkeypatch.setattr(splits_lib, 'NUM_SAMPLED', 15)
   split = data.load(section(num_train=20))['train']
   images_N, labels_N = split.inputs_N, split.labels_N
 

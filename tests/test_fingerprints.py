@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from kdjax import config as config_lib
+from kdjax.config import fingerprints as fingerprints_lib
 from kdjax.data import views
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,6 +31,7 @@ FIELDS = {
   'seed': (1, ALL),
   'dataset.name': ('cifar100', ALL),
   'dataset.data_dir': ('elsewhere', NONE),
+  'dataset.path': ('elsewhere.npz', NONE),
   'dataset.num_train': (1000, ALL),
   'dataset.subset_seed': (1, NONE),
   'dataset.num_val': (1000, ALL),
@@ -40,6 +42,7 @@ FIELDS = {
   'dataset.max_tokens': (50, ALL),
   'dataset.min_count': (5, ALL),
   'model.name': ('lenet', ALL),
+  'model.options': ({'width': 8}, ALL),
   'model.depth': (56, ALL),
   'model.width': (8, ALL),
   'model.norm': ('layer', ALL),
@@ -84,6 +87,7 @@ FIELDS = {
   'student.nesterov': (False, STUDENT),
   'student.weight_decay': (1e-3, STUDENT),
   'student.loss': ('brier', STUDENT),
+  'student.loss_options': ({'weight': 2.0}, STUDENT),
   'student.temperature': (1.0, STUDENT),
   'student.final_temperature': (1.0, STUDENT),
   'student.alpha': (0.1, STUDENT),
@@ -91,6 +95,7 @@ FIELDS = {
   'student.init_from': ('initial', STUDENT),
   'student.keep_checkpoints': ((), STUDENT),
   'student.model.name': ('lenet', STUDENT),
+  'student.model.options': ({'width': 8}, STUDENT),
   'student.model.depth': (56, STUDENT),
   'student.model.width': (8, STUDENT),
   'student.model.norm': ('layer', STUDENT),
@@ -266,7 +271,7 @@ def test_a_fingerprint_does_not_depend_on_how_a_value_is_written():
 
 def test_a_higher_artefact_version_changes_every_fingerprint(monkeypatch):
   before = fingerprints(load())
-  monkeypatch.setattr(config_lib, 'ARTEFACT_VERSION', config_lib.ARTEFACT_VERSION + 1)
+  monkeypatch.setattr(fingerprints_lib, 'ARTEFACT_VERSION', fingerprints_lib.ARTEFACT_VERSION + 1)
   after = fingerprints(load())
   assert not set(before.values()) & set(after.values())
 

@@ -30,7 +30,7 @@ from kdjax.train.inputs import Inputs
 
 CHANGED = (
   'A draw gives other numbers than it did. That is legitimate only together with a higher '
-  'config.ARTEFACT_VERSION, since stored predictions and trained weights belong to the old ones; for '
+  'ARTEFACT_VERSION of kdjax/config/fingerprints.py, since stored predictions and trained weights belong to the old ones; for '
   'bootstrap and CKA with a higher evaluation.VERSION. Then write the new numbers here.'
 )
 TOLERANCE = 2e-3

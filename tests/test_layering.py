@@ -13,8 +13,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A wing of kdjax is a module or a folder. It imports from the wings of earlier lines, and no other.
 WINGS = [
-  ['errors', 'keys', 'intervals', 'losses', 'metrics', 'similarity', 'models'],
+  ['errors', 'keys', 'intervals', 'metrics', 'similarity'],
   ['comparison', 'runtime'],
+  ['losses', 'models'],
   ['data'],
   ['train'],
   ['predictions', 'gan'],
@@ -29,7 +30,10 @@ ONLY = {
   **{wing: set() for wing in WINGS[0]},
   'comparison': {'intervals', 'metrics'},
   'runtime': {'__version__', 'errors'},
-  'data': {'errors', 'keys'},
+  # Models and losses of a user are found by name.
+  'losses': {'runtime.plugins'},
+  'models': {'errors', 'runtime.plugins'},
+  'data': {'errors', 'keys', 'runtime.plugins'},
   'train': {'data', 'errors', 'keys', 'losses', 'models', 'runtime'},
   'predictions': {'data.order', 'errors', 'losses', 'runtime', 'train'},
   'predictions.store': {'errors', 'runtime'},

@@ -1,5 +1,7 @@
 """Losses against values worked out by hand and against float64 NumPy."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,19 +9,27 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from kdjax import losses
+from kdjax import losses, metrics, similarity
 
+LABELS = np.array([2, 0, 1, 0, 2])  # of the five examples of `make_inputs`
 FUNCTIONS = {  # of (student logits, teacher log_probs, labels)
   'cross_entropy': lambda student, teacher, labels: losses.cross_entropy(student, labels),
-  'kl_divergence': lambda student, teacher, labels: losses.kl_divergence(teacher, student),
+  'kl_divergence': lambda student, teacher, labels: losses.kl_divergence(student, teacher),
   'with_labels': lambda student, teacher, labels: losses.with_labels(
     losses.distillation(student, teacher, 4.0), student, labels, 0.25, 1.0
   ),
   **{
-    name: lambda student, teacher, labels, loss=loss: loss(student, teacher, 4.0)
-    for name, loss in losses.LOSSES.items()
+    f'distillation: {name}': lambda student, teacher, labels, name=name: value(
+      name, student, teacher, 4.0, labels
+    )
+    for name in losses.LOSSES
   },
 }
+OF_A_BATCH = 'distillation: dist'  # a value depends on the other examples of the batch
+
+
+def value(name, student, teacher, temperature, labels=LABELS):
+  return losses.apply(losses.LOSSES[name], student, teacher, temperature, labels_B=labels)
 
 
 def make_inputs(scale=2.0, shape=(5, 3)):
@@ -33,8 +43,10 @@ def make_inputs(scale=2.0, shape=(5, 3)):
   )
 
 
-def reference(name, student, teacher, temperature):
+def reference(name, student, teacher, temperature, labels=LABELS):
   """The distillation losses in float64, by other formulas where there are any."""
+  if name in PAPERS:
+    return PAPERS[name](np.float64(student), np.float64(teacher), temperature, labels)
   student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
   p = scipy.special.softmax(teacher / temperature, axis=-1)
   q = scipy.special.softmax(student / temperature, axis=-1)
@@ -42,7 +54,7 @@ def reference(name, student, teacher, temperature):
   backward = scipy.stats.entropy(q, p, axis=-1)
   log_probs = student - scipy.special.logsumexp(student, axis=-1, keepdims=True)
   return {
-    'kl': temperature**2 * (entropy + forward),
+    'cross_entropy': temperature**2 * (entropy + forward),
     'reverse_kl': temperature**2 * backward,
     'symmetric_kl': temperature**2 * (forward + backward) / 2,
     'hard_labels': -log_probs[np.arange(len(teacher)), teacher.argmax(-1)],
@@ -51,8 +63,46 @@ def reference(name, student, teacher, temperature):
   }[name]
 
 
-def gradient_of(name, student, teacher, temperature):
-  return jax.grad(lambda s: losses.LOSSES[name](s, teacher, temperature).sum())(student)
+def standardised_kl(student, teacher, temperature, labels):
+  """Algorithm 1 of Sun et al. (2024) on one example after the other."""
+  z_score = lambda z: (z - np.mean(z)) / np.std(z) / temperature
+  return np.array(
+    [
+      temperature**2 * scipy.stats.entropy(*map(scipy.special.softmax, (z_score(t), z_score(s))))
+      for s, t in zip(student, teacher, strict=True)
+    ]
+  )
+
+
+def decoupled(student, teacher, temperature, labels):
+  """Equation 7 of Zhao et al. (2022): probabilities of the label and of the other classes, one by one."""
+  values = []
+  for s, t, label in zip(student, teacher, labels, strict=True):
+    p, q = scipy.special.softmax(t / temperature), scipy.special.softmax(s / temperature)
+    target = scipy.stats.entropy([p[label], 1 - p[label]], [q[label], 1 - q[label]])
+    others = scipy.stats.entropy(np.delete(p, label), np.delete(q, label))  # which normalises
+    values.append(temperature**2 * (target + 8 * others))
+  return np.array(values)
+
+
+def dist(student, teacher, temperature, labels):
+  """Equations 8 to 10 of Huang et al. (2022), with the correlations of NumPy."""
+  p, q = (
+    scipy.special.softmax(teacher / temperature, -1),
+    scipy.special.softmax(student / temperature, -1),
+  )
+  distances = lambda x, y: np.array(
+    [1 - np.corrcoef(*pair)[0, 1] for pair in zip(x, y, strict=True)]
+  )
+  return temperature**2 * (2 * distances(p, q) + 2 * distances(p.T, q.T).mean())
+
+
+PAPERS = {'standardised_kl': standardised_kl, 'decoupled': decoupled, 'dist': dist}
+
+
+def gradient_of(name, student, teacher, temperature, labels=LABELS):
+  labels = labels[: len(student)]
+  return jax.grad(lambda s: value(name, s, teacher, temperature, labels).sum())(student)
 
 
 # The ensemble.
@@ -113,7 +163,10 @@ def test_cross_entropy_takes_any_leading_axes():
 
 # At τ = 2 the teacher's (1/5, 4/5) becomes p = (1/3, 2/3) and the student's (1/10, 9/10) q = (1/4, 3/4).
 GOLDEN = {
-  'kl': -4 * (np.log(1 / 4) / 3 + 2 * np.log(3 / 4) / 3),
+  'standardised_kl': 0,  # two classes always become −1 and 1
+  'decoupled': 4 * (np.log(4 / 3) / 3 + 2 * np.log(8 / 9) / 3),  # there is but one other class
+  'dist': 4 * 2,  # over one example nothing correlates, over two classes everything does
+  'cross_entropy': -4 * (np.log(1 / 4) / 3 + 2 * np.log(3 / 4) / 3),
   'reverse_kl': 4 * (np.log(3 / 4) / 4 + 3 * np.log(9 / 8) / 4),
   'symmetric_kl': 2 * (1 / 12) * np.log(3 / 2),  # (4/3) / (8/9) is 3/2
   'hard_labels': -np.log(9 / 10),
@@ -125,8 +178,8 @@ GOLDEN = {
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_distillation_losses_golden(name):
   teacher_BC, student_BC = jnp.log(jnp.array([[0.2, 0.8]])), jnp.log(jnp.array([[0.1, 0.9]]))
-  losses_B = losses.LOSSES[name](student_BC, teacher_BC, 2.0)
-  np.testing.assert_allclose(losses_B, [GOLDEN[name]], rtol=2e-6)
+  losses_B = value(name, student_BC, teacher_BC, 2.0, labels=np.array([0]))
+  np.testing.assert_allclose(losses_B, [GOLDEN[name]], rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
@@ -134,7 +187,7 @@ def test_distillation_losses_golden(name):
 def test_distillation_losses_against_scipy(name, temperature):
   student, teacher, _ = make_inputs()
   for constant in (0, 5):  # softmax does not see it
-    losses_B = losses.LOSSES[name](student + constant, teacher, temperature)
+    losses_B = value(name, student + constant, teacher, temperature)
     np.testing.assert_allclose(
       losses_B, reference(name, student, teacher, temperature), rtol=2e-5, atol=1e-6
     )
@@ -142,14 +195,14 @@ def test_distillation_losses_against_scipy(name, temperature):
 
 def test_kl_divergence_golden():
   half, quarter = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))
-  np.testing.assert_allclose(losses.kl_divergence(half, quarter), [np.log(4 / 3) / 2], rtol=1e-5)
+  np.testing.assert_allclose(losses.kl_divergence(quarter, half), [np.log(4 / 3) / 2], rtol=1e-5)
   other_way = 0.25 * np.log(1 / 2) + 0.75 * np.log(3 / 2)
-  np.testing.assert_allclose(losses.kl_divergence(quarter, half), [other_way], rtol=1e-5)
+  np.testing.assert_allclose(losses.kl_divergence(half, quarter), [other_way], rtol=1e-5)
 
 
 def test_kl_divergence_is_zero_at_equality():
   student, _, _ = make_inputs()
-  kl_B = losses.kl_divergence(jax.nn.log_softmax(student), student + 7)
+  kl_B = losses.kl_divergence(student + 7, jax.nn.log_softmax(student))
   np.testing.assert_allclose(kl_B, np.zeros(5), atol=1e-6)
 
 
@@ -157,10 +210,10 @@ def test_kl_divergence_is_zero_at_equality():
 def test_kl_divergence_with_a_probability_that_underflows(log_prob):
   teacher_BC = jnp.array([[0.0, log_prob]])
   student_BC = jnp.log(jnp.array([[0.25, 0.75]]))
-  np.testing.assert_allclose(losses.kl_divergence(teacher_BC, student_BC), [np.log(4)], rtol=1e-6)
+  np.testing.assert_allclose(losses.kl_divergence(student_BC, teacher_BC), [np.log(4)], rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', FUNCTIONS)
+@pytest.mark.parametrize('name', [name for name in FUNCTIONS if name != OF_A_BATCH])
 def test_a_value_depends_on_its_own_example_alone(name):
   inputs = make_inputs()
   losses_B = FUNCTIONS[name](*inputs)
@@ -175,13 +228,14 @@ def test_jit_and_vmap_equal_eager(name):
   inputs = make_inputs()
   expected = FUNCTIONS[name](*inputs)
   np.testing.assert_allclose(jax.jit(FUNCTIONS[name])(*inputs), expected, rtol=1e-5)
-  np.testing.assert_allclose(jax.vmap(FUNCTIONS[name])(*inputs), expected, rtol=1e-5)
+  if name != OF_A_BATCH:
+    np.testing.assert_allclose(jax.vmap(FUNCTIONS[name])(*inputs), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_the_temperature_may_be_traced(name):
   student, teacher, _ = make_inputs()
-  traced = jax.jit(losses.LOSSES[name])(student, teacher, jnp.float32(3.0))
+  traced = jax.jit(lambda t: value(name, student, teacher, t))(jnp.float32(3.0))
   np.testing.assert_allclose(traced, reference(name, student, teacher, 3.0), rtol=2e-5)
 
 
@@ -195,8 +249,13 @@ def test_extreme_logits_stay_finite(name):
     losses_B = FUNCTIONS[name](student, stored, labels)
     assert np.isfinite(losses_B).all() and np.isfinite(gradient).all()
     # The first example is as wrong as can be: 2e4 nats at τ = 1, and τ times that at τ = 4.
-    expected = {'kl': 8e4, 'reverse_kl': 8e4, 'symmetric_kl': 8e4, 'with_labels': 6.5e4}
+    expected = {'cross_entropy': 8e4, 'reverse_kl': 8e4, 'symmetric_kl': 8e4}
     expected |= {'brier': 2 * 16, 'logit_mse': (2e4**2 + 2e4**2) / 3}
+    expected |= {'decoupled': 16 * (5000 + 8 * 2500)}  # of the label, and of the other two
+    # ρ is −1/2 over the classes, and over the two examples 0, −1 and 1.
+    expected |= {'dist': 16 * (2 * 3 / 2 + 2 * 1)}
+    expected |= {'standardised_kl': reference('standardised_kl', student, teacher, 4.0)[0]}
+    expected = {f'distillation: {key}': x for key, x in expected.items()} | {'with_labels': 6.5e4}
     np.testing.assert_allclose(losses_B[0], expected.get(name, 2e4), rtol=1e-3)
 
 
@@ -221,16 +280,17 @@ def test_gradients_by_finite_differences(name, temperature):
 @pytest.mark.parametrize('name', [name for name in losses.LOSSES if name != 'hard_labels'])
 def test_a_loss_is_least_where_the_student_equals_the_teacher(name, temperature):
   _, teacher, _ = make_inputs()
-  at_teacher = losses.LOSSES[name](teacher + 3, teacher, temperature)
+  at_teacher = value(name, teacher + 3, teacher, temperature)
   probs = scipy.special.softmax(teacher / temperature, axis=-1)
-  least = temperature**2 * scipy.stats.entropy(probs, axis=-1) if name == 'kl' else np.zeros(5)
+  entropy = temperature**2 * scipy.stats.entropy(probs, axis=-1)
+  least = np.zeros(5) if losses.LOSSES[name].minimum_is_zero else entropy
   np.testing.assert_allclose(at_teacher, least, rtol=1e-5, atol=1e-5)
   gradient = gradient_of(name, teacher, teacher, temperature)
   np.testing.assert_allclose(gradient, np.zeros_like(gradient), atol=1e-5)
   rng = np.random.default_rng(4)
   for _ in range(20):
     elsewhere = teacher + rng.normal(size=teacher.shape).astype(np.float32)
-    assert (losses.LOSSES[name](elsewhere, teacher, temperature) > at_teacher).all()
+    assert (value(name, elsewhere, teacher, temperature) > at_teacher).all()
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0, 1000.0])
@@ -242,7 +302,7 @@ def test_symmetric_kl_and_its_gradient_are_exactly_0_at_equality(temperature):
 
 def test_reverse_kl_swaps_teacher_and_student():
   student, teacher, _ = make_inputs()
-  swapped = losses.kl_divergence(jax.nn.log_softmax(student), teacher)
+  swapped = losses.kl_divergence(teacher, jax.nn.log_softmax(student))
   np.testing.assert_allclose(losses.reverse_kl(student, teacher, 1.0), swapped, rtol=1e-5)
 
 
@@ -278,7 +338,7 @@ def test_hard_labels_are_the_limit_of_a_sharpened_teacher():
 
 @pytest.mark.parametrize(
   ('name', 'scale'),
-  [('kl', 1 / 2), ('reverse_kl', 1 / 2), ('symmetric_kl', 1 / 2), ('brier', 1 / 3)],
+  [('cross_entropy', 1 / 2), ('reverse_kl', 1 / 2), ('symmetric_kl', 1 / 2), ('brier', 1 / 3)],
 )
 def test_gradients_tend_to_that_of_logit_mse(name, scale):
   student, teacher, _ = make_inputs(scale=1.0)
@@ -336,7 +396,7 @@ def test_the_temperature_is_annealed_geometrically():
 @pytest.mark.parametrize(
   ('name', 'alpha', 'expected'),
   [
-    ('kl', 0.0, 'nats'),
+    ('cross_entropy', 0.0, 'nats'),
     ('reverse_kl', 0.5, 'nats'),
     ('logit_mse', 0.0, 'squared logits'),
     ('logit_mse', 0.5, ''),  # a sum of squared logits and nats
@@ -345,3 +405,53 @@ def test_the_temperature_is_annealed_geometrically():
 )
 def test_units(name, alpha, expected):
   assert losses.unit(name, alpha) == expected
+
+
+# The registry.
+
+
+def test_decoupled_distillation_with_the_teachers_own_weight_is_kl():
+  """KL = TCKD + (1 − p_label) NCKD (Zhao et al. 2022, equation 6)."""
+  student, teacher, _ = make_inputs()
+  probs_B = scipy.special.softmax(teacher / 4.0, axis=-1)[np.arange(5), LABELS]
+  parts = [
+    losses.decoupled(student, teacher, 4.0, labels_B=LABELS, target_weight=a, non_target_weight=b)
+    for a, b in ((1.0, 0.0), (0.0, 1.0))
+  ]
+  expected_B = 16 * scipy.stats.entropy(
+    *(scipy.special.softmax(x / 4.0, axis=-1) for x in (teacher, student)), axis=-1
+  )
+  np.testing.assert_allclose(parts[0] + (1 - probs_B) * parts[1], expected_B, rtol=1e-4)
+
+
+def test_a_loss_tells_what_it_needs_and_its_options():
+  needs = {name: loss.needs for name, loss in losses.LOSSES.items() if loss.needs}
+  assert needs == {'decoupled': ('labels_B',), 'dist': ('batch_mean',)}
+  options = {name: loss.options for name, loss in losses.LOSSES.items() if loss.options}
+  assert options == {
+    'decoupled': {'target_weight': 1.0, 'non_target_weight': 8.0},
+    'dist': {'inter_weight': 2.0, 'intra_weight': 2.0},
+  }
+  assert {name for name, loss in losses.LOSSES.items() if not loss.uses_temperature} == {
+    name
+    for name in losses.LOSSES
+    if np.allclose(*(reference(name, *make_inputs()[:2], t) for t in (1, 4)))
+  }
+
+
+def test_options_are_set():
+  student, teacher, _ = make_inputs()
+  half = losses.make('dist', {'inter_weight': 1.0, 'intra_weight': 1.0})
+  np.testing.assert_allclose(
+    2 * losses.apply(half, student, teacher, 4.0, labels_B=LABELS),
+    value('dist', student, teacher, 4.0),
+  )
+
+
+@pytest.mark.parametrize(
+  'module', [losses, metrics, similarity], ids=lambda module: module.__name__
+)
+def test_the_examples_in_docstrings(module):
+  found = doctest.testmod(module)
+  assert found.failed == 0
+  assert found.attempted >= 2

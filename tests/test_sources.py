@@ -22,7 +22,7 @@ from tiny_data import (
 )
 
 from kdjax import data
-from kdjax.data import sources
+from kdjax.data import sources, tfds_sets
 from kdjax.errors import UserError
 
 # TFDS.
@@ -328,7 +328,7 @@ def test_the_first_examples_of_a_real_set_are_those_in_its_file(
   assert (found.input_shape, found.num_classes) == (shape, 10)
   assert (found.num_train, found.num_test) == (num_train, 10_000)
   config = real_section(name)
-  monkeypatch.setattr(sources.Tfds, 'size', lambda self, split: 20)  # all take seconds
+  monkeypatch.setattr(tfds_sets.Tfds, 'size', lambda self, split: 20)  # all take seconds
   splits = data.load(config)
   for split in ('train', 'test'):
     file = min((DATA / name).glob(f'*/{name}-{split}.array_record*'))
@@ -353,7 +353,7 @@ def test_the_real_reviews():
     lengths = np.count_nonzero(split.inputs_N, axis=1)
     padding = np.arange(100)[None] >= lengths[:, None]
     np.testing.assert_array_equal(split.inputs_N == 0, padding)
-  vocabulary = sources.Tfds('imdb_reviews', str(DATA)).vocabulary(10)
+  vocabulary = tfds_sets.Tfds('imdb_reviews', str(DATA)).vocabulary(10)
   assert list(vocabulary)[:5] == ['the', 'and', 'a', 'of', 'to']
   word = {i: word for word, i in vocabulary.items()}
   first = ' '.join(word[i] for i in splits['train'].inputs_N[0, :11])

@@ -80,7 +80,11 @@ def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
 
 
 def student_step(optimizer, view=CLEAN, **fields):
-  fields = {'loss': losses.LOSSES['kl'], 'temperature': lambda step: 4.0, 'alpha': 0.0} | fields
+  fields = {
+    'loss': losses.LOSSES['cross_entropy'],
+    'temperature': lambda step: 4.0,
+    'alpha': 0.0,
+  } | fields
   step = partial(steps.student_step, model=Linear(), optimizer=optimizer, view=view, **fields)
   return devices.parallel(step, num_sharded=2)
 

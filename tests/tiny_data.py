@@ -28,6 +28,7 @@ def section(**fields) -> ConfigDict:
     'num_workers': 0,
     'max_tokens': 100,
     'min_count': 10,
+    'path': None,
   }
   return ConfigDict(everything | fields)
 

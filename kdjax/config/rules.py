@@ -1,9 +1,14 @@
-"""What the value of each field of a config may be: field → (test, what is allowed, in words)."""
+"""The rule for the value of each field of a config: field → (test, allowed values in words)."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from kdjax import losses, models
+from kdjax.config import fields
 from kdjax.data import augmentations, views
 from kdjax.predictions import store
-from kdjax.runtime import files
+from kdjax.runtime import files, plugins
 from kdjax.train import optimizers
 
 LARGEST = 10**9  # of any count: beyond it is a typing error
@@ -20,11 +25,34 @@ def _is_one_of(names):
   return lambda x: x in names, f'one of {", ".join(names)}'
 
 
-def _are_some_of(names):
+def _is_named(names):
+  """A name of a registry, or a dotted one, which `validation` finds."""
   return (
-    lambda x: all(n in names for n in x) and len(set(x)) == len(x),
-    f'any of {", ".join(names)}, each once, or ()',
+    lambda x: x in names or plugins.is_dotted(x),
+    f'one of {", ".join(names)}, or {plugins.FORM}',
   )
+
+
+def _are_named(names):
+  return (
+    lambda x: all(n in names or plugins.is_dotted(n) for n in x) and len(set(x)) == len(x),
+    f'any of {", ".join(names)}, or {plugins.FORM}, each once, or ()',
+  )
+
+
+def _is_plain(x) -> bool:
+  """Whether a value can be written as JSON, with tuples for lists."""
+  if isinstance(x, dict):
+    return all(isinstance(key, str) and _is_plain(value) for key, value in x.items())
+  if isinstance(x, list | tuple):
+    return all(map(_is_plain, x))
+  return x is None or isinstance(x, str | bool | int | float)
+
+
+_OPTIONS = (
+  lambda x: isinstance(x, dict) and _is_plain(x),
+  'a dict of numbers, strings, truth values, None, tuples and dicts of these, by name',
+)
 
 
 def _within(low: float, high: float, brackets: str = '[]'):
@@ -70,7 +98,7 @@ def _training_rules(section: str, shortest: int) -> dict[str, tuple]:
     'num_steps': _is_whole(shortest),
     'num_examples': _is_whole(shortest),
     'batch_size': _is_whole(1, 2**20),
-    'optimizer': _is_one_of(optimizers.OPTIMIZERS),
+    'optimizer': _is_named(optimizers.OPTIMIZERS),
     'warmup_epochs': _within(0, LARGEST),
     'nesterov': _ANY_BOOL,
     'learning_rate': _RATE,
@@ -86,7 +114,8 @@ def _training_rules(section: str, shortest: int) -> dict[str, tuple]:
 def _model_rules(section: str) -> dict[str, tuple]:
   depths = '6n+2 (8, 14, 20, ...: basic blocks) or 9n+2 from 56 on (56, 65, ...: bottleneck blocks)'
   return {
-    f'{section}.name': _is_one_of(models.MODELS),
+    f'{section}.name': _is_named(models.MODELS),
+    f'{section}.options': _OPTIONS,
     f'{section}.depth': (
       lambda x: type(x) is int and x < 10_000 and models.resnet_block(x) is not None,
       depths,
@@ -102,6 +131,7 @@ RULES = {
   'seed': _SEED,
   'dataset.name': _ANY_STRING,
   'dataset.data_dir': (files.is_reachable, f'a folder; {files.NEEDS_CLOUD}'),
+  'dataset.path': _PLACE,
   'dataset.num_train': _is_whole(1),
   'dataset.subset_seed': _SEED,
   'dataset.num_val': _is_whole(0),
@@ -116,18 +146,19 @@ RULES = {
   'teacher.members_in_parallel': _ANY_BOOL,
   'teacher.examples': _PART,
   **_training_rules('teacher', shortest=0),
-  'teacher.augmentation': _are_some_of(augmentations.AUGMENTATIONS),
+  'teacher.augmentation': _are_named(augmentations.AUGMENTATIONS),
   'predictions.mode': _is_one_of(('stored', 'online')),
   'predictions.num_views': _is_whole(1, 10**6),
   'predictions.dtype': _is_one_of(store.DTYPES),
   'predictions.examples': _PART_OR_NONE,
-  'predictions.augmentation': _are_some_of(views.NAMES),
+  'predictions.augmentation': _are_named(views.NAMES),
   'predictions.extra': _PLACE,
   'predictions.num_extra': _is_whole(1),
   'predictions.augment_extra': _ANY_BOOL,
   'student.seed': _SEED,
   **_training_rules('student', shortest=1),
-  'student.loss': _is_one_of(losses.LOSSES),
+  'student.loss': _is_named(losses.LOSSES),
+  'student.loss_options': _OPTIONS,
   'student.temperature': _within(0.01, 1000),
   'student.final_temperature': _within(0.01, 1000),
   'student.alpha': _within(0, 1),
@@ -166,3 +197,16 @@ RULES = {
     '0, or 4 to 20000',
   ),
 }
+
+
+def passes(test, value: Any) -> bool:
+  try:
+    return bool(test(value))
+  except TypeError:  # such as a string in a tuple of fractions
+    return False
+
+
+def keeps(config: ConfigDict, *names: str) -> bool:
+  """Whether fields that others are computed from are None or allowed."""
+  leaves = fields.leaves(config)
+  return all(leaves[field] is None or passes(RULES[field][0], leaves[field]) for field in names)

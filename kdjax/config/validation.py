@@ -1,24 +1,20 @@
-"""Whether a config makes sense: the rules of `config/rules.py`, and those that tie fields and data together.
+"""The checks of a config: the rules of `config/rules.py`, and those that join fields, code and data.
 
 Every problem is a line with the field, its value and what is allowed. All of them are raised at once,
 before anything runs.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import data, losses, models, similarity
-from kdjax.config.rules import LARGEST, RULES
-from kdjax.data import augmentations
+from kdjax import data, losses, models
+from kdjax.config import data_checks, user_code
+from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
-from kdjax.gan import networks as gan_networks
 from kdjax.runtime import files, hosts
-
-NEEDS_COLOURS = ('contrast', 'saturation', 'hue', 'color_jitter')
 
 
 def check(
@@ -34,13 +30,18 @@ def check(
   if incomplete or not files.is_reachable(config.dataset.data_dir or ''):
     raise ConfigError(problems)  # what comes next would stumble over them
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
+  if unknown := [*user_code.missing(config)]:
+    raise ConfigError(problems + unknown)
   try:
     description = data.describe(config.dataset, prepare=prepare and not problems)
   except UserError as error:
     problems.append(str(error))
   else:
-    problems += _data_problems(config, description)
-    problems += _feature_problems(config, description) if not problems else ()  # builds the models
+    problems += data_checks.problems(config, description)
+    if not problems:  # these build the models
+      problems += user_code.problems(config, description)
+    if not problems:
+      problems += _feature_problems(config, description)
   if problems:
     raise ConfigError(problems)
 
@@ -78,7 +79,7 @@ def _missing_values(config: ConfigDict) -> Iterator[str]:
 def _field_problems(config: ConfigDict) -> Iterator[str]:
   leaves = config_lib.leaves(config)
   for field, (test, allowed) in RULES.items():
-    if leaves.get(field) is not None and not _passes(test, leaves[field]):
+    if leaves.get(field) is not None and not passes(test, leaves[field]):
       yield f'{field} = {leaves[field]!r}: allowed: {allowed}'
 
 
@@ -100,11 +101,21 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def _unread_problems(config: ConfigDict) -> Iterator[str]:
-  """Of a model that would be the same without the field: who sets it expects another one."""
+  """Fields of a model that the model does not read."""
   names = [config_lib.student_model(config).name, config.model.name]
-  of_student, of_teacher = (models.SHAPED_BY.get(name) for name in names)
-  if of_student is None or of_teacher is None:  # unknown, as is told elsewhere
+  of_student, of_teacher = map(models.fields_read, names)
+  if of_student is None or of_teacher is None:  # unknown, which is another problem
     return
+  for field, name, read in (
+    ('model', names[1], of_teacher),
+    ('student.model', names[0], of_student),
+  ):
+    options = config_lib.leaves(config)[f'{field}.options']
+    if options and 'options' not in read:
+      yield (
+        f'{field}.options = {options!r}: {name} reads none; allowed: {{}}, and the fields '
+        f'{", ".join(sorted(read)) or "of no model"}'
+      )
   for field in ('depth', 'width', 'norm', 'shortcut'):
     value = config.student.model[field]
     if value is not None and field not in of_student:
@@ -127,7 +138,8 @@ def _student_problems(config: ConfigDict) -> Iterator[str]:
       "student.init_from = 'initial': changes nothing at student.init_lambda = 0, which starts at "
       'random; allowed with init_lambda > 0 (1 starts at those weights)'
     )
-  if student.final_temperature is not None and student.loss in losses.WITHOUT_TEMPERATURE:
+  loss = losses.LOSSES.get(student.loss)
+  if student.final_temperature is not None and loss and not loss.uses_temperature:
     yield (
       f'student.final_temperature = {student.final_temperature}: the loss {student.loss} has no '
       'temperature; allowed: None'
@@ -163,19 +175,6 @@ def _distillation_problems(config: ConfigDict) -> Iterator[str]:
     )
 
 
-def _passes(test, value: Any) -> bool:
-  try:
-    return bool(test(value))
-  except TypeError:  # such as a string in a tuple of fractions
-    return False
-
-
-def _keeps_rules(config: ConfigDict, *fields: str) -> bool:
-  """Whether fields that others are computed from are None or allowed."""
-  leaves = config_lib.leaves(config)
-  return all(leaves[field] is None or _passes(RULES[field][0], leaves[field]) for field in fields)
-
-
 def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
   sections = ['teacher', 'student', 'evaluation']
   for section in sections + ['gan'] * config_lib.needs_gan(config):
@@ -196,201 +195,24 @@ def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     )
 
 
-def _data_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  dataset = config.dataset
-  of_name = f'dataset.name = {dataset.name!r}'
-  room = description.num_train - dataset.num_val
-  if room < (dataset.num_train or 1):
-    yield (
-      f'dataset.num_train = {dataset.num_train}, dataset.num_val = {dataset.num_val}: allowed: together '
-      f'at most the {description.num_train} training examples of {of_name}, with one left to train on'
-    )
-  if dataset.num_test is not None and dataset.num_test > description.num_test:
-    yield (
-      f'dataset.num_test = {dataset.num_test}: allowed: at most the {description.num_test} test examples '
-      f'of {of_name}'
-    )
-  sizes = data.split_sizes(dataset, description)
-  num_train, num_compared = sizes['train'], config.evaluation.num_cka_examples
-  enough = sizes['test'] >= similarity.MIN_EXAMPLES
-  if sizes['test'] > 0 and num_compared > sizes['test'] * enough:
-    allowed = f'up to {sizes["test"]}' if enough else '0'
-    yield (
-      f'evaluation.num_cka_examples = {num_compared}: allowed: {allowed}, with {sizes["test"]} test '
-      f'examples of {of_name}'
-    )
-  for section in ('teacher', 'predictions'):
-    examples = config[section].examples
-    if examples and _keeps_rules(config, f'{section}.examples') and examples[1] > num_train:
-      yield (
-        f'{section}.examples = {examples}: allowed: up to the {num_train} training examples that '
-        f'dataset.num_train and dataset.num_val leave of {of_name}'
-      )
-  if num_train > 0:
-    yield from _duration_problems(config, num_train)
-  if description.vocabulary_size is None:
-    yield from _image_problems(config, description)
-  else:
-    yield from _text_problems(config)
-  yield from _extra_problems(config)
-
-
 def _feature_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
   """Whether teacher and student have features to compare."""
   sections = [config.model, config_lib.student_model(config)]
   names = [section.name for section in sections]
-  if not config.evaluation.num_cka_examples or len(set(names)) == 1:
+  is_known = len(set(names)) == 1 and names[0] in models.MODELS
+  if not config.evaluation.num_cka_examples or is_known:
     return
   of_teacher, of_student = (
     models.feature_names(
       models.build(section, description.num_classes, description.vocabulary_size),
       description.input_shape,
+      'float32' if description.vocabulary_size is None else 'int32',
     )
     for section in sections
   )
   if not of_teacher & of_student:
     yield (
       f'evaluation.num_cka_examples = {config.evaluation.num_cka_examples}: {names[0]} has the features '
-      f'{", ".join(sorted(of_teacher))}, and {names[1]} {", ".join(sorted(of_student))}: none in common; '
-      'allowed: 0'
+      f'{", ".join(sorted(of_teacher)) or "()"}, and {names[1]} '
+      f'{", ".join(sorted(of_student)) or "()"}: none in common; allowed: 0'
     )
-
-
-def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
-  for name, part in (('teacher', 'teacher.examples'), ('student', 'predictions.examples')):
-    fields = [f'{name}.{field}' for field in (*config_lib.DURATIONS, 'batch_size', 'warmup_epochs')]
-    section = config[name]
-    durations = [d for d in config_lib.DURATIONS if section[d] is not None]
-    if len(durations) != 1 or not _keeps_rules(config, part, 'predictions.num_extra', *fields):
-      continue
-    num_examples = data.part_size(num_train, config[part.partition('.')[0]].examples)
-    if name == 'student':
-      num_examples += config_lib.num_extra(config) or 0
-    num_steps = config_lib.num_steps(section, num_examples)
-    if not num_examples:  # as is told elsewhere
-      continue
-    warmup_steps = round(section.warmup_epochs * num_examples / section.batch_size)
-    if not _are_countable(num_steps, section.batch_size, num_examples):
-      yield (
-        f'{name}.{durations[0]} = {section[durations[0]]}: are {num_steps} steps of '
-        f'{section.batch_size} of {num_examples} examples; allowed: up to {LARGEST} steps and epochs'
-      )
-    elif warmup_steps and warmup_steps >= num_steps:
-      yield (
-        f'{name}.warmup_epochs = {section.warmup_epochs}: allowed: less than the '
-        f'{num_steps * section.batch_size / num_examples:g} epochs of the whole training'
-      )
-
-
-def _are_countable(num_steps: int, batch_size: int, num_examples: int) -> bool:
-  """Whether steps and epochs fit the int32 that devices count in, with room."""
-  return max(num_steps, num_steps * batch_size // num_examples) <= LARGEST
-
-
-def _gan_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  section, shape = config.gan, description.input_shape
-  sizes = data.split_sizes(config.dataset, description)
-  if config.dataset.streaming:
-    yield (
-      'dataset.streaming = True: the GAN learns from images in memory, and its own are there too; '
-      "allowed: False, or another predictions.extra than 'gan'"
-    )
-  if not gan_networks.num_halvings(*shape[:2]):
-    yield (
-      f"predictions.extra = 'gan': the GAN cannot grow images of {min(shape[:2])} pixels, the size of "
-      f'{config.dataset.name}: it doubles a start of at least {gan_networks.MIN_SIDE}; allowed: another'
-    )
-  for name, least in (('train', 4), ('test', 2)):  # a covariance wants two, of halves too
-    if sizes[name] < least:
-      yield (
-        f"dataset.num_{name} = {sizes[name]}: allowed with predictions.extra = 'gan': at least {least}, "
-        'to judge its images by'
-      )
-  num_steps, num_train = section.num_steps * section.num_discriminator_steps, sizes['train']
-  if num_train > 0 and not _are_countable(num_steps, section.batch_size, num_train):
-    yield (
-      f'gan.num_steps = {section.num_steps}: with gan.num_discriminator_steps = '
-      f'{section.num_discriminator_steps} are {num_steps} steps of {section.batch_size} of {num_train} '
-      f'examples; allowed: up to {LARGEST} steps and epochs'
-    )
-
-
-def _image_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  padding, name = config.augmentation.crop_padding, config.dataset.name
-  size = min(description.input_shape[:2])
-  if padding >= size:
-    yield (
-      f'augmentation.crop_padding = {padding}: allowed: less than the {size} pixels of the images of '
-      f'{name}, since a crop must show some of the image'
-    )
-  if max(description.input_shape[:2]) > augmentations.LARGEST_SIDE:
-    yield (
-      f'dataset.image_size = None: the images of {name} have {max(description.input_shape[:2])} pixels a '
-      f'side; allowed: a size of up to {augmentations.LARGEST_SIDE}'
-    )
-  if config_lib.needs_gan(config) and _keeps_rules(
-    config, 'gan.num_steps', 'gan.num_discriminator_steps', 'gan.batch_size'
-  ):
-    yield from _gan_problems(config, description)
-  for field, model in _model_names(config).items():
-    if model in models.TAKES_TOKENS:
-      yield f'{field} = {model!r}: takes texts, and {name} has images. {_models_for(texts=False)}'
-    elif size < models.SMALLEST_SIDE.get(model, 1):
-      yield (
-        f'{field} = {model!r}: needs images of at least {models.SMALLEST_SIDE[model]} pixels a side; '
-        f'those of {name} have {size}. Allowed here: resnet, or a larger dataset.image_size'
-      )
-  yield from _colour_problems(config, description.input_shape[-1])
-
-
-def _colour_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
-  if num_channels in (1, 3):
-    return
-  for field in ('teacher.augmentation', 'predictions.augmentation'):
-    section, leaf = field.split('.')
-    names = [name for name in NEEDS_COLOURS if name in config[section][leaf]]
-    if names:
-      yield (
-        f'{field} = {config[section][leaf]}: {", ".join(names)} are of grey or RGB images, with 1 or 3 '
-        f'channels; those of {config.dataset.name} have {num_channels}. Allowed here: the others'
-      )
-
-
-def _text_problems(config: ConfigDict) -> Iterator[str]:
-  name = config.dataset.name
-  if config.dataset.streaming:
-    yield f'dataset.streaming = True: is for images, and {name} has texts; allowed: False'
-  for field, model in _model_names(config).items():
-    if model not in models.TAKES_TOKENS:
-      yield f'{field} = {model!r}: takes images, and {name} has texts. {_models_for(texts=True)}'
-  for field in ('teacher.augmentation', 'predictions.augmentation'):
-    section, leaf = field.split('.')
-    if config[section][leaf]:
-      yield f'{field} = {config[section][leaf]}: is for images, and {name} has texts; allowed: ()'
-  if config_lib.needs_gan(config):
-    yield f"predictions.extra = 'gan': makes images, and {name} has texts; allowed: other texts"
-
-
-def _model_names(config: ConfigDict) -> dict[str, str]:
-  """By the field that says so. A student's that is None is the teacher's."""
-  names = {'model.name': config.model.name, 'student.model.name': config.student.model.name}
-  return {field: name for field, name in names.items() if name in models.MODELS}
-
-
-def _models_for(texts: bool) -> str:
-  names = [name for name in models.MODELS if (name in models.TAKES_TOKENS) == texts]
-  return f'Allowed here: {", ".join(names)}'
-
-
-def _extra_problems(config: ConfigDict) -> Iterator[str]:
-  """Whether the source of unlabelled images is there, and large enough."""
-  name, wanted = config.predictions.extra, config.predictions.num_extra
-  if name in ('', 'gan') or not _keeps_rules(config, 'predictions.extra'):
-    return
-  try:
-    available = data.extra_size(name, config.dataset)
-  except UserError as error:
-    yield str(error)
-    return
-  if wanted is not None and wanted > available:
-    yield f'predictions.num_extra = {wanted}: allowed: at most the {available} images of {name}'

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from kdjax.runtime import plugins
+
 # (key, image_HWC, the config section `augmentation`) → image_HWC.
 Augmentation = Callable[[jax.Array, jax.Array, ConfigDict], jax.Array]
 
@@ -263,7 +265,7 @@ def _blend(bytes_HWC: jax.Array, origin: jax.Array, factor: jax.Array) -> jax.Ar
 
 
 # Those that keep an image's label, and their parameters: fields of the config section `augmentation`.
-_FUNCTIONS = {
+FUNCTIONS = {
   'flip': (flip, ()),
   'vertical_flip': (vertical_flip, ()),
   'crop': (crop, ('crop_padding',)),
@@ -274,7 +276,7 @@ _FUNCTIONS = {
   'hue': (hue, ('hue',)),
   'color_jitter': (color_jitter, ('brightness', 'contrast', 'saturation', 'hue')),
 }
-FIELDS = {name: fields for name, (_, fields) in _FUNCTIONS.items()}
+FIELDS = {name: fields for name, (_, fields) in FUNCTIONS.items()}
 MOVING = ('flip', 'vertical_flip', 'crop')
 
 
@@ -282,4 +284,16 @@ def _configured(function: Callable[..., jax.Array], fields: tuple[str, ...]) -> 
   return lambda key, image_HWC, config: function(key, image_HWC, *(config[f] for f in fields))
 
 
-AUGMENTATIONS = {name: _configured(*entry) for name, entry in _FUNCTIONS.items()}
+AUGMENTATIONS = {name: _configured(*entry) for name, entry in FUNCTIONS.items()}
+
+
+def find(name: str) -> Augmentation:
+  """The augmentation of AUGMENTATIONS, or a user's (key, image_HWC) → image_HWC, 'module:attribute'.
+
+  Raises:
+    UserError: there is none of this name.
+  """
+  function = plugins.look_up(AUGMENTATIONS, name, 'augmentation')
+  if name in AUGMENTATIONS:
+    return function
+  return lambda key, image_HWC, config: function(key, image_HWC)

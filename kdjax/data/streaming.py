@@ -35,7 +35,7 @@ Read = Callable[[np.ndarray], np.ndarray]  # indices_B → images_BHWC; can be p
 
 
 class StreamedImages:
-  """Images_NHWC uint8 that are read when they are indexed, and never held as a whole.
+  """images_NHWC that are read when they are indexed, and never held as a whole.
 
   Indexed as an array is along its first axis: by a number, a slice or an array, of any shape, of
   numbers or truth values.
@@ -45,9 +45,8 @@ class StreamedImages:
     rows_N2: the reader and the index in its source of each image.
     image_shape: (H, W, C) of all.
     num_workers: processes that `batches` shall read with.
+    dtype: of all images.
   """
-
-  dtype = np.dtype(np.uint8)
 
   def __init__(
     self,
@@ -55,11 +54,13 @@ class StreamedImages:
     rows_N2: np.ndarray,
     image_shape: tuple[int, int, int],
     num_workers: int = 0,
+    dtype: str = 'uint8',
   ):
     self._readers = tuple(readers)
     self._rows_N2 = rows_N2.astype(np.int32)
     self._image_shape = tuple(image_shape)
     self.num_workers = num_workers
+    self.dtype = np.dtype(dtype)
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ class StreamedImages:
   def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
     rows_X2 = self._rows_N2[key]
     rows_B2 = rows_X2.reshape(-1, 2)
-    images_BHWC = np.empty((len(rows_B2), *self._image_shape), np.uint8)
+    images_BHWC = np.empty((len(rows_B2), *self._image_shape), self.dtype)
     for number, read in enumerate(self._readers):
       chosen = np.flatnonzero(rows_B2[:, 0] == number)
       if len(chosen):
@@ -85,7 +86,9 @@ class StreamedImages:
   def take(self, indices_N: np.ndarray) -> 'StreamedImages':
     """Those images, in that order. Reads none."""
     rows_N2 = self._rows_N2[indices_N]
-    return StreamedImages(self._readers, rows_N2, self._image_shape, self.num_workers)
+    return StreamedImages(
+      self._readers, rows_N2, self._image_shape, self.num_workers, self.dtype.name
+    )
 
   def joined(self, other: 'StreamedImages') -> 'StreamedImages':
     """These images and then the others. Reads none."""
@@ -95,6 +98,7 @@ class StreamedImages:
       np.concatenate([self._rows_N2, others_N2]),
       self._image_shape,
       self.num_workers,
+      self.dtype.name,
     )
 
 

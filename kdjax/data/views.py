@@ -38,7 +38,8 @@ def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | Non
   index, and what is named after it to the mixture (paper, Appendix A.1).
 
   Args:
-    names: of NAMES. Each draws from its own stream, so adding one leaves the others' draws.
+    names: of NAMES, or 'module:attribute' of a function (key, image_HWC float32) → image_HWC. Each draws
+      from its own stream, so adding one leaves the others' draws.
     config: the config section `augmentation`.
     num_augmented: examples of this index and above stay as they are; None: all are augmented.
 
@@ -62,7 +63,7 @@ def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | Non
 
   def view(seed, batch):
     inputs_BX, labels_B = batch['inputs'], batch['labels']
-    if not jnp.issubdtype(inputs_BX.dtype, jnp.uint8):  # tokens of a text
+    if inputs_BX.dtype == jnp.int32:  # tokens of a text
       return inputs_BX, labels_B
     return apply(names, seed, inputs_BX, labels_B, batch['indices'], batch['views'])
 
@@ -86,8 +87,9 @@ def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | Non
   def partly_augmented_view(seed, batch):
     images_BHWC, labels_B = augment(seed, batch)
     is_augmented_B = batch['indices'] < num_augmented
+    is_augmented_B111 = is_augmented_B.reshape(-1, *(1,) * (images_BHWC.ndim - 1))
     return (
-      jnp.where(is_augmented_B[:, None, None, None], images_BHWC, _scaled(batch['inputs'])),
+      jnp.where(is_augmented_B111, images_BHWC, _scaled(batch['inputs'])),
       jnp.where(is_augmented_B, labels_B, batch['labels']),
     )
 
@@ -112,17 +114,17 @@ def augmented(
   index: jax.Array,
   view: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """One example after one augmentation of AUGMENTATIONS or 'noise'; its label, if that leaves one.
+  """One example after one augmentation or 'noise', and its label: NO_LABEL if noise replaced it.
 
-  The key is of the stream `view/{name}` at the view and the index, and of nothing else.
+  The key is that of the stream `view/{name}` at the view and the index, and depends on nothing else.
   """
   key = keys.stream(seed, f'view/{name}', view, index)
   if name == 'noise':
     image_HWC, replaced = augmentations.noise(key, image_HWC, config.noise_probability)
     return image_HWC, jnp.where(replaced, NO_LABEL, label)
-  return AUGMENTATIONS[name](key, image_HWC, config), label
+  return augmentations.find(name)(key, image_HWC, config), label
 
 
 def fields(names: Sequence[str], config: ConfigDict) -> dict[str, float | str]:
-  """Those fields of the section `augmentation` that a view of these names depends on."""
-  return {field: config[field] for name in names for field in FIELDS[name]}
+  """The fields of the section `augmentation` that a view of these names depends on, with their values."""
+  return {field: config[field] for name in names for field in FIELDS.get(name, ())}

@@ -1,6 +1,7 @@
 """Classifiers: (inputs, train) → (logits_BC, features), features by name in order of depth, in float32.
 
-(Through jit a dict comes back in the order of the alphabet.)
+(Through jit a dict comes back in the order of the alphabet.) A config names one of `MODELS`, or a user's
+as 'module:attribute'; `build` makes both.
 
 Inputs are images_BHWC float32, or tokens_BT int32 for the models in `TAKES_TOKENS`. A model is built
 for its config and the number of classes; it knows no shape of the images. A model with dropout needs
@@ -16,12 +17,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from kdjax.models import user
 from kdjax.models.bilstm import BiLSTM
 from kdjax.models.layers import AXIS_NAME, BATCH_NORM_MOMENTUM, DTYPES, NORMS, Features
 from kdjax.models.lenet import LeNet5
 from kdjax.models.resnet import SHORTCUTS, BasicBlock, BottleneckBlock, PreActResNet, resnet_block
 from kdjax.models.resnet50 import ResNet50
 from kdjax.models.vgg import VGG16
+from kdjax.runtime import plugins
 
 __all__ = [
   'AXIS_NAME',
@@ -43,7 +46,10 @@ __all__ = [
   'ResNet50',
   'build',
   'feature_names',
+  'fields_read',
+  'in_float32',
   'init',
+  'own_module',
   'resnet_block',
 ]
 
@@ -79,7 +85,7 @@ MODELS: dict[str, Callable[[ConfigDict, int, int | None], nn.Module]] = {
   'resnet50': _resnet50,
   'bilstm': _bilstm,
 }
-# The fields of a `model` section that shape a model; of the others it knows nothing.
+# The fields of a `model` section that each of MODELS reads, besides 'name' and 'dtype'.
 SHAPED_BY = {
   'resnet': {'depth', 'width', 'norm', 'shortcut'},
   'lenet': set(),
@@ -101,9 +107,39 @@ def is_miscomputed(config: ConfigDict) -> bool:
   return affected and jax.__version_info__ >= (0, 11)
 
 
-def build(config: ConfigDict, num_classes: int, vocabulary_size: int | None = None) -> nn.Module:
-  """The classifier that a `model` section describes; for texts, of tokens below `vocabulary_size`."""
-  return MODELS[config.name](config, num_classes, vocabulary_size)
+def fields_read(name: str) -> set[str] | None:
+  """The fields of a `model` section that a model reads; None for an unknown name."""
+  return {'options'} if plugins.is_dotted(name) else SHAPED_BY.get(name)
+
+
+def build(
+  config: ConfigDict, num_classes: int, vocabulary_size: int | None = None, field: str = 'model'
+) -> nn.Module:
+  """The classifier that a `model` section describes; for texts, of tokens below `vocabulary_size`.
+
+  Args:
+    field: the section's name, for errors.
+
+  Raises:
+    UserError: the name is not known, or a user's model cannot be made.
+  """
+  make = plugins.look_up(MODELS, config.name, f'{field}.name')
+  if config.name in MODELS:
+    return make(config, num_classes, vocabulary_size)
+  return user.build(make, config, num_classes, vocabulary_size, field)
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+  """The same model with layers that compute in float32. A user's model without `dtype` stays as it is."""
+  if not isinstance(model, user.WithFeatures):
+    return model.clone(dtype=jnp.float32)
+  own = model.module
+  return user.WithFeatures(own.clone(dtype=jnp.float32)) if hasattr(own, 'dtype') else model
+
+
+def own_module(model: nn.Module) -> nn.Module:
+  """The module that the user wrote, or the model itself if it is of `MODELS`."""
+  return model.module if isinstance(model, user.WithFeatures) else model
 
 
 def init(

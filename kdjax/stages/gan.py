@@ -41,6 +41,7 @@ def _jobs(experiment: Experiment) -> Sequence[Job]:
       make=partial(_make, experiment),
       missing=f'the GAN is not trained: {folder} should have {count} samples.',
       provenance=experiment.data.training,
+      artefact='gan',
     )
   ]
 

@@ -42,6 +42,7 @@ def _jobs(experiment: Experiment) -> Sequence[Job]:
       make=partial(_make, experiment),
       missing=f'the predictions of {num_members} members for {num_views} views are not all in {folder}.',
       provenance=experiment.data.everything,
+      artefact='predictions',
     )
   ]
 

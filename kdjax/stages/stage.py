@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
+from kdjax.config import outdated
 from kdjax.errors import DivergedError, MissingInputError, UserError
 from kdjax.runtime import files, hosts, progress
 from kdjax.stages.provenance import Provenance
@@ -34,6 +35,7 @@ class Job:
       there was nothing to do.
     missing: a sentence that says what is not there, for an error.
     provenance: what it is made from. None: the folder has no such records.
+    artefact: its kind in `fingerprints.FINGERPRINTS`; the code that decides it is recorded. '': none.
     num_steps: how often `advance` yields, for the progress bar.
     advance: `make` on one device, step by step. If all jobs of a stage have it, as many jobs as there
       are devices are made at once. It yields after each step the number of steps so far, and a text.
@@ -44,6 +46,7 @@ class Job:
   make: Callable[[], bool | None]
   missing: str = ''
   provenance: Provenance | None = None
+  artefact: str = ''
   num_steps: Callable[[], int] = lambda: 0
   advance: Callable[[jax.Device], Iterator[tuple[int, str]]] | None = None
 
@@ -182,6 +185,8 @@ def _locked(job: Job, wait: bool) -> Iterator[bool | None]:
     is_missing = locked and not job.is_complete()
     if is_missing and job.provenance:
       job.provenance.begin(job.folder)
+      if job.artefact:
+        outdated.record(job.folder, job.provenance.config, job.artefact)
     yield is_missing if locked else None
 
 

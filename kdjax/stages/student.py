@@ -25,6 +25,7 @@ def jobs(experiment: Experiment, name: str = 'student') -> Sequence[Job]:
       make=partial(_make, experiment, name),
       missing=f'the student is not trained: there is no {folder / "complete.json"}.',
       provenance=experiment.data.everything,
+      artefact='student',
     )
   ]
 
@@ -70,7 +71,7 @@ class Distiller:
       model=role.model,
       optimizer=role.optimizer,
       view=self._inputs.view,
-      loss=losses.LOSSES[section.loss],
+      loss=losses.make(section.loss, section.loss_options),
       temperature=partial(
         losses.temperature_at,
         num_steps=self._plan.num_steps,

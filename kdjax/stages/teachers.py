@@ -29,6 +29,7 @@ def _jobs(experiment: Experiment) -> Sequence[Job]:
       make=lambda member=member: trainer().fit(member),
       missing=f'teacher member {member} is not trained: there is no {folder / "complete.json"}.',
       provenance=experiment.data.training,
+      artefact='teacher',
       num_steps=lambda: experiment.teacher.plan.num_steps,
       advance=(lambda device, member=member: trainer(device).advance(member))
       if in_parallel

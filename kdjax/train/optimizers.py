@@ -1,4 +1,8 @@
-"""Optimizers and learning rates, as a section `teacher` or `student` of a config describes them."""
+"""Optimizers and learning rates, as a section `teacher` or `student` of a config describes them.
+
+A section names one of `OPTIMIZERS`, or a function of a user as 'module:attribute'. Both map (section,
+schedule) to an optax transformation.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +11,9 @@ import jax
 import optax
 import optax.contrib
 from ml_collections import ConfigDict
+
+from kdjax.errors import UserError
+from kdjax.runtime import plugins
 
 # The root mean square of Muon's updates. It is that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM
 # Training", Section 2.2), so that one learning rate and weight decay serve both.
@@ -36,12 +43,21 @@ def learning_rate(config: ConfigDict, num_steps: int, warmup_steps: int = 0) -> 
 def make_optimizer(
   config: ConfigDict, num_steps: int, warmup_steps: int = 0
 ) -> optax.GradientTransformation:
-  """The optimizer `config.optimizer` of `OPTIMIZERS`, with the schedule of `learning_rate`.
+  """The optimizer `config.optimizer`, with the schedule of `learning_rate`.
 
   Weight decay applies to all parameters, including those of norms and biases.
+
+  Raises:
+    UserError: a user's optimizer cannot be made.
   """
   rate = learning_rate(config, num_steps, warmup_steps)
-  return OPTIMIZERS[config.optimizer](config, rate)
+  function = plugins.look_up(OPTIMIZERS, config.optimizer, 'optimizer')
+  made = plugins.call(config.optimizer, 'optimizer', function, config, rate)
+  if not isinstance(made, optax.GradientTransformation):
+    raise UserError(
+      f'optimizer = {config.optimizer!r}: returns {made!r}; needed: an optax.GradientTransformation'
+    )
+  return made
 
 
 def _sgd(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:

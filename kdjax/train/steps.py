@@ -88,7 +88,7 @@ def student_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   view: View,
-  loss: Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array],
+  loss: Callable[..., jax.Array],
   temperature: Callable[[jax.Array], float | jax.Array],
   alpha: float,
 ) -> tuple[State, Metrics]:
@@ -96,16 +96,23 @@ def student_step(
 
   Args:
     teacher_log_probs_BC: the ensemble's, for the views that `seed` and the batch give.
-    loss: L_KD, a function of `losses.LOSSES`.
+    loss: L_KD, as `losses.make` returns it.
     temperature: step → τ.
   """
 
   def losses_and_metrics(logits_BC, labels_B, labelled):
-    loss_B = loss(logits_BC, teacher_log_probs_BC, temperature(state.step))
+    loss_B = losses.apply(
+      loss,
+      logits_BC,
+      teacher_log_probs_BC,
+      temperature(state.step),
+      labels_B=labels_B,
+      batch_mean=lambda x_BX: jax.lax.pmean(x_BX.mean(axis=0), AXIS_NAME),
+    )
     if alpha:
       loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, labelled)
     agreement_B = logits_BC.argmax(-1) == teacher_log_probs_BC.argmax(-1)
-    kl_B = losses.kl_divergence(teacher_log_probs_BC, logits_BC)
+    kl_B = losses.kl_divergence(logits_BC, teacher_log_probs_BC)
     return loss_B, {'top1_agreement': agreement_B, 'predictive_kl': kl_B}
 
   return _update(

@@ -19,7 +19,7 @@ import PIL.Image
 from rich.table import Table
 
 from kdjax import data
-from kdjax.data import sources, streaming
+from kdjax.data import streaming, tfds_sets
 from kdjax.data.views import make_view
 from kdjax.runtime import progress
 from kdjax.train.inputs import Inputs
@@ -106,7 +106,7 @@ def speed(data_dir: pathlib.Path, kind: Kind, num_workers: int) -> Speed:
 
 def label_seconds(data_dir: pathlib.Path, num: int) -> float:
   """For the label of one example: it lies beside the image, so the images are read too."""
-  source = sources.Tfds('tiny', str(data_dir))
+  source = tfds_sets.Tfds('tiny', str(data_dir))
   source.labels('train')  # opens the files
   return timing.seconds(lambda: source.labels('train')) / num
 

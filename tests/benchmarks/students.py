@@ -126,7 +126,7 @@ def _student_step(
     model=model,
     optimizer=optimizer,
     view=view,
-    loss=losses.LOSSES['kl'],
+    loss=losses.LOSSES['cross_entropy'],
     temperature=lambda _: temperature,
     alpha=0.0,
   )

@@ -1,0 +1,252 @@
+"""Digests of the code behind an artefact: of every definition that can be reached from some functions.
+
+The code is read from source files and never run. A definition is a top-level statement of a module that
+binds names: a function, a class, an assignment. From a function or class, all names are followed that it
+mentions, into the modules of kdjax and of the user; other packages are not followed, nor are names that are
+looked up in strings or in registries. Comments, docstrings, annotations, positions and formatting do not
+count. Statements of a module that bind no name, such as calls, count with every definition of it.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import pathlib
+import sysconfig
+from collections.abc import Iterator, Sequence
+
+# Tables from name to function: an artefact follows the entry that its config names, and not all of them.
+REGISTRIES = {
+  'kdjax.models.MODELS',
+  'kdjax.models.SHAPED_BY',
+  'kdjax.losses.LOSSES',
+  'kdjax.train.optimizers.OPTIMIZERS',
+  'kdjax.data.augmentations.AUGMENTATIONS',
+  'kdjax.data.augmentations.FUNCTIONS',
+}
+# These find code, raise errors or spread work over devices, and change no number.
+NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors')
+_IGNORED = {'annotation', 'returns', 'type_comment', 'type_params', 'kind', 'ctx'}
+
+
+def digest(roots: tuple[str, ...]) -> str:
+  """One digest of all of `digests`. The names of modules do not count, so that a definition may move."""
+  return _joined(roots)
+
+
+def forget() -> None:
+  """Has source files read again, after modules were edited and reloaded in a notebook."""
+  for function in (_joined, digests, _module, _is_followed):
+    function.cache_clear()
+
+
+@functools.lru_cache(64)
+def _joined(roots: tuple[str, ...]) -> str:
+  return hashlib.sha256(json.dumps(sorted(digests(roots).values())).encode()).hexdigest()
+
+
+@functools.lru_cache(64)
+def digests(roots: Sequence[str]) -> dict[str, str]:
+  """The digest of every definition that can be reached, by its dotted name.
+
+  Args:
+    roots: 'module:attribute' of functions and classes. Their code is read once in a process.
+
+  Raises:
+    LookupError: a root in kdjax does not exist.
+  """
+  found, waiting = {}, [place for root in roots for place in _places(*root.split(':'))]
+  while waiting:
+    module_name, name = waiting.pop()
+    module = _module(module_name)
+    if module is None or f'{module_name}.{name}' in found or _is_excluded(module_name, name):
+      continue
+    if name in module.imports:  # defined elsewhere
+      waiting.append(module.imports[name])
+      continue
+    if name not in module.definitions:  # made as the module runs
+      continue
+    nodes = [module.definitions[name], *module.effects]
+    content = '\n'.join(_canonical(node) for node in nodes)
+    found[f'{module_name}.{name}'] = hashlib.sha256(content.encode()).hexdigest()[:12]
+    waiting += [reference for node in nodes for reference in _references(node, module)]
+  return found
+
+
+def _places(module_name: str, name: str) -> list[tuple[str, str]]:
+  """Where a root is defined. For a name that a user's module makes as it runs, the whole module counts."""
+  module = _module(module_name)
+  if module is None or name in module.definitions or name in module.imports:
+    return [(module_name, name)]
+  if module_name.startswith('kdjax.'):
+    raise LookupError(f'{module_name} defines no {name}')
+  return [(module_name, defined) for defined in module.definitions]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Module:
+  """The top level of a source file.
+
+  Attributes:
+    imports: name → (module, name there); the name there is '' for a module as a whole.
+    definitions: name → the statement that binds it.
+    effects: statements that bind no name.
+  """
+
+  name: str
+  imports: dict[str, tuple[str, str]]
+  definitions: dict[str, ast.stmt]
+  effects: list[ast.stmt]
+
+
+def _is_excluded(module_name: str, name: str) -> bool:
+  is_infrastructure = any(
+    module_name == place or module_name.startswith(f'{place}.') for place in NOT_FOLLOWED
+  )
+  return is_infrastructure or f'{module_name}.{name}' in REGISTRIES
+
+
+@functools.cache
+def _module(name: str) -> _Module | None:
+  """A module of kdjax or of the user; None for any other."""
+  if not _is_followed(name.partition('.')[0]):
+    return None
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):  # such as a name inside a module that is no package
+    return None
+  if spec is None or spec.origin is None or not spec.origin.endswith('.py'):
+    return None
+  imports, definitions, effects = {}, {}, []
+  package = name if spec.submodule_search_locations is not None else name.rpartition('.')[0]
+  tree = ast.parse(pathlib.Path(spec.origin).read_text(encoding='utf-8'))
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      imports |= _imported(node, package)
+  for node in tree.body:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      continue
+    names = list(_bound(node))
+    definitions |= dict.fromkeys(names, node)
+    if not names and not _is_docstring(node):
+      effects.append(node)
+  return _Module(name, imports, definitions, effects)
+
+
+@functools.cache
+def _is_followed(package: str) -> bool:
+  """Whether a top-level package or module is kdjax or the user's: neither built in nor installed."""
+  if package == 'kdjax':
+    return True
+  try:
+    spec = importlib.util.find_spec(package)
+  except (ImportError, ValueError):
+    return False
+  places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
+  if not places or places[0] in (None, 'built-in', 'frozen'):
+    return False
+  path = pathlib.Path(places[0]).resolve()
+  installed = [sysconfig.get_path(key) for key in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
+  return not any(path.is_relative_to(pathlib.Path(place).resolve()) for place in installed)
+
+
+def _imported(
+  node: ast.Import | ast.ImportFrom, package: str
+) -> Iterator[tuple[str, tuple[str, str]]]:
+  if isinstance(node, ast.Import):
+    for alias in node.names:
+      top = alias.name.partition('.')[0]
+      yield (alias.asname, (alias.name, '')) if alias.asname else (top, (top, ''))
+    return
+  parents = package.split('.')[: len(package.split('.')) - node.level + 1]
+  origin = '.'.join([*parents * bool(node.level), *filter(None, [node.module])])
+  for alias in node.names:
+    if alias.name != '*':
+      yield alias.asname or alias.name, (origin, alias.name)
+    elif (module := _module(origin)) is not None:
+      yield from ((name, (origin, name)) for name in (*module.imports, *module.definitions))
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+  """The names that a top-level statement binds, in its branches too."""
+  if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    yield node.name
+    return
+  if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+    yield node.id
+  if not isinstance(
+    node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+  ):
+    for inner in ast.iter_child_nodes(node):
+      yield from _bound(inner)
+
+
+def _references(node: ast.stmt, module: _Module) -> Iterator[tuple[str, str]]:
+  """(module, name) of what a statement mentions."""
+  for inner in _walk(node):
+    chain = _chain(inner)
+    if not chain:
+      continue
+    first, *rest = chain
+    if first in module.definitions:
+      yield module.name, first
+    elif first in module.imports:
+      origin, name = module.imports[first]
+      path = [*filter(None, [name]), *rest]
+      yield from _resolved(origin, path)
+
+
+def _resolved(origin: str, path: Sequence[str]) -> Iterator[tuple[str, str]]:
+  """The longest module of origin.path[0].path[1]..., and the name in it."""
+  while path and _is_followed(origin.partition('.')[0]):
+    module = _module(origin)
+    if module and (path[0] in module.definitions or path[0] in module.imports):
+      yield origin, path[0]
+      return
+    origin, path = f'{origin}.{path[0]}', path[1:]
+
+
+def _chain(node: ast.AST) -> list[str]:
+  """['a', 'b', 'c'] of a.b.c and ['a'] of a; [] of anything else."""
+  if isinstance(node, ast.Name):
+    return [node.id]
+  if isinstance(node, ast.Attribute):
+    inner = _chain(node.value)
+    return [*inner, node.attr] if inner else []
+  return []
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+  """All nodes but annotations."""
+  yield node
+  for field, value in ast.iter_fields(node):
+    if field not in _IGNORED:
+      for inner in value if isinstance(value, list) else [value]:
+        if isinstance(inner, ast.AST):
+          yield from _walk(inner)
+
+
+def _canonical(node: ast.AST) -> str:
+  """A text of a tree that is the same for all supported versions of Python."""
+  if not isinstance(node, ast.AST):
+    return repr(node)
+  parts = []
+  for field, value in ast.iter_fields(node):
+    if field in _IGNORED or value is None or value == []:
+      continue
+    if isinstance(value, list):
+      kept = [x for x in value if not (field == 'body' and _is_docstring(x))]
+      parts.append(f'{field}=[{",".join(map(_canonical, kept))}]')
+    else:
+      parts.append(f'{field}={_canonical(value)}')
+  return f'{type(node).__name__}({",".join(parts)})'
+
+
+def _is_docstring(node: ast.AST) -> bool:
+  return (
+    isinstance(node, ast.Expr)
+    and isinstance(node.value, ast.Constant)
+    and isinstance(node.value.value, str)
+  )

@@ -1,0 +1,103 @@
+"""The fields of a config: which there are, and what follows from several of them."""
+
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
+FREE = ('options', 'loss_options')  # names of sections that may have any fields
+
+
+def num_steps(section: ConfigDict, num_examples: int) -> int:
+  """The steps that the `teacher` or `student` section asks for.
+
+  Epochs and examples are rounded up to whole batches.
+  """
+  if section.num_steps is not None:
+    return section.num_steps
+  examples = section.num_examples
+  if section.num_epochs is not None:
+    examples = section.num_epochs * num_examples
+  return int(-(-examples // section.batch_size))  # whole numbers of any size
+
+
+def student_model(config: ConfigDict) -> ConfigDict:
+  """`model` with the fields that `student.model` sets. Options of another model are not inherited."""
+  merged = config.model.copy_and_resolve_references()
+  for field, value in config.student.model.items():
+    if value is not None and not is_free(field):
+      merged[field] = value
+  inherited = config.model.options.to_dict() if merged.name == config.model.name else {}
+  merged.options = ConfigDict(inherited | config.student.model.options.to_dict())
+  return merged
+
+
+def shares_weight_space(config: ConfigDict) -> bool:
+  """Whether teacher and student have the same architecture; what they compute in may differ."""
+  return without(student_model(config), 'dtype') == without(config.model, 'dtype')
+
+
+def student_seed(config: ConfigDict) -> int:
+  """Decides the student's initial weights and data order."""
+  return config.seed if config.student.seed is None else config.student.seed
+
+
+def num_extra(config: ConfigDict) -> int:
+  """How many unlabelled inputs are added to the distillation data."""
+  return config.predictions.num_extra if config.predictions.extra else 0
+
+
+def needs_gan(config: ConfigDict) -> bool:
+  return config.predictions.extra == 'gan'
+
+
+def subset_seed(config: ConfigDict) -> int:
+  """Decides which examples `teacher.examples` and `predictions.examples` take."""
+  return config.seed if config.dataset.subset_seed is None else config.dataset.subset_seed
+
+
+def independent(config: ConfigDict) -> ConfigDict:
+  """The same experiment from another seed: the baseline of fidelity (paper, Section 3).
+
+  Both are distilled on the same images, unless a section takes a part of the training set: then the other
+  one has parts of its own, as its teacher has (or the same ones, if `dataset.subset_seed` is set).
+  """
+  other = config.copy_and_resolve_references()
+  other.update_from_flattened_dict(
+    {
+      'seed': config.evaluation.independent_seed,
+      'student.seed': None,
+      'evaluation.independent_seed': None,
+    }
+  )
+  return other
+
+
+def is_optional(config: ConfigDict, field: str) -> bool:
+  """Whether None is allowed: base.py makes such fields references, which know their type."""
+  *parents, name = field.split('.')
+  for parent in parents:
+    config = config[parent]
+  return isinstance(dict(config.items(preserve_field_references=True))[name], FieldReference)
+
+
+def is_free(field: str) -> bool:
+  """Whether a section may have any fields: the options of a user's model or of a loss."""
+  return field.rpartition('.')[2] in FREE
+
+
+def leaves(section: ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """Every field that is not a section, by its dotted name. A free section is one field, a dict."""
+  found = {}
+  for name, value in section.items():
+    if is_free(name):
+      found[f'{prefix}{name}'] = value.to_dict()
+    elif isinstance(value, ConfigDict):
+      found |= leaves(value, f'{prefix}{name}.')
+    else:
+      found[f'{prefix}{name}'] = value
+  return found
+
+
+def without(section: ConfigDict, *fields: str) -> dict[str, Any]:
+  return {name: value for name, value in section.to_dict().items() if name not in fields}

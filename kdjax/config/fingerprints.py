@@ -1,0 +1,180 @@
+"""Fingerprints: the name of an artefact, from the fields and the code that can change it.
+
+`ARTEFACT_VERSION` and the code that `_roots` names stand for kdjax; what a config names as
+'module:attribute' stands for the user. Code that only reads artefacts, such as reports and analyses, does
+not count.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kdjax import losses, models
+from kdjax.config import code, fields
+from kdjax.data import augmentations, views
+from kdjax.runtime import plugins
+from kdjax.train import optimizers
+
+# Raise it when old artefacts are wrong for a reason that `_roots` does not reach.
+ARTEFACT_VERSION = 4
+
+
+def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
+  """The fingerprint of every member: its index is not part of it.
+
+  Args:
+    with_code: whether the code counts; without, artefacts that differ in code alone are found.
+  """
+  return _hash(
+    code=_digest(config, 'teacher', with_code),
+    seed=config.seed,
+    dataset=_dataset(config),
+    model=config.model,
+    teacher=fields.without(config.teacher, 'num_members'),
+    subset=_subset(config, 'teacher'),
+    augmentation=views.fields(config.teacher.augmentation, config.augmentation),
+  )
+
+
+def gan_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
+  """The fingerprint of the GAN. Samples can be added, so their number is not part of it."""
+  return _hash(
+    code=_digest(config, 'gan', with_code),
+    dataset=_dataset(config),
+    gan=fields.without(config.gan, 'num_samples'),
+  )
+
+
+def predictions_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
+  """The fingerprint of the store. Members and views can be added, so their numbers are not part of it."""
+  predictions = config.predictions
+  return _hash(
+    code=_digest(config, 'predictions', with_code),
+    teacher=teacher_fingerprint(config, with_code),
+    num_test=config.dataset.num_test,
+    dtype=predictions.dtype if predictions.mode == 'stored' else None,
+    distillation=_distillation_data(config, with_code),
+    subset=_subset(config, 'predictions'),
+    augmentation=views.fields(predictions.augmentation, config.augmentation),
+  )
+
+
+def student_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
+  """The fingerprint of the student."""
+  return _hash(
+    code=_digest(config, 'student', with_code),
+    predictions=predictions_fingerprint(config, with_code),
+    num_members=config.teacher.num_members,
+    num_views=config.predictions.num_views,
+    mode=config.predictions.mode,
+    student=fields.without(config.student, 'model', 'seed'),
+    seed=fields.student_seed(config),
+    model=fields.student_model(config),
+  )
+
+
+FINGERPRINTS: dict[str, Callable[..., str]] = {
+  'teacher': teacher_fingerprint,
+  'gan': gan_fingerprint,
+  'predictions': predictions_fingerprint,
+  'student': student_fingerprint,
+}
+
+
+def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
+  """What `outdated` compares: 'fields', a fingerprint without the code, and the digests of the 'code'.
+
+  Args:
+    artefact: of FINGERPRINTS.
+  """
+  before = {'predictions': ['teacher'], 'student': ['teacher', 'predictions']}
+  before = [
+    *before.get(artefact, []),
+    *['gan'] * (fields.needs_gan(config) and artefact != 'teacher'),
+  ]
+  digests = {k: v for name in [*before, artefact] for k, v in _digests(config, name).items()}
+  return {'fields': FINGERPRINTS[artefact](config, with_code=False), 'code': digests}
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str] | None:
+  """The definitions in which two records of the same fields differ; None for other fields."""
+  if old['fields'] != new['fields']:
+    return None
+  names = old['code'].keys() | new['code'].keys()
+  return sorted(name for name in names if old['code'].get(name) != new['code'].get(name))
+
+
+def _roots(config: ConfigDict, artefact: str) -> list[str]:
+  """'module:attribute' of the functions that decide an artefact, besides those of earlier artefacts."""
+  roots = {
+    'teacher': [
+      'kdjax.train.steps:teacher_step',
+      'kdjax.train.optimizers:learning_rate',
+      'kdjax.models:init',
+      'kdjax.data.order:training_batch',
+      'kdjax.data.views:make_view',
+      'kdjax.keys:derive_seed',
+    ],
+    'gan': ['kdjax.gan.steps:make_gan', 'kdjax.gan.steps:gan_step', 'kdjax.gan.steps:sample_step'],
+    'predictions': ['kdjax.train.steps:predict_step', 'kdjax.data.views:make_view'],
+    'student': ['kdjax.train.steps:student_step', 'kdjax.losses:temperature_at'],
+  }[artefact]
+  if artefact in ('teacher', 'gan') and plugins.is_dotted(config.dataset.name):
+    roots.append(config.dataset.name)
+  if artefact in ('teacher', 'predictions'):
+    table = {name: function for name, (function, _) in augmentations.FUNCTIONS.items()}
+    table |= {'mixup': augmentations.mixup, 'noise': augmentations.noise}
+    roots += [_root(table, name) for name in config[artefact].augmentation]
+  if artefact in ('teacher', 'student'):
+    model = config.model if artefact == 'teacher' else fields.student_model(config)
+    roots.append(_root(models.MODELS, model.name))
+    roots.append(_root(optimizers.OPTIMIZERS, config[artefact].optimizer))
+  if artefact == 'student':
+    table = {name: loss.function for name, loss in losses.LOSSES.items()}
+    roots.append(_root(table, config.student.loss))
+  return [
+    root for root in roots if ':' in root
+  ]  # others are no names, which is a problem of their own
+
+
+def _root(registry: dict[str, Callable], name: str) -> str:
+  if name not in registry:
+    return name
+  return f'{registry[name].__module__}:{registry[name].__qualname__}'
+
+
+def _digests(config: ConfigDict, artefact: str) -> dict[str, str]:
+  return code.digests(tuple(_roots(config, artefact)))
+
+
+def _digest(config: ConfigDict, artefact: str, with_code: bool) -> str | None:
+  return code.digest(tuple(_roots(config, artefact))) if with_code else None
+
+
+def _distillation_data(config: ConfigDict, with_code: bool) -> dict[str, Any]:
+  """The fields that say what a student is distilled on, as far as they count."""
+  predictions = config.predictions
+  unused = ['mode', 'num_views', 'dtype']
+  unused += [] if predictions.extra else ['num_extra', 'augment_extra']
+  gan = gan_fingerprint(config, with_code) if fields.needs_gan(config) else None
+  return fields.without(predictions, *unused) | {'gan': gan}
+
+
+def _subset(config: ConfigDict, section: str) -> int | None:
+  """The subset seed, if the section takes a part of the training set."""
+  return fields.subset_seed(config) if any(config[section].examples) else None
+
+
+def _dataset(config: ConfigDict) -> dict[str, Any]:
+  """The fields that decide the training data, without those that say where and how they are read."""
+  unused = 'data_dir', 'path', 'num_test', 'streaming', 'num_workers', 'subset_seed'
+  return fields.without(config.dataset, *unused)
+
+
+def _hash(**parts: Any) -> str:
+  plain = {k: v.to_dict() if isinstance(v, ConfigDict) else v for k, v in parts.items()}
+  text = json.dumps({'version': ARTEFACT_VERSION, **plain}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

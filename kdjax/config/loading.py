@@ -1,0 +1,189 @@
+"""Loading a config: the file, its overrides, and the points of its sweep."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax.config import sweep as sweep_lib
+from kdjax.config.fields import is_free, is_optional, leaves
+from kdjax.config.sweep import Sweep
+from kdjax.errors import ConfigError
+from kdjax.runtime import files, plugins
+
+
+def load(
+  spec: str, overrides: Sequence[tuple[str, str | None]] = ()
+) -> tuple[ConfigDict, list[str]]:
+  """The config of FILE.py or FILE.py:ARGUMENT with fields overridden.
+
+  Args:
+    spec: a Python file that defines `get_config`, and its argument.
+    overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. Values are
+      Python literals; text that is none is a string. None stands for a value that was not given.
+
+  Returns: the config, and a line for each override that fits no field or has a wrong type. These are
+    not applied. `validation.check` raises them together with what else is wrong.
+
+  Raises:
+    ConfigError: there is no such file, or it cannot be run.
+  """
+  config = _call_get_config(spec)
+  problems = [problem for field, text in overrides for problem in _override(config, field, text)]
+  return config, problems
+
+
+def config_name(spec: str) -> str:
+  """'configs/cifar_resnet.py:smoke' → 'cifar_resnet_smoke'."""
+  path, _, argument = spec.partition('.py:')
+  name = epath.Path(path).name.removesuffix('.py')
+  return f'{name}_{argument}' if argument else name
+
+
+def load_sweep(spec: str) -> Sweep:
+  """The sweep of FILE.py or FILE.py:ARGUMENT.
+
+  Raises:
+    ConfigError: the file defines none, or it is not a sensible one.
+  """
+  _call_get_config(spec)  # which knows what arguments there are
+  sweep = _call(spec, 'get_sweep')
+  if not isinstance(sweep, Sweep):
+    raise ConfigError([f'--config = {spec!r}: get_sweep returns no kdjax.config.sweep.Sweep'])
+  if problems := sweep_lib.problems(sweep):
+    raise ConfigError([f'--config = {spec!r}: get_sweep: {problem}' for problem in problems])
+  return sweep
+
+
+def _call_get_config(spec: str) -> ConfigDict:
+  config = _call(spec, 'get_config')
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(
+      [f'--config = {spec!r}: get_config returns no ConfigDict; see configs/base.py']
+    )
+  return config
+
+
+def _call(spec: str, function: str) -> Any:
+  """What a function of the file returns for the argument."""
+  path, _, argument = spec.partition('.py:')
+  if not files.is_reachable(path):
+    raise ConfigError([f'--config = {spec!r}: {files.NEEDS_CLOUD}'])
+  path = epath.Path(path if path.endswith('.py') else f'{path}.py')
+  if not path.exists():
+    raise ConfigError([f'--config = {spec!r}: there is no file {path}'])
+  if '://' not in str(path):
+    plugins.add_folder(path.parent)
+  plugins.add_folder('.')
+  module_spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, function):
+      is_sweep = function == 'get_sweep'
+      hint = '; it is no sweep: run it without --sweep and --sweep_index' * is_sweep
+      raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
+    if argument and not inspect.signature(getattr(module, function)).parameters:
+      raise ConfigError([f'--config = {spec!r}: {path} takes no argument; leave out :{argument}'])
+    arguments = (argument,) if argument else ()
+    return getattr(module, function)(*arguments)
+  except ConfigError:
+    raise
+  except (Exception, SystemExit) as error:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = str(error).partition(' Other fields present')[0]  # a dump of the whole config
+    place = f'{frame.filename}:{frame.lineno}'
+    raise ConfigError(
+      [f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})']
+    ) from error
+
+
+def sweep_configs(
+  spec: str, sweep: Sweep, overrides: Sequence[tuple[str, str | None]]
+) -> tuple[list[ConfigDict], list[str]]:
+  """The config of every run of the sweep: the file's, the overrides, and the fields of the run.
+
+  Returns: the configs in the order of `sweep.expand`, and what is wrong with fields, as `load` does.
+  """
+  configs, problems = [], []
+  for one in sweep_lib.expand(sweep):
+    config, wrong = load(spec, overrides)
+    problems += wrong
+    for field, value in one.fields.items():
+      if field in dict(overrides):
+        problems.append(f'{field} = {dict(overrides)[field]}: the sweep sets it; leave it out')
+      problems += _assign(config, field, value, repr(value))
+    configs.append(config)
+  return configs, list(dict.fromkeys(problems))
+
+
+def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]:
+  """Sets a field, or yields what is wrong."""
+  if text is None:
+    yield f'{field}: no value given; write --config.{field}=VALUE'
+    return
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
+    value = text
+  yield from _assign(config, field, value, text)
+
+
+def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[str]:
+  *parents, name = field.split('.')
+  section = config
+  for parent in parents:
+    section = section.get(parent)
+    if not isinstance(section, ConfigDict):
+      break
+  if isinstance(section, ConfigDict) and parents and is_free(parents[-1]) and name:
+    with section.unlocked(), section.ignore_type():
+      section[name] = value
+    return
+  if not isinstance(section, ConfigDict) or name not in section:
+    yield _unknown(config, field, text)
+    return
+  if is_free(name) and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    section[name] = ConfigDict(value)
+    return
+  wanted = section.get_type(name)
+  optional = is_optional(config, field)
+  if wanted is float and type(value) is int:
+    value = float(value)
+  if wanted is tuple and type(value) is list:
+    value = tuple(value)
+  if type(value) is not wanted and not (value is None and optional):
+    yield f'{field} = {text}: wrong type; allowed: {TYPE_NAMES[wanted]}{" or None" * optional}'
+    return
+  section[name] = value
+
+
+TYPE_NAMES = {
+  bool: 'True or False',
+  int: 'an integer',
+  float: 'a number',
+  str: 'a string',
+  tuple: "a tuple such as ('crop', 'flip') or ()",
+  ConfigDict: 'no value: it is a section, set its fields',
+}
+
+
+def _unknown(config: ConfigDict, field: str, text: str) -> str:
+  known = sorted(leaves(config))
+  section = field.rpartition('.')[0]
+  siblings = [name.rpartition('.')[2] for name in known if name.rpartition('.')[0] == section]
+  if siblings:
+    allowed = f'fields of {section or "the top level"}: {", ".join(siblings)}'
+  else:
+    allowed = (
+      f'sections: {", ".join(name for name in config if isinstance(config[name], ConfigDict))}'
+    )
+  close = difflib.get_close_matches(field, known, n=1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  return f'{field} = {text}: no such field{hint} ({allowed})'

@@ -1,0 +1,95 @@
+"""Models that a config names as 'module:attribute'."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from ml_collections import ConfigDict
+
+from kdjax.errors import UserError
+from kdjax.models.layers import DTYPES, Features
+from kdjax.runtime import plugins
+
+
+class WithFeatures(nn.Module):
+  """A user's module with named features, none if it returns logits alone. The parameters are its own."""
+
+  module: nn.Module
+
+  def setup(self):
+    nn.share_scope(self, self.module)
+
+  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
+    outputs = self.module(x, train=train)
+    return outputs if isinstance(outputs, tuple) else (outputs, {})
+
+
+def build(
+  make: Callable[..., nn.Module],
+  config: ConfigDict,
+  num_classes: int,
+  vocabulary_size: int | None,
+  field: str,
+) -> nn.Module:
+  """The module that `make` returns for `num_classes` and the options of a `model` section.
+
+  `make` also gets `vocabulary_size` and `dtype` if it takes them.
+
+  Raises:
+    UserError: it takes other arguments, or returns no linen module.
+  """
+  arguments = {'num_classes': num_classes, **_hashable(config.options.to_dict())}
+  also = {'vocabulary_size': vocabulary_size, 'dtype': DTYPES[config.dtype]}
+  parameters = inspect.signature(make).parameters
+  arguments |= {name: value for name, value in also.items() if name in parameters}
+  module = plugins.call(config.name, f'{field}.name', make, **arguments)
+  if not isinstance(module, nn.Module):
+    raise UserError(
+      f'{field}.name = {config.name!r}: returns {module!r}; needed: a flax.linen.Module'
+    )
+  return WithFeatures(module)
+
+
+def problem(
+  model: nn.Module, num_classes: int, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> str | None:
+  """The reason why a model does not fit, None if it does. Only shapes are computed."""
+  batch = 2
+  inputs = jax.ShapeDtypeStruct((batch, *input_shape), dtype)
+
+  def run(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
+    variables = model.init({'params': key, 'dropout': key}, x, train=True)
+    return variables, model.apply(variables, x, train=False)
+
+  try:
+    variables, (logits, features) = jax.eval_shape(run, jax.random.key(0), inputs)
+  except Exception as error:
+    return plugins.describe(error)
+  if others := sorted(variables.keys() - {'params', 'batch_stats'}):
+    return f"has the variables {others}; allowed: 'params' and 'batch_stats'"
+  if not isinstance(logits, jax.ShapeDtypeStruct) or logits.shape != (batch, num_classes):
+    return (
+      f'maps {inputs.shape} to {_shown(logits)}; needed: logits of shape {(batch, num_classes)}'
+    )
+  if logits.dtype != jnp.float32:
+    return f'returns logits of dtype {logits.dtype}; needed: float32'
+  if not isinstance(features, dict) or not all(hasattr(x, 'shape') for x in features.values()):
+    return f'returns as features {_shown(features)}; needed: a dict of arrays by name'
+  return None
+
+
+def _shown(outputs: Any) -> str:
+  return str(jax.tree.map(lambda x: x.shape, outputs))
+
+
+def _hashable(value: Any) -> Any:
+  """The value with lists as tuples and dicts frozen, since a linen module must be hashable."""
+  if isinstance(value, dict):
+    return FrozenDict({name: _hashable(inner) for name, inner in value.items()})
+  if isinstance(value, list | tuple):
+    return tuple(map(_hashable, value))
+  return value
