@@ -64,6 +64,20 @@ QUALITY = {
   'teacher': {'fingerprint': 'ccc333', 'member': 0},
   'frechet_distance_teacher_features': {'samples_test': 12.34, 'train_test': 0.567},
 }
+ENVIRONMENT = {
+  'kdjax': '0.1.0',
+  'commit': '0123456789abcdef',
+  'dirty': True,
+  'python': '3.12.1',
+  'packages': {'jax': '0.12.0', 'flax': '0.12.1'},
+  'devices': {'platform': 'gpu', 'kind': 'H200', 'number': 8},
+  'hosts': 2,
+  'processor': 'EPYC',
+  'xla_flags': '--xla_gpu_deterministic_ops=true',
+  'command': 'launch.py --config=shapes.py',
+  'date': '2026-11-30T01:02:03+00:00',
+  'seconds': 1234.5,
+}
 CONFIG = {
   'seed': 0,
   'dataset': {'name': 'shapes', 'data_dir': None},
@@ -90,6 +104,7 @@ class Run:
       self.put(name, 'config.json', json.dumps(config))
       self.put(name, 'result.json', json.dumps(RESULT))
       self.put(name, 'metrics.jsonl', log_text(fidelity=True))
+    self.put(STUDENT, 'environment.json', json.dumps(ENVIRONMENT))
     self.put('unfinished', 'config.json', json.dumps(CONFIG))
     self.put_logits(STUDENT_PROBS)
     for folder in self.members:

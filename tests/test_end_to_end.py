@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 from conftest import DATA, ROOT, TINY, copied
 
@@ -50,6 +51,15 @@ def test_writes_the_table_the_report_and_the_results(workdir):
   splits = json.loads(result(workdir))['splits']
   assert set(splits) == {'train', 'val', 'test', 'distillation'}
   assert 0.1 < splits['test']['student']['accuracy'] < 1
+
+
+def test_every_artefact_has_its_environment(workdir):
+  for pattern in ('teachers/*/member_*', 'predictions/*', 'students/*'):
+    for folder in workdir.glob(f'{pattern}/'):
+      environment = json.loads((folder / 'environment.json').read_text())
+      assert environment['packages']['jax'] == jax.__version__
+      assert environment['seconds'] > 0
+      assert '--config=' in environment['command']
 
 
 def test_a_second_run_does_no_work(workdir):

@@ -197,6 +197,17 @@ def test_answer_in_words(page):
   )
 
 
+def test_the_foot_says_where_the_student_was_trained(page, run):
+  assert (
+    'trained on 2026-11-30 in 1,234 s by kdjax 0.1.0 (commit 0123456789ab, with changes), Python 3.12.1, '
+    'jax 0.12.0, flax 0.12.1, on 8 × H200 (EPYC), 2 hosts.' in page.text
+  )
+  assert 'launch.py --config=shapes.py' in page.text
+  (run.students / STUDENT / 'environment.json').unlink()
+  run.write()
+  assert 'Python 3.12.1' not in Page(run.page.read_text()).text
+
+
 def test_page_is_self_contained_and_well_formed(written, page):
   text = written.page.read_text()
   assert len(page.ids) == len(set(page.ids)) > 0

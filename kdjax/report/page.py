@@ -82,7 +82,9 @@ def write(
   analyses = [
     path for path in analyses if _picture(path).exists()
   ]  # one may be drawn at this moment
-  digest = _digest([TEMPLATE, STYLE, *inputs, *logs, *gan, *analyses, *map(_picture, analyses)])
+  environment = student_folder / 'environment.json'
+  made_from = [*inputs, environment, *logs, *gan, *analyses, *map(_picture, analyses)]
+  digest = _digest([TEMPLATE, STYLE, *made_from])
   page, table = workdir / 'report.html', workdir / 'results.csv'
   if table.exists() and page.exists() and _is_sealed(page, table, digest):
     return False
@@ -103,6 +105,7 @@ def write(
     cka=this.result.get('cka', {}),
     gan=_gan(*gan) if gan else None,
     analyses=_analyses(analyses),
+    environment=files.read_json(environment) if environment.exists() else None,
     figures=_curves(this, student_rows, [rows for rows in member_rows if rows]),
     **_on_test(student_folder, test(), class_names),
     **_comparison(students),

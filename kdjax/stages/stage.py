@@ -18,9 +18,10 @@ from etils import epath
 
 from kdjax.config import outdated
 from kdjax.errors import DivergedError, MissingInputError, UserError
-from kdjax.runtime import files, hosts, progress
+from kdjax.runtime import environment, files, hosts, progress
 from kdjax.stages.provenance import Provenance
 
+ENVIRONMENT = 'environment.json'  # beside every artefact: where, when and how fast it was made
 T = TypeVar('T')
 
 
@@ -187,7 +188,11 @@ def _locked(job: Job, wait: bool) -> Iterator[bool | None]:
       job.provenance.begin(job.folder)
       if job.artefact:
         outdated.record(job.folder, job.provenance.config, job.artefact)
+    start = time.monotonic()
     yield is_missing if locked else None
+    if is_missing and job.artefact:
+      record = environment.describe() | {'seconds': round(time.monotonic() - start, 1)}
+      files.write_json(job.folder / ENVIRONMENT, record)
 
 
 def _make(job: Job, wait: bool) -> bool | None:
