@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
   config.dataset.num_val = 50
   config.model.width = 4
   config.teacher.num_members = 2
+  config.teacher.examples = config.predictions.examples = ()
   config.teacher.num_epochs = 4
   config.teacher.batch_size = 64
   config.predictions.num_views = 3

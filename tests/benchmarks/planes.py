@@ -79,7 +79,8 @@ def works(study: runs.Study, axis_P: np.ndarray, num_examples: int) -> dict:
 
 def _barely_trained(norm: str, workdir: epath.Path) -> runs.Study:
   config = digits_resnet.get_config()
-  config.model.depth, config.model.norm = 20, norm
+  config.model.depth, config.model.width, config.model.norm = 20, 16, norm
+  config.teacher.examples = config.predictions.examples = ()
   config.teacher.num_members = config.predictions.num_views = 1
   config.evaluation.independent_seed = None
   for section in (config.teacher, config.student):
