@@ -1,4 +1,4 @@
-"""Settings for all tests, and one finished tiny run that tests may read and copy, but not change."""
+"""Settings for all tests, and one finished tiny run, which tests may read and copy but not change."""
 
 import gc
 import os
@@ -10,23 +10,24 @@ from contextlib import contextmanager
 
 import jaxlib.version
 
-# Tests start the same programs again and again; this saves them most of the compiling. JAX reads it
-# when it is imported, here, in the workers of pytest-xdist and in the processes that tests start.
+# Tests run the same programs many times; a cache on disk saves most of the compiling. JAX reads the variable
+# when it is imported: here, in the workers of pytest-xdist and in the processes that tests start.
 _OWN_CACHE = None
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _OWN_CACHE = tempfile.mkdtemp(prefix='kdjax_compiled_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _OWN_CACHE
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-# Most of the tests' time goes into compiling; without XLA's optimisations that is half, and with the older
-# of its two ways to write code, which later versions do not have, it is half again.
-_FLAGS = ['--xla_backend_optimization_level=0']
+# Most of the time goes into compiling. It takes half the time without XLA's optimisations, and half of that
+# without its fusion emitters, which only older versions can switch off. Where each core has a worker, a
+# fifth more is saved by compiling each program on one thread.
+_FLAGS = ['--xla_backend_optimization_level=0', '--xla_cpu_parallel_codegen_split_count=1']
 if jaxlib.version.__version_info__ < (0, 11):
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 from kdjax.runtime import xla_flags
 
-xla_flags.set_flags()  # so that tests and the programs that they start compute alike
+xla_flags.set_flags()  # so that tests and the programs that they start get the same numbers
 
 import jax
 import pytest
@@ -45,7 +46,7 @@ _PLACES = (os.environ.get('TFDS_DATA_DIR'), ROOT.parent / 'shared' / 'tensorflow
 # A folder with real CIFAR-10 and MNIST, or None.
 DATA = next((p for p in map(pathlib.Path, filter(None, _PLACES)) if (p / 'cifar10').exists()), None)
 
-# These start whole programs, or compile much: a minute and more each on two cores.
+# The files that take longest, in the order in which they start.
 LONGEST = (
   'analysis_end_to_end',
   'hosts',
@@ -66,9 +67,8 @@ LONGEST = (
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-gc.set_threshold(
-  50_000
-)  # tracing makes millions of objects, and by default each 700 are looked through
+# Tracing makes millions of objects; by default a collection starts after every 700.
+gc.set_threshold(50_000)
 
 
 def tiny_run(workdir: pathlib.Path, **fields) -> Experiment:
@@ -80,18 +80,18 @@ def tiny_run(workdir: pathlib.Path, **fields) -> Experiment:
 
 
 def copied(finished: Experiment, tmp_path: pathlib.Path, **fields) -> Experiment:
-  """The finished run in a place of its own, with other fields, to be changed."""
+  """A copy of the finished run, with other fields, which a test may change."""
   shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
   return tiny_run(tmp_path, **fields)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-  """One more than there are cores: workers sometimes wait, and each imports for seconds of a core."""
+  """One worker more than there are cores, since workers sometimes wait for each other."""
   return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Begins with the files that take longest, so that at the end no worker is left alone with one."""
+  """Starts the files that take longest first, so that all workers end at about the same time."""
   rank = {f'test_{name}.py': place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
@@ -103,14 +103,14 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs() -> Iterator[None]:
-  """Those of one file are of little use to the next, and take gigabytes."""
+  """Frees what one file compiled, which takes gigabytes in all."""
   yield
   jax.clear_caches()
 
 
 @contextmanager
 def compilations() -> Iterator[Callable[[], int]]:
-  """Yields a function that tells how many programs XLA compiled since."""
+  """Yields a function that returns how many programs XLA has compiled since."""
   count = 0
 
   def listen(event: str, _: float, **__) -> None:
@@ -123,9 +123,9 @@ def compilations() -> Iterator[Callable[[], int]]:
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory) -> Experiment:
-  """All stages but the report, of the tiny config; made by one worker for all."""
+  """The tiny config after all stages but the report. One worker makes it for all."""
   folder = tmp_path_factory.getbasetemp()
-  if 'PYTEST_XDIST_WORKER' in os.environ:  # each has a folder of its own in that of the session
+  if 'PYTEST_XDIST_WORKER' in os.environ:  # its folder is in that of the session
     folder = folder.parent
   run = tiny_run(folder / 'finished')
   with files.lock(run.workdir):

@@ -1,7 +1,4 @@
-"""Takes a few steps of a GAN on all devices there are, and saves what comes out.
-
-test_gan.py does it on one CPU device and on two.
-"""
+"""Takes a few steps of a GAN on all devices and saves the results; test_gan.py runs it on one and on two."""
 
 import pathlib
 from functools import partial

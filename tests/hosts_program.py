@@ -1,7 +1,7 @@
-"""What several processes do together, each thing for itself; saves what each of them found.
+"""A program that several processes run together; each saves what it found.
 
-Each has its own folder/<process>/, and all share the rest. Where they are refused, the main one may not
-write, and all end as launch.py does.
+Each process has its own folder/<process>/ and shares the rest of the folder with the others. With `is_refused`
+the main process may not write, and all end as launch.py does.
 """
 
 import json
@@ -31,7 +31,7 @@ LARGEST = 2000  # bytes of a file of the main process; the state takes more
 
 
 def numbered() -> Inputs:
-  """Images whose labels are their indices."""
+  """Inputs whose labels are their indices."""
   split = data.Split(np.zeros((40, 2, 2, 1), np.uint8), np.arange(40, dtype=np.int32))
   return Inputs(split, views.make_view((), None), 0, 1)
 
@@ -82,7 +82,7 @@ def shared_files(folder: epath.Path) -> dict:
 
 
 def loaded() -> dict[str, list]:
-  """The rows of a batch that this process loads, and a step's outputs for all rows."""
+  """The indices of a batch that this process loads, and a step's outputs for the whole batch."""
   inputs = numbered()
   batch = next(inputs.training(0, BATCH_SIZE, 1, 0))
   step = devices.parallel(partial(steps.labels_step, view=inputs.view), gathered_output=True)
@@ -91,9 +91,9 @@ def loaded() -> dict[str, list]:
 
 
 def stepped() -> dict[str, np.ndarray]:
-  """Two steps of a teacher on all devices, with each way to map: gradients, statistics and metrics.
+  """State and metrics of two teacher steps on all devices, with each of `devices.MAPS`.
 
-  The state moves by the gradient itself, and all is smooth in it: nothing can part by more than rounding.
+  The learning rate is 1 and the network is smooth, so that results differ by rounding alone.
   """
   model, optimizer = steps_on_devices.Network(steps_on_devices.CLASSES), optax.sgd(1.0)
   view = views.make_view(('flip',), steps_on_devices.AUGMENTATION)
@@ -112,7 +112,7 @@ def stepped() -> dict[str, np.ndarray]:
 
 
 def take_steps(path: pathlib.Path, *place) -> None:
-  """Saves what `stepped` gives with the processes of `hosts.initialise(*place)`."""
+  """Saves the result of `stepped` by the processes that `hosts.initialise(*place)` joins."""
   hosts.initialise(*place)
   np.savez(path, **stepped())
 
@@ -128,7 +128,7 @@ def refused(folder: epath.Path) -> None:
   if hosts.is_main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
   with Checkpoints(folder / 'refused') as checkpoints:
-    for step in (1, 2):  # at the second it is found that the first was not written
+    for step in (1, 2):  # the second finds that the first was not written
       checkpoints.save(step, devices.replicate(STATE))
 
 

@@ -1,4 +1,4 @@
-"""Programs in processes of their own, which start in milliseconds and may be killed."""
+"""Starts programs in new processes, in milliseconds; a test may kill them."""
 
 import gc
 import multiprocessing
@@ -21,16 +21,16 @@ from kdjax.runtime import progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
-COLUMNS = 200  # of the terminal that it writes to
+COLUMNS = 200  # width of the terminal that a program writes to
 
-# A server that has imported JAX, and used it for nothing, forks: its children need not. Its only threads
-# are those of OpenBLAS, which can be forked.
+# The server has imported JAX but not used it, and forks for each program, which so need not import it.
+# Its only threads are those of OpenBLAS, which survive a fork.
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['kdjax.cli', 'analysis.runner'])
 
 
 class Launch:
-  """A program at work."""
+  """A program that was started."""
 
   def __init__(self, process: multiprocessing.Process, outputs: tempfile.TemporaryDirectory):
     self._process, self._outputs = process, outputs
@@ -39,34 +39,34 @@ class Launch:
     return self._process.is_alive()
 
   def kill(self) -> bool:
-    """SIGKILL. Returns False if it had ended before."""
+    """Sends SIGKILL. Returns False if the program had already ended."""
     alive = self.is_alive()
     self._process.kill()
     self.wait()
     return alive
 
   def wait(self, seconds: float | None = None) -> int | None:
-    """Returns its exit status, −N if signal N ended it; None if it goes on for longer than that."""
+    """Returns its exit status, −N if signal N ended it, or None if it still runs after `seconds`."""
     self._process.join(seconds)
     return self._process.exitcode
 
   def communicate(self) -> tuple[str, str]:
-    """Waits for its end. Returns what it wrote to stdout and to stderr."""
+    """Waits for its end. Returns its stdout and its stderr."""
     self.wait()
     return self._told('stdout'), self._told('stderr')
 
   def _told(self, stream: str) -> str:
     path = pathlib.Path(self._outputs.name) / stream
-    return path.read_text() if path.exists() else ''  # it has hardly begun
+    return path.read_text() if path.exists() else ''  # it has only just started
 
   @property
   def told(self) -> str:
-    """All that it wrote so far."""
+    """Its stdout and stderr so far."""
     return self._told('stdout') + self._told('stderr')
 
   @property
   def error(self) -> str | None:
-    """Its one clear error; None if there is none, or something else beside it."""
+    """Its error, if that is one clear line at the end without a traceback; otherwise None."""
     lines = self.told.splitlines()
     errors = [line for line in lines if line.startswith('error: ')]
     clear = len(errors) == 1 and 'Traceback' not in self.told and lines[-1] == errors[0]
@@ -76,11 +76,11 @@ class Launch:
 def call(
   function: Callable, *arguments: Any, num_devices: int = 1, file_size: int | None = None
 ) -> Launch:
-  """Starts a function of a module.
+  """Starts a function of a module in a new process.
 
   Args:
-    num_devices: CPU devices that it has.
-    file_size: bytes that no file that it writes may exceed, as by `ulimit -f`.
+    num_devices: number of its CPU devices.
+    file_size: limit in bytes for each file that it writes, as `ulimit -f` sets it.
   """
   outputs = tempfile.TemporaryDirectory()
   process = CONTEXT.Process(
@@ -93,13 +93,13 @@ def call(
 def start(
   workdir: pathlib.Path, *arguments: Any, config: pathlib.Path | str = TINY, **how: Any
 ) -> Launch:
-  """Starts launch.py; `how` as for `call`."""
+  """Starts launch.py. `how` is passed on to `call`."""
   given = [f'--config={config}', f'--workdir={workdir}', *map(str, arguments)]
   return call(_launch, given, **how)
 
 
 def run(workdir: pathlib.Path, *arguments: Any, **how: Any) -> subprocess.CompletedProcess:
-  """As `start`, to its end."""
+  """Runs launch.py to its end."""
   return _completed(start(workdir, *arguments, **how))
 
 
@@ -111,7 +111,7 @@ def analyse(*arguments: str) -> subprocess.CompletedProcess:
 def saved_on_devices(
   program: ModuleType, num_devices: int, out: pathlib.Path
 ) -> dict[str, np.ndarray]:
-  """What a program saves on so many CPU devices; on one it runs in this process, which has one."""
+  """The arrays that a program saves on `num_devices` CPU devices; it runs here if this process has as many."""
   if num_devices == jax.local_device_count():
     program.main(out)
   else:
@@ -133,7 +133,7 @@ def _launch(arguments: list[str]) -> None:
 
 def _analyse(arguments: tuple[str, ...]) -> None:
   for flag in list(flags.FLAGS.flags_by_module_dict()['kdjax.cli']):
-    delattr(flags.FLAGS, flag.name)  # it does not know them
+    delattr(flags.FLAGS, flag.name)  # the analysis has its own
   from analysis import __main__ as analysis
 
   app.run(analysis.main, argv=['analysis', *arguments])
@@ -151,5 +151,5 @@ def _main(
   os.environ['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={num_devices}'
   if file_size is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    jax.config.update('jax_compilation_cache_dir', None)  # others would read what is cut off
+    jax.config.update('jax_compilation_cache_dir', None)  # truncated entries would break others
   function(*arguments)

@@ -1,6 +1,6 @@
-"""Takes a few student steps on all devices there are, with each way to map, and saves what comes out.
+"""Takes a few student steps on all devices, with each of `devices.MAPS`, and saves the results.
 
-Beside that, the masks that dropout draws. test_devices.py does it on one CPU device and on more.
+It saves the masks that dropout draws, too. test_devices.py runs it on 1, 2 and 8 CPU devices.
 """
 
 import pathlib

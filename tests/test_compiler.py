@@ -1,7 +1,7 @@
 """XLA's results with its optimisations, as users run it; all other tests run without them.
 
-By default a ResNet and LeNet are compared; KDJAX_COMPILER=all compares every model, norm and dtype, and
-compiles for minutes.
+By default a ResNet and LeNet are compared (`compiled.QUICK`). KDJAX_COMPILER=all compares every model, norm
+and dtype, and compiles for minutes.
 
 Each set of flags runs `tests/compiled.py` in a process of its own: every model, norm and dtype; a training
 step (loss, gradient, statistics), predictions and their ensemble, products with the Hessian and the

@@ -1,14 +1,21 @@
 """The one place that maps: by `jax.pmap`, and by `jax.jit` of `jax.shard_map`."""
 
+from functools import partial
+
+import gan_on_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import steps_on_devices
 from conftest import compilations
+from ml_collections import ConfigDict
 
+from kdjax import losses
+from kdjax.data import views
 from kdjax.errors import ConfigError
-from kdjax.train import devices
+from kdjax.gan import steps as gan_steps
+from kdjax.train import devices, optimizers, steps
 from tests import launched
 
 
@@ -71,6 +78,49 @@ def test_a_step_compiles_once_and_its_state_is_donated(monkeypatch, name):
   assert count() == 1
   assert (float(total['sum']), float(added)) == (1 + 4 * 15 + 0 + 1 + 2 + 3, 15 + 3)
   assert first['sum'].is_deleted()
+
+
+def mapped(several=False, donate=True, section=(), names=('flip',), classes=4, final=1.0):
+  """A step of a student, made of new parts."""
+  step = partial(
+    steps.student_step,
+    model=steps_on_devices.Network(classes),
+    optimizer=optimizers.make_optimizer(ConfigDict(SECTION | dict(section)), 10),
+    view=views.make_view(list(names), ConfigDict({'noise_probability': 0.3})),
+    loss=losses.LOSSES['kl'],
+    temperature=partial(losses.temperature_at, num_steps=4, start=4.0, final=final),
+    alpha=0.3,
+  )
+  step = partial(steps.several, step=step) if several else step
+  return devices.parallel(step, num_sharded=2, donate=donate)
+
+
+SECTION = steps_on_devices.SECTION.to_dict()
+
+
+def test_equal_steps_are_mapped_once():
+  """They share what was compiled. What no step reads, as the number of epochs, makes no other step."""
+  assert mapped() is mapped(section={'num_epochs': 3})
+  assert mapped(several=True) is mapped(several=True)
+  other = [
+    mapped(several=True),
+    mapped(donate=False),
+    mapped(section={'learning_rate': 0.2}),
+    mapped(names=('flip', 'noise')),
+    mapped(classes=5),
+    mapped(final=2.0),
+  ]
+  assert len({mapped(), *other}) == 1 + len(other)
+  ones, others = np.ones(2), np.ones(2)
+  first, again, other = (devices.parallel(partial(counted, x=x)) for x in (ones, ones, others))
+  assert first is again is not other
+
+
+def test_equal_sections_give_the_same_gan():
+  sections = [gan_on_devices.SECTION.copy_and_resolve_references() for _ in range(3)]
+  sections[2].learning_rate = 2e-3
+  one, same, other = (gan_steps.make_gan(section, (8, 8, 1)) for section in sections)
+  assert one is same and one != other
 
 
 def test_another_map_is_refused(monkeypatch):

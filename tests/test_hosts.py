@@ -1,4 +1,4 @@
-"""Several processes as one: over loopback, each with a CPU device, against one process with as many."""
+"""Several processes that work as one, each with a CPU device, against one process with as many devices."""
 
 import json
 import pathlib
@@ -11,6 +11,7 @@ import hosts_program
 import jax
 import numpy as np
 import pytest
+from conftest import QUICK
 from etils import epath
 from hosts_program import BATCH_SIZE, STATE, numbered
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ from kdjax.train.checkpoint import Checkpoints, digest
 from kdjax.train.inputs import Inputs
 from tests import launched
 
-# Every size so small that starting and compiling are all that takes time.
+# The smallest sizes; nearly all of the time goes into starting and compiling.
 FIELDS = {
   'teacher.num_epochs': 2,
   'predictions.num_views': 2,
@@ -36,7 +37,10 @@ FIELDS = {
   'evaluation.num_views': 1,
 }
 HALF = 8  # of the student's steps, after which a checkpoint is kept
-LOST = ('has lost another', 'another task died')  # as kdjax says it, or JAX before it can
+LOST = (
+  'has lost another',
+  'another task died',
+)  # the message of kdjax, or that of JAX if it is first
 
 
 def finish(processes: list[launched.Launch]) -> None:
@@ -54,9 +58,12 @@ def overrides(**fields) -> list[str]:
   return [f'--config.{field}={value}' for field, value in (FIELDS | fields).items()]
 
 
+start = partial(launched.start, config=QUICK)
+
+
 def together(workdir: pathlib.Path, num_processes: int, *flags: str) -> list[launched.Launch]:
   flags = *flags, f'--coordinator={coordinator()}', f'--num_processes={num_processes}'
-  return [launched.start(workdir, *flags, f'--process_id={i}') for i in range(num_processes)]
+  return [start(workdir, *flags, f'--process_id={i}') for i in range(num_processes)]
 
 
 # The flags.
@@ -80,7 +87,7 @@ def together(workdir: pathlib.Path, num_processes: int, *flags: str) -> list[lau
     (('host:1234', 2, -1), ['--process_id = -1: allowed: 0 to 1']),
   ],
 )
-def test_wrong_flags_are_told(flags, told):
+def test_every_wrong_flag_is_reported(flags, told):
   found = hosts.problems(*flags)
   assert len(found) == len(told)
   assert all(text.startswith(start) for text, start in zip(found, told, strict=True)), found
@@ -104,7 +111,7 @@ def test_one_process_is_the_main_one_and_has_all():
   with pytest.raises(ConfigError, match='only with --coordinator'):
     hosts.initialise(None, None, 1)
   with pytest.raises(ConfigError, match="--coordinator = 'auto': cannot join"):
-    hosts.initialise('auto', None, None)  # here is no cluster
+    hosts.initialise('auto', None, None)  # there is no cluster here
 
 
 # Shares of a batch.
@@ -116,7 +123,7 @@ def read_images(indices_B):
 
 @pytest.fixture
 def as_host(monkeypatch):
-  """as_host(index, count) makes this process one of several."""
+  """as_host(index, count) lets this process appear as one of several."""
 
   def become(index, count):
     monkeypatch.setattr(hosts, 'count', lambda: count)
@@ -126,7 +133,7 @@ def as_host(monkeypatch):
 
 
 def check_shares(batches, as_host):
-  """The batches of three hosts, put together, are those of one."""
+  """Checks that the shares of three hosts together are the batches of one. Returns the number of batches."""
   whole, shares = batches(), []
   for host in range(3):
     as_host(host, 3)
@@ -157,12 +164,12 @@ def test_the_shares_of_all_hosts_are_the_batch_of_a_gan(as_host):
   assert check_shares(lambda: [b for b, _ in batches(split, section, 0, start=1)], as_host) == 2
 
 
-# What two processes do together, piece by piece.
+# What two processes do together.
 
 
 @pytest.fixture(scope='module')
 def pieces(tmp_path_factory):
-  """The folder of two processes, and what each of them found."""
+  """The folder of two processes that ran `hosts_program.main`, and the findings of each."""
   folder, place = tmp_path_factory.mktemp('together'), coordinator()
   with files.lock(epath.Path(folder) / 'taken'):
     finish([launched.call(hosts_program.main, folder, place, 2, i) for i in range(2)])
@@ -209,7 +216,7 @@ def test_each_loads_its_share_and_gets_the_outputs_for_all(pieces):
 
 
 def stepped(path):
-  """What `hosts_program.stepped` saved, by the way to map."""
+  """The arrays that `hosts_program.stepped` saved, by the name of the map."""
   found = {'pmap': {}, 'shard_map': {}}
   for name, value in np.load(path).items():
     of_map, _, key = name.partition('/')
@@ -226,7 +233,7 @@ def test_all_maps_give_the_same_bits_in_both(pieces):
 
 
 def test_four_processes_give_what_one_with_four_devices_gives(tmp_path):
-  """Up to rounding: two numbers have one sum, but four are summed in another order."""
+  """Equal up to rounding: the order in which four numbers are summed differs."""
   paths, place = [tmp_path / f'{i}.npz' for i in range(5)], coordinator()
   four = [launched.call(hosts_program.take_steps, paths[i], place, 4, i) for i in range(4)]
   one = launched.call(hosts_program.take_steps, paths[4], None, None, None, num_devices=4)
@@ -242,7 +249,7 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
   processes = [launched.call(hosts_program.main, tmp_path, place, 2, i, True) for i in range(2)]
   codes = [process.wait(300) for process in processes]
   for process in processes:
-    process.kill()  # one that waits still would be waited for
+    process.kill()  # a process that still waits must not hold up the test
   assert not {None, 0} & set(codes), codes
   told, told_by_other = (process.told for process in processes)
   assert 'refused: a checkpoint could not be written' in told and 'File too large' in told
@@ -250,15 +257,15 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
   assert any(text in told_by_other for text in LOST), told_by_other
 
 
-# The whole program.
+# The whole program, with LeNet; BatchNorm over several processes is tested in `stepped` above.
 
 
 @pytest.fixture(scope='module')
 def killed_and_again(tmp_path_factory):
-  """Of one process with two devices, and of two that were killed and started again."""
+  """A run of one process with two devices, and one of two processes that were killed and started again."""
   alone, workdir = (tmp_path_factory.mktemp(name) for name in ('one', 'two'))
   stages = '--stages=teachers,predictions,student,evaluation'
-  one = launched.start(alone, *overrides(), stages, num_devices=2)
+  one = start(alone, *overrides(), stages, num_devices=2)
   processes = together(workdir, 2, *overrides())
   while not list(workdir.glob(f'students/*/checkpoints/{HALF}')):
     assert processes[0].is_alive(), processes[0].told
@@ -285,7 +292,7 @@ def test_started_again_they_go_on(killed_and_again):
   for name in ('student', 'evaluation', 'report'):
     assert f'{name}: done' in main
   assert 'ensemble' in out and 'report.html' in out
-  for shown in ('ensemble', 'up to date', 'done'):  # by one alone
+  for shown in ('ensemble', 'up to date', 'done'):  # only the main process reports
     assert shown not in other_out + other
 
 

@@ -272,9 +272,14 @@ def other_draws(stream):
     for function in ('stream', 'numpy_rng'):
       draw = getattr(keys, function)
       patch.setattr(keys, function, lambda seed, name, *i, draw=draw: draw(seed, renamed(name), *i))
-    inputs_lib._partners.cache_clear()
+    _forget_draws()
     yield
+  _forget_draws()
+
+
+def _forget_draws():
   inputs_lib._partners.cache_clear()
+  views._make_view.cache_clear()  # with a new view, its steps are compiled anew
 
 
 def record(names=(), levels=0.0, view=1):

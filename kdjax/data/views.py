@@ -6,17 +6,19 @@ device, inside jit. `train/inputs.py` gathers the examples, and their partners f
 Axes: B batch, H W C image, X whatever an input has.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from kdjax import keys
 from kdjax.data import augmentations
 from kdjax.data.augmentations import AUGMENTATIONS
+from kdjax.runtime import plugins
 
 # Arrays by name, and at 'partners' a batch of its own.
 Batch = dict[str, Any]
@@ -45,8 +47,20 @@ def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | Non
 
   Returns: view(seed, batch). A batch has 'inputs', 'labels', 'indices' and 'views', and for 'mixup'
     also 'partners', a batch of the examples that these are mixed with; all with the same leading axis.
+    Equal arguments give the same function, so that equal steps are compiled once.
   """
+  # A user's functions are part of the key: modules of one name in two folders differ.
+  users = tuple(plugins.find(name, 'augmentation') for name in names if plugins.is_dotted(name))
+  return _make_view(tuple(names), FrozenConfigDict(config or {}), num_augmented, users)
 
+
+@functools.lru_cache
+def _make_view(
+  names: tuple[str, ...],
+  config: FrozenConfigDict,
+  num_augmented: int | None,
+  users: tuple[Callable, ...],
+) -> View:
   def apply(names, seed, images_BHWC, labels_B, indices_B, views_B):
     for name in names:
       one = partial(augmented, name, config, seed)
@@ -69,7 +83,7 @@ def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | Non
 
   def mixed_view(seed, batch):
     place = names.index('mixup')
-    before, after = make_view(names[:place], config, num_augmented), names[place + 1 :]
+    before, after = _make_view(names[:place], config, num_augmented, users), names[place + 1 :]
     (images_BHWC, labels_B), (partners_BHWC, _) = (
       before(seed, batch),
       before(seed, batch['partners']),

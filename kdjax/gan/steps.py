@@ -5,13 +5,14 @@ batch of one device, K discriminator step, Z latent, F feature, H W C image.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from kdjax import keys, models
 from kdjax.data import augmentations
@@ -44,8 +45,15 @@ class Gan:
 
 
 def make_gan(section: ConfigDict, image_shape_HWC: tuple[int, int, int]) -> Gan:
-  """The GAN that the config section `gan` describes, for images of one shape."""
+  """The GAN that the config section `gan` describes, for images of one shape.
 
+  Equal arguments give the same object, so that equal steps are compiled once.
+  """
+  return _make_gan(FrozenConfigDict(section), tuple(image_shape_HWC))
+
+
+@functools.lru_cache
+def _make_gan(section: FrozenConfigDict, image_shape_HWC: tuple[int, int, int]) -> Gan:
   def adam(num_updates):
     rate = optax.linear_schedule(section.learning_rate, section.final_learning_rate, num_updates)
     return optax.adam(rate, b1=0.0, b2=0.9)

@@ -51,6 +51,7 @@ __all__ = [
   'init',
   'own_module',
   'resnet_block',
+  'shapes',
 ]
 
 
@@ -153,6 +154,13 @@ def init(
   """
   init = _init if isinstance(key, jax.core.Tracer) else _compiled_init()
   return init(model, key, input_shape, jnp.dtype(dtype))
+
+
+def shapes(
+  model: nn.Module, key: jax.Array, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> dict[str, Any]:
+  """The shapes and dtypes of what `init` returns. Both trace the model once in all."""
+  return _compiled_init().eval_shape(model, key, input_shape, jnp.dtype(dtype))
 
 
 def feature_names(

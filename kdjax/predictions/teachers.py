@@ -93,7 +93,6 @@ class OnlineTeacher:
   ):
     self._model, self._members = model, list(members)
     self._inputs, self._predictor = inputs, predictor
-    self._steps = {}
 
   def members(self, name: str, view: int = 0) -> np.ndarray:
     logits_MNC = [
@@ -104,7 +103,5 @@ class OnlineTeacher:
 
   def batch(self, name: str, batch: steps.Batch) -> jax.Array:
     inputs = self._inputs[name]
-    if name not in self._steps:
-      step = partial(steps.ensemble_step, model=self._model, view=inputs.view)
-      self._steps[name] = devices.parallel(step, sharded_output=True)
-    return self._steps[name](self._members, batch, inputs.seed)
+    step = partial(steps.ensemble_step, model=self._model, view=inputs.view)
+    return devices.parallel(step, sharded_output=True)(self._members, batch, inputs.seed)

@@ -78,4 +78,4 @@ class Role:
 def _abstract_variables(
   model: nn.Module, input_shape: tuple[int, ...], dtype: type
 ) -> steps.Variables:
-  return jax.eval_shape(lambda: models.init(model, keys.stream(0, 'init'), input_shape, dtype))
+  return models.shapes(model, keys.stream(0, 'init'), input_shape, dtype)

@@ -4,13 +4,14 @@ A section names one of `OPTIMIZERS`, or a function of a user as 'module:attribut
 schedule) to an optax transformation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 import optax.contrib
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from kdjax.errors import UserError
 from kdjax.runtime import plugins
@@ -18,6 +19,16 @@ from kdjax.runtime import plugins
 # The root mean square of Muon's updates. It is that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM
 # Training", Section 2.2), so that one learning rate and weight decay serve both.
 MUON_UPDATE_RMS = 0.2
+# What an optimizer reads of a section.
+FIELDS = (
+  'optimizer',
+  'learning_rate',
+  'final_learning_rate',
+  'momentum',
+  'beta2',
+  'nesterov',
+  'weight_decay',
+)
 
 
 def learning_rate(config: ConfigDict, num_steps: int, warmup_steps: int = 0) -> optax.Schedule:
@@ -45,11 +56,25 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optimizer `config.optimizer`, with the schedule of `learning_rate`.
 
-  Weight decay applies to all parameters, including those of norms and biases.
+  Weight decay applies to all parameters, including those of norms and biases. Equal arguments give the same
+  object, so equal steps are compiled once (`devices.parallel`).
+
+  Args:
+    config: a section `teacher` or `student`. The built-in optimizers read its FIELDS only.
 
   Raises:
     UserError: a user's optimizer cannot be made.
   """
+  if plugins.is_dotted(config.optimizer):  # it may read any field
+    return _make_optimizer.__wrapped__(config, num_steps, warmup_steps)
+  read = FrozenConfigDict({name: config[name] for name in FIELDS if name in config})
+  return _make_optimizer(read, num_steps, warmup_steps)
+
+
+@functools.lru_cache
+def _make_optimizer(
+  config: FrozenConfigDict, num_steps: int, warmup_steps: int
+) -> optax.GradientTransformation:
   rate = learning_rate(config, num_steps, warmup_steps)
   function = plugins.look_up(OPTIMIZERS, config.optimizer, 'optimizer')
   made = plugins.call(config.optimizer, 'optimizer', function, config, rate)

@@ -19,7 +19,6 @@ class Predictor:
 
   def __init__(self, batch_size: int):
     self.batch_size = batch_size
-    self._compiled = {}
 
   def logits(
     self,
@@ -72,9 +71,7 @@ class Predictor:
       batches: batches that are split over the devices, and how many examples of each count.
       in_flight: how many batches are dispatched before the first output is fetched.
     """
-    key = (step.func, *sorted(step.keywords.items()))
-    if key not in self._compiled:
-      self._compiled[key] = devices.parallel(step, gathered_output=True)
+    mapped = devices.parallel(step, gathered_output=True)
     fetched, waiting = [], collections.deque()
 
     def fetch() -> None:
@@ -82,7 +79,7 @@ class Predictor:
       fetched.append(jax.tree.map(lambda x: devices.unshard(x)[:count], outputs))
 
     for batch, count in prefetch.ahead(iter(batches), loop.BLOCKS_AHEAD):
-      waiting.append((self._compiled[key](variables, batch, seed), count))
+      waiting.append((mapped(variables, batch, seed), count))
       if len(waiting) > in_flight:
         fetch()
     while waiting:

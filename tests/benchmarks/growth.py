@@ -35,7 +35,7 @@ LABELS = {
   'num_views': 'views',
   'width': 'parameters',
 }
-NUM_STEPS = 30  # of the student
+MODEL, NUM_STEPS = 'resnet', 30  # of the student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Point:
 
 
 def measure(num_examples: int, num_members: int, num_views: int, width: int) -> Point:
-  """Stores predictions and distils for some steps, in this process: ResNet-8 on random images."""
+  """Stores predictions and distils for some steps, in this process: MODEL on random images."""
   with tempfile.TemporaryDirectory() as temporary:
     config = synthetic.config_of(
-      'resnet',
+      MODEL,
       depth=8,
       model__width=width,
       teacher__num_members=num_members,

@@ -49,15 +49,18 @@ def works(depth: int) -> dict[str, Callable[[], dict]]:
     with form:
       model = models.build(synthetic.config_of('resnet', depth).model, 10)
       variables = models.init(model, jax.random.key(0), images.shape[1:])
-      gradient = devices.parallel(partial(_gradient, model=model), sharded_output=True)
+      step = partial(_gradient, model=model, form=name)  # its name tells each form from the others
+      gradient = devices.parallel(step, sharded_output=True)
       arguments = jax.device_put((variables, devices.shard(images)))
       jax.block_until_ready(gradient(*arguments, 0))  # compiled while the layers have this form
     found[name] = partial(_repeated, gradient, arguments)
   return found
 
 
-def _gradient(variables: dict, images_BHWC: jax.Array, seed: int, *, model: nn.Module) -> dict:
-  del seed
+def _gradient(
+  variables: dict, images_BHWC: jax.Array, seed: int, *, model: nn.Module, form: str
+) -> dict:
+  del seed, form
 
   def loss(params):
     (logits_BC, _), updated = model.apply(
