@@ -1,6 +1,6 @@
-"""Why does a student fail to match its teacher? Analyses of loss landscapes and trajectories.
+"""Analyses of loss landscapes and trajectories: why does a student fail to match its teacher?
 
-It reads what a run of kdjax left, and kdjax knows nothing of it. `python -m analysis DIR` runs `parts`
-on a student; everything else is functions of (loss, parameters) that know nothing of how the
+The package reads the workdir of a kdjax run; kdjax does not depend on it. `python -m analysis DIR` runs
+`parts` on a student. The other modules are functions of (loss, parameters) that do not depend on how the
 parameters were trained.
 """

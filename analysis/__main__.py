@@ -1,25 +1,29 @@
-"""Computes and draws every analysis of a finished student.
+"""Computes and draws the analyses of a finished student.
 
-    python -m analysis runs/digits_resnet                        # all parts, of the newest student
+    python -m analysis runs/digits_resnet                        # all parts, newest student
     python -m analysis runs/digits_resnet --parts=plane,paths
     python -m analysis runs/digits_resnet/students/FINGERPRINT --resolution=41
 
 Flags:
-  --parts=A,B      by default all that can be computed for the student
-  --train=all      some parts train more students; what, and about how long,
-                   is said first. cheap: only what takes no more steps than the
-                   student did. none: nothing; parts that would are left out
-  --SETTING=VALUE  how much is computed
+  --parts=A,B      parts to run. Default: all that are available for the student
+  --train=all      what parts may train; the plan and its time are printed first.
+                   cheap: parts that take no more steps than the student did.
+                   none: no training; parts that need it are skipped
+  --SETTING=VALUE  size of the computation
 
-Everything is written to WORKDIR/analysis/<student>/, and shown in
-WORKDIR/report.html, which is of the student that was last reported.
+Results are written to WORKDIR/analysis/<student>/ and shown in
+WORKDIR/report.html of the last reported student.
 """
 
 import contextlib
 import dataclasses
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
+
+# Threads of BLAS, whose products are small here, wait for each other and for XLA's on a busy machine.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy is imported
 
 from kdjax.runtime import xla_flags
 
@@ -36,26 +40,28 @@ from kdjax.stages import pipeline
 
 __doc__ += f'\nParts:\n{runner.described()}\n'  # for --help
 
-_PARTS = flags.DEFINE_list('parts', [], 'Names of parts, with commas between them. Default: all.')
+_PARTS = flags.DEFINE_list('parts', [], 'Comma-separated names of parts. Default: all.')
 _TRAIN = flags.DEFINE_enum(
-  'train', runner.ALL, [runner.NONE, runner.CHEAP, runner.ALL], 'What may be trained.'
+  'train', runner.ALL, [runner.NONE, runner.CHEAP, runner.ALL], 'What parts may train.'
 )
-_ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, 'Run though XLA computes wrongly.')
+_ALLOW_WRONG_XLA = flags.DEFINE_bool(
+  'allow_wrong_xla', False, 'Run even if XLA computes wrong results.'
+)
 
 
 class _NumbersParser(flags.ArgumentParser):
-  """'0,0.5,1' → (0.0, 0.5, 1.0)."""
+  """Parses '0,0.5,1' to (0.0, 0.5, 1.0)."""
 
-  syntactic_help = 'numbers with commas between them'
+  syntactic_help = 'comma-separated numbers'
 
   def parse(self, argument: str | tuple[float, ...]) -> tuple[float, ...]:
     return tuple(float(x) for x in (argument.split(',') if isinstance(argument, str) else argument))
 
 
 class _NamesParser(flags.ArgumentParser):
-  """'teacher 0,student' → ('teacher 0', 'student')."""
+  """Parses 'teacher 0,student' to ('teacher 0', 'student')."""
 
-  syntactic_help = 'names with commas between them'
+  syntactic_help = 'comma-separated names'
 
   def parse(self, argument: str | tuple[str, ...]) -> tuple[str, ...]:
     names = argument.split(',') if isinstance(argument, str) else argument
@@ -78,9 +84,9 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def _compiled_once() -> Iterator[None]:
-  """Keeps programs on disk for as long as it runs: parts, and the students they train, share many.
+  """Keeps compiled programs on disk, since parts and the students they train share many.
 
-  Not on a GPU, where programs of `xla_flags.GRAPHS` that are loaded from a cache fail.
+  It does nothing on a GPU, where programs with `xla_flags.GRAPHS` fail when loaded from a cache.
   """
   if jax.config.jax_compilation_cache_dir is not None or jax.default_backend() == 'gpu':
     yield
@@ -105,7 +111,7 @@ def _run(path: str) -> None:
   try:
     done = runner.run(study, settings, _PARTS.value, _TRAIN.value)
     progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
-  finally:  # what is done is shown, whatever failed
+  finally:  # finished parts are reported even if others failed
     _report(study)
 
 
@@ -121,7 +127,7 @@ def _report(study: runs.Study) -> None:
 
 def main(argv: list[str]) -> None:
   if len(argv) != 2:
-    raise app.UsageError('one folder: a workdir, or a student in it')
+    raise app.UsageError('give one folder: a workdir, or a student in it')
   progress.setup_logging()
   try:
     with _compiled_once():
@@ -129,7 +135,7 @@ def main(argv: list[str]) -> None:
   except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
     sys.exit(f'error: {error}')
   except KeyboardInterrupt:
-    sys.exit('interrupted; the same command goes on where it was')
+    sys.exit('interrupted; the same command continues')
 
 
 if __name__ == '__main__':

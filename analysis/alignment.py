@@ -1,26 +1,25 @@
-"""Permuting the units of one network to resemble those of another (Ainsworth et al. 2023).
+"""Alignment of two networks by permuting the hidden units of one (Ainsworth et al. 2023).
 
-All on the host. `Variables` are {'params', 'batch_stats'}. Unit i of a permuted network is unit
-indices_U[i] of the given one, times signs_U[i] where units may change sign. Axes: U units of a group, R
-rows (every position of every example), B example of a batch, X the axes of one input.
+All functions run on the host. `Variables` are {'params', 'batch_stats'}. Unit i of a permuted network is
+unit indices_U[i] of the given network, times signs_U[i] where units may change sign. Axes: U unit of a
+group, R row (every position of every example).
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.optimize import linear_sum_assignment
 
+from analysis.activations import correlations
 from analysis.permutations import FIXED, Path, Spec
 
 
 class Units(NamedTuple):
-  """Where each unit of a group comes from, and 1 or −1."""
+  """The source of each unit of a group, and its sign, 1 or −1."""
 
   indices_U: np.ndarray
   signs_U: np.ndarray
@@ -29,19 +28,19 @@ class Units(NamedTuple):
 Permutations = dict[str, Units]
 Flat = dict[Path, np.ndarray]
 MIN_GAIN = 1e-12  # of the inner product, relative to the product of norms; less is rounding
-LEARNING_RATE = 0.5  # of a learned alignment: by how much of its norm an array moves in a step
+LEARNING_RATE = 0.5  # of a learned alignment: each step moves an array by this share of its norm
 UNCHANGED = 'as they are'
 WEIGHTS, ACTIVATIONS, LEARNED = 'weights', 'activations', 'learned'
 
 
 def apply(spec: Spec, permutations: Permutations, variables: Mapping) -> dict:
-  """The same function with its units in another order.
+  """Permutes the units of a network, which leaves its function unchanged.
 
   Args:
     variables: {'params', 'batch_stats'}, or 'params' alone.
 
   Raises:
-    KeyError: the spec knows nothing of one of the arrays, or a permutation is missing.
+    KeyError: the spec does not describe one of the arrays, or a permutation is missing.
   """
   permuted = {
     path: _permuted(spec, permutations, path, np.asarray(array))
@@ -52,11 +51,11 @@ def apply(spec: Spec, permutations: Permutations, variables: Mapping) -> dict:
 
 def identity(spec: Spec) -> Permutations:
   """The permutations that change nothing."""
-  return {group: _unsigned(np.arange(size)) for group, size in spec.sizes.items()}
+  return {group: Units(np.arange(size), np.ones(size)) for group, size in spec.sizes.items()}
 
 
 def random_permutations(spec: Spec, rng: np.random.Generator) -> Permutations:
-  """A permutation, and signs where units have some, for each group; all are equally likely."""
+  """Uniformly random permutations, with random signs for groups whose units may change sign."""
   return {
     group: Units(
       rng.permutation(size),
@@ -70,7 +69,7 @@ def random_permutations(spec: Spec, rng: np.random.Generator) -> Permutations:
 
 
 class Best(NamedTuple):
-  """The alignment with the lowest loss, and all that were tried."""
+  """The alignment with the lowest loss, and all candidates."""
 
   name: str
   permutations: Permutations
@@ -90,18 +89,19 @@ def best_alignment(
   restarts: int,
   num_steps: int,
 ) -> Best:
-  """The permutations of a network after which the loss halfway to the target is lowest.
+  """The candidate alignment with the lowest loss halfway to the target.
 
-  The candidates are the network as it is; weight matching from its usual and from `restarts` random
-  starts; activation matching; and a learned alignment that starts from the best of these.
+  The candidates are the network as it is; weight matching from its default start and from `restarts`
+  random starts; activation matching; and a learned alignment that starts from the best of these.
 
   Args:
-    target, variables: of the two networks.
-    height: aligned variables → the loss halfway between them and the target, re-estimated where the
-      networks have BatchNorm. It decides; measure what is reported on other examples.
-    activations: variables → their `group_activations`.
-    gradient: (aligned variables, step) → the gradient of the loss halfway, as in `learned`.
-    num_steps: of the learned alignment; 0: none.
+    target: the variables of the network that stays as it is.
+    variables: those of the network that is permuted.
+    height: maps aligned variables to the loss halfway between them and the target. It makes the choice,
+      so report results on other examples.
+    activations: maps variables to their `activations.group_activations`.
+    gradient: maps (aligned variables, step) to the gradient of the loss halfway, as for `learned`.
+    num_steps: steps of the learned alignment; 0 leaves it out.
   """
   params = variables['params']
   candidates = {
@@ -115,15 +115,18 @@ def best_alignment(
   heights = {name: height(apply(spec, found, variables)) for name, found in candidates.items()}
   if num_steps:
     start = candidates[min(heights, key=heights.get)]
-    on_the_way = [start]
+    visited = [start]
     for found in learned(spec, start, variables, gradient, num_steps, rng):
-      if found is not on_the_way[-1]:
-        on_the_way.append(found)
-    of_each = [height(apply(spec, found, variables)) for found in on_the_way]
-    lowest = int(np.argmin(of_each))
-    candidates[LEARNED], heights[LEARNED] = on_the_way[lowest], of_each[lowest]
+      if found is not visited[-1]:
+        visited.append(found)
+    visited_heights = [height(apply(spec, found, variables)) for found in visited]
+    lowest = int(np.argmin(visited_heights))
+    candidates[LEARNED], heights[LEARNED] = visited[lowest], visited_heights[lowest]
   name = min(heights, key=heights.get)
   return Best(name, candidates[name], candidates, heights)
+
+
+# By weights.
 
 
 def weight_matching(
@@ -133,19 +136,19 @@ def weight_matching(
   rng: np.random.Generator,
   start_at_random: bool = False,
 ) -> Permutations:
-  """Permutations of `params` that raise their inner product with `target_params` to a local maximum.
+  """Permutations of `params` that maximise, locally, the inner product with `target_params`.
 
-  That is also a local minimum of the distance between them. Coordinate descent (Ainsworth et al. 2023,
-  Algorithm 1): for one group at a time, in random order, the others held, the best permutation is a
-  linear assignment problem; until none gains. Where a group lies along two axes of one array (the
-  recurrent kernels of an LSTM) the problem is quadratic: it is solved linearised, and while that is no
-  gain, again with a growing reward for staying where it is, so that fewer and fewer units move. No step
-  lowers the inner product, in float64.
+  This is also a local minimum of the distance. The method is coordinate descent (Ainsworth et al. 2023,
+  Algorithm 1): groups are visited in random order, and the best permutation of one group with all others
+  held fixed is a linear assignment problem. It ends when no group gains. Where a group lies along two axes
+  of one array (the recurrent kernels of an LSTM) the problem is quadratic and is linearised; if that step
+  loses, it is repeated with a growing reward for units that stay. No step lowers the inner product, in
+  float64.
 
-  The better result is returned of two starts: the identity, and a pass in order of depth in which each
-  group sees only layers whose other groups are matched. By the first, the result is never further from
-  the target than `params` are. By the second, a permuted copy of the target without equal units is
-  always aligned exactly.
+  By default the better of two starts is returned. The first is the identity, so that the result is never
+  further from the target than `params` are. The second goes through the groups in order of depth and
+  compares only layers whose other groups are already matched, so that a permuted copy of the target
+  without equal units is always aligned exactly.
 
   Args:
     rng: draws the order of the groups, and the random start.
@@ -167,17 +170,17 @@ def learned(
   num_steps: int,
   rng: np.random.Generator,
 ) -> Iterator[Permutations]:
-  """Alignments on the way down the loss, by a straight-through estimator.
+  """Yields the alignments that descend the loss, by a straight-through estimator.
 
-  Latent weights start as the permuted network. Each step matches the network's units to them by their
-  weights, takes the gradient of the loss with respect to the permuted network, and moves the latent
-  weights against it as if they were that network (Ainsworth et al. 2023, Section 3.3). Each array moves
-  by LEARNING_RATE of its norm, so that the scale of the weights does not matter.
+  Latent weights start as the permuted network. Each step matches the network's units to the latent
+  weights by weight matching, takes the gradient of the loss at the permuted network, and moves the latent
+  weights against it (Ainsworth et al. 2023, Section 3.3). Each array moves by LEARNING_RATE of its norm, so
+  that the scale of the weights does not matter.
 
   Args:
-    gradient: (permuted variables, step) → the gradient with respect to their params.
+    gradient: maps (permuted variables, step) to the gradient with respect to their params.
 
-  Yields: the permutations after each step, `num_steps` in all.
+  Yields: the permutations after each of the `num_steps` steps.
   """
   flat = _float64({'params': variables['params']})
   permutations = start
@@ -191,144 +194,52 @@ def learned(
     yield permutations
 
 
-def activation_matching(
-  spec: Spec, target_activations: Mapping, activations: Mapping
-) -> Permutations:
-  """For each group, the assignment of units with the largest sum of correlations.
-
-  Where units may change sign, a negative correlation counts as a positive one of the negated unit.
-  Pearson's correlation of two units' activations over all rows (Li et al. 2016, "Convergent Learning";
-  Ainsworth et al. 2023, Section 3.1, with covariances). A unit that never changes correlates with none.
-
-  Args:
-    target_activations, activations: {group: activations_RU} of two networks on the same inputs, from
-      `group_activations`; those of several batches are concatenated along R.
-
-  Raises:
-    ValueError: the numbers of rows differ.
-  """
-  permutations = {}
-  for group in spec.sizes:
-    target_RU, other_RU = (_standardised(a[group]) for a in (target_activations, activations))
-    correlations_UU = target_RU.T @ other_RU
-    if spec.flips(group):
-      permutations[group] = _assigned(np.zeros_like(correlations_UU), correlations_UU)
-    else:
-      permutations[group] = _assigned(correlations_UU)
-  return permutations
-
-
-def group_activations(
-  model: nn.Module, variables: Mapping, inputs_BX: np.ndarray, spec: Spec
-) -> dict[str, np.ndarray]:
-  """The activations of every group's units, with running statistics and without dropout.
-
-  They are taken behind the ReLU where there is one, as the next layer reads them.
-
-  Args:
-    inputs_BX: images_BHWC float32, or tokens_BT int32 of which padding, 0, is left out.
-
-  Returns: {group: activations_RU}, float32; R = B for dense layers, B · H · W for convolutions, and for
-    texts the number of tokens. All of the batch is in memory at once.
-  """
-  modules = tuple(output.module for output in spec.outputs.values())
-  captured = _captured(model, modules, variables, inputs_BX)
-  activations = {}
-  for (group, output), units in zip(spec.outputs.items(), captured, strict=True):
-    units = np.asarray(units)
-    if np.issubdtype(inputs_BX.dtype, np.integer):
-      units = units[np.asarray(inputs_BX) != 0]
-    rows_RU = units.reshape(-1, units.shape[-1])
-    activations[group] = np.maximum(rows_RU, 0) if output.relu else rows_RU
-  return activations
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _captured(
-  model: nn.Module, modules: tuple[Path, ...], variables: Mapping, inputs_BX: jax.Array
-) -> list[jax.Array]:
-  _, state = model.apply(
-    variables,
-    inputs_BX,
-    train=False,
-    capture_intermediates=lambda module, method: method == '__call__' and module.path in modules,
-    mutable=['intermediates'],
-  )
-  calls = flatten_dict(state['intermediates'])
-  outputs = [calls[*module, '__call__'][0] for module in modules]
-  # An RNN returns its carry, and then the states of all positions.
-  return [output[1] if isinstance(output, tuple) else output for output in outputs]
-
-
-def _standardised(activations_RU: np.ndarray) -> np.ndarray:
-  """Of mean 0 and norm 1 by unit; 0 for a unit that does not change."""
-  centred_RU = activations_RU - activations_RU.mean(axis=0, keepdims=True, dtype=np.float64)
-  norms_1U = np.linalg.norm(centred_RU, axis=0, keepdims=True)
-  scale_1U = math.sqrt(len(centred_RU)) * np.abs(activations_RU).max(axis=0, keepdims=True)
-  changes_1U = norms_1U > 1e-6 * scale_1U  # what float32 may leave of a constant
-  return np.divide(centred_RU, norms_1U, out=np.zeros_like(centred_RU), where=changes_1U)
-
-
-def _assigned(similarity_UU: np.ndarray, signed_UU: np.ndarray | None = None) -> Units:
-  """For each row its column, each of them once, of the largest sum; and the sign that gives it.
-
-  Args:
-    signed_UU: what changes sign with the unit; without it all signs are 1.
-  """
-  if signed_UU is None:
-    return _unsigned(linear_sum_assignment(similarity_UU, maximize=True)[1])
-  rows_U, indices_U = linear_sum_assignment(similarity_UU + np.abs(signed_UU), maximize=True)
-  return Units(indices_U, np.where(signed_UU[rows_U, indices_U] < 0, -1.0, 1.0))
-
-
-def _unsigned(indices_U: np.ndarray) -> Units:
-  return Units(indices_U, np.ones(len(indices_U)))
-
-
 def _ascend(
   spec: Spec, target: Flat, flat: Flat, start: Permutations, rng: np.random.Generator
 ) -> Permutations:
-  """Coordinate descent from `start`, until no group gains."""
-  permutations = start
+  """Runs coordinate descent from `start` until no group gains."""
+  permutations, settled = start, set()  # groups that cannot gain until a neighbour changes
   min_gain = MIN_GAIN * _norm(target) * _norm(flat)
-  while True:
-    before = permutations
+  while len(settled) < len(spec.sizes):
     for group in rng.permutation(list(spec.sizes)):
+      if group in settled:
+        continue
+      before = permutations
       permutations = _step(spec, target, flat, permutations, group, min_gain)
-    if permutations is before:
-      return permutations
+      if permutations is not before:
+        settled -= spec.neighbours(group)
+      else:
+        settled.add(group)
+  return permutations
 
 
 def _step(
   spec: Spec, target: Flat, flat: Flat, permutations: Permutations, group: str, min_gain: float
 ) -> Permutations:
-  """With a better permutation of one group, or the same object if none is found."""
-  paths = {path for path, _ in spec.places(group) if path in flat}
-  start = _inner_product(spec, target, flat, permutations, paths)
+  """Improves the permutation of one group; returns the same object if there is no gain."""
   similarity_UU, signed_UU = _similarity(spec, target, flat, permutations, group)
-  current = permutations[group]
+  paths = {path for path, _ in spec.places(group) if path in flat}
+  product = partial(_inner_product, spec, target, flat, paths=paths)
+  current, start = permutations[group], None
   stays = np.arange(len(current.indices_U)), current.indices_U
-  reluctance = (np.ptp(similarity_UU) + np.ptp(signed_UU)) / 16 or 1.0
+  reward = (np.ptp(similarity_UU) + np.ptp(signed_UU)) / 16 or 1.0
   while True:
-    found = _assigned(similarity_UU, signed_UU if spec.flips(group) else None)
+    found = _assigned(similarity_UU, signed_UU)
     if all(np.array_equal(a, b) for a, b in zip(found, current, strict=True)):
       return permutations
     candidate = permutations | {group: found}
-    if _inner_product(spec, target, flat, candidate, paths) > start + min_gain:
+    start = product(permutations) if start is None else start
+    if product(candidate) > start + min_gain:
       return candidate
-    if spec.flips(group):
-      signed_UU[stays] += reluctance * current.signs_U
-    else:
-      similarity_UU[stays] += reluctance
-    reluctance *= 2
+    signed_UU[stays] += reward * current.signs_U
+    reward *= 2
 
 
 def _matched_by_depth(spec: Spec, target: Flat, flat: Flat) -> Permutations:
-  """Each group by the layers to already matched groups, to inputs and to classes."""
+  """Matches each group by the layers that join it to inputs, classes and groups before it."""
   permutations, known = identity(spec), set()
   for group in spec.sizes:
-    similarity_UU, signed_UU = _similarity(spec, target, flat, permutations, group, known)
-    permutations[group] = _assigned(similarity_UU, signed_UU if spec.flips(group) else None)
+    permutations[group] = _assigned(*_similarity(spec, target, flat, permutations, group, known))
     known.add(group)
   return permutations
 
@@ -341,9 +252,9 @@ def _similarity(
   group: str,
   known: set[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Entry (i, j): inner product of the weights of the target's unit i and the network's unit j.
+  """Inner products of the weights of the target's unit i and the network's unit j, as matrices (i, j).
 
-  The other axes are permuted. With `known`, layers with other groups along them are left out.
+  The other axes are permuted. With `known`, layers that also have a group outside it are left out.
 
   Returns: the sum over weights that keep their sign, and the sum over those that change it with the unit.
   """
@@ -368,10 +279,53 @@ def _similarity(
   return similarity_UU, signed_UU
 
 
+# By activations.
+
+
+def activation_matching(
+  spec: Spec, target_activations: Mapping, activations: Mapping
+) -> Permutations:
+  """The assignment of units with the largest sum of correlations, for each group.
+
+  It uses Pearson's correlation of two units' activations over all rows (Li et al. 2016, "Convergent
+  Learning"; Ainsworth et al. 2023, Section 3.1, use covariances). A constant unit has correlation 0. Where
+  units may change sign, the absolute value of the correlation counts.
+
+  Args:
+    target_activations, activations: {group: activations_RU} of two networks on the same inputs, from
+      `activations.group_activations`; concatenate several batches along R.
+
+  Raises:
+    ValueError: the numbers of rows differ.
+  """
+  permutations = {}
+  for group in spec.sizes:
+    correlations_UU = correlations(target_activations[group], activations[group])
+    zeros_UU = np.zeros_like(correlations_UU)
+    flips = spec.flips(group)
+    permutations[group] = _assigned(
+      *((zeros_UU, correlations_UU) if flips else (correlations_UU, zeros_UU))
+    )
+  return permutations
+
+
+# Shared.
+
+
+def _assigned(similarity_UU: np.ndarray, signed_UU: np.ndarray) -> Units:
+  """The one-to-one assignment of columns to rows with the largest sum, with its signs.
+
+  Args:
+    signed_UU: the part of the similarity that changes sign with the unit; 0 where units keep theirs.
+  """
+  rows_U, indices_U = linear_sum_assignment(similarity_UU + np.abs(signed_UU), maximize=True)
+  return Units(indices_U, np.where(signed_UU[rows_U, indices_U] < 0, -1.0, 1.0))
+
+
 def _permuted(
   spec: Spec, permutations: Permutations, path: Path, array: np.ndarray, but: int | None = None
 ) -> np.ndarray:
-  """One array of the variables, along all axes or all but one."""
+  """Permutes one array of the variables along all axes, or all but one."""
   for axis, names in enumerate(spec.axes[path]):
     if names == FIXED or axis == but:
       continue
@@ -388,7 +342,7 @@ def _permuted(
 def _inner_product(
   spec: Spec, target: Flat, flat: Flat, permutations: Permutations, paths: Iterable[Path]
 ) -> float:
-  """Over some arrays, of the target with the permuted network."""
+  """The inner product of the target and the permuted network over the arrays at `paths`."""
   return math.fsum(
     np.vdot(target[path], _permuted(spec, permutations, path, flat[path])) for path in paths
   )

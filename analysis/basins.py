@@ -1,9 +1,9 @@
-"""Trainings that tell which basin a student ends in, and when that is decided.
+"""Trainings that show which basin a student ends in, and when that is decided.
 
-A continuation takes up the student's training at a kept checkpoint with another order of the examples
+A continuation resumes the student's training at a kept checkpoint with another order of the examples
 (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis"). A return is a short
-distillation from a perturbed teacher. Both are trained by `kdjax.stages.student.Distiller`, each in a folder of
-its own: one that was interrupted goes on, and one that is complete is not trained again.
+distillation from a perturbed teacher. Both use `kdjax.stages.student.Distiller` and have their own folder:
+an interrupted training continues, and a complete one is not repeated.
 Axes: P path, T position, N example, R resample.
 """
 
@@ -32,7 +32,7 @@ from kdjax.train.steps import State, Variables, init_state
 
 
 def distiller(run: Experiment) -> Distiller:
-  """A `Distiller` that keeps only the newest checkpoint, and evaluates at the end alone."""
+  """A `student.Distiller` that keeps only the newest checkpoint and evaluates only at the end."""
   plan = run.student.plan
   plan = dataclasses.replace(plan, keeps=frozenset(), evals=frozenset({plan.num_steps}))
   return Distiller(run, predictions.open_teacher(run), plan)
@@ -42,31 +42,31 @@ def distiller(run: Experiment) -> Distiller:
 
 
 def fork_steps(kept: Sequence[int], count: int) -> list[int]:
-  """Up to `count` of the kept steps, evenly chosen; the first is always there, the last never."""
+  """Up to `count` evenly chosen kept steps, including the first and never the last."""
   before_the_end = np.asarray(kept[:-1])
   places = np.linspace(0, len(before_the_end) - 1, min(count, len(before_the_end)))
   return before_the_end[places.round().astype(int)].tolist()
 
 
 def order_seed(run: Experiment, index: int) -> int:
-  """Decides the order of the examples in continuation `index`, at whatever step it begins."""
+  """The seed of the order of the examples in continuation `index`, the same for every fork."""
   return keys.derive_seed(config_lib.student_seed(run.config), 'analysis/forks', index)
 
 
 def continued(
   run: Experiment, distiller: Distiller, folder: epath.Path, step: int, seed: int, name: str
 ) -> Variables | None:
-  """The end of the student's training if from `step` on another seed orders the examples.
+  """Continues the student's training from `step` with another order of the examples.
 
-  None if it diverges, which is a finding, too.
-
-  It begins with the whole state after that step, optimizer and learning rate included, and takes what is
-  left of the schedule. Views of an example, which follow from the epoch, stay the same.
+  It starts from the whole state after that step, including the optimizer, and follows the rest of the
+  schedule. The views of an example depend on the epoch and stay the same.
 
   Args:
-    step: of a checkpoint of the student that was kept.
-    seed: with the student's own, the end is the student's.
+    step: a kept checkpoint of the student.
+    seed: of the order; the student's own seed reproduces the student.
     name: for the progress bar.
+
+  Returns: the final variables, or None if the training diverges.
 
   Raises:
     DamageError: the checkpoint is damaged or missing.
@@ -76,7 +76,7 @@ def continued(
       state = checkpoints.restore(run.student.abstract_state, step)
     with Checkpoints(folder / 'checkpoints') as checkpoints:
       if not checkpoints.steps:
-        checkpoints.save(step, state)  # the newest one is where training begins
+        checkpoints.save(step, state)  # training starts from the newest checkpoint
     return _trained(run, distiller, folder, name, seed, lambda: state)
   return run.student.load(folder)
 
@@ -89,7 +89,7 @@ def _trained(
   seed: int,
   init: Callable[[], State],
 ) -> Variables | None:
-  """What a training ends with, or None if it diverges."""
+  """Trains, and returns the final variables, or None if the training diverges."""
   try:
     run.data.everything.begin(folder)
     distiller.fit(folder, name, seed, init)
@@ -100,17 +100,20 @@ def _trained(
 
 
 def is_trained(folder: epath.Path) -> bool:
-  """Whether nothing is left to train: to the end, or until it diverged."""
+  """Whether a training is finished, either complete or diverged."""
   return loop.is_complete(folder) or loop.has_diverged(folder)
 
 
 def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-  """Barriers of several paths, and the interval of their mean.
+  """Barriers of several paths, with the interval of their mean.
 
-  Intervals are 95 % percentile bootstraps; the examples are resampled, and are the same on every path.
+  Intervals are 95 % percentile bootstraps over examples, with the same resamples on every path.
 
-  Returns: 'pairs' of shape (P,), NaN for a path of which all is NaN: there is none; and of the others
-    '' (their mean), 'low' and 'high', NaN where there is no path or no example.
+  Args:
+    values_PTN: values along the paths; a path whose values are all NaN is missing.
+
+  Returns: 'pairs', the barriers_P, NaN for missing paths; and '', 'low' and 'high', the mean over the other
+    paths with its interval, NaN if there is no path or no example.
   """
   values_PTN = np.asarray(values_PTN, np.float64)
   there_P = ~np.isnan(values_PTN).all(axis=(1, 2))
@@ -129,11 +132,11 @@ def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[s
 
 
 def barriers_of(values: list[measure.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-  """`mean_barriers` of paths by what was measured along them.
+  """`mean_barriers` of each measure along paths.
 
-  For 'accuracy' and 'top1_agreement' it is the drop below the chord.
+  For 'accuracy' and 'top1_agreement' the barrier is the drop below the chord.
 
-  Returns: '<set>/<measure>' with '', '/low', '/high' and '/pairs'.
+  Returns: '<set>/<measure>' with the suffixes '', '/low', '/high' and '/pairs'.
   """
   found = {}
   for key in values[0]:
@@ -148,7 +151,7 @@ def barriers_of(values: list[measure.Values], ts_T: np.ndarray, seed: int) -> di
 
 
 def with_lambda(run: Experiment, value: float) -> Experiment:
-  """The ordinary student of the same workdir that starts at λ = value from the final teacher."""
+  """The run of the student in the same workdir that starts at λ = value from the final teacher."""
   config = run.config.copy_and_resolve_references()
   config.student.init_lambda = float(value)
   config.student.init_from = 'final'
@@ -159,9 +162,9 @@ def with_lambda(run: Experiment, value: float) -> Experiment:
 
 
 def shortened(run: Experiment, num_epochs: float) -> Experiment:
-  """The same recipe in fewer epochs (1 step at least).
+  """The same recipe in fewer epochs, at least one step.
 
-  Learning rate, warm-up and temperature run through their whole schedules, in proportionally less time.
+  The schedules of learning rate, warm-up and temperature are shortened in proportion.
   """
   plan = run.student.plan
   num_steps = max(1, round(num_epochs * plan.num_examples / plan.batch_size))
@@ -176,11 +179,11 @@ def shortened(run: Experiment, num_epochs: float) -> Experiment:
 def perturbations(
   teacher: Variables, mean_loss: MeanLoss, rng: np.random.Generator, settings: Settings
 ) -> dict[str, Tree]:
-  """Directions of length 1 away from a teacher, by name.
+  """Unit directions away from a teacher, by name.
 
-  'random' is filter-normalised (Li et al. 2018), so that it leaves biases and norms as they are. 'sharp'
-  is the eigenvector of the Hessian's largest eigenvalue, its largest entry positive. 'flat' has next to no
-  curvature (`curvature.flat_direction`).
+  'random' is filter-normalised (Li et al. 2018), so it leaves biases and norms unchanged. 'sharp' is the
+  eigenvector of the Hessian's largest eigenvalue, with its largest entry positive. 'flat' is
+  `curvature.flat_direction`.
 
   Args:
     mean_loss: the distillation loss at the teacher.
@@ -197,12 +200,12 @@ def perturbations(
 def returned(
   run: Experiment, distiller: Distiller, folder: epath.Path, start: Variables, name: str
 ) -> Variables | None:
-  """What distillation makes of a start; None if it diverges, which is a finding, too.
-
-  The order of the examples is the student's.
+  """Distils from a start, with the student's order of the examples.
 
   Args:
     name: for the progress bar.
+
+  Returns: the final variables, or None if the training diverges.
   """
   if not loop.is_complete(folder):
     init = lambda: init_state(start, run.student.optimizer)
@@ -227,6 +230,6 @@ def distance(a: Tree, b: Tree) -> float:
 
 
 def _with_sign(tree: Tree) -> Tree:
-  """An eigenvector's sign is arbitrary; this one makes the largest entry positive."""
+  """Flips the arbitrary sign of an eigenvector so that its largest entry is positive."""
   flat_P, unravel = ravel_pytree(tree)
   return unravel(flat_P * np.sign(flat_P[np.abs(flat_P).argmax()]))

@@ -1,8 +1,8 @@
 """Curvature of the mean loss over a fixed data set: products, traces, sharp directions, sharpness.
 
-Functions of (loss, parameters) that know nothing of training; `surface` has an example. Parameters and
-directions are flat float32 vectors in the order of `jax.flatten_util.ravel_pytree`; `MeanLoss.tree` leads
-back. Axes: P parameter, N example, B batch, C class, K probe or direction, L layer.
+All are functions of (loss, parameters) and do not depend on training; `surface` has an example. Parameters
+and directions are flat float32 vectors in the order of `jax.flatten_util.ravel_pytree`; `MeanLoss.tree`
+converts back. Axes: P parameter, N example, B batch, C class, K probe or direction, L layer.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from analysis.lanczos import Krylov, lanczos
 from analysis.trajectory import jackknife, leave_one_out
 from kdjax.errors import UserError
 
-Batch = dict[str, Any]  # 'inputs' and what the loss reads
+Batch = dict[str, Any]  # 'inputs', and the arrays that the loss reads
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, inputs) → logits_BC
 Loss = Callable[[jax.Array, Batch], jax.Array]  # (logits_BC, batch) → losses_B
 
 
 class NoSharpDirectionError(UserError):
-  """A Hessian without a positive eigenvalue has no sharpest direction."""
+  """The Hessian has no positive eigenvalue, and so no sharpest direction."""
 
 
 class MeanLoss:
   """The mean of a loss over batches, at and around one point of weight space.
 
-  Sums over batches are plain host loops over one compiled function for a batch: inside a loop of
-  XLA convolutions are about four times slower on a CPU. Nothing is compiled from point to point if
-  `forward` and `loss` are the same objects.
+  Sums over batches are host loops over one compiled function, since convolutions inside an XLA loop are
+  about four times slower on a CPU. Points with the same `forward` and `loss` objects share compiled
+  functions.
   """
 
   def __init__(
@@ -48,8 +48,8 @@ class MeanLoss:
 
     Args:
       params: the point, a tree of float32 arrays.
-      batches: each weighs by its size; each size is compiled once.
-      normalised: whether an example's logits depend on the others of its batch, as with BatchNorm.
+      batches: weighted by size; each size is compiled once.
+      normalised: whether an example's logits depend on its batch, as with BatchNorm.
     """
     self.normalised = normalised
     self._bound = {'forward': forward, 'loss': loss}
@@ -63,7 +63,7 @@ class MeanLoss:
     return self.theta_P.size
 
   def tree(self, vector_P: np.ndarray) -> Any:
-    """A vector with the structure of the parameters."""
+    """Converts a vector to a tree with the structure of the parameters."""
     return self._unravel(jnp.asarray(vector_P, self.theta_P.dtype))
 
   def losses(self, shift_P: np.ndarray | float = 0.0) -> np.ndarray:
@@ -78,29 +78,31 @@ class MeanLoss:
     return float(value), np.asarray(gradient_P)
 
   def hvp(self, vector_P: np.ndarray) -> np.ndarray:
-    """H v, with H the Hessian of the mean loss at θ (Pearlmutter 1994, forward over reverse)."""
+    """H v, where H is the Hessian of the mean loss at θ (Pearlmutter 1994; forward over reverse)."""
     return np.asarray(self._mean(_hvp, self.theta_P, jnp.asarray(vector_P)))
 
   def gvp(self, vector_P: np.ndarray) -> np.ndarray:
-    """G v, with the generalised Gauss-Newton matrix G = mean Jᵀ ∇²_z loss J at θ (Schraudolph 2002).
+    """G v, where G = mean Jᵀ ∇²_z loss J is the generalised Gauss-Newton matrix at θ (Schraudolph 2002).
 
-    J is the Jacobian of the logits z. H − G = mean Σ_c (∂loss/∂z_c) ∇²z_c is 0 where the gradient in
-    the logits is, as for a student that matches its teacher on every example. G is positive
-    semi-definite if the loss is convex in the logits.
+    J is the Jacobian of the logits z. H − G = mean Σ_c (∂loss/∂z_c) ∇²z_c vanishes if the gradient in the
+    logits does, as for a student that matches its teacher on every example. G is positive semi-definite if
+    the loss is convex in the logits.
     """
     return np.asarray(self._mean(_gvp, self.theta_P, jnp.asarray(vector_P)))
 
   def ggn_diagonal(self) -> np.ndarray:
-    """diag(G)_P without an estimate: C backward passes for each example, and their C · P numbers.
+    """The exact diag(G)_P, by C backward passes per example; C · P numbers are in memory.
 
     G = mean Jᵀ (∇²_z loss) J for any loss. For cross-entropies and KL to q at τ = 1, tr G is the mean of
-    Σ_y q_y ‖Jᵀ (e_y − q)‖². Each example is taken by itself.
+    Σ_y q_y ‖Jᵀ (e_y − q)‖². Examples are processed one by one.
 
     Raises:
       ValueError: logits depend on the other examples of the batch.
     """
     if self.normalised:
-      raise ValueError('the exact diagonal takes examples one by one, and BatchNorm does not')
+      raise ValueError(
+        'the exact diagonal needs examples one by one, which BatchNorm does not allow'
+      )
     totals_P = jnp.zeros_like(self.theta_P)
     for batch in self._batches:
       for i in range(len(batch['inputs'])):
@@ -115,7 +117,7 @@ class MeanLoss:
     return jax.tree.map(lambda x: x / self.num_examples, totals)
 
 
-# Inside jit, sums over one batch. Of `params` only the shapes count.
+# Inside jit: sums over one batch. `params` only gives the shapes.
 
 
 def _logits(theta_P: jax.Array, params: Any, batch: Batch, forward: Forward) -> jax.Array:
@@ -169,24 +171,24 @@ def _ggn_diagonal(theta_P, params, batch, i, *, forward, loss):
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-  """What each probe v says of H and of G; means over probes are unbiased."""
+  """Products of H and G with each probe v; means over probes are unbiased estimates."""
 
   layers: list[str]
   hessian_KL: np.ndarray  # the part of vᵀ H v within a layer, for the trace of its diagonal block
-  ggn_KL: np.ndarray  # the same of G
+  ggn_KL: np.ndarray  # the part of vᵀ G v within a layer
   ggn_squares_K: np.ndarray  # ‖G v‖², for ‖G‖_F²
   rest_squares_K: np.ndarray  # ‖(H − G) v‖²
 
 
 def probed(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Probed:
-  """Hutchinson's estimates (1990) of traces of H and G, and of squared Frobenius norms of G and H − G.
+  """Hutchinson's estimates (1990) of traces of H and G and of squared Frobenius norms of G and H − G.
 
-  Where logits are piecewise linear in each single weight, diag(H) is diag(G) whatever the loss: so it is
-  with ReLU and without BatchNorm, or with BatchNorm's statistics held fixed. So tr H − tr G says
-  nothing of the mismatch there, and ‖H − G‖_F / ‖G‖_F (`mismatch`) does.
+  If logits are piecewise linear in each single weight, diag(H) = diag(G) whatever the loss. This holds for
+  ReLU networks without BatchNorm or with fixed BatchNorm statistics. Then tr H − tr G does not measure the
+  mismatch, and ‖H − G‖_F / ‖G‖_F (`mismatch`) does.
 
   Args:
-    probes: of `lanczos.rademacher`, each a vector_P. H and G see the same ones.
+    probes: vectors_P from `lanczos.rademacher`, shared by H and G.
   """
   traces, squares = [], []
   for probe_P in probes:
@@ -199,7 +201,7 @@ def probed(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Probed:
 
 
 def mismatch(found: Probed) -> np.ndarray:
-  """‖H − G‖_F / ‖G‖_F as (value, low, high); the 95 % interval is a jackknife over probes."""
+  """‖H − G‖_F / ‖G‖_F with its 95 % jackknife interval over probes, as (value, low, high)."""
 
   def ratio(kept_K: np.ndarray) -> np.ndarray:
     return np.sqrt(found.rest_squares_K[kept_K].sum() / found.ggn_squares_K[kept_K].sum())
@@ -208,7 +210,7 @@ def mismatch(found: Probed) -> np.ndarray:
 
 
 def layer_sums(tree: Any) -> dict[str, float]:
-  """The sum of all entries of each layer, in float64; a layer is what owns parameters: 'block/Conv_0'."""
+  """The float64 sum of the entries of each layer, a module with parameters such as 'block/Conv_0'."""
   sums: dict[str, float] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     name = jax.tree_util.keystr(path[:-1] or path, simple=True, separator='/')
@@ -225,23 +227,20 @@ def top_eigenvector(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: in
   Its sign is arbitrary.
 
   Raises:
-    NoSharpDirectionError: no direction curves upwards.
+    NoSharpDirectionError: H has no positive eigenvalue.
   """
   _, _, vectors_KP = _krylov(mean_loss, rng, num_steps).largest(1)
   if not len(vectors_KP):
     raise NoSharpDirectionError(
-      f'the Hessian of the loss of {mean_loss.num_examples} examples has no positive eigenvalue, so that '
-      'no direction is the sharpest: the loss does not change here, or falls on all sides. Take more '
-      'examples (--curvature_examples), or leave out what perturbs along sharp directions (returns).'
+      f'the Hessian of the loss of {mean_loss.num_examples} examples has no positive eigenvalue, so there '
+      'is no sharpest direction. Use more examples (--curvature_examples), or leave out the part that '
+      'perturbs along sharp directions (returns).'
     )
   return mean_loss.tree(vectors_KP[0])
 
 
 def flat_direction(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: int = 40) -> Any:
-  """A unit direction v of next to no curvature, as a tree: the smallest ‖H v‖ of a Krylov space.
-
-  The space is that of a random vector, most of which lies along eigenvalues near 0 already.
-  """
+  """The unit direction v with the smallest ‖H v‖ in the Krylov space of a random vector, as a tree."""
   return mean_loss.tree(_krylov(mean_loss, rng, num_steps).flattest())
 
 
@@ -255,20 +254,19 @@ def _krylov(mean_loss: MeanLoss, rng: np.random.Generator, num_steps: int) -> Kr
 def sharpness(
   mean_loss: MeanLoss, radius: float, starts: Sequence[np.ndarray] = (), num_steps: int = 10
 ) -> tuple[float, np.ndarray]:
-  """The worst increase of the mean loss in a ball: max over ‖ε‖ ≤ ρ of L(θ + ε) − L(θ).
+  """A lower bound of the worst increase of the mean loss in a ball, max over ‖ε‖ ≤ ρ of L(θ + ε) − L(θ).
 
-  This is what SAM minimises (Foret et al. 2021). SAM's ε = ρ ∇L(θ)/‖∇L(θ)‖ is the first of the
-  steps ε ← ρ ∇L(θ + ε)/‖∇L(θ + ε)‖, which need no step size and never lower a convex loss (the
-  generalised power method, Journée et al. 2010). The largest increase of all steps is kept: it is
-  reached, so that the true maximum is no smaller.
+  This maximum is what SAM minimises (Foret et al. 2021). The steps ε ← ρ ∇L(θ + ε)/‖∇L(θ + ε)‖ need no step
+  size and never lower a convex loss (the generalised power method, Journée et al. 2010); SAM takes the
+  first of them. The largest increase over all steps is kept.
 
   Args:
-    radius: ρ, in the units of the parameters. Networks that BatchNorm makes invariant to scale can
-      only be compared at a fixed share of ‖θ‖.
-    starts: other directions to start from, besides the gradient: at a minimum that is 0.
-    num_steps: points for each start.
+    radius: ρ, in units of the parameters. BatchNorm makes networks invariant to scale, so compare them at a
+      fixed fraction of ‖θ‖.
+    starts: directions to start from besides the gradient, which is 0 at a minimum.
+    num_steps: number of steps from each start.
 
-  Returns: the increase in the loss's units, and the displacement_P.
+  Returns: the increase in units of the loss, and the displacement_P that attains it.
   """
   at_theta, gradient_P = mean_loss.gradient()
   worst = 0.0, np.zeros_like(gradient_P)

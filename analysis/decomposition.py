@@ -1,4 +1,4 @@
-"""Terms that a student's KL to its teacher is made of.
+"""Decompositions of a student's KL to its teacher.
 
 Axes: K student, V view, N example, C class, X any leading axes, R residual coordinate, G group of directions.
 """
@@ -13,10 +13,10 @@ from scipy.special import log_softmax, logsumexp, ndtri
 
 from kdjax import intervals
 
-MIN_STUDENTS = 3  # for an interval over seeds: that of two is twelve standard errors wide
+MIN_STUDENTS = 3  # for an interval over seeds; with two its half width is twelve standard errors
 TERMS = ('mean', 'of_mean', 'variance')
 LEARNED, NOT_YET, UNREACHABLE = GROUPS = ('learned', 'not yet', 'unreachable')
-COLUMNS_AT_ONCE = 16  # of the kernel
+COLUMNS_AT_ONCE = 16  # columns of the kernel that are computed together
 
 Terms = dict[str, np.ndarray]
 Interval = tuple[np.ndarray, np.ndarray, np.ndarray]  # value, low and high
@@ -26,24 +26,24 @@ Interval = tuple[np.ndarray, np.ndarray, np.ndarray]  # value, low and high
 
 
 def kl(teacher_XC: np.ndarray, student_XC: np.ndarray) -> np.ndarray:
-  """KL(teacher ‖ student) in nats from log-probabilities, of shape X."""
+  """KL(teacher ‖ student)_X in nats, from log-probabilities."""
   probs_XC = np.exp(teacher_XC)
   with np.errstate(invalid='ignore'):
     return np.where(probs_XC > 0, probs_XC * (teacher_XC - student_XC), 0.0).sum(axis=-1)
 
 
 def heskes(teacher_XC: np.ndarray, students_KXC: np.ndarray) -> Terms:
-  """The students' mean KL to the teacher as the KL of their mean, and their variance.
+  """Splits the students' mean KL to the teacher into the KL of their geometric mean and their variance.
 
   With the geometric mean ḡ = exp(mean_k log s_k) / Z, where Z = Σ_c exp(mean_k log s_kc),
 
       mean_k KL(t ‖ s_k) = KL(t ‖ ḡ) − log Z,    and    −log Z = mean_k KL(ḡ ‖ s_k) ≥ 0
 
-  (Heskes 1998, "Bias/Variance Decompositions for Likelihood-Based Estimators"). Both are exact for any number
-  of students. One student has no variance.
+  (Heskes 1998, "Bias/Variance Decompositions for Likelihood-Based Estimators"). Both identities are exact
+  for any number of students. The variance of one student is 0.
 
   Args:
-    teacher_XC, students_KXC: log-probabilities, which sum to one after exp.
+    teacher_XC, students_KXC: normalised log-probabilities.
 
   Returns: 'mean', 'of_mean' = KL(t ‖ ḡ) and 'variance', in nats, each of shape X.
   """
@@ -57,12 +57,13 @@ def heskes(teacher_XC: np.ndarray, students_KXC: np.ndarray) -> Terms:
 
 
 def heskes_jackknife(teacher_XC: np.ndarray, students_KXC: np.ndarray) -> Terms:
-  """`heskes` extrapolated from K ≥ 2 students to infinitely many: a jackknife's pseudo-values.
+  """Jackknife pseudo-values of `heskes`, which extrapolate K ≥ 2 students to infinitely many.
 
-  The mean of K students is nearer to each of them than that of all seeds, so that the plain variance is
-  too small by about 1/K and KL(t ‖ ḡ) too large by as much. Pseudo-value k is K times the plain term less
-  K − 1 times that without student k; their mean is without the bias of order 1/K, and their spread gives
-  the standard error (Efron & Tibshirani 1993, ch. 11). The identity holds for each of them.
+  The mean of K students is nearer to each of them than the mean over all seeds. The plain variance is
+  therefore too small by a fraction of about 1/K, and KL(t ‖ ḡ) too large by the same amount. Pseudo-value k
+  is K times the plain term minus K − 1 times the term without student k. The mean of the pseudo-values has
+  no bias of order 1/K, and their spread gives the standard error (Efron & Tibshirani 1993, ch. 11). The
+  identity holds for each pseudo-value.
 
   Returns: the terms, each of shape KX.
   """
@@ -78,7 +79,8 @@ def heskes_jackknife(teacher_XC: np.ndarray, students_KXC: np.ndarray) -> Terms:
 def over_students(values_KN: np.ndarray, rng: np.random.Generator) -> Interval:
   """The mean over students and examples with a 95 % interval.
 
-  It is Student's t over the means of MIN_STUDENTS students or more, else a bootstrap over examples.
+  The interval is Student's t over the students' means if there are at least MIN_STUDENTS of them, and a
+  bootstrap over examples otherwise.
   """
   if len(values_KN) >= MIN_STUDENTS:
     return intervals.of_mean(values_KN.mean(axis=1))
@@ -87,16 +89,16 @@ def over_students(values_KN: np.ndarray, rng: np.random.Generator) -> Interval:
   return values_N.mean(), np.array(low), np.array(high)
 
 
-# The residual, by what training reaches.
+# The residual by eigendirections of the tangent kernel.
 
 
 def tangent_kernel(
   forward: Callable[[Any, jax.Array], jax.Array], params: Any, inputs: jax.Array
 ) -> jax.Array:
-  """J Jᵀ of outputs_NC = forward(params, inputs) by the parameters, of shape (N·C, N·C).
+  """The tangent kernel J Jᵀ of outputs_NC = forward(params, inputs), of shape (N·C, N·C).
 
-  No Jacobian is held: each column is a product with Jᵀ and one with J. Outputs may depend on all inputs,
-  as under BatchNorm.
+  The Jacobian J is never stored: each column takes a product with Jᵀ and one with J. Outputs may depend on
+  all inputs, as with BatchNorm.
   """
   outputs_NC, transposed = jax.vjp(lambda p: forward(p, inputs), params)
 
@@ -111,23 +113,24 @@ def tangent_kernel(
 def residual_groups(
   kernel_RR: np.ndarray, residual_NC: np.ndarray, rate_sum: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Shares of a residual in eigendirections that training has learned, has not yet, or cannot reach.
+  """Shares of a residual in eigendirections that are learned, not yet learned, or unreachable.
 
-  Under gradient flow on the mean loss of N examples the logits move as dz/dt = K (p − q) / N. If K stays as
-  it is and p − q shrinks as z grows (so that the softmax's Jacobian is taken for the identity; it is at
-  most ½, and real training is slower), the residual in an eigendirection of eigenvalue λ of K / N falls as
-  exp(−λ Σ_t η_t). Directions are 'learned' where λ Σ_t η_t > 1, 'unreachable' where λ is 0 up to float32's
-  rounding, and else 'not yet'. A share above that of all directions says that the residual lies there.
+  Under gradient flow on the mean loss of N examples the logits follow dz/dt = K (p − q) / N. With a constant
+  kernel K, and with the identity in place of the softmax's Jacobian (which is at most ½, so that real
+  training is slower), the residual along an eigenvector of K / N with eigenvalue λ decays as
+  exp(−λ Σ_t η_t). A direction is 'learned' if λ Σ_t η_t > 1, 'unreachable' if λ is 0 up to float32 rounding,
+  and 'not yet' otherwise. The residual concentrates in a group if its share exceeds the group's share of
+  directions.
 
-  A logit added to all classes of an example changes nothing, and p − q has no part in it: these N
-  directions are left out.
+  Adding a constant to all logits of an example changes no probability, and p − q has no component along it.
+  These N directions are left out.
 
   Args:
     kernel_RR: K, with rows by example, then class.
-    residual_NC: p − q, teacher less student probabilities.
+    residual_NC: p − q, teacher minus student probabilities.
     rate_sum: Σ_t η_t, the sum of the learning rates of all steps.
 
-  Returns: for each of GROUPS the share of ‖p − q‖² (NaN if it is 0), and the share of directions.
+  Returns: for each of GROUPS, its share of ‖p − q‖² (NaN if that is 0) and its share of directions.
   """
   num_examples, num_classes = residual_NC.shape
   ones = np.ones((num_classes, 1))
@@ -151,7 +154,7 @@ def residual_groups(
 
 
 def margins(teacher_NC: np.ndarray) -> np.ndarray:
-  """The teacher's margins_N: its largest probability less the second, from log-probabilities."""
+  """The teacher's margins_N, its largest probability minus the second largest, from log-probabilities."""
   top_N2 = np.sort(np.exp(log_softmax(teacher_NC, axis=-1)), axis=-1)[:, -2:]
   return top_N2[:, 1] - top_N2[:, 0]
 
@@ -159,7 +162,8 @@ def margins(teacher_NC: np.ndarray) -> np.ndarray:
 def wilson(successes: np.ndarray, counts: np.ndarray) -> Interval:
   """Fractions with Wilson's 95 % score intervals; NaN where the count is 0.
 
-  They have a width where no or every trial succeeds (Wilson 1927; Brown, Cai & DasGupta 2001).
+  The interval has a positive width even if no or every trial succeeds (Wilson 1927; Brown, Cai & DasGupta
+  2001).
   """
   successes, counts = np.asarray(successes, np.float64), np.asarray(counts, np.float64)
   counts = np.where(counts > 0, counts, np.nan)
@@ -173,10 +177,12 @@ def wilson(successes: np.ndarray, counts: np.ndarray) -> Interval:
 def by_margin(
   margins_N: np.ndarray, disagrees_N: np.ndarray, edges: np.ndarray
 ) -> tuple[np.ndarray, Interval]:
-  """How many examples are in each bin of the margin, and the fraction that disagrees with its interval.
+  """The number of examples in each bin of the margin, and the fraction that disagrees.
 
   Args:
-    edges: of the bins, rising from 0 to 1; a bin has its lower edge, and the last one both.
+    edges: bin edges, increasing from 0 to 1. A bin includes its lower edge; the last includes both.
+
+  Returns: the counts, and the fractions with Wilson's intervals.
   """
   num_bins = len(edges) - 1
   bins_N = np.minimum(np.searchsorted(edges, margins_N, side='right') - 1, num_bins - 1)

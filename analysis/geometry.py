@@ -1,8 +1,8 @@
 """Planes in weight space, projections onto them, and filter-normalised random directions.
 
-Pure functions of parameter trees: nested dicts of float32 arrays, as Flax makes them. Inner products are
-taken in float64 on the host; `plane_point` is traceable, so that only two coordinates travel to the
-device. Axes: K points, P points of a grid, F filters.
+All are pure functions of parameter trees, nested dicts of float32 arrays. Inner products are computed in
+float64 on the host. `plane_point` is traceable, so that only two coordinates travel to the device.
+Axes: K points, P points of a grid, F filters.
 """
 
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from kdjax.errors import UserError
 
 Tree = Any  # nested dicts of arrays
 
-# Of the weights' norm. A triangle that is lower than this is one only by float32's rounding.
+# Relative to the weights' norm: the height of a triangle that float32 rounding alone can make.
 RESOLVED = 1e-6
 
 
 class CollinearError(UserError):
-  """Three points that lie on one line span no plane."""
+  """Three points lie on one line and span no plane."""
 
 
 class Plane(NamedTuple):
@@ -46,11 +46,11 @@ def norm(a: Tree) -> float:
 def plane_through(a: Tree, b: Tree, c: Tree) -> Plane:
   """The plane through three points, in orthonormal coordinates (Garipov et al. 2018, Appendix A.1).
 
-  By Gram–Schmidt: a is at (0, 0), b at (‖b − a‖, 0), and c at y > 0, so that distances in the plane are
-  distances between weights.
+  Gram–Schmidt puts a at (0, 0), b at (‖b − a‖, 0), and c at y > 0. Distances in the plane equal distances
+  between weights.
 
   Raises:
-    CollinearError: the points lie on one line, or closer to one than float32 resolves.
+    CollinearError: the points lie on one line, up to the resolution of float32.
   """
   along, across = difference(b, a), difference(c, a)
   least = RESOLVED * max(norm(a), norm(b), norm(c))
@@ -61,52 +61,55 @@ def plane_through(a: Tree, b: Tree, c: Tree) -> Plane:
     height = norm(across)
   if length <= least or height <= least:
     raise CollinearError(
-      'the three weights lie on one line, so that they span no plane: they must be three different '
-      'ones, none of them an interpolation of the other two. Choose other weights.'
+      'the three networks lie on one line and span no plane: they must differ, and none may be an '
+      'interpolation of the other two. Choose other networks.'
     )
-  # Once more: what rounding left of `first` would be enlarged where the triangle is flat.
+  # A second pass: scaling up a flat triangle would enlarge the rounding error along `first`.
   across = _without(across, first)
   second = _scaled(across, 1 / norm(across))
   return Plane(a, _float32(first), _float32(second))
 
 
 def plane_point(plane: Plane, xy_2: jax.Array) -> Tree:
-  """origin + x first + y second, in the trees' dtype. Traceable.
+  """The point origin + x first + y second, in the trees' dtype; traceable.
 
   Args:
-    xy_2: coordinates, in units of the directions' lengths.
+    xy_2: coordinates in units of the directions' lengths.
   """
   return jax.tree.map(lambda o, u, v: o + xy_2[0] * u + xy_2[1] * v, *plane)
 
 
 def project(plane: Plane, point: Tree) -> tuple[float, float, float]:
-  """(x, y, height): the nearest point of a plane with orthonormal directions, and the distance to it."""
+  """Projects a point onto a plane with orthonormal directions.
+
+  Returns: (x, y, height), the coordinates of the nearest point and the distance to it.
+  """
   offset = difference(point, plane.origin)
   x, y = inner(offset, plane.first), inner(offset, plane.second)
-  # The norm of what is left: √(‖offset‖² − x² − y²) would lose a small height to cancellation.
+  # √(‖offset‖² − x² − y²) would lose a small height to cancellation.
   height = norm(_without(_without(offset, plane.first), plane.second))
   return x, y, height
 
 
 def orthonormality_error(plane: Plane) -> float:
-  """max |⟨uᵢ, uⱼ⟩ − δᵢⱼ| over the two directions; 0 where they are orthonormal."""
+  """max |⟨uᵢ, uⱼ⟩ − δᵢⱼ| over the two directions; 0 if they are orthonormal."""
   u, v = plane.first, plane.second
   return max(abs(inner(u, u) - 1), abs(inner(v, v) - 1), abs(inner(u, v)))
 
 
 def grid(points_K2: np.ndarray, resolution: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
-  """Coordinates (xs, ys) of a grid around points, with one step in x and in y.
+  """Coordinates (xs, ys) of a grid around points, with the same step in x and y.
 
   Args:
-    points_K2: what the grid covers, in (x, y).
-    resolution: points along the longer side, 2 or more.
-    margin: free space on all four sides, as a fraction of the longer side of the points' box.
+    points_K2: points (x, y) that the grid covers.
+    resolution: points along the longer side, at least 2.
+    margin: free space on all four sides, as a fraction of the longer side of the points' bounding box.
 
-  Returns: two ascending arrays of equal spacing. The shorter side is lengthened to whole steps, evenly
-    at both ends.
+  Returns: two ascending arrays of equal spacing. The shorter side is extended to whole steps, equally at
+    both ends.
 
   Raises:
-    ValueError: the resolution is under 2, or all points are the same.
+    ValueError: the resolution is below 2, or all points coincide.
   """
   low_2, high_2 = np.min(points_K2, axis=0), np.max(points_K2, axis=0)
   longest = float(np.max(high_2 - low_2))
@@ -114,7 +117,7 @@ def grid(points_K2: np.ndarray, resolution: int, margin: float) -> tuple[np.ndar
     raise ValueError(f'no grid of {resolution} points a side around {len(points_K2)} points')
   step = longest * (1 + 2 * margin) / (resolution - 1)
   middle_2, sides_2 = (low_2 + high_2) / 2, high_2 - low_2 + 2 * margin * longest
-  # The longer side is a whole number of steps; rounding must not make it one more.
+  # The longer side is a whole number of steps; rounding must not add one.
   counts_2 = np.ceil(sides_2 / step - 1e-9).astype(int) + 1
   xs, ys = (
     middle + step * (np.arange(count) - (count - 1) / 2)
@@ -124,8 +127,10 @@ def grid(points_K2: np.ndarray, resolution: int, margin: float) -> tuple[np.ndar
 
 
 def grid_coords(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-  """coords_P2 of a grid's points, row by row: values_P.reshape(len(ys), len(xs))[row, column] is the
-  value at x = xs[column], y = ys[row]."""
+  """coords_P2 of a grid's points, row by row.
+
+  values_P.reshape(len(ys), len(xs))[row, column] is the value at x = xs[column], y = ys[row].
+  """
   x_YX, y_YX = np.meshgrid(xs, ys)
   return np.stack([x_YX.ravel(), y_YX.ravel()], axis=1)
 
@@ -133,12 +138,12 @@ def grid_coords(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 def random_directions(params: Tree, rng: np.random.Generator) -> tuple[Tree, Tree]:
   """Two filter-normalised random directions (Li et al. 2018, Section 4).
 
-  Entries are drawn from N(0, 1), and each filter gets the norm of the parameters' filter
-  (`filter_normalised`). Before that the second draw is made orthogonal to the first within each filter,
-  so that both are exactly filter-normalised and, up to rounding, orthogonal. A filter of one weight has
-  no other direction: those stay parallel, the only ones that are not orthogonal.
+  Entries are drawn from N(0, 1), and each filter is scaled to the norm of the parameters' filter
+  (`filter_normalised`). The second draw is first made orthogonal to the first within each filter, so that
+  both are exactly filter-normalised and, up to rounding, orthogonal. Filters with a single weight have
+  only one direction and stay parallel.
 
-  Returns: (first, second), like `params`; each as long as all filters together.
+  Returns: (first, second), trees like `params`; the norm of each is that of all filters together.
   """
   first = jax.tree.map(lambda x: rng.standard_normal(np.shape(x)), params)
   second = jax.tree.map(lambda x: rng.standard_normal(np.shape(x)), params)
@@ -147,14 +152,13 @@ def random_directions(params: Tree, rng: np.random.Generator) -> tuple[Tree, Tre
 
 
 def filter_normalised(direction: Tree, params: Tree) -> Tree:
-  """A direction with each filter rescaled to the norm of the parameters' filter (Li et al. 2018).
+  """Rescales each filter of a direction to the norm of the parameters' filter (Li et al. 2018).
 
-  A filter is all that leads into one unit: everything at one index of the last axis, for kernels of
-  Dense, Conv and LSTM gates, and for embeddings, which are kernels of one-hot tokens. Arrays of one
-  axis (biases, scales of norms) have none and get 0. So a ReLU network whose layers are rescaled by c
-  and 1/c has the same surface.
+  A filter holds the weights into one unit: the entries at one index of the last axis, for kernels of Dense,
+  Conv and LSTM gates and for embeddings. Arrays with one axis (biases, scales of norms) have no filters
+  and become 0. A ReLU network whose layers are rescaled by c and 1/c therefore has the same surface.
 
-  Returns: like `params`, float32.
+  Returns: a float32 tree like `params`.
   """
 
   def rescale(direction, weights):
@@ -169,7 +173,7 @@ def filter_normalised(direction: Tree, params: Tree) -> Tree:
 
 
 def _orthogonal_filters(draw: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """`draw` less its component along `other`, filter by filter."""
+  """Removes from `draw` its component along `other`, filter by filter."""
   if draw.ndim < 2 or draw[..., 0].size == 1:
     return draw
   axes = tuple(range(draw.ndim - 1))
@@ -187,7 +191,7 @@ def _scaled(a: Tree, factor: float) -> Tree:
 
 
 def _without(a: Tree, unit: Tree) -> Tree:
-  """`a` less its component along a direction of length 1."""
+  """Removes from `a` its component along a direction of length 1."""
   along = inner(a, unit)
   return jax.tree.map(lambda x, u: x - along * np.asarray(u, np.float64), a, unit)
 

@@ -1,10 +1,9 @@
 """Lanczos iteration and Gauss quadrature on the spectrum of a symmetric operator.
 
-The operator is any function v_P → (A v)_P. The loop is on the host, because the products are host
-loops over batches (see `curvature`) and because it has to end at a breakdown; `matfree`, which runs
-inside one compiled program and does not handle breakdown, fits neither. Tridiagonal eigenproblems are
-solved by LAPACK in float64. Axes: P parameter, T Lanczos step, K a small count (eigenpair or
-probe), G grid.
+The operator is any function v_P → (A v)_P. The loop runs on the host, because products are host loops over
+batches (see `curvature`) and because it must stop at a breakdown. (`matfree` runs inside one compiled
+program and does not handle breakdown.) LAPACK solves the tridiagonal eigenproblems in float64.
+Axes: P parameter, T Lanczos step, K eigenpair or probe, G grid.
 """
 
 import dataclasses
@@ -16,17 +15,17 @@ from scipy.stats import norm
 
 Multiply = Callable[[np.ndarray], np.ndarray]  # v_P → (A v)_P
 
-BREAKDOWN = 1e-5  # of max |T|: what float32 products leave of a residual that is zero
-CONVERGED = 1e-2  # error bound of an eigenvalue that counts as found, relative to it
-COLUMNS = 65536  # of a basis that are converted to float64 at a time
+BREAKDOWN = 1e-5  # relative to max |T|: float32 rounding of a residual that is zero
+CONVERGED = 1e-2  # relative error bound of an eigenvalue that counts as found
+COLUMNS = 65536  # columns of a basis that are converted to float64 at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Krylov:
-  """A on the Krylov space of a vector: Q A Qᵀ = T, with Q the rows of `basis_TP`.
+  """The operator A on the Krylov space of a vector: Q A Qᵀ = T, with Q the rows of `basis_TP`.
 
-  T is tridiagonal with `alphas_T` on its diagonal and `betas_T[:-1]` beside it; `betas_T[-1]` is the
-  norm of what A leads out of the space.
+  T is tridiagonal with `alphas_T` on its diagonal and `betas_T[:-1]` beside it; `betas_T[-1]` is the norm
+  of the last residual, the part of A q_T outside the space.
   """
 
   alphas_T: np.ndarray  # float64
@@ -36,7 +35,7 @@ class Krylov:
   def eigenvalues(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ritz values in ascending order, their error bounds, and the eigenvectors of T as columns.
 
-    Within |β s| of a Ritz value, s being the last entry of its vector, lies an eigenvalue of A
+    An eigenvalue of A lies within |β s| of each Ritz value, where s is the last entry of its vector
     (Parlett 1998, "The Symmetric Eigenvalue Problem", Section 13.2).
 
     Returns: values_T, bounds_T and vectors_TT.
@@ -47,17 +46,17 @@ class Krylov:
   def quadrature(self) -> tuple[np.ndarray, np.ndarray]:
     """Gauss quadrature of the start's spectral measure: qᵀ f(A) q ≈ Σ_t w_t f(θ_t).
 
-    Exact for polynomials of degree under 2T (Golub & Meurant 2010, Chapter 6).
+    It is exact for polynomials of degree below 2T (Golub & Meurant 2010, Chapter 6).
 
-    Returns: nodes_T θ and weights_T w, which are ≥ 0 and have the sum 1.
+    Returns: nodes_T θ and weights_T w, which are non-negative and sum to 1.
     """
     nodes_T, _, vectors_TT = self.eigenvalues()
     return nodes_T, vectors_TT[0] ** 2
 
   def largest(self, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The largest positive eigenvalues in descending order, fewer than `num` where there are fewer.
+    """Up to `num` of the largest positive eigenvalues, in descending order.
 
-    Those that are zero up to rounding are left out.
+    Eigenvalues that are zero up to rounding are left out.
 
     Returns: values_K, error bounds_K and float32 unit vectors_KP.
     """
@@ -68,9 +67,9 @@ class Krylov:
     return values_T[largest_K], bounds_T[largest_K], vectors_KP
 
   def converged(self) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues that are found to `CONVERGED`, in descending order; none that is zero.
+    """The nonzero eigenvalues that are accurate to `CONVERGED`, in descending order.
 
-    The rest of the Ritz values stand for many eigenvalues each.
+    Each of the other Ritz values represents many eigenvalues.
 
     Returns: indices_K into `eigenvalues` and `quadrature`, and float32 unit vectors_KP.
     """
@@ -81,9 +80,10 @@ class Krylov:
     return indices_K, vectors_TT[:, indices_K].T.astype(np.float32) @ self.basis_TP
 
   def flattest(self) -> np.ndarray:
-    """The float32 unit vector_P of the space that A changes least, argmin ‖A v‖.
+    """The float32 unit vector_P of the space with the smallest ‖A v‖.
 
-    For v = Qᵀ y it is ‖T y‖² + β² y_T²: the last singular vector of T with one more row.
+    For v = Qᵀ y, ‖A v‖² is ‖T y‖² + β² y_T². The solution is the last right singular vector of T extended
+    by one row.
     """
     size = len(self.alphas_T)
     extended = (
@@ -93,7 +93,7 @@ class Krylov:
     return np.linalg.svd(extended)[2][-1].astype(np.float32) @ self.basis_TP
 
   def deviation(self) -> float:
-    """max |Q Qᵀ − I|, how far the basis is from orthonormal; summed in float64."""
+    """max |Q Qᵀ − I|, the deviation of the basis from orthonormality, summed in float64."""
     deviation_TT = -np.eye(len(self.basis_TP))
     for start in range(0, self.basis_TP.shape[1], COLUMNS):
       block = self.basis_TP[:, start : start + COLUMNS].astype(np.float64)
@@ -109,14 +109,14 @@ def lanczos(
 ) -> Krylov:
   """Lanczos iteration with full reorthogonalisation.
 
-  Every new vector is made orthogonal to all others twice, which is enough (Giraud et al. 2005);
-  without it rounding in float32 brings copies of converged eigenvalues. It ends early at a
-  breakdown, β ≤ 1e-5 max |T|: then the space is invariant, and what would follow is noise.
+  Every new vector is orthogonalised twice against all others, which suffices (Giraud et al. 2005); without
+  it, float32 rounding produces copies of converged eigenvalues. The iteration stops early at a breakdown,
+  β ≤ 1e-5 max |T|, where the space is invariant.
 
   Args:
     multiply: v_P → (A v)_P, in float32 or better.
     start_P: any vector but 0.
-    num_steps: products with A. Memory is 4 bytes for each step and parameter.
+    num_steps: products with A. Memory is 4 bytes per step and parameter.
     show: is called after each product.
   """
   start_P = np.asarray(start_P, np.float64)
@@ -140,14 +140,14 @@ def lanczos(
 
 
 def without(vectors_KP: np.ndarray, vector_P: np.ndarray) -> np.ndarray:
-  """A vector less its part along orthonormal ones."""
-  for _ in range(2):  # float32 vectors are orthonormal up to rounding
+  """Removes from a vector its components along orthonormal vectors."""
+  for _ in range(2):  # float32 vectors are orthonormal only up to rounding
     vector_P = vector_P - (vectors_KP @ vector_P) @ vectors_KP
   return vector_P
 
 
 def rademacher(rng: np.random.Generator, size: int) -> np.ndarray:
-  """float32 entries of −1 and 1 with equal chance: E[v vᵀ] = I and ‖v‖² = P exactly."""
+  """A float32 vector of random signs: E[v vᵀ] = I, and ‖v‖² = P exactly."""
   return 2 * rng.integers(2, size=size).astype(np.float32) - 1
 
 
@@ -157,11 +157,11 @@ def density(
   """Spectral densities by stochastic Lanczos quadrature (Ubaru et al. 2017; Ghorbani et al. 2019).
 
   Args:
-    nodes_KT, weights_KT: of `Krylov.quadrature` for each probe; entries of weight 0 are ignored.
-    width: standard deviation of the Gaussian that each node is drawn as.
+    nodes_KT, weights_KT: `Krylov.quadrature` of each probe; entries of weight 0 are ignored.
+    width: standard deviation of the Gaussian that replaces each node.
 
-  Returns: densities_KG of the probes, each with the integral 1. Their mean estimates the density of
-    the eigenvalues, smoothed by the Gaussian.
+  Returns: densities_KG of the probes, each with integral 1. Their mean estimates the density of the
+    eigenvalues, smoothed by the Gaussian.
   """
   kernels_KTG = norm.pdf(grid_G[None, None], loc=nodes_KT[..., None], scale=width)
   return np.einsum('kt,ktg->kg', weights_KT, kernels_KTG)

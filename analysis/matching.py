@@ -1,9 +1,9 @@
-"""The one alignment that all parts use: of a network of a study to another one.
+"""The alignment of two networks of a study, shared by all parts.
 
-It is chosen on examples that are not measured, as far as the data have others, by the loss halfway
-between the two networks, with BatchNorm's statistics re-estimated there. It is kept on disk, in
-<study.folder>/alignments, for the parts that need the same one. Axes: B example of a batch, X the axes of
-one input, A candidate.
+Among several candidates the one with the lowest loss halfway between the two networks is chosen, with
+BatchNorm statistics re-estimated there. The choice uses examples that are not measured, as far as the data
+suffice. Alignments are kept in <study.folder>/alignments for other parts.
+Axes: B example of a batch, X the axes of one input.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from analysis import alignment, measure, part, paths, permutations
+from analysis import activations, alignment, measure, part, paths, permutations
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Settings
 from analysis.paths import Batch, Loss
@@ -21,22 +21,18 @@ from kdjax import keys
 from kdjax.train.checkpoint import digest
 from kdjax.train.steps import Variables
 
-MATCHED_EXAMPLES = 256  # behind activations, and logits that must not change
+MATCHED_EXAMPLES = 256  # for activations, and for the check that logits stay unchanged
 TOLERANCE = 1e-3  # of logits, relative where they are above 1; float32 gives about 1e-6
-VERSION = 1  # raise it when a change of the code gives other alignments
-READS = (
-  'num_examples',
-  'alignment_restarts',
-  'alignment_steps',
-)  # the settings behind an alignment
+VERSION = 1  # raise it when a change of the code changes alignments
+READS = ('num_examples', 'alignment_restarts', 'alignment_steps')  # settings of an alignment
 
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-  """A network with its units in the order of another's, and all orders that were tried."""
+  """A network with permuted units, and all candidate permutations."""
 
   variables: Variables
-  chosen: str  # which of the candidates it is
+  chosen: str  # the candidate that was applied
   candidates: dict[str, alignment.Permutations]
   heights: dict[str, float]  # the loss halfway, on the examples of the choice
 
@@ -44,7 +40,8 @@ class Aligned:
 class Aligner:
   """Aligns networks of a study's architecture.
 
-  `lacking` says why there is no alignment for that; it is None if there is.
+  Attributes:
+    lacking: why the architecture cannot be aligned; None if it can.
   """
 
   def __init__(self, study: Study, settings: Settings, checks: Checks):
@@ -58,8 +55,7 @@ class Aligner:
     batches = self._measured.batches('distillation')
     batch_size = study.experiment.config.student.batch_size
     self._batches = paths.training_batches(batches, batch_size)
-    inputs = [batch['inputs'][batch['weights'] > 0] for batch in batches]
-    self._inputs_BX = np.concatenate(inputs)[:MATCHED_EXAMPLES]
+    self._inputs_BX = np.concatenate([batch['inputs'] for batch in batches])[:MATCHED_EXAMPLES]
     self._loss = partial(
       paths.batch_loss, model=self._model, objective=self._measured.objective('distillation')
     )
@@ -68,14 +64,14 @@ class Aligner:
 
   @property
   def context(self) -> dict[str, np.ndarray]:
-    """How many examples the alignments are chosen on, and how many of these are measured, too."""
+    """The numbers of examples that alignments are chosen on, and of those that are measured too."""
     if self.lacking:
       return {'no_alignment': np.array(self.lacking)}
     count = self._measured.num_examples('distillation')
     return {'alignment_examples': np.array([count, self._measured.overlap])}
 
   def best(self, variables: Variables, target: Variables) -> Aligned:
-    """A network aligned to a target; checks that its function stays."""
+    """Aligns a network to a target, and checks that its function is unchanged."""
     networks = [digest(variables), digest(target)]
     reads = {name: getattr(self._settings, name) for name in READS}
     key = part.digest({'version': VERSION, 'networks': networks, 'settings': reads})
@@ -85,10 +81,10 @@ class Aligner:
     return self._found[key]
 
   def applied(self, permutations: alignment.Permutations, variables: Variables) -> Variables:
-    """The network with its units in another order; checks that its function stays.
+    """Permutes a network, and checks that its function is unchanged.
 
     Raises:
-      CheckError: its logits change.
+      CheckError: the logits change.
     """
     permuted = alignment.apply(self.spec(variables), permutations, variables)
     before, after = (
@@ -102,7 +98,7 @@ class Aligner:
     return permutations.spec_for(self._model, variables['params'])
 
   def _compute(self, stream: str, variables: Variables, target: Variables) -> Arrays:
-    """All candidates as arrays, with their losses halfway; `stream` decides all draws."""
+    """All candidates with their losses halfway, as arrays; `stream` seeds all draws."""
     spec = self.spec(variables)
     key = keys.stream(self._study.seed, 'analysis/learned alignment')
     found = alignment.best_alignment(
@@ -111,7 +107,7 @@ class Aligner:
       variables,
       keys.numpy_rng(self._study.seed, f'analysis/matching {stream}'),
       height=partial(self._height, target),
-      activations=lambda of: alignment.group_activations(self._model, of, self._inputs_BX, spec),
+      activations=lambda of: activations.group_activations(self._model, of, self._inputs_BX, spec),
       gradient=lambda aligned, step: jax.device_get(
         _halfway_gradient(
           target,
@@ -154,8 +150,9 @@ class Aligner:
 
 
 def halfway(measured: Measure, a: Variables, b: Variables) -> measure.Values:
-  """values_1N in the middle between two networks, with re-estimated statistics."""
-  return measured.at(paths.line_point, (a, b), np.array([[0.5]]), reestimate=True)
+  """values_1N of the distillation data halfway between two networks, with BatchNorm re-estimated."""
+  middle = np.array([[0.5]])
+  return measured.at(paths.line_point, (a, b), middle, reestimate=True, sets=['distillation'])
 
 
 @partial(jax.jit, static_argnames='loss')

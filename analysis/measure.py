@@ -1,7 +1,8 @@
-"""The surface of a finished student: loss, fidelity and accuracy of weights of its architecture.
+"""The surface of a finished student: loss, fidelity and accuracy at any weights of its architecture.
 
-The examples are fixed: 'distillation', view 0 of what the student was distilled on, and 'test'. What a
-point of weight space gives on them is defined in `surface`. Axes: M member, N example, B batch, C class.
+The examples are fixed: 'distillation' is view 0 of the data that the student was distilled on, and 'test'
+is the test set. `surface` defines how a point of weight space is measured on them.
+Axes: M member, N example, B batch, C class.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ __all__ = [
 
 SETS = ('distillation', 'test')
 Objective = Callable[..., jax.Array]  # (logits_BC, batch), and perhaps temperature= → losses_B
-OF_LABELS = ('accuracy', 'nll')
+OF_LABELS = ('accuracy', 'nll')  # the measures that need a label
 
 
 def example_losses(
@@ -58,13 +59,14 @@ def example_losses(
   temperature: float,
   alpha: float,
 ) -> dict[str, jax.Array]:
-  """All measures of each example, all of them NaN where a logit is.
+  """All measures of each example; all are NaN where a logit is.
 
-  Those of OF_LABELS mean nothing where there is no label.
+  The measures of OF_LABELS are meaningless for examples without a label.
 
-  Returns: 'loss' (what the student minimises, with the distillation loss less that of the teacher
-    itself, which for a cross-entropy is τ² times its entropy: without labels the teacher is at 0),
-    'predictive_kl' (nats, at τ = 1), 'top1_agreement', 'accuracy' and 'nll' (nats), each of shape (B,).
+  Returns: values_B by name. 'loss' is the student's objective minus the distillation loss of the teacher
+    itself (for a cross-entropy, τ² times the teacher's entropy), so that without labels the teacher is at
+    0. 'predictive_kl' is KL(teacher ‖ student) in nats at τ = 1. The others are 'top1_agreement',
+    'accuracy' and 'nll' (nats).
   """
   teacher_BC, labels_B = batch['teacher_log_probs'], batch['labels']
   of = partial(losses.apply, loss, labels_B=labels_B)
@@ -79,7 +81,7 @@ def example_losses(
     'accuracy': correct_B,
     'nll': losses.cross_entropy(logits_BC, jnp.maximum(labels_B, 0)),
   }
-  broken_B = jnp.isnan(logits_BC).any(axis=-1)  # else the first NaN would be taken for a class
+  broken_B = jnp.isnan(logits_BC).any(axis=-1)  # argmax would return the first NaN as a class
   return {name: jnp.where(broken_B, jnp.nan, of_B) for name, of_B in measures.items()}
 
 
@@ -94,12 +96,12 @@ class Distilled(Surface):
     batch_size: int,
     has_statistics: bool,
   ):
-    """Takes everything that the values depend on.
+    """Binds everything that the values depend on.
 
     Args:
-      model: called as those of kdjax.
+      model: a module with the interface of kdjax's models.
       loss: the keyword arguments of `example_losses`.
-      examples: by set, with inputs_NX as the model takes them, labels_N (−1: none), and
+      examples: by set, inputs_NX as the model takes them, labels_N (−1: no label), and
         teacher_log_probs_NC of the ensemble.
       has_statistics: whether the model has BatchNorm.
     """
@@ -113,21 +115,17 @@ class Distilled(Surface):
     )
 
   def batches(self, name: str) -> list[Batch]:
-    """A set in batches, with weights_B of 1, and labelled_B, the set's fraction that has a label."""
+    """A set in batches, with labelled_B, the fraction of the set that has a label."""
     fraction = (self._examples[name]['labels'] >= 0).mean()
     return [
-      batch
-      | {
-        'weights': np.ones(len(batch['inputs']), np.float32),
-        'labelled': np.full(len(batch['inputs']), fraction, np.float32),
-      }
+      batch | {'labelled': np.full(len(batch['inputs']), fraction, np.float32)}
       for batch in super().batches(name)
     ]
 
   def at(self, *args: Any, **kwargs: Any) -> Values:
-    """As of any surface; measures of OF_LABELS are of the N examples that have a label.
+    """`Surface.at`, where measures of OF_LABELS cover only the N examples that have a label.
 
-    What is NaN is a network whose output is.
+    A value is NaN if the network's output is.
     """
     values = super().at(*args, **kwargs)
     for key in values:
@@ -137,11 +135,12 @@ class Distilled(Surface):
     return values
 
   def objective(self, name: str) -> Objective:
-    """A loss of each example by name.
+    """A per-example loss by name.
 
-    'distillation' is the measure 'loss', at the last τ of the student's schedule unless it is called
-    with another `temperature`; 'cross_entropy' is 'nll' (0 where there is no label), and
-    'predictive_kl' is KL(teacher ‖ student) at τ = 1.
+    Args:
+      name: 'distillation' is the measure 'loss', at the last τ of the student's schedule unless it is
+        called with another `temperature`; 'cross_entropy' is 'nll', 0 for examples without a label;
+        'predictive_kl' is KL(teacher ‖ student) at τ = 1.
     """
     return partial(_objective, name=name, **self._loss)
 
@@ -149,16 +148,16 @@ class Distilled(Surface):
 class Measure(Distilled):
   """The surface of a study's student.
 
-  `model` computes in float32 whatever the student was trained in: a small change of the loss between
-  two points, a gradient and a curvature must not drown in rounding.
+  `model` computes in float32 whatever dtype the student was trained in, so that rounding does not hide
+  small changes of the loss, gradients or curvature.
   """
 
   def __init__(self, study: Study, num_examples: int, skip: int = 0):
     """Chooses up to `num_examples` of each set, the same for every point and every call.
 
     Args:
-      skip: how many other examples to leave out first, those of Measure(study, skip). Where a set is too
-        small for both, fewer are left out: `overlap` is how many distillation examples are in both.
+      skip: number of examples, those of Measure(study, skip), to leave out. If a set is too small for both,
+        fewer are left out; `overlap` counts the distillation examples that are in both.
     """
     self._run = run = study.experiment
     section, members = run.config.student, _members(study)
@@ -180,7 +179,7 @@ class Measure(Distilled):
 
   @property
   def context(self) -> dict[str, np.ndarray]:
-    """Facts about the run and these examples, for figures and captions."""
+    """The loss's unit, the number of members and of examples, and whether BatchNorm is re-estimated."""
     section = self._run.config.student
     return {
       'loss_unit': np.array(losses.unit(section.loss, section.alpha) or 'no unit'),
@@ -204,7 +203,7 @@ def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) ->
 
 
 def _members(study: Study) -> list[Variables] | None:
-  """The teacher's members, or None where only their predictions are left."""
+  """The teacher's members, or None if only their predictions are left."""
   if not study.has_teachers:
     return None
   return [study.member(i) for i in range(study.num_members)]
@@ -213,14 +212,14 @@ def _members(study: Study) -> list[Variables] | None:
 def _examples(
   study: Study, members: list[Variables] | None, name: str, start: int, num_examples: int
 ) -> dict[str, np.ndarray]:
-  """Fixed examples of a set, as the model sees them, and the ensemble's log_probs on them.
+  """Fixed examples of a set as the model sees them, with the ensemble's log_probs.
 
-  These are computed in float32, so that a student with its teacher's weights has a KL of exactly 0;
-  those of the store, which are rounded, serve where the teachers are gone.
+  The log_probs are computed in float32, so that a student with its teacher's weights has a KL of exactly
+  0. If the teachers are gone, the rounded ones of the store are used.
   """
   run, inputs = study.experiment, study.experiment.data.inputs[name]
   order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(len(inputs.split))
-  # Mixed, since data may come by class: so are the batches.
+  # Shuffled, so that batches mix the classes even if the data are sorted by class.
   indices_N = order_N[start : start + num_examples]
   if members is None:
     log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
@@ -241,5 +240,5 @@ def _seen(
   view: Callable, seed: int, batch: steps.Batch, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The first `count` inputs and labels of a batch as the model sees them, on the host."""
-  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # no axis of devices
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # drops the axis of devices
   return jax.tree.map(lambda x: np.asarray(x)[:count], jax.jit(view)(seed, flat))

@@ -1,9 +1,9 @@
-"""What a distance or a cosine to a teacher would be without any relation to it.
+"""Null distributions for distances and cosines to a teacher.
 
-Weights are not random directions: unrelated networks of one recipe have norms, means and layers in
-common. So nulls are networks, not 1/√P: the teacher with its units permuted at random, other teachers of
-the same recipe, and the origin, which training moves away from as weight norms grow. Axes: K draw of a
-null, X any other axes.
+Weights are not random directions: unrelated networks of one recipe share norms, means and layers. Nulls
+are therefore networks, not 1/√P: the teacher with randomly permuted units, other teachers of the same
+recipe, and the origin, from which training moves away as weight norms grow.
+Axes: K draw of a null, X any other axes.
 """
 
 import math
@@ -13,7 +13,7 @@ import scipy.stats
 
 from kdjax import intervals
 
-NUM_PERMUTATIONS = 16  # of a teacher's units, drawn at random
+NUM_PERMUTATIONS = 16  # random permutations of a teacher's units
 
 
 def excess(
@@ -24,14 +24,14 @@ def excess(
 ) -> dict[str, np.ndarray]:
   """A value minus the mean of its null, with a 95 % interval.
 
-  The interval asks whether the value could be one more draw of the null: its half width is
-  t √(s² (1 + 1/K) + error²), with s the standard deviation of the draws and t of Student's distribution.
-  With one draw nothing is known of s, and the interval is NaN. The origin is not drawn: give it without
-  K, as an array of the values' own shape.
+  The interval excludes 0 if the value is unlikely to be one more draw of the null. Its half width is
+  t √(s² (1 + 1/K) + error²), with s the standard deviation of the draws and t the quantile of Student's
+  distribution. For a single draw s is unknown and the interval is NaN.
 
   Args:
-    errors_X: standard errors of the difference that have another cause, such as the noise of batches.
-    num_errors: the degrees of freedom of these; the smaller one of the two counts.
+    nulls_KX: draws of the null; an array of the values' own shape is a fixed reference, as the origin is.
+    errors_X: standard errors of the difference from other causes, such as the noise of batches.
+    num_errors: the degrees of freedom of `errors_X`; the smaller of the two numbers is used.
 
   Returns: '', '/low' and '/high', each of the shape of the values.
   """

@@ -1,8 +1,9 @@
 """Paths in weight space between two networks, and the barriers along them.
 
-Pure functions of variables, {'params', 'batch_stats'}; the points of a path are traceable, so that only
-its coordinate travels to the device. Whoever measures a point decides what becomes of BatchNorm's
-statistics: interpolated ones are those of neither end. Axes: T position, N example, L layer, R resample.
+All are pure functions of variables, {'params', 'batch_stats'}. Points of a path are traceable, so that only
+a coordinate travels to the device. A path interpolates BatchNorm statistics, which then fit neither end;
+the caller decides whether to re-estimate them.
+Axes: T position, N example, L layer, R resample, X any leading axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +19,11 @@ import optax
 from kdjax import intervals, keys, models
 from kdjax.train.steps import Variables
 
-Batch = dict[str, Any]  # 'inputs', 'weights' (0 for padding), and what the objective reads
-
+Batch = dict[str, Any]  # 'inputs', and the arrays that the objective reads
 Loss = Callable[[Variables, Any, jax.Array], jax.Array]  # (variables, batch, key) → scalar
 
 
-# Points. Positions are 0 at the first end and 1 at the last; both ends come back exactly.
+# Points. A position is 0 at the first end and 1 at the last, where the ends are reproduced exactly.
 
 
 def line_point(ends: tuple[Variables, Variables], t: jax.Array) -> Variables:
@@ -48,10 +48,10 @@ def layer_names(variables: Variables) -> list[str]:
 
 
 def layerwise_point(ends: tuple[Variables, Variables], ts_L: jax.Array) -> Variables:
-  """Each top-level module at its own position between the ends.
+  """Interpolates each top-level module at its own position.
 
   Args:
-    ts_L: positions in the order of `layer_names`. A one-hot vector is the first end with one layer of
+    ts_L: positions in the order of `layer_names`. A one-hot vector gives the first end with one layer of
       the last (Adilova et al. 2024, "Layer-wise linear mode connectivity").
   """
   a, b = ends
@@ -68,11 +68,11 @@ def layerwise_point(ends: tuple[Variables, Variables], ts_L: jax.Array) -> Varia
 def barrier(values_XT: np.ndarray, ts_T: np.ndarray) -> np.ndarray:
   """max over t of L(t) − ((1 − t) L(0) + t L(1)) (Frankle et al. 2020; Entezari et al. 2022).
 
-  At least 0, since it is that at both ends; in the unit of the values. NaN if a value is.
+  It is at least 0, its value at both ends, and has the unit of the values. It is NaN if any value is.
 
   Args:
-    values_XT: along paths; any leading axes.
-    ts_T: the positions, from 0 to 1 in order.
+    values_XT: values along paths.
+    ts_T: the positions in order, from 0 to 1.
 
   Raises:
     ValueError: the positions do not begin at 0 or do not end at 1.
@@ -90,11 +90,11 @@ def barrier_interval(
 ) -> tuple[float, float, float]:
   """The barrier of the mean over examples, and its 95 % percentile bootstrap interval.
 
-  Examples are resampled, the same at every position (Efron & Tibshirani 1993, ch. 13). The maximum over
-  noisy positions is biased upwards, and so are its resamples: an interval of a barrier that is 0 need not
-  end there.
+  Examples are resampled, the same ones at every position (Efron & Tibshirani 1993, ch. 13). The maximum
+  over noisy positions is biased upwards, and so are its resamples: the interval of a barrier of 0 can lie
+  above 0.
 
-  Returns: (barrier, low, high); all NaN where there is no example, or one is NaN.
+  Returns: (barrier, low, high); all are NaN if there is no example or any value is NaN.
   """
   values_TN = np.asarray(values_TN, np.float64)
   num_examples = values_TN.shape[1]
@@ -122,16 +122,21 @@ def train_bezier(
 ) -> Variables:
   """The middle of a quadratic Bezier curve of low mean loss from a to b (Garipov et al. 2018).
 
-  It starts halfway between the ends and minimises E over t of loss(curve(t)), t uniform on [0, 1]: at
-  each step with one t and the next batch, by Adam with a learning rate that falls to 0 by a cosine. Only
-  parameters are trained. The middle's statistics stay halfway between those of the ends, so the loss
-  should take BatchNorm's from the batch.
+  The middle starts halfway between the ends and minimises the mean of loss(curve(t)) over t uniform on
+  [0, 1]. Each step draws one t, takes the next batch, and applies Adam with a cosine learning rate. Only
+  parameters are trained. The middle's BatchNorm statistics stay halfway between those of the ends, so the
+  loss should use those of the batch.
 
   Args:
-    loss: a function that can be hashed; curves with the same one are compiled once.
-    batches: are cycled through.
-    rng: a key; it decides every t, and is handed on to `loss`. Equal keys give equal curves.
+    a, b: the ends.
+    loss: a hashable function; curves with an equal one are compiled once.
+    batches: cycled through.
+    num_steps: number of steps of Adam.
+    learning_rate: at the first step.
+    rng: a key that draws t and is passed to `loss`. Equal keys give equal curves.
     show: is called as show(steps done, '').
+
+  Returns: the variables of the middle.
   """
   a, b = jax.device_get((a, b))
   middle = line_point((a, b), 0.5)
@@ -153,7 +158,7 @@ def train_bezier(
 
 @cache
 def _adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-  """The same object for equal arguments, so that steps with it are compiled once."""
+  """A cached optimizer, so that steps with equal arguments are compiled once."""
   return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
 
@@ -181,13 +186,12 @@ def _bezier_step(
 
 
 def training_batches(batches: Sequence[Batch], batch_size: int) -> list[Batch]:
-  """The same examples without padding, which would count in BatchNorm's statistics.
+  """The same examples in batches of one size.
 
-  All batches are of one size: a smaller last one is left out, since a few examples give poor statistics.
+  A smaller last batch is left out, since BatchNorm statistics and gradient noise depend on the size.
   """
-  joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-  examples = {key: x[joined['weights'] > 0] for key, x in joined.items()}
-  num_examples = len(examples['weights'])
+  examples = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+  num_examples = len(examples['inputs'])
   size = min(batch_size, num_examples)
   starts = range(0, num_examples - size + 1, size)
   return [{key: x[start : start + size] for key, x in examples.items()} for start in starts]
@@ -201,9 +205,9 @@ def batch_loss(
   model: nn.Module,
   objective: Callable[[jax.Array, Batch], jax.Array],
 ) -> jax.Array:
-  """The mean of objective(logits_BC, batch) with BatchNorm's statistics of the batch; traceable.
+  """The mean of objective(logits_BC, batch) under the batch's BatchNorm statistics; traceable.
 
-  A model without BatchNorm is applied as it is evaluated, so that it draws no dropout.
+  Models without BatchNorm are applied in evaluation mode, so that they draw no dropout.
   """
   train = bool(variables['batch_stats'])
 
@@ -213,6 +217,6 @@ def batch_loss(
     )
     return logits_BC
 
-  # BatchNorm pools over the axis that kdjax's steps are mapped over; here it has length one.
+  # BatchNorm pools over the mapped axis of kdjax's steps; here that axis has length one.
   logits_1BC = jax.vmap(logits, axis_name=models.AXIS_NAME)(batch['inputs'][None])
   return objective(logits_1BC[0], batch).mean()

@@ -1,20 +1,19 @@
-"""Which units of a network may be permuted without changing its function: one spec per model, as data.
+"""Permutation specs: the units of each model that can be permuted without changing its function.
 
-A group is a set of units (channels of a convolution, hidden units, cells of an LSTM) with one
-permutation of its own; wherever the units appear as an axis of the weights, that axis is permuted
-(Ainsworth et al. 2023, "Git Re-Basin", Section 2). Inputs, positions and classes stay as they are.
+A group is a set of units (channels of a convolution, hidden units, cells of an LSTM) that share one
+permutation. Every axis of the weights along which a group lies is permuted (Ainsworth et al. 2023, "Git
+Re-Basin", Section 2). Inputs, positions and classes are fixed.
 
-- A residual stream is one group for as long as its shortcuts are the identity; a projection starts the
-  next one.
-- A flattened image, index (h · W + w) · C + c, is the group of its C channels H · W times, end to end.
-- The states of two directions, concatenated, are two groups, end to end.
-- BatchNorm's scale, bias, mean and variance go with their channel; so do LayerNorm's scale and bias,
-  since its statistics are taken over all channels.
-- The gates of an LSTM's cell are elementwise, so all of them share the permutation of its state.
+- A residual stream is one group while its shortcuts are the identity; a projection starts a new group.
+- A flattened image, index (h · W + w) · C + c, repeats the group of its C channels H · W times.
+- The concatenated states of two directions are two groups, end to end.
+- BatchNorm's scale, bias, mean and variance follow their channel. So do LayerNorm's scale and bias, since
+  its statistics are taken over all channels.
+- The gates of an LSTM cell are elementwise, so they all share the permutation of its state.
 
-Units of an LSTM may change sign, too: tanh is odd, so with the weights into its candidate 'g' and all
-weights that read its state negated, a unit's cell and state change sign and nothing else does. The other
-gates must keep their sign. An embedding is linear and changes sign with the weights that read it.
+Units of an LSTM can also change sign. Since tanh is odd, negating the weights into a unit's candidate 'g'
+and all weights that read its state negates the unit's cell and state and leaves the rest unchanged. The
+other gates keep their sign. An embedding is linear and changes sign with the weights that read it.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from kdjax.models.resnet50 import BLOCKS_PER_STAGE
 from kdjax.models.vgg import CONVS_PER_STAGE
 
 Path = tuple[str, ...]
-Axis = tuple[str, ...]  # the groups that lie end to end along an axis; none: it is never permuted
+Axis = tuple[str, ...]  # the groups that lie end to end along an axis; () is never permuted
 FIXED: Axis = ()
 
 
@@ -38,7 +37,7 @@ class Output:
   """The module whose output has the units of a group as its last axis."""
 
   module: Path
-  relu: bool  # the network applies a ReLU to it before anything else reads the units
+  relu: bool  # whether the network applies a ReLU to it before the units are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Spec:
     axes: for each array of the variables, by its path from the collection on, such as
       ('params', 'Conv_0', 'kernel'), the groups along each of its axes.
     sizes: units of each group, in order of depth.
-    outputs: for each group, where its units can be observed. Of a residual stream it is the last
-      block, where all branches have been added.
-    signed: the (path, axis) pairs along which weights are negated where a unit changes sign. Groups that
-      lie along none of them keep their signs.
+    outputs: for each group, the module where its units can be observed; for a residual stream the last
+      block, after all branches are added.
+    signed: the (path, axis) pairs along which weights are negated when a unit changes sign. Groups that lie
+      along none of them keep their signs.
   """
 
   axes: Mapping[Path, tuple[Axis, ...]]
@@ -69,13 +68,17 @@ class Spec:
       if group in names
     ]
 
+  def neighbours(self, group: str) -> set[str]:
+    """The groups that share an array with a group, itself included."""
+    return {name for path, _ in self.places(group) for names in self.axes[path] for name in names}
+
   def flips(self, group: str) -> bool:
     """Whether the group's units may change sign."""
     return any(place in self.signed for place in self.places(group))
 
 
 def lacks_spec(model: nn.Module) -> str | None:
-  """The reason why networks of a model cannot be aligned; None if they can."""
+  """Why networks of this class cannot be aligned; None if they can."""
   model = models.own_module(model)
   if type(model) in SPECS:
     return None
@@ -90,10 +93,10 @@ def spec_for(model: nn.Module, params: Mapping) -> Spec:
   """The spec of one of kdjax's classifiers.
 
   Args:
-    params: of the model; their shapes give the sizes of the groups.
+    params: the model's parameters; their shapes give the sizes of the groups.
 
   Raises:
-    ValueError: there is no spec for the model's class, or it does not fit the params.
+    ValueError: there is no spec for the model's class, or the spec does not fit the params.
   """
   if lacking := lacks_spec(model):
     raise ValueError(lacking)
@@ -125,7 +128,7 @@ def _check(spec: Spec, shapes: Mapping[Path, tuple[int, ...]]) -> None:
       raise ValueError(f'{"/".join(path)} is of shape {shape}, but its spec is {axes}')
 
 
-# Parts of models. `flat` are the arrays of the params by path.
+# Parts of models. `flat` holds the arrays of the params by path.
 
 Flat = Mapping[Path, Sequence]
 Axes = dict[Path, tuple[Axis, ...]]
@@ -134,7 +137,7 @@ Signed = frozenset[tuple[Path, int]]
 
 
 def _affine(flat: Flat, module: Path, inputs: Axis, outputs: Axis) -> Axes:
-  """Of a convolution or a dense layer."""
+  """Axes of a convolution or a dense layer."""
   kernel, bias = ('params', *module, 'kernel'), ('params', *module, 'bias')
   spatial = (FIXED,) * (flat[kernel].ndim - 2)
   axes = {kernel: (*spatial, inputs, outputs)}
@@ -142,7 +145,7 @@ def _affine(flat: Flat, module: Path, inputs: Axis, outputs: Axis) -> Axes:
 
 
 def _norm(module: Path, group: str, kind: str) -> Axes:
-  """Of a norm of kind 'batch', which has statistics, or 'layer'."""
+  """Axes of a norm of kind 'batch', which has statistics, or 'layer'."""
   paths = [('params', *module, 'scale'), ('params', *module, 'bias')]
   if kind == 'batch':
     paths += [('batch_stats', *module, 'mean'), ('batch_stats', *module, 'var')]
@@ -150,9 +153,9 @@ def _norm(module: Path, group: str, kind: str) -> Axes:
 
 
 def _feed_forward(flat: Flat, layers: Sequence[tuple[str, str]]) -> tuple[Axes, Outputs]:
-  """Of a chain of (module, group) layers with biases and ReLUs between them, and a head 'Dense'.
+  """Axes and outputs of a chain of (module, group) layers with ReLUs between them and a dense head.
 
-  Where an image is flattened, the next kernel has a multiple of the group's units as inputs.
+  After an image is flattened, the next kernel has a multiple of the group's units as inputs.
   """
   axes, outputs, inputs, size = {}, {}, FIXED, 1
   for module, group in layers:
@@ -181,11 +184,13 @@ def _vgg(_: models.VGG16, flat: Flat) -> tuple[Axes, Outputs]:
 def _residual_block(
   flat: Flat, name: str, inputs: str, stage: str, kind: str, norm_first: bool
 ) -> tuple[Axes, Outputs, str]:
-  """Of a block that reads the stream `inputs`, and the group of the stream behind it.
+  """Axes and outputs of a residual block, and the group of the stream after it.
 
   Args:
-    stage: the group of the stream behind a projection; behind an identity it is `inputs`.
-    kind: of the norms, which come before the convolutions (`norm_first`) or behind them.
+    inputs: the group of the stream that the block reads.
+    stage: the group of the stream after a projection; after an identity shortcut it is `inputs`.
+    kind: the kind of the norms.
+    norm_first: whether norms precede the convolutions.
   """
   norm = {'batch': 'BatchNorm', 'layer': 'LayerNorm'}[kind]
   projects = ('params', name, 'shortcut', 'kernel') in flat
@@ -202,7 +207,7 @@ def _residual_block(
     axes |= _affine(flat, (name, 'shortcut'), (inputs,), (stream,))
     if not norm_first:
       axes |= _norm((name, 'shortcut_norm'), stream, kind)
-  # A post-activation block ends in its ReLU itself; a stream of pre-activation blocks has none.
+  # A post-activation block contains its final ReLU; a stream of pre-activation blocks has none.
   outputs[stream] = Output((name,), relu=False)
   return axes, outputs, stream
 
@@ -240,7 +245,7 @@ def _resnet50(model: models.ResNet50, flat: Flat) -> tuple[Axes, Outputs]:
 
 
 def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs, Signed]:
-  """Of a cell, the kernels i· read its inputs and h· its state; the biases are with h·."""
+  """Axes of the BiLSTM. Kernels i· of a cell read its inputs and h· its state; biases belong to h·."""
   axes = {('params', 'Embed_0', 'embedding'): (FIXED, ('embedding',))}
   outputs = {'embedding': Output(('Embed_0',), relu=False)}
   inputs = ('embedding',)
@@ -253,7 +258,7 @@ def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs, Signed]:
       outputs[cell] = Output((f'RNN_{2 * layer + direction}',), relu=False)
     inputs = cells
   axes |= _affine(flat, ('Dense_0',), inputs, FIXED)
-  # The last axis is what an array gives to; of the gates' arrays it keeps its sign but in the candidate's.
+  # The last axis is an array's output. For gates it keeps its sign, except for the candidate's.
   of_other_gates = {path for path in axes if len(path) == 4 and path[2][1] in 'ifo'}
   signed = {
     (path, axis)
@@ -264,7 +269,7 @@ def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs, Signed]:
   return axes, outputs, frozenset(signed)
 
 
-# A function returns the axes, the outputs and, where units may change sign, the signed places.
+# Each function returns the axes, the outputs and, if units may change sign, the signed places.
 SPECS: dict[type[nn.Module], Callable[[nn.Module, Flat], tuple]] = {
   models.LeNet5: _lenet,
   models.PreActResNet: _preact_resnet,

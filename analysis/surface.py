@@ -1,8 +1,8 @@
-"""Values of each example at points of weight space: the one definition of the loss in all analyses.
+"""Per-example values at points of weight space: the one definition of the loss in all analyses.
 
-A point is any tree of arrays. `forward(point, inputs)` gives a network's outputs, and measures of them
-give a value for each example. Nothing here knows how the point was trained, so that any loss can be
-studied; `x`, `y` and the points `a`, `b` and `c` are yours:
+A point is any tree of arrays. `forward(point, inputs)` returns a network's outputs, and measures map these
+to a value for each example. The code does not depend on how the point was trained, so any loss can be
+studied. In this example, you provide the data `x` and `y` and the points `a`, `b` and `c`:
 
     forward = lambda params, inputs: jnp.tanh(inputs @ params['w']) @ params['v']
     loss = lambda outputs, batch: (outputs - batch['targets']) ** 2
@@ -17,14 +17,14 @@ studied; `x`, `y` and the points `a`, `b` and `c` are yours:
     mean_loss = curvature.MeanLoss(forward, loss, b, surface.batches('train'))
     eigenvalues_K, bounds_K, vectors_KP = lanczos.lanczos(mean_loss.hvp, start_P, 20).largest(3)
 
-BatchNorm makes the outputs of an example depend on others. In all analyses it normalises by the statistics
-of the batch, as in training, and derivatives go through these (`in_batch`, `of_params`). The batches are
-fixed and large: a set that is no larger than one batch is normalised by its own statistics.
+With BatchNorm, the outputs of an example depend on the rest of its batch. All analyses normalise by the
+statistics of the batch, as in training, and differentiate through these (`in_batch`, `of_params`). The
+batches are fixed and large: a set that fits in one batch is normalised by its own statistics.
 Axes: P point, D device, K coordinate, N example, B batch, C class.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,21 +40,21 @@ from kdjax.train.steps import Variables
 
 Point = Any  # a tree of arrays
 Batch = dict[str, Any]  # 'inputs', and what the measures read, each with a first axis of examples
-Build = Callable[[Any, jax.Array], Point]  # (shared, coordinates_K) → point, traced
+Build = Callable[[Any, jax.Array], Point]  # (shared, coordinates_K) → point, traceable
 Forward = Callable[[Point, jax.Array], jax.Array]  # (point, inputs) → outputs
-InBatch = Callable[[Point, jax.Array], tuple[jax.Array, Any]]  # the same, and moments
+InBatch = Callable[[Point, jax.Array], tuple[jax.Array, Any]]  # (point, inputs) → outputs, moments
 Measures = Callable[[jax.Array, Batch], dict[str, jax.Array]]  # (outputs, batch) → values_B by name
 Values = dict[str, np.ndarray]  # '<set>/<measure>' → values_PN
 
 BATCH_SIZE = 512
-GROUPS_AHEAD = 4  # of points, dispatched while the measures of another are fetched
+GROUPS_AHEAD = 4  # groups of points dispatched while the values of one are fetched
 
 
 class Surface:
-  """What points of weight space do on fixed examples, the same ones at every point.
+  """Measures on fixed examples, the same at every point of weight space.
 
-  A point is built from a few coordinates inside jit, all measures come from one forward pass, and points
-  are spread over the devices.
+  A point is built from a few coordinates inside jit, all measures share one forward pass, and points are
+  spread over the devices.
   """
 
   def __init__(
@@ -65,13 +65,15 @@ class Surface:
     batch_size: int = BATCH_SIZE,
     in_batch: InBatch | None = None,
   ):
-    """Takes a network, its measures and its data.
+    """Binds a network, its measures and its data.
 
     Args:
-      forward: the outputs of each example by itself.
+      forward: (point, inputs) → outputs, where each example's output depends on that example alone.
+      measures: (outputs, batch) → values_B by name.
       sets: examples by name.
-      batch_size: the most examples of a batch.
-      in_batch: outputs under the batch's BatchNorm statistics, and these statistics, if there are any.
+      batch_size: the largest batch.
+      in_batch: (point, inputs) → outputs under the batch's BatchNorm statistics, and these statistics. None
+        for networks without BatchNorm.
     """
     self.forward, self.in_batch, self.sets = forward, in_batch, tuple(sets)
     self._measures, self._examples, self._batch_size = measures, dict(sets), batch_size
@@ -82,7 +84,7 @@ class Surface:
     return len(self._examples[name]['inputs'])
 
   def batches(self, name: str) -> list[Batch]:
-    """A set in batches of one size, up to one example: padding would count in BatchNorm's statistics."""
+    """A set in batches whose sizes differ by at most one; padding would enter BatchNorm's statistics."""
     count = self.num_examples(name)
     cuts = np.array_split(np.arange(count), -(-count // self._batch_size))
     return [
@@ -96,24 +98,25 @@ class Surface:
     coordinates_PK: np.ndarray,
     reestimate: bool = False,
     show: Callable[[int, str], None] | None = None,
+    sets: Sequence[str] = (),
   ) -> Values:
     """Measures the points build(shared, coordinates).
 
     Args:
-      build: a function of a module, so that it is compiled once; nothing is compiled from point to
-        point.
-      shared: its first argument, any tree of arrays; put on the devices once.
-      reestimate: whether BatchNorm normalises the first set by the statistics of each batch, and other
-        sets by those of the first, pooled; and not by those that `build` returns. Those of other weights
-        fit none in between.
+      build: a module-level function, so that it is compiled once for all points and calls.
+      shared: its first argument, any tree of arrays; it is put on the devices once.
+      reestimate: whether BatchNorm uses re-estimated statistics instead of those that `build` returns. The
+        first set is then normalised by the statistics of each batch, and other sets by those of the first
+        set, pooled. Interpolated statistics fit no point between two networks.
       show: is called as show(points done, '').
+      sets: the sets to measure; all by default.
 
     Returns: values_PN, '<set>/<measure>'.
     """
-    shared = devices.replicate(shared)
+    shared, sets = devices.replicate(shared), sets or self.sets
     groups = _over_devices(np.asarray(coordinates_PK, np.float32))
     dispatched = (
-      (count, self._dispatch(build, shared, coordinates_DK, reestimate))
+      (count, self._dispatch(build, shared, coordinates_DK, reestimate, sets))
       for count, coordinates_DK in groups
     )
     collected: dict[str, list[np.ndarray]] = {}
@@ -129,13 +132,18 @@ class Surface:
     return {key: np.concatenate(pieces) for key, pieces in collected.items()}
 
   def variables(self, point: Point, reestimate: bool = False) -> Values:
-    """The same of one point, so that P is 1."""
+    """`at` for one point; P is 1."""
     return self.at(as_given, point, np.zeros((1, 1)), reestimate)
 
   def _dispatch(
-    self, build: Build, shared: Any, coordinates_DK: np.ndarray, reestimate: bool
+    self,
+    build: Build,
+    shared: Any,
+    coordinates_DK: np.ndarray,
+    reestimate: bool,
+    sets: Sequence[str],
   ) -> dict[str, list[dict[str, jax.Array]]]:
-    """For each set the measures_DB of its batches, of a group of points, one a device."""
+    """The measures_DB of the batches of each set, for a group of one point per device."""
     found, stats = {}, {}
     if reestimate and self.in_batch is not None:
       first, step = self.sets[0], self._step(_values_in_batch, build)
@@ -145,11 +153,11 @@ class Surface:
       sizes = [len(batch['inputs']) for batch in batches]
       stats = batch_norm.pool([moments for _, moments in outputs], sizes)
     step = self._step(_values, build)
-    for name in self.sets:
+    for name in sets:
       if name not in found:
         batches = self._placed_batches(name)
         found[name] = [step(shared, (coordinates_DK, stats), batch) for batch in batches]
-    return found
+    return {name: found[name] for name in sets}
 
   def _step(self, step: Callable, build: Build) -> Callable:
     key = step, build
@@ -166,12 +174,12 @@ class Surface:
 
 
 def as_given(point: Point, coordinates_K: jax.Array) -> Point:
-  """The `build` of a single point."""
+  """Returns the point itself; the `build` for a single point."""
   del coordinates_K
   return point
 
 
-# Models of kdjax.
+# kdjax models.
 
 
 def in_float32(model: nn.Module) -> nn.Module:
@@ -180,7 +188,7 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 @partial(jax.jit, static_argnames='model')
 def logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> jax.Array:
-  """logits_BC, with running statistics and without dropout."""
+  """logits_BC with running statistics and without dropout."""
   return model.apply(variables, inputs_BX, train=False)[0]
 
 
@@ -188,22 +196,28 @@ def logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> j
 def in_batch(
   variables: Variables, inputs_BX: jax.Array, *, model: nn.Module
 ) -> tuple[jax.Array, Any]:
-  """logits_BC with BatchNorm's statistics of this batch, and these, shaped like `batch_stats`.
+  """logits_BC normalised by the BatchNorm statistics of this batch, and these statistics.
 
-  Running statistics are not read. A model without BatchNorm is applied as it is evaluated, so that it
-  draws no dropout.
+  Running statistics are not read. Models without BatchNorm are applied in evaluation mode, so that they
+  draw no dropout.
+
+  Returns: logits_BC, and the statistics with the structure of `batch_stats`.
   """
   if not variables['batch_stats']:
     return logits(variables, inputs_BX, model=model), {}
   alone = partial(batch_norm.apply_in_batch, model, variables)
-  # BatchNorm pools over the axis of devices, which hold other points here. An axis of length one, of the
-  # same name, keeps each point to itself.
+  # BatchNorm pools over the axis of devices, which hold different points here. An axis of length one with
+  # the same name keeps the points apart.
   outputs = jax.vmap(alone, axis_name=models.AXIS_NAME)(inputs_BX[None])
   return jax.tree.map(lambda x: x[0], outputs)
 
 
 def of_params(model: nn.Module, variables: Variables) -> Forward:
-  """(params, inputs) → logits of `in_batch`, for derivatives; of `variables` only shapes count."""
+  """A function (params, inputs) → logits of `in_batch`, for derivatives.
+
+  Args:
+    variables: any variables of the model; only their shapes are used.
+  """
   shapes = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
   return lambda params, inputs_BX: in_batch(
     {'params': params, 'batch_stats': shapes}, inputs_BX, model=model
@@ -211,10 +225,10 @@ def of_params(model: nn.Module, variables: Variables) -> Forward:
 
 
 def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) -> Variables:
-  """The variables with BatchNorm statistics pooled over `batches`, which have 'inputs'.
+  """Replaces BatchNorm statistics by those pooled over `batches`, which have 'inputs'.
 
   The variance is the mean of the batches' variances plus the variance of their means, weighted by
-  their sizes. Other variables come back as they are.
+  their sizes. Variables without BatchNorm are returned unchanged.
   """
   if not variables['batch_stats']:
     return variables
@@ -227,19 +241,19 @@ def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) ->
 
 
 def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
-  """Means over examples and their 95 % percentile bootstrap intervals.
+  """Means over examples with 95 % percentile bootstrap intervals.
 
-  All points share the resamples, so that their errors move together. Where an example is NaN, and
-  where there is none, so are the mean and its interval.
+  All points share the resamples, so that their errors are paired. The mean and its interval are NaN if
+  any example is NaN or there is no example.
 
-  Returns: for each key, `key`, `key/low` and `key/high`, of shape (P,).
+  Returns: `key`, `key/low` and `key/high` for each key, of shape (P,).
   """
   found = {}
   for key, values_PN in values.items():
     values_PN = values_PN.astype(np.float64)
     mean_P, low_P, high_P = np.full((3, len(values_PN)), np.nan)
     if num_examples := values_PN.shape[1]:
-      with np.errstate(invalid='ignore'):  # 0 · ∞, of an infinite loss that was not drawn
+      with np.errstate(invalid='ignore'):  # 0 · ∞: an infinite loss that a resample leaves out
         means_RP = _resamples(num_examples, seed) @ values_PN.T / num_examples
       mean_P = values_PN.mean(axis=1)
       low_P, high_P = np.quantile(means_RP, [intervals.TAIL, 1 - intervals.TAIL], axis=0)
@@ -251,7 +265,7 @@ def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(4)
 def _resamples(num_examples: int, seed: int) -> np.ndarray:
-  """How often each example is drawn in each resample."""
+  """counts_RN: how often each example is drawn in each resample."""
   return intervals.resamples(num_examples, keys.numpy_rng(seed, 'analysis/bootstrap'))
 
 
@@ -267,7 +281,7 @@ def _values(
   apply: Forward,
   measures: Measures,
 ) -> dict[str, jax.Array]:
-  # Two in one argument: pmap mistakes which are sharded where an argument is empty (JAX 0.10.1).
+  # One argument holds both: with an empty argument, pmap confuses which ones are sharded (JAX 0.10.1).
   coordinates_K, stats = at_point
   point = build(shared, coordinates_K)
   point = point | {'batch_stats': stats} if stats else point
@@ -291,7 +305,7 @@ def _values_in_batch(
 
 
 def _over_devices(coordinates_PK: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-  """Points in groups of one a device; how many of a group count, and the group."""
+  """Yields groups of one point per device, padded, each with its number of real points."""
   num_devices = jax.local_device_count()
   for start in range(0, len(coordinates_PK), num_devices):
     group = coordinates_PK[start : start + num_devices]

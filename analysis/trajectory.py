@@ -1,8 +1,8 @@
-"""The path of a training through weight space, and the same path through the space of predictions.
+"""The path of a training through weight space and through the space of predictions.
 
-Pure functions of parameter trees and prediction arrays, in float64 on the host. A layer is a top-level
-module of the parameters; arrays over layers begin with all of them together (`layers`). Axes: L layer,
-T checkpoint, B batch, K predictor or component, N example, C class, P parameter.
+All are pure functions of parameter trees and prediction arrays, in float64 on the host. A layer is a
+top-level module of the parameters; the first entry along L is all layers together (`layers`). Axes: L layer,
+T checkpoint, B batch, K predictor or component, N example, C class, P parameter, X any other axes.
 """
 
 import itertools
@@ -19,14 +19,14 @@ from kdjax import intervals
 
 Tree = dict[str, Any]  # nested dicts of arrays
 Values = dict[str, np.ndarray]  # 'x' with its interval 'x/low' and 'x/high'
-MIN_BATCHES = 3  # of a jackknife that leaves one out and needs a variance of the rest
+MIN_BATCHES = 3  # the leave-one-out jackknife needs a variance of the remaining batches
 
 
 # Weight space.
 
 
 def layers(params: Tree) -> tuple[str, ...]:
-  """What the axis L stands for: 'all', and the top-level modules in alphabetical order."""
+  """Names along the axis L: 'all', then the top-level modules in alphabetical order."""
   return ('all', *sorted(params))
 
 
@@ -52,16 +52,16 @@ def distances(a: Tree, b: Tree) -> np.ndarray:
 
 
 def cosines(a: Tree, b: Tree) -> np.ndarray:
-  """Cosines of the angles between two trees as vectors, cosines_L; NaN where one of them is 0."""
+  """Cosines of the angles between two trees as vectors, cosines_L; NaN where either is 0."""
   return _ratio(dots(a, b), np.sqrt(dots(a, a) * dots(b, b)))
 
 
 def path(points: Sequence[Tree]) -> Values:
-  """How far a path has come at each of its points, in units of the weights.
+  """Length and displacement of a path at each of its points, in units of the weights.
 
-  Returns: 'length', the sum of the straight pieces up to the point, lengths_TL, and 'displacement',
-    the straight line from the first point, displacements_TL. Between the points nothing is known,
-    so that the length is a lower bound of that of the training.
+  Returns: 'length', the sum of the straight pieces up to the point, lengths_TL, and 'displacement', the
+    distance from the first point, displacements_TL. The length is a lower bound of that of the training,
+    which is unknown between the points.
   """
   pieces = [distances(a, b) for a, b in itertools.pairwise(points)]
   start = np.zeros(len(layers(points[0])))
@@ -72,7 +72,7 @@ def path(points: Sequence[Tree]) -> Values:
 
 
 def gram(trees: Sequence[Tree], centred: bool = False) -> np.ndarray:
-  """Inner products of all pairs, gram_LTT; if `centred`, of their differences from the mean."""
+  """Inner products of all pairs of trees, gram_LTT; of their differences from the mean if `centred`."""
 
   def of_leaf(*leaves: np.ndarray) -> np.ndarray:
     x_TP = np.stack([_float64(leaf).ravel() for leaf in leaves])
@@ -85,25 +85,25 @@ def gram(trees: Sequence[Tree], centred: bool = False) -> np.ndarray:
 def pca(points: Sequence[Tree]) -> tuple[np.ndarray, np.ndarray]:
   """Principal components of T points, from the eigenvectors of their centred Gram matrix.
 
-  Returns: coords_TK in units of the weights, of all K = T − 1 components, each with the sign that
-    makes the last point's coordinate positive; explained_K, their fractions of the variance.
+  Returns: coords_TK in units of the weights, for all K = T − 1 components, with signs that make the last
+    point's coordinates positive; and explained_K, their fractions of the variance.
   """
   gram_TT = gram(points, centred=True)[0]
   return _principal(gram_TT, len(points) - 1)
 
 
 def random_walk_explained(times_T: np.ndarray) -> np.ndarray:
-  """What PCA explains of a random walk of high dimension, which has no structure.
+  """The fractions of variance that PCA explains of a random walk in high dimension.
 
-  x(t) with independent steps has the covariance min(s, t). Its centred eigenvalues, over their sum,
-  are the fractions; chance vanishes as the dimension grows. For evenly spaced times they are
+  A walk x(t) with independent steps has covariance min(s, t). The fractions are its centred eigenvalues over
+  their sum; fluctuations vanish as the dimension grows. For evenly spaced times they are
   1 / (4 sin² (π k / 2T)) over (T² − 1) / 6, which tends to 6 / (π k)²: 60.8 %, 15.2 %, 6.8 %, ...
   (Antognini & Sohl-Dickstein 2018, "PCA of high dimensional random walks with comparison to neural
-  network training"). The steps of a training are no more than a first guess at such times: where the
-  learning rate falls, a walk slows down.
+  network training"). Training steps are only a rough choice of times: a walk slows down as the learning
+  rate falls.
 
   Args:
-    times_T: increasing, such as the steps of the checkpoints.
+    times_T: increasing times, such as the steps of the checkpoints.
 
   Returns: explained_K, K = T − 1.
   """
@@ -112,26 +112,27 @@ def random_walk_explained(times_T: np.ndarray) -> np.ndarray:
   return _principal(_centred(covariance_TT), len(times_T) - 1)[1]
 
 
-# Gradients. Everything follows from the inner products of the batches' gradients.
+# Gradients, from the inner products of the batches' gradients.
 
 
 def gradient_noise(gram_LBB: np.ndarray, batch_size: int) -> Values:
-  """Norm and signal-to-noise ratio of a gradient, from B batches of as many examples each.
+  """Norm and signal-to-noise ratio of a gradient, from B batches of equal size.
 
-  With batch gradients g_b, their mean g and n = `batch_size`: Σ, the covariance of one example's
-  gradient, has the unbiased trace S = n Σ_b ‖g_b − g‖² / (B − 1), and the true gradient the unbiased
-  squared norm ‖g‖² − S / (n B). The ratio of the two is `snr`, the inverse of the "simple noise
-  scale" tr(Σ) / ‖G‖², in examples (McCandlish et al. 2018, "An empirical model of large-batch
-  training", equation 2.9 and Appendix A.1). It can come out negative where the truth is near 0.
+  Let g_b be the batch gradients, g their mean, n = `batch_size`, and Σ the covariance of one example's
+  gradient. Unbiased estimates are S = n Σ_b ‖g_b − g‖² / (B − 1) for tr Σ, and ‖g‖² − S / (n B) for the
+  squared norm of the true gradient G. The ratio ‖G‖² / tr Σ is `snr`, the inverse of the "simple noise
+  scale" in examples (McCandlish et al. 2018, "An empirical model of large-batch training", equation 2.9 and
+  Appendix A.1). Its estimate can be negative if the true value is near 0.
 
   Args:
-    gram_LBB: of the batches' mean gradients, of `gram`.
+    gram_LBB: `gram` of the batches' mean gradients.
+    batch_size: examples in each batch.
 
-  Returns: of shape (L,), with jackknife intervals over batches: 'norm', ‖g‖; 'noise', √(S / (n B)), the
-    part of it that is noise and would be there without any gradient; and 'snr', per example.
+  Returns: values_L with jackknife intervals over batches: 'norm', ‖g‖; 'noise', √(S / (n B)), the
+    root-mean-square norm of the noise alone; and 'snr', per example.
 
   Raises:
-    ValueError: there are under three batches.
+    ValueError: there are fewer than three batches.
   """
 
   def statistics(kept_B: np.ndarray) -> np.ndarray:
@@ -155,16 +156,16 @@ def descent_cosines(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The cosines of a step of gradient descent with K directions, such as those to teachers.
 
-  cos(−g, d) with g the mean of the batches' gradients. What noise is left in g makes it smaller than
-  that of the true gradient, by √(1 − noise² / norm²) of `gradient_noise`; its sign stays.
+  The cosine is cos(−g, d), with g the mean of the batches' gradients. Noise in g shrinks it by a factor
+  √(1 − noise² / norm²), see `gradient_noise`, and keeps its sign.
 
   Args:
-    gradients: of B batches of as many examples each.
-    directions: are gone through once, so that they need not be in memory together.
-    gram_LBB: of `gradients`, of `gram`.
+    gradients: of B batches of equal size.
+    directions: an iterable that is read once, so that not all need to be in memory.
+    gram_LBB: `gram` of `gradients`.
 
-  Returns: values_KL, and the same without each of the batches, without_BKL, for `jackknife_error`. NaN
-    where the direction or the gradient is 0.
+  Returns: values_KL, and without_BKL, the values without each of the batches, for `jackknife_error`. They
+    are NaN where the direction or the gradient is 0.
   """
   products, squared = [], []
   for direction in directions:
@@ -173,8 +174,8 @@ def descent_cosines(
   dots_KBL, squared_KL = np.stack(products), np.stack(squared)
 
   def cosines(kept_B: np.ndarray) -> np.ndarray:
-    of_mean_L = gram_LBB[:, kept_B][:, :, kept_B].mean(axis=(1, 2))
-    return _ratio(-dots_KBL[:, kept_B].mean(axis=1), np.sqrt(of_mean_L[None] * squared_KL))
+    norm_squared_L = gram_LBB[:, kept_B][:, :, kept_B].mean(axis=(1, 2))
+    return _ratio(-dots_KBL[:, kept_B].mean(axis=1), np.sqrt(norm_squared_L[None] * squared_KL))
 
   return leave_one_out(cosines, len(gradients))
 
@@ -182,30 +183,30 @@ def descent_cosines(
 def leave_one_out(
   statistic: Callable[[np.ndarray], np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A statistic of `count` parts, and the same without each of them, along a new first axis.
+  """A statistic of `count` parts, and its values without each part, along a new first axis.
 
   Args:
-    statistic: indices of the parts to take → values of any shape.
+    statistic: maps the indices of the parts to use to values_X.
 
   Raises:
-    ValueError: there are under three parts.
+    ValueError: there are fewer than three parts.
   """
   if count < MIN_BATCHES:
-    raise ValueError(f'{count} batches; a jackknife takes {MIN_BATCHES} or more')
+    raise ValueError(f'{count} batches; a jackknife needs {MIN_BATCHES} or more')
   everything = np.arange(count)
   return statistic(everything), np.stack([statistic(np.delete(everything, i)) for i in everything])
 
 
 def jackknife_error(without_BX: np.ndarray) -> np.ndarray:
-  """The standard error of a statistic from its values without each part (Efron & Tibshirani 1993, ch. 11).
+  """The jackknife standard error of a statistic (Efron & Tibshirani 1993, ch. 11).
 
-  √((n − 1)/n Σ_i (value without i − their mean)²), with n − 1 degrees of freedom.
+  It is √((n − 1)/n Σ_i (value without part i − their mean)²), with n − 1 degrees of freedom.
   """
   return np.sqrt((len(without_BX) - 1) * without_BX.var(axis=0))
 
 
 def jackknife(value_X: np.ndarray, without_BX: np.ndarray) -> np.ndarray:
-  """(value, low, high) along a new first axis, by Student's t distribution."""
+  """The value and its 95 % interval by Student's t: (value, low, high) along a new first axis."""
   quantile = scipy.stats.t.ppf(1 - intervals.TAIL, len(without_BX) - 1)
   half_X = quantile * jackknife_error(without_BX)
   return np.stack([value_X, value_X - half_X, value_X + half_X])
@@ -215,17 +216,17 @@ def jackknife(value_X: np.ndarray, without_BX: np.ndarray) -> np.ndarray:
 
 
 def disagreements(a_NC: np.ndarray, b_NC: np.ndarray) -> np.ndarray:
-  """1 where the most probable classes differ, else 0, values_N. The mean is a distance in [0, 1]."""
+  """values_N, 1 where the most probable classes differ and 0 elsewhere; the mean is a distance in [0, 1]."""
   return (a_NC.argmax(axis=-1) != b_NC.argmax(axis=-1)).astype(np.float64)
 
 
 def jensen_shannon(log_p_NC: np.ndarray, log_q_NC: np.ndarray) -> np.ndarray:
-  """Jensen–Shannon divergences in bits, values_N in [0, 1]: 0 of equals, 1 of disjoint predictions.
+  """Jensen–Shannon divergences in bits, values_N in [0, 1]: 0 for equal, 1 for disjoint predictions.
 
-  ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2 (Lin 1991). The square root of the mean over examples is
-  a metric, and one of Euclidean space (Fuglede & Topsøe 2004).
+  The divergence is ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2 (Lin 1991). The square root of its mean over
+  examples is a Euclidean metric (Fuglede & Topsøe 2004).
   """
-  # Not by scipy.spatial.distance.jensenshannon, which is NaN where p and q differ by rounding alone.
+  # scipy.spatial.distance.jensenshannon is NaN where p and q differ only by rounding.
   p_NC, q_NC = (np.exp(log_softmax(_float64(x), axis=-1)) for x in (log_p_NC, log_q_NC))
   terms_NC = rel_entr(p_NC, p_NC + q_NC) + rel_entr(q_NC, p_NC + q_NC)
   return np.clip(1 + 0.5 * terms_NC.sum(axis=-1) / np.log(2), 0, 1)
@@ -239,11 +240,13 @@ def prediction_distances(
   """Distances between K predictors on the same examples, with bootstrap intervals over examples.
 
   Args:
-    make_rng: a new generator, always the same, so that all pairs have the same resamples.
+    log_probs_KNC: of each predictor.
+    num_resamples: of the bootstrap.
+    make_rng: returns a new generator with the same state each time, so that all pairs share resamples.
 
-  Returns: 'disagreement', 1 − top-1 agreement, and 'jensen_shannon', √ of the mean divergence in bits,
-    each of shape (K, K) and in [0, 1]. √ of the former is Euclidean, too: it is the distance of one-hot
-    predictions over √(2 N).
+  Returns: 'disagreement', 1 − top-1 agreement, and 'jensen_shannon', √ of the mean divergence in bits, each
+    of shape (K, K) and in [0, 1]. √ of the disagreement is Euclidean too: it is the distance of the one-hot
+    predictions divided by √(2 N).
   """
   count = len(log_probs_KNC)
   keys = [f'{name}{end}' for name in ('disagreement', 'jensen_shannon') for end in intervals.ENDS]
@@ -267,12 +270,12 @@ def mds(distances_KK: np.ndarray) -> tuple[np.ndarray, float]:
   """Classical multidimensional scaling to the plane (Torgerson 1952).
 
   Args:
-    distances_KK: symmetric, 0 on the diagonal.
+    distances_KK: symmetric, with 0 on the diagonal.
 
-  Returns: coords_K2, centred, in units of the distances, with the signs that make the last point's
-    coordinates positive; and (λ1 + λ2) / Σ |λ| over the eigenvalues of the centred −½ D² (Mardia et
-    al. 1979, eq. 14.4.7): the fraction of the sum of squared distances that the plane keeps, where D
-    is Euclidean. What is not Euclidean has negative eigenvalues, and they count as lost.
+  Returns: coords_K2, centred, in units of the distances, with signs that make the last point's coordinates
+    positive; and the fraction of the sum of squared distances that the plane keeps. The fraction is
+    (λ1 + λ2) / Σ |λ| over the eigenvalues of the centred −½ D² (Mardia et al. 1979, eq. 14.4.7); distances
+    that are not Euclidean give negative eigenvalues, which count as lost.
   """
   coords_KK, kept_K = _principal(_centred(-0.5 * _float64(distances_KK) ** 2), len(distances_KK))
   return coords_KK[:, :2], float(kept_K[:2].sum())
@@ -286,13 +289,13 @@ def _float64(x: Any) -> np.ndarray:
 
 
 def _by_layer(tree: Tree) -> np.ndarray:
-  """Sums equally shaped leaves within each layer, and puts the sum over layers before them."""
+  """Sums equally shaped leaves within each layer, and prepends the sum over all layers."""
   of_layers = np.stack([sum(jax.tree.leaves(tree[name])) for name in sorted(tree)])
   return np.concatenate([of_layers.sum(axis=0, keepdims=True), of_layers])
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-  """NaN where `below` is 0."""
+  """above / below, NaN where `below` is 0."""
   return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
 
 
@@ -301,15 +304,15 @@ def _with_interval(name: str, values: np.ndarray) -> Values:
 
 
 def _centred(matrix_TT: np.ndarray) -> np.ndarray:
-  """Rows and columns get the mean 0."""
+  """Centres a symmetric matrix, so that rows and columns have mean 0."""
   matrix_TT = matrix_TT - matrix_TT.mean(axis=0, keepdims=True)
   return matrix_TT - matrix_TT.mean(axis=1, keepdims=True)
 
 
 def _principal(gram_TT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """The first coordinates of points with these centred inner products, and eigenvalues / Σ |them|.
+  """The first `count` coordinates of points with these centred inner products, and λ / Σ |λ|.
 
-  Imaginary coordinates, of negative eigenvalues, are left at 0.
+  Coordinates of negative eigenvalues are set to 0.
   """
   values_T, vectors_TT = scipy.linalg.eigh(gram_TT)
   values_K, vectors_TK = values_T[::-1][:count], vectors_TT[:, ::-1][:, :count]

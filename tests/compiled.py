@@ -28,7 +28,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from analysis import alignment, curvature, permutations, surface
+from analysis import activations, curvature, permutations, surface
 from kdjax import losses, models
 from kdjax.models import resnet50, vgg
 from kdjax.runtime import compiler
@@ -184,7 +184,7 @@ class Programs:
     for product in self._case.products:
       yield product, getattr(mean_loss, product)(vector_P)
     spec = permutations.spec_for(self._model, variables['params'])
-    units = alignment.group_activations(self._model, variables, batch['inputs'], spec)
+    units = activations.group_activations(self._model, variables, batch['inputs'], spec)
     yield from _flat('activations', units)
 
 

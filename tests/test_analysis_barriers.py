@@ -1,5 +1,6 @@
 """Barriers between networks of which some are permuted copies, and so have none once they are aligned."""
 
+import functools
 import types
 
 import flax.linen as nn
@@ -36,10 +37,8 @@ class Small(nn.Module):
 
 HIDDEN = ('hidden',)
 NORM_PATHS = [
-  ('params', 'scale'),
-  ('params', 'bias'),
-  ('batch_stats', 'mean'),
-  ('batch_stats', 'var'),
+  *(('params', name) for name in ('scale', 'bias')),
+  *(('batch_stats', name) for name in ('mean', 'var')),
 ]
 SPEC = permutations.Spec(
   axes={
@@ -83,9 +82,7 @@ class SmallMeasure(measure.Distilled):
       'distillation': cut(slice(skip, skip + min(num_examples, 40))),
       'test': cut(slice(80, 100)),
     }
-    if (
-      skip
-    ):  # An alignment is chosen by losses under the batch's statistics: so KL is 0 under these.
+    if skip:  # alignments are chosen by losses under the batch's statistics, where KL is 0
       inputs = examples['distillation']['inputs']
       logits_NC, _ = surface.in_batch(study.points()['student'], inputs, model=Small())
       examples['distillation']['teacher_log_probs'] = np.asarray(jax.nn.log_softmax(logits_NC))
@@ -118,10 +115,12 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def small():
+def small(study):
+  """Parts take small measures, which are compiled once for this file."""
+  make = functools.cache(functools.partial(SmallMeasure, study))
   with pytest.MonkeyPatch.context() as patch:
     for module in (barriers, matching):
-      patch.setattr(module, 'Measure', SmallMeasure)
+      patch.setattr(module, 'Measure', lambda _, *args, **kwargs: make(*args, **kwargs))
     patch.setitem(permutations.SPECS, Small, lambda model, flat: (SPEC.axes, SPEC.outputs))
     yield
 
@@ -158,19 +157,14 @@ def test_a_permuted_copy_has_a_barrier_until_it_is_aligned(matrix):
       assert max(value, high[variant]) < 1e-4, variant
 
 
-def test_intervals_surround_their_barriers(matrix):
+def test_a_barrier_is_that_of_its_three_points_with_its_interval_around_it(matrix, study):
   arrays, _ = matrix
   for key in ('loss', 'error'):
     value, low, high = (arrays[f'{key}{end}'] for end in ('', '/low', '/high'))
     assert value.shape == (3, 4)
-    assert (low <= high).all()
-    assert (low >= 0).all()
-  assert (arrays['loss/low'][2, :2] < arrays['loss'][2, :2]).all()
-  assert (arrays['loss'][2, :2] < arrays['loss/high'][2, :2]).all()
-
-
-def test_a_barrier_is_that_of_its_three_points(matrix, study):
-  arrays, _ = matrix
+    assert ((low >= 0) & (low <= high)).all()
+  low, value, high = (arrays[f'loss{end}'][2, :2] for end in ('/low', '', '/high'))
+  assert ((low < value) & (value < high)).all()
   measured = SmallMeasure(study, SETTINGS.num_examples)
   points = study.points()
   a, b = points['student'], points['teacher 0']
@@ -247,7 +241,7 @@ def test_the_aligned_path_to_a_permuted_copy_is_flat(curves):
 
 
 def test_the_spread_over_alignments_is_measured_on_other_examples(matrix, study):
-  """Of student and teacher 0: each method finds the planted order, and as they are they are far."""
+  """Every method finds the planted order of teacher 0; as they are the networks are far apart."""
   arrays, _ = matrix
   names = arrays['alignments/names'][2].tolist()
   assert names == ['as they are', 'weights', 'activations', 'weights, restart 1', 'learned']
@@ -322,7 +316,7 @@ def test_layers_of_a_permuted_copy_change_nothing_if_they_are_aligned(moved):
   assert (changes['replaced, as it is'] > 0.5).tolist() == [True, False, True]
 
 
-def test_pairs_that_there_are():
+def test_default_pairs_are_the_available_ones():
   def chosen(*names, **settings):
     study = types.SimpleNamespace(names=names, num_members=3)
     return barriers._chosen_pairs(study, Settings(**settings))
@@ -341,7 +335,7 @@ def test_pairs_that_there_are():
 
 
 @pytest.mark.parametrize('pair', ['student', 'student:student', 'student:teacher 7', ':student'])
-def test_pairs_that_there_are_not(pair):
+def test_unknown_pairs_are_refused(pair):
   names = ['initial', 'student', 'teacher 0']
   misnamed = PARTS['paths'].misnamed
   (told,) = misnamed(names, Settings(pairs=(pair, 'student:initial')))
@@ -468,7 +462,7 @@ def made_matrix(error, low, high):
 def test_the_matrix_shows_each_pair_once_in_its_cell():
   with figures.style('barriers'):
     figure = PARTS['barriers'].draw(made_matrix(0.01, 0, 0.02))
-  first, accuracy, second, spread = figure.axes[:4]
+  first, second, _, accuracy, spread = figure.axes[:5]
   assert texts_of(first) == ['9.0', '5.0', '7.0']
   assert texts_of(second) == ['8.0', '4.0', '0.02']
   assert texts_of(accuracy) == ['40.0', '10.0', '1.0']
@@ -496,5 +490,5 @@ def test_the_table_tells_whether_student_and_teacher_share_a_basin(error, low, h
   assert rows[4] == [*cells, verdict]
   assert rows[-2] == ['student, teacher 0', 'learned', '2', '3 to 5', '2 to 5']
   caption = PARTS['barriers'].caption(arrays)
-  assert 'best on 512 other examples (10 of them measured, too).' in caption
+  assert 'best of several on 512 other examples (10 of them measured too).' in caption
   assert len(caption.split()) <= 60

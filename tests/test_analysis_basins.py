@@ -1,5 +1,7 @@
 """Forks, returns and students by λ: what they train, measure and say."""
 
+import functools
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -14,8 +16,8 @@ from analysis.curvature import MeanLoss
 from analysis.figures import basins as drawing
 from analysis.figures import one_basin
 from analysis.part import Blocks, Checks
+from analysis.parts import basins as basins_part
 from analysis.parts import lambdas
-from analysis.parts.basins import PARTS
 from kdjax import config as config_lib
 from kdjax import intervals
 from kdjax.errors import DivergedError, UserError
@@ -23,7 +25,7 @@ from kdjax.report import figures
 from kdjax.stages import student
 from kdjax.train.checkpoint import digest
 
-FORKS, RETURNS = PARTS
+FORKS, RETURNS = basins_part.PARTS
 (LAMBDAS,) = lambdas.PARTS
 SMALL = {
   'num_examples': 60,
@@ -45,8 +47,28 @@ def study(finished, tmp_path_factory) -> runs.Study:
   return runs.load(copied(finished, tmp_path_factory.mktemp('basins')).workdir)
 
 
+@pytest.fixture(scope='module')
+def distil(study):
+  """The student's own distiller, compiled once for this file."""
+  return basins.distiller(study.experiment)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(study, distil):
+  """All parts share the distiller of the student's plan and the measures of this one study."""
+  distiller, make = basins.distiller, functools.cache(partial(measure.Measure, study))
+  own = study.experiment.student.plan
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      basins, 'distiller', lambda run: distil if run.student.plan == own else distiller(run)
+    )
+    for module in (measure, basins_part, lambdas):
+      patch.setattr(module, 'Measure', lambda _, *args: make(*args))
+    yield
+
+
 def found_by(part, study, tmp_path):
-  """What a part computes with those settings alone that it says it reads; it is drawn, too."""
+  """Computes and draws a part, given only the settings that it declares."""
   settings = SimpleNamespace(**{name: SMALL[name] for name in part.reads})
   checks = Checks()
   arrays = part.compute(study, settings, Blocks(tmp_path), checks)
@@ -65,9 +87,9 @@ def trained_by(part, study):
   return [(training.name, training.num_steps) for training in part.trains(study, settings)]
 
 
-def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, tmp_path):
+def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, distil):
   """So optimizer, schedule, views and order go on as if nothing had happened."""
-  run, distil = study.experiment, basins.distiller(study.experiment)
+  run = study.experiment
   middle = study.steps[1]
   assert 0 < middle < study.steps[-1]
   seeds = [config_lib.student_seed(run.config), basins.order_seed(run, 0)]
@@ -85,8 +107,8 @@ def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, tmp
   assert digest(again) == digest(ends[1])
 
 
-def test_a_killed_continuation_goes_on(study):
-  run, distil = study.experiment, basins.distiller(study.experiment)
+def test_a_killed_continuation_goes_on(study, distil):
+  run = study.experiment
   whole, killed = study.folder / 'whole', study.folder / 'killed'
   expected = basins.continued(run, distil, whole, study.steps[1], 5, 'fork')
 
@@ -338,7 +360,7 @@ def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monk
   monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
   few = {'lanczos_steps': 2, 'num_eigenpairs': 1}
   settings = SimpleNamespace(**{name: SMALL[name] for name in RETURNS.reads} | few)
-  with pytest.raises(UserError, match=r'--lanczos_steps = 2: too few .* such as 4; nothing was'):
+  with pytest.raises(UserError, match=r'--lanczos_steps = 2: too few .* such as 4. Nothing was'):
     RETURNS.compute(study, settings, Blocks(tmp_path), Checks())
 
 

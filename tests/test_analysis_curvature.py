@@ -28,7 +28,7 @@ def normed(params, inputs):
 
 
 def frozen(params, inputs):
-  """The same with given statistics, so that logits are piecewise linear in each weight."""
+  """A forward function with fixed statistics, so that logits are piecewise linear in each weight."""
   hidden = (inputs @ params['hidden']['kernel'] - 0.1) / 1.7
   return jax.nn.relu(hidden + params['hidden']['bias'][None]) @ params['out']['kernel']
 
@@ -317,7 +317,7 @@ def test_sharpness_at_a_minimum_is_that_of_the_top_eigenvector():
 
 
 def test_sharpness_of_a_quadratic_is_its_maximum_on_a_fine_grid():
-  """Of ½ (x² + 3 y²) around (1, 1): the worst point is neither along the gradient nor the axis."""
+  """For ½ (x² + 3 y²) around (1, 1) the worst point is neither along the gradient nor the axis."""
   of = of_params(squared_length, [1, 0], [1, 0, 0, 0])
   increase, shift = curvature.sharpness(of, 1.0, num_steps=30)
   angles = np.linspace(0, 2 * np.pi, 100_001)

@@ -289,7 +289,7 @@ def test_the_figure_shows_what_there_is_and_the_table_has_its_numbers(
   assert len(residual.patches) == (6 if has_residual else 0)
   caption = found.caption(arrays)
   assert len(caption.split()) <= 60 and f'({num_students} here)' in caption
-  assert ('NTK' in caption) == has_residual
+  assert ('c: residual' in caption) == has_residual
   rows = found.table(arrays)
   value_of = {tuple(row[:3]): row[3] for row in rows}
   assert len(value_of) == len(rows)

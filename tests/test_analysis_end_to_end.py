@@ -1,4 +1,4 @@
-"""python -m analysis on a tiny student: numbers, figures, report, and that nothing is done twice."""
+"""`python -m analysis` on a tiny student: numbers, figures, the report, and a second run that does nothing."""
 
 import html
 import json
@@ -17,15 +17,9 @@ from kdjax.runtime import files
 from kdjax.stages.experiment import Experiment
 from tests import launched
 
-SMALL = {
-  'num_examples': 64,
-  'path_points': 3,
-  'bezier_steps': 2,
-  'alignment_restarts': 1,
-  'alignment_steps': 1,
-}
-NAMES = {'pairs': 'student:sibling'}
-CHOSEN = ('paths', 'predictions')  # all others have tests of their own
+SMALL = {'num_examples': 64, 'resolution': 3}
+NAMES = {'corners': 'teacher 0,student,sibling'}
+CHOSEN = ('ensemble_plane', 'predictions')  # cheap ones; every part has its own tests
 FLAGS = [f'--parts={",".join(CHOSEN)}', '--train=cheap'] + [
   f'--{name}={value}' for name, value in (SMALL | NAMES).items()
 ]
@@ -37,7 +31,7 @@ def analysed(
 ) -> tuple[runs.Study, subprocess.CompletedProcess]:
   workdir = tmp_path_factory.mktemp('analysed')
   copied(finished, workdir)
-  done = subprocess.run(  # by the very command; all else here is started faster
+  done = subprocess.run(  # the command itself; the other tests use a faster start
     [sys.executable, '-m', 'analysis', workdir, *FLAGS],
     cwd=ROOT,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
@@ -83,8 +77,8 @@ def test_a_part_has_numbers_with_intervals_and_checks(analysed, name):
 
 def test_networks_are_those_that_were_named(analysed):
   study, _ = analysed
-  arrays = files.read_arrays(study.folder / 'paths.npz')
-  assert arrays['pair_names'].tolist() == [NAMES['pairs'].split(':')]
+  arrays = files.read_arrays(study.folder / 'ensemble_plane.npz')
+  assert arrays['corners/names'].tolist() == NAMES['corners'].split(',')
 
 
 @pytest.mark.parametrize('name', CHOSEN)

@@ -17,7 +17,7 @@ def symmetric(eigenvalues, seed=0):
 
 
 def float32_product(matrix):
-  """As of a network: nothing is more precise than float32."""
+  """A product in float32, as a network has it."""
   matrix = matrix.astype(np.float32)
   return lambda vector: matrix @ vector
 

@@ -48,7 +48,7 @@ def test_a_point_gives_what_the_evaluation_gives(study, finished):
 
 
 def test_the_loss_is_the_students_less_the_teachers(study, measured):
-  """By the very function that the train step calls; of a cross-entropy the teacher's is τ² H(p)."""
+  """The train step calls the same function; the teacher's own cross-entropy is τ² H(p)."""
   batch = measured.batches('distillation')[1]
   logits_BC, _ = study.experiment.student.model.apply(study.student(), batch['inputs'], train=False)
   section, teacher_BC = study.experiment.config.student, batch['teacher_log_probs']
@@ -80,7 +80,7 @@ def test_the_teacher_is_the_zero_of_every_loss(name):
 
 
 def test_the_teacher_is_at_distance_zero_from_itself(study, finished):
-  """With one member, KL is 0 but for float32, which no stored float16 prediction gives."""
+  """KL is 0 up to float32 for one member, which stored float16 predictions do not give."""
   config = finished.config.copy_and_resolve_references()
   config.teacher.num_members = 1
   alone = runs.Study(type(finished)(config, finished.workdir))

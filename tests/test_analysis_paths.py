@@ -117,7 +117,7 @@ def test_the_interval_has_the_width_of_the_normal_one():
 
 
 def test_resamples_are_the_same_at_all_positions():
-  """What all positions have in common, however noisy, cancels."""
+  """Noise that all positions share cancels."""
   noise_N = 100 * np.random.default_rng(0).normal(size=50)
   values_TN = noise_N[None] + (TS * (1 - TS))[:, None]
   value, low, high = paths.barrier_interval(values_TN, TS, seed=3)
@@ -194,12 +194,11 @@ def test_batches_are_cycled_and_the_ends_and_statistics_stay():
   )
 
 
-def test_training_batches_leave_out_padding_and_a_smaller_last_one():
-  numbers = np.arange(12).reshape(2, 6)
-  weights = np.array([[1.0] * 6, [1, 1, 1, 0, 0, 0]])
-  given = [{'inputs': x, 'weights': w} for x, w in zip(numbers, weights, strict=True)]
+def test_training_batches_have_one_size_and_each_example_once():
+  given = [{'inputs': x, 'labels': x + 10} for x in (np.arange(6), np.arange(6, 9))]
   found = paths.training_batches(given, 4)
   assert [batch['inputs'].tolist() for batch in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  assert found[1]['labels'].tolist() == [14, 15, 16, 17]
   (found,) = paths.training_batches(given, 100)
   assert found['inputs'].tolist() == list(range(9))
 

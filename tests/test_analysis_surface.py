@@ -121,6 +121,10 @@ def test_points_come_in_order_and_nothing_is_compiled_between_them(normed):
     for key, value in of.variables(end, reestimate=True).items():
       np.testing.assert_allclose(whole[key][place], value[0], rtol=1e-4, atol=1e-4, err_msg=key)
   assert not np.allclose(whole['test/loss'][1], whole['test/loss'][0])
+  only = of.at(paths.line_point, ends, np.array([[0.5]]), reestimate=True, sets=['test'])
+  assert only.keys() == {key for key in whole if key.startswith('test/')}
+  for key, value in only.items():
+    np.testing.assert_allclose(value[0], whole[key][1], rtol=1e-6)
   shown = []
   with compilations() as count:
     ts_P1 = np.linspace(0, 1, 4)[:, None]

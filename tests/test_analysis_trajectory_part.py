@@ -14,7 +14,7 @@ import pytest
 from conftest import copied, tiny_run
 from etils import epath
 
-from analysis import alignment, measure, nulls, permutations, runs, trajectory
+from analysis import alignment, measure, nulls, paths, permutations, runs, trajectory
 from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
 from analysis.part import Blocks, CheckError, Checks, Settings
@@ -70,14 +70,14 @@ def random_networks(study, seeds):
 
 @pytest.fixture(scope='module')
 def networks(study):
-  """What the first two parts compare with: teacher 0, and two unrelated teachers."""
+  """The networks of the first two parts: teacher 0, and two unrelated teachers."""
   planted = Planted(study.experiment, unrelated=random_networks(study, (91, 92)))
   return part._networks(planted, SETTINGS, Checks())
 
 
 @pytest.fixture(scope='module')
 def results(study, networks, tmp_path_factory):
-  """What all four parts compute."""
+  """The arrays of all four parts."""
   found = {}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(part, '_networks', lambda *_: networks)
@@ -233,9 +233,9 @@ def step_of(model, objective):
 
 
 def test_the_gradient_is_that_of_the_training_step(study):
-  """Of its norm, which `steps.student_step` logs, on the same batch."""
+  """The norm is the one that `steps.student_step` logs on the same batch."""
   measured, run = measure.Measure(study, 4 * BATCH_SIZE), study.experiment
-  batch = part.gradient_batches(measured, BATCH_SIZE)[0]
+  batch = paths.training_batches(measured.batches('distillation'), BATCH_SIZE)[0]
   step = devices.parallel(
     partial(
       steps.student_step,
@@ -282,7 +282,7 @@ def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path, monkeypatch
   measured = measure.Measure(study, 4 * BATCH_SIZE)
   fn = step_of(study.experiment.student.model, measured.objective('distillation'))
   final = jax.device_get(study.student())
-  batches = part.gradient_batches(measured, BATCH_SIZE)
+  batches = paths.training_batches(measured.batches('distillation'), BATCH_SIZE)
   gradients = [jax.device_get(fn((final, 4.0), devices.shard(b), study.seed)) for b in batches]
   down = jax.tree.map(lambda x, *g: x - 0.5 * sum(g), final['params'], *gradients)
   # The ensemble would follow the planted member; the gradient was taken against the true one.
@@ -329,7 +329,7 @@ def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(
 
 
 def test_gradients_have_the_temperature_of_their_step(finished, study, networks, tmp_path):
-  """Of a student that is told to have been trained on a schedule from 4 to 1/4."""
+  """The config claims a schedule from 4 to 1/4."""
   config = finished.config.copy_and_resolve_references()
   middle = study.steps[1]
   alone = {}
@@ -354,22 +354,12 @@ def test_gradients_have_the_temperature_of_their_step(finished, study, networks,
   assert not [row for row in PARTS['gradients'].table(alone['hot']) if row[0] == 'τ']
 
 
-def test_batches_are_of_trainings_size_with_each_example_once(study):
-  measured = measure.Measure(study, 150)  # 64, 64 and 22, padded
-  batches = part.gradient_batches(measured, BATCH_SIZE)
-  assert [len(b['labels']) for b in batches] == [BATCH_SIZE] * 3
-  padded = measured.batches('distillation')
-  for key in ('inputs', 'labels', 'teacher_log_probs'):
-    stored = np.concatenate([b[key][b['weights'] > 0] for b in padded])
-    np.testing.assert_array_equal(np.concatenate([b[key] for b in batches]), stored[:144])
-
-
 def test_too_few_examples_for_noise_are_told_beforehand(finished):
   assert PARTS['gradients'].unavailable(runs.Study(finished)) is None
   study = runs.Study(tiny_run(finished.workdir, student__batch_size=80))
-  told = PARTS['gradients'].unavailable(study)
-  assert told.startswith(
-    'the distillation data, 200 examples, are under 3 batches of student.batch'
+  assert PARTS['gradients'].unavailable(study) == (
+    'the noise of gradients needs 3 batches of student.batch_size = 80, and the distillation data have '
+    'only 200 examples'
   )
 
 
@@ -412,7 +402,7 @@ def test_the_random_start_is_measured_but_not_mapped(results):
     assert np.isnan(arrays[f'{name}/coords'][:, 0]).tolist() == [True] + [False] * 5
     assert (arrays[name][0, 1:] > 0).all()
     assert 0 < arrays[f'{name}/kept'] <= 1
-  assert 'without the random start' in map_drawing.caption_predictions(arrays)
+  assert 'without the distant random initial' in map_drawing.caption_predictions(arrays)
 
 
 def test_the_map_of_disagreement_is_of_its_root(results):
@@ -458,7 +448,8 @@ def test_the_figure_of_gradients_marks_intervals_without_zero(results):
   for end, value in zip(intervals.ENDS, (0.5, 0.4, 0.6), strict=True):
     arrays[f'excess/raw/permuted{end}'] = np.where(np.eye(3, 7), value, 0.0)
   figure = drawing.draw_gradients(arrays)
-  (panel,) = [axes for axes in figure.axes if axes.get_title().startswith('teacher 0 −')]
+  titles = {axes.get_title(loc='left').partition('  ')[2]: axes for axes in figure.axes}
+  panel = titles['teacher 0 − permuted']
   xy = sorted(zip(*panel.lines[-1].get_data(), strict=True))
   assert xy == [(0, 0), (1, 1), (2, 2)]  # checkpoint, layer
 

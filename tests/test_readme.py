@@ -101,7 +101,7 @@ def test_every_command_of_the_analysis_is_valid():
   assert len(commands) >= 2
   for command in commands:
     folder, *flags = shlex.split(command, comments=True)
-    assert folder == 'runs/digits_resnet'
+    assert folder.startswith('runs/')
     done = launched.analyse('/no/such/folder', *flags)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert done.stderr.endswith('there is no such folder; give a workdir or a student in it\n')

@@ -1,14 +1,28 @@
-"""Figures and captions of `analysis.parts.basins`. matplotlib is imported when a figure is drawn.
+"""Figures, captions and tables of `analysis.parts.basins`.
 
 Axes: K fork, P pair of ends, S start.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.figures import SAME_BASIN, one_basin
+from analysis.figures import (
+  CONTROL,
+  FEW_POINTS,
+  GREEN,
+  INK,
+  NORMAL,
+  SMALL,
+  STUDENT,
+  TEACHER,
+  WIDTH,
+  Arrays,
+  draw_interval,
+  draw_threshold,
+  one_basin,
+  title,
+)
 from kdjax import intervals
 from kdjax.report import figures
 
@@ -16,74 +30,59 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Arrays = Mapping[str, np.ndarray]
-
-SETS = {'distillation': (figures.COLORS['ink'], 's--'), 'test': (figures.COLORS['student'], 'o-')}
-DIRECTIONS = {
-  'random': ('#009e73', 'o'),
-  'sharp': (figures.COLORS['student'], '^'),
-  'flat': (figures.COLORS['teacher'], 's'),
-}
-ASIDE = {'random': 0.95, 'sharp': 1.0, 'flat': 1 / 0.95}  # so that no error bar hides another
+SETS = {'distillation': (INK, 's--'), 'test': (STUDENT, 'o-')}
+DIRECTIONS = {'random': (GREEN, 'o'), 'sharp': (STUDENT, '^'), 'flat': (TEACHER, 's')}
+ASIDE = {'random': 0.95, 'sharp': 1.0, 'flat': 1 / 0.95}  # keeps error bars apart
 
 
 # Forks.
 
 
 def draw_forks(arrays: Arrays) -> 'Figure':
-  """Barriers between ends, and their agreement, against the step at which they parted."""
-  figure = figures.blank((7.0, 5.4))
-  all_axes = figure.subplots(2, 2, sharex=True)
+  """Barriers between ends, and their agreement, against the epoch of the fork."""
+  figure = figures.blank((WIDTH, 5.4))
+  all_axes = figure.subplots(2, 2, sharex=True).ravel()
   panels = (
-    ('loss', f'barrier: loss ({arrays["loss_unit"]})', 1),
-    ('predictive_kl', 'barrier: KL (nats)', 1),
-    ('accuracy', 'barrier: accuracy (%)', 100),
+    ('loss', f'barrier of the loss ({arrays["loss_unit"]})', 1),
+    ('predictive_kl', 'barrier of the KL (nats)', 1),
+    ('accuracy', 'barrier of the accuracy (%)', 100),
   )
-  for axes, (name, label, scale) in zip(all_axes.ravel(), panels, strict=False):
+  for axes, (name, label, scale) in zip(all_axes, panels, strict=False):
     for of, (color, line) in SETS.items():
       key = f'barrier/{of}/{name}'
       if not np.isnan(arrays[key]).all():
-        draw_interval(axes, arrays, 'epochs', key, scale, color, line, of)
-        axes.plot(arrays['epochs'], scale * arrays[f'{key}/pairs'], '_', color=color, alpha=0.5)
-    axes.set_ylabel(label)
+        draw_interval(axes, arrays, 'epochs', key, line, color, of, scale)
+        pairs = scale * arrays[f'{key}/pairs']
+        axes.plot(arrays['epochs'], pairs, '_', color=color, alpha=0.5)
     axes.set_ylim(bottom=0)
-  axes = all_axes[1, 0]
-  axes.set_ylim(
-    top=max(axes.get_ylim()[1], 120 * SAME_BASIN)
-  )  # the line, and its label, are to be seen
-  axes.axhline(100 * SAME_BASIN, color=figures.COLORS['ink'], linewidth=1, linestyle=':')
-  axes.annotate(
-    'stable below',
-    (1, 100 * SAME_BASIN),
-    xycoords=('axes fraction', 'data'),
-    ha='right',
-    va='bottom',
-    fontsize=10,
-  )
-  axes = all_axes[1, 1]
+    axes.set_ylabel(label, fontsize=NORMAL)
+  draw_threshold(all_axes[2])
   color, line = SETS['test']
-  draw_interval(axes, arrays, 'epochs', 'agreement', 100, color, line, None)
-  axes.plot(arrays['epochs'], 100 * arrays['agreement/pairs'], '_', color=color, alpha=0.5)
-  axes.set_ylabel('agreement of ends (%)')
+  agreement = all_axes[3]
+  draw_interval(agreement, arrays, 'epochs', 'agreement', line, color, 'test', 100)
+  agreement.plot(arrays['epochs'], 100 * arrays['agreement/pairs'], '_', color=color, alpha=0.5)
+  agreement.set_ylabel('agreement of ends (%)', fontsize=NORMAL)
   some_K = arrays['diverged'].any(axis=1)
-  for axes in all_axes.ravel():
+  texts = ('loss', 'KL to the teacher', 'accuracy', 'agreement')
+  for axes, letter, text in zip(all_axes, 'abcd', texts, strict=True):
     _mark_diverged(axes, arrays['epochs'][some_K])
-  figure.supxlabel(f'epochs before the fork, of {arrays["num_epochs"]:.3g}', fontsize=12)
-  figure.legend(*all_axes[0, 0].get_legend_handles_labels(), loc='outside upper left', ncols=2)
+    title(axes, letter, text, ncols=3)
+  label = f'epoch of the fork, of {arrays["num_epochs"]:.3g}'
+  figure.supxlabel(label, fontsize=NORMAL)
   return figure
 
 
 def caption_forks(arrays: Arrays) -> str:
   count = int(arrays['num_continuations'])
   return (
-    f'From kept checkpoints the training goes on {count} times with other orders of the examples, to the '
-    'end of its schedule (Frankle et al. 2020). Mean barriers between these ends and the student (dashes: '
-    f'pairs). Crosses: diverged. {how(arrays)}'
+    f'Training is continued {count} times from each kept checkpoint, with other orders of the examples '
+    '(Frankle et al. 2020). Mean barriers on the lines between all ends and the student, and their '
+    f'agreement; dashes: single pairs; crosses: diverged. {how(arrays)}'
   )
 
 
 def table_forks(arrays: Arrays) -> list[list[str]]:
-  heading = ['Step of the fork', 'KL barrier, test (nats)', 'accuracy barrier, test (%)']
+  heading = ['Fork at step', 'KL barrier, test (nats)', 'accuracy barrier, test (%)']
   rows = [[*heading, 'agreement of ends (%)', 'diverged', 'one basin?']]
   for k, step in enumerate(arrays['steps']):
     cells = [
@@ -100,23 +99,23 @@ def table_forks(arrays: Arrays) -> list[list[str]]:
 
 
 def verdicts(arrays: Arrays, key: str) -> list[str]:
-  """`one_basin` of each entry of a barrier of the accuracy."""
+  """`one_basin` for each entry of a barrier of the accuracy."""
   ends = (np.ravel(arrays[f'{key}/{end}']) for end in ('low', 'high'))
   return [one_basin(low, high) for low, high in zip(*ends, strict=True)]
 
 
 def stable_from(verdicts_K: list[str]) -> int | None:
-  """The first fork from which on all ends are in one basin; None if there is none."""
+  """The first fork from which on all ends share a basin; None if there is none."""
   others = [k for k, verdict in enumerate(verdicts_K) if verdict != 'yes']
   first = others[-1] + 1 if others else 0
   return first if first < len(verdicts_K) else None
 
 
 def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
-  """Crosses at the bottom, for trainings that have no end to be drawn."""
+  """Marks trainings that diverged with crosses at the bottom."""
   if len(places):
     bottom = np.full(len(places), 0.04)
-    look = {'color': figures.COLORS['ink'], 'transform': axes.get_xaxis_transform()}
+    look = {'color': INK, 'transform': axes.get_xaxis_transform()}
     axes.plot(places, bottom, 'x', markersize=6, label='diverged', **look)
 
 
@@ -125,59 +124,67 @@ def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
 
 def draw_returns(arrays: Arrays) -> 'Figure':
   """KL, agreement, distance and barrier against the radius of the perturbation."""
-  figure = figures.blank((7.0, 5.6))
-  all_axes = figure.subplots(2, 2, sharex=True)
-  kl, agreement, distance, barrier = all_axes.ravel()
+  figure = figures.blank((WIDTH, 5.6))
+  all_axes = figure.subplots(2, 2, sharex=True).ravel()
+  kl, agreement, distance, barrier = all_axes
   for name, (color, marker) in DIRECTIONS.items():
     chosen = (arrays['directions'] == name) & (arrays['radii'] > 0)
     of = {key: arrays[key][chosen] for key in arrays if arrays[key].shape[:1] == chosen.shape}
     of['radii'] = of['radii'] * ASIDE[name]
+    line, is_few = f'{marker}-', len(of['radii']) <= FEW_POINTS
     for axes, key, scale in ((kl, 'predictive_kl', 1), (agreement, 'top1_agreement', 100)):
       before = scale * of[f'before/test/{key}']
-      axes.plot(of['radii'], before, f'{marker}:', color=color, alpha=0.6, markerfacecolor='none')
-      draw_interval(axes, of, 'radii', f'after/test/{key}', scale, color, f'{marker}-', name)
+      hollow = {'alpha': 0.6, 'markerfacecolor': 'none'}
+      axes.plot(of['radii'], before, marker if is_few else f'{marker}:', color=color, **hollow)
+      draw_interval(axes, of, 'radii', f'after/test/{key}', line, color, name, scale)
     ratio = of['distance/after'] / of['distance/before']
-    distance.plot(of['radii'], ratio, f'{marker}-', color=color)
-    draw_interval(barrier, of, 'radii', 'barrier/test/accuracy', 100, color, f'{marker}-', None)
+    distance.plot(of['radii'], ratio, marker if is_few else line, color=color)
+    draw_interval(barrier, of, 'radii', 'barrier/test/accuracy', line, color, None, 100)
   _draw_controls(arrays, kl, agreement, distance, barrier)
   gone_S = np.isnan(arrays['distance/after'])
-  for axes in all_axes.ravel():
+  texts = ('KL to the ensemble', 'agreement', 'distance to the teacher', 'barrier to the teacher')
+  for axes, letter, text in zip(all_axes, 'abcd', texts, strict=True):
     _mark_diverged(axes, np.unique(arrays['radii'][gone_S & (arrays['radii'] > 0)]))
-  figure.supxlabel("radius of the perturbation, relative to the teacher's norm", fontsize=12)
-  figure.legend(*kl.get_legend_handles_labels(), loc='outside upper left', ncols=3)
+    title(axes, letter, text, ncols=0)
+  label = "radius of the perturbation relative to the norm of the teacher's weights"
+  figure.supxlabel(label, fontsize=NORMAL)
+  legend = kl.get_legend_handles_labels()
+  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL)
   return figure
 
 
 def _draw_controls(
   arrays: Arrays, kl: 'Axes', agreement: 'Axes', distance: 'Axes', barrier: 'Axes'
 ) -> None:
-  """Row 0, which starts at the teacher itself, and the axes."""
-  look = {'color': figures.COLORS['ink'], 'linestyle': '--', 'linewidth': 1.2}
-  kl.axhline(arrays['after/test/predictive_kl'][0], label='from the teacher itself', **look)
-  kl.plot([], [], 'o:', color=look['color'], alpha=0.6, markerfacecolor='none', label='before')
+  """Draws row 0, which starts at the teacher itself, and sets up the axes."""
+  look = {'color': CONTROL, 'linestyle': '--', 'linewidth': 1.5}
+  kl.axhline(arrays['after/test/predictive_kl'][0], label='control: unperturbed', **look)
+  kl.plot([], [], 'o:', color=INK, alpha=0.6, markerfacecolor='none', label='before distillation')
   agreement.axhline(100 * arrays['after/test/top1_agreement'][0], **look)
   barrier.axhline(100 * arrays['barrier/test/accuracy'][0], **look)
   radii = np.unique(arrays['radii'][1:])
   distance.plot(radii, arrays['distance/after'][0] / (radii * arrays['norm']), **look)
-  distance.axhline(1, color=figures.COLORS['ink'], linewidth=1, linestyle=':')
+  distance.axhline(1, color=INK, linewidth=1, linestyle=':')
   for axes in (kl, distance):
     axes.set_yscale('log')
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    axes.yaxis.set_minor_formatter(lambda value, _: '')
   kl.set_xscale('log')
   kl.set_xticks(radii, [f'{radius:g}' for radius in radii], minor=False)
   kl.set_xticks([], minor=True)
-  barrier.set_ylim(bottom=0)
-  kl.set_ylabel('KL, test (nats)')
-  agreement.set_ylabel('agreement, test (%)')
-  distance.set_ylabel('distance after / before')
-  barrier.set_ylabel('barrier: test accuracy (%)')
+  draw_threshold(barrier)
+  kl.set_ylabel('KL, test (nats)', fontsize=NORMAL)
+  agreement.set_ylabel('agreement, test (%)', fontsize=NORMAL)
+  distance.set_ylabel('distance after / before', fontsize=NORMAL)
+  barrier.set_ylabel('accuracy barrier, test (%)', fontsize=NORMAL)
 
 
 def caption_returns(arrays: Arrays) -> str:
   return (
-    f"Teacher 0's weights are moved by a radius and distilled again for {arrays['num_epochs']:g} epochs, by "
-    "the student's schedule in that time. Lines: after it; dotted: before it. Crosses: diverged. "
-    f'{how(arrays, where="everywhere")}'
+    "Teacher 0's weights are perturbed and distilled again for "
+    f"{arrays['num_epochs']:g} epochs by the student's shortened schedule. Filled: after, hollow: before "
+    'distillation; dashed: control from the unperturbed teacher; dotted black in d: one basin below; '
+    f'crosses: diverged. {how(arrays, where="everywhere")}'
   )
 
 
@@ -199,37 +206,16 @@ def table_returns(arrays: Arrays) -> list[list[str]]:
   return rows
 
 
-# In common.
+# Shared.
 
 
-def draw_interval(
-  axes: 'Axes',
-  arrays: Arrays,
-  x: str,
-  key: str,
-  scale: float,
-  color: str,
-  line: str,
-  label: str | None,
-) -> None:
-  """A line with error bars from `key/low` to `key/high`."""
-  mean, low, high = (scale * arrays[f'{key}{end}'] for end in intervals.ENDS)
-  bars = np.maximum([mean - low, high - mean], 0)  # a resampled maximum may lie above its mean
-  axes.errorbar(
-    arrays[x],
-    mean,
-    bars,
-    fmt=line,
-    color=color,
-    linewidth=1.8,
-    markersize=5,
-    capsize=2,
-    label=label,
-  )
+def how(arrays: Arrays, over: str = 'examples', where: str = 'between trained networks') -> str:
+  """The number of examples, the kind of interval, and the BatchNorm statistics.
 
-
-def how(arrays: Arrays, of: str = '', where: str = 'between trained networks') -> str:
-  """On what, with which statistics and which errors it was measured; `of` says whose errors."""
+  Args:
+    over: what the intervals are over.
+    where: where BatchNorm statistics are re-estimated.
+  """
   distillation, test = arrays['num_examples']
-  text = f'{distillation} distillation, {test} test examples; 95 % bootstraps{of}.'
+  text = f'n = {distillation} distillation, {test} test examples; 95 % bootstraps over {over}.'
   return text + (f' BatchNorm is re-estimated {where}.' if arrays['reestimated'] else '')

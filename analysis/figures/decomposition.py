@@ -1,16 +1,28 @@
-"""The figure, caption and table of `analysis.parts.decomposition`. matplotlib is imported when it is drawn.
+"""Figure, caption and table of `analysis.parts.decomposition`.
 
 Axes: S set, G group of students or of directions, B bin.
 """
 
 import itertools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.decomposition import GROUPS as DIRECTIONS
 from analysis.decomposition import MIN_STUDENTS
+from analysis.figures import (
+  CONTROL,
+  GREEN,
+  INK,
+  NORMAL,
+  SMALL,
+  STUDENT,
+  TEACHER,
+  WIDTH,
+  Arrays,
+  errors,
+  title,
+)
 from kdjax import intervals
 from kdjax.report import figures
 
@@ -18,46 +30,46 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Arrays = Mapping[str, np.ndarray]
-
-INK, TEACHER, STUDENT = (figures.COLORS[name] for name in ('ink', 'teacher', 'student'))
-TERMS = {'of_mean': ("KL of students' mean", TEACHER), 'variance': ('variance over seeds', STUDENT)}
+TERMS = {
+  'of_mean': ("bias: KL of students' mean", TEACHER),
+  'variance': ('variance over seeds', STUDENT),
+}
 GROUPS = {  # colour and marker
   'student': (STUDENT, 'o'),
   'λ = 1': (TEACHER, 's'),
-  'twice the width': ('#009e73', '^'),
-  'independent': ('0.6', 'D'),
+  'twice the width': (GREEN, '^'),
+  'independent': (CONTROL, 'D'),
 }
 SETS = {'seen': 'seen views', 'fresh': 'fresh views', 'test': 'test'}
 
 
 def draw_decomposition(arrays: Arrays) -> 'Figure':
   """Four panels: bias and variance, KL by set and group, the residual, and disagreement by margin."""
-  figure = figures.blank((8.4, 6.6))
+  figure = figures.blank((WIDTH, 6.4))
   (bias, kl), (residual, margin) = figure.subplots(2, 2)
   _draw_bias(bias, arrays)
   _draw_kl(kl, arrays)
   _draw_residual(residual, arrays)
   _draw_margin(margin, arrays)
-  for axes in (bias, kl, residual, margin):
-    if axes.get_legend_handles_labels()[0]:
-      axes.legend(loc='lower left', bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=9)
+  title(bias, 'a', 'bias and variance', ncols=1)
+  title(kl, 'b', 'KL by students and data')
+  title(residual, 'c', 'residual p − q', ncols=1)
+  title(margin, 'd', 'disagreement by margin')
   return figure
 
 
 def _draw_bias(axes: 'Axes', arrays: Arrays) -> None:
-  """Stacked bars; the interval of each term stands at its upper end."""
+  """Stacked bars; the interval of each term is drawn at its upper end."""
   places, base = np.arange(len(arrays['sets'])), 0.0
   if 'heskes/mean' not in arrays:
-    return _say(axes, 'one student: its variance is not known')
+    return _say(axes, 'one student:\nvariance unknown')
   for shift, (term, (label, color)) in zip((-0.1, 0.1), TERMS.items(), strict=True):
     value, low, high = _estimate(arrays, f'heskes/{term}')
     axes.bar(places, value, 0.6, bottom=base, color=color, alpha=0.75, label=label)
-    error = _error(value, low, high)
+    error = errors(value, low, high)
     axes.errorbar(places + shift, base + value, yerr=error, fmt='none', color=INK, capsize=3)
     base = base + value
   _label_sets(axes, arrays)
-  axes.set_ylabel('KL(teacher ‖ student) (nats)')
 
 
 def _draw_kl(axes: 'Axes', arrays: Arrays) -> None:
@@ -67,30 +79,31 @@ def _draw_kl(axes: 'Axes', arrays: Arrays) -> None:
     value, low, high = (x[index] for x in _estimate(arrays, 'kl'))
     shift = 0.12 * (index - (num_groups - 1) / 2)
     look = {'fmt': marker, 'color': color, 'markersize': 5, 'capsize': 2}
-    axes.errorbar(places + shift, value, yerr=_error(value, low, high), **look, label=str(name))
+    label = f'{name} (n = {arrays["group_sizes"][index]})'
+    axes.errorbar(places + shift, value, yerr=errors(value, low, high), **look, label=label)
   values = arrays['kl'][arrays['kl'] > 0]
   if values.size and values.max() > figures.WIDE * values.min():
     axes.set_yscale('log')
   _label_sets(axes, arrays)
-  axes.set_ylabel('KL(teacher ‖ student) (nats)')
 
 
 def _draw_residual(axes: 'Axes', arrays: Arrays) -> None:
   if 'residual/shares' not in arrays:
-    return _say(axes, 'no criterion for this optimizer,\nor too many classes')
+    return _say(axes, 'not defined for this optimizer\nor this many classes')
   places = np.arange(len(DIRECTIONS))
   bars = (
-    (-0.2, 'shares', STUDENT, 'of ‖p − q‖²'),
-    (0.2, 'directions', '0.6', 'of directions'),
+    (-0.2, 'shares', STUDENT, 'of the residual, ‖p − q‖²'),
+    (0.2, 'directions', CONTROL, 'control: of all directions'),
   )
   for shift, key, color, label in bars:
     value, low, high = (100 * x for x in _estimate(arrays, f'residual/{key}'))
-    axes.bar(places + shift, value, 0.4, color=color, label=label)
+    axes.bar(places + shift, value, 0.4, color=color, alpha=0.75, label=label)
     look = {'fmt': 'none', 'color': INK, 'capsize': 3}
-    axes.errorbar(places + shift, value, yerr=_error(value, low, high), **look)
+    axes.errorbar(places + shift, value, yerr=errors(value, low, high), **look)
   axes.set_xticks(places, DIRECTIONS)
   axes.set_ylim(0, 105)
-  axes.set_ylabel('share (%)')
+  axes.set_xlabel('eigendirections of the tangent kernel', fontsize=NORMAL)
+  axes.set_ylabel('share (%)', fontsize=NORMAL)
 
 
 def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
@@ -101,54 +114,49 @@ def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
       color, marker = GROUPS[name]
       value, low, high = (100 * x for x in _estimate(arrays, f'margin/{name}'))
       look = {'fmt': f'{marker}-', 'color': color, 'markersize': 5, 'capsize': 2}
-      error = _error(value, low, high)
+      error = errors(value, low, high)
       axes.errorbar(np.arange(num_bins) + shift, value, yerr=error, **look, label=name)
   labels = [f'{low:g}–{high:g}' for low, high in itertools.pairwise(edges)]
-  axes.set_xticks(np.arange(num_bins), labels, fontsize=8, rotation=30)
+  axes.set_xticks(np.arange(num_bins), labels, fontsize=SMALL, rotation=35, ha='right')
   axes.set_ylim(0, 105)
-  axes.set_xlabel("teacher's margin, test")
-  axes.set_ylabel('disagreement (%)')
+  axes.set_xlabel("teacher's margin, test", fontsize=NORMAL)
+  axes.set_ylabel('disagreement (%)', fontsize=NORMAL)
 
 
 def _say(axes: 'Axes', text: str) -> None:
   axes.set_axis_off()
-  axes.text(0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes)
+  axes.text(0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes, fontsize=NORMAL)
 
 
 def _label_sets(axes: 'Axes', arrays: Arrays) -> None:
   axes.set_xticks(np.arange(len(arrays['sets'])), [SETS[str(name)] for name in arrays['sets']])
+  axes.set_ylabel('KL(teacher ‖ student) (nats)', fontsize=NORMAL)
 
 
 def _estimate(arrays: Arrays, key: str) -> list[np.ndarray]:
   return [arrays[f'{key}{end}'] for end in intervals.ENDS]
 
 
-def _error(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-  return np.maximum([value - low, high - value], 0)
-
-
-# Words.
+# Caption and table.
 
 
 def caption_decomposition(arrays: Arrays) -> str:
-  parts = []
+  panels = []
   if 'heskes/mean' in arrays:
-    parts.append('KL as bias plus variance (Heskes 1998), for infinitely many seeds')
-  parts.append('KL by set')
+    panels.append('a: bias and variance over seeds (Heskes 1998)')
+  panels.append('b: KL by data (n: students)')
   if 'residual/shares' in arrays:
-    of = 'students' if arrays['residual/over_students'] else 'sets of examples'
-    parts.append(
-      f'residual in NTK directions with λ Ση > 1 (learned) or less, kernel fixed, over three {of}'
-    )
-  parts.append("disagreement by the teacher's margin (Wilson)")
+    over = 'students' if arrays['residual/over_students'] else 'sets of examples'
+    panels.append(f'c: residual along learned (λ Σ η > 1) and other directions, over 3 {over}')
+  panels.append("d: disagreement by the teacher's margin (Wilson)")
   return (
-    f'{"; ".join(parts)}. {int(arrays["num_examples"].max())} examples. 95 % intervals over students '
-    f'where there are {MIN_STUDENTS} or more, else over examples ({int(arrays["num_students"])} here).'
+    f'{"; ".join(panels)}. n = {int(arrays["num_examples"].max())} examples. 95 % intervals over students '
+    f'from {MIN_STUDENTS} students on, else over examples ({int(arrays["num_students"])} here).'
   )
 
 
 def table_decomposition(arrays: Arrays) -> list[list[str]]:
-  """Every number of the figure, one in a row."""
+  """Every number of the figure, one per row."""
   rows = [['Quantity', 'where', 'students', 'value']]
   sets = [SETS[str(name)] for name in arrays['sets']]
   count = str(arrays['num_students'])

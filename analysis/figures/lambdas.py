@@ -1,15 +1,25 @@
-"""The figure and caption of `analysis.parts.lambdas`. matplotlib is imported when a figure is drawn.
+"""Figure, caption and table of `analysis.parts.lambdas`.
 
 Axes: L λ, S student of one λ, Y X grid.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures import SAME_BASIN
-from analysis.figures.basins import SETS, draw_interval, how, verdicts
+from analysis.figures import (
+  INK,
+  NORMAL,
+  SMALL,
+  STUDENT,
+  TEACHER,
+  WIDTH,
+  Arrays,
+  draw_interval,
+  draw_threshold,
+  title,
+)
+from analysis.figures.basins import SETS, how, verdicts
 from kdjax import intervals
 from kdjax.report import figures
 
@@ -17,27 +27,21 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Arrays = Mapping[str, np.ndarray]
-
-# BatchNorm's statistics on the line to the teacher: colour and line of the barrier.
-STATISTICS = {
-  'raw': (figures.COLORS['ink'], 's--'),
-  're-estimated': (figures.COLORS['teacher'], 'o-'),
-}
+# Colour and line of the barrier by BatchNorm statistics on the line to the teacher.
+STATISTICS = {'raw': (INK, 's--'), 're-estimated': (TEACHER, 'o-')}
 NUM_LEVELS = 16
 PLANES_IN_A_ROW = 2
-LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
-PLACES = {  # marker, colour and edge
-  'teacher': ('s', figures.COLORS['teacher'], 'white'),
-  'random': ('X', 'white', figures.COLORS['ink']),
-  'initial': ('^', 'white', figures.COLORS['ink']),
-  'student': ('o', figures.COLORS['student'], 'white'),
+LOG_FROM = 3  # the scale is logarithmic if the largest value is this many times the smallest
+PLACES = {  # label, marker, colour and edge
+  'teacher': ('teacher', 's', TEACHER, 'white'),
+  'random': ('random weights', 'X', 'white', INK),
+  'initial': ('initial student', '^', 'white', INK),
+  'student': ('final student', 'o', STUDENT, 'white'),
 }
-LABELS = {'random': 'random weights', 'initial': 'initial student', 'student': 'final student'}
 
 
 def draw_lambdas(arrays: Arrays) -> 'Figure':
-  """Above, fidelity and barriers to the teacher against λ; below, the planes with one colour scale."""
+  """Fidelity and barriers to the teacher against λ, above planes with one colour scale."""
   from matplotlib.colors import LogNorm
   from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -45,10 +49,9 @@ def draw_lambdas(arrays: Arrays) -> 'Figure':
   num_columns = min(num_planes, PLANES_IN_A_ROW)
   num_rows = -(-num_planes // num_columns)
   aspect = np.ptp(arrays['ys']) / np.ptp(arrays['xs'])
-  width = 7.6
-  height = num_rows * ((width - 1.4) / max(num_columns, 2) * aspect + 0.35) + 0.9
-  figure = figures.blank((width, 2.9 + height))
-  above, below = figure.subfigures(2, 1, height_ratios=[2.9, height])
+  height = num_rows * ((WIDTH - 1.4) / max(num_columns, 2) * aspect + 0.4) + 0.9
+  figure = figures.blank((WIDTH, 2.8 + height))
+  above, below = figure.subfigures(2, 1, height_ratios=[2.8, height])
   _draw_fidelity(above, arrays)
   all_axes = below.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
   filled = None
@@ -65,45 +68,37 @@ def draw_lambdas(arrays: Arrays) -> 'Figure':
   bar.minorlocator = NullLocator()
   bar.formatter = '{x:g}'
   bar.update_ticks()
-  below.supxlabel('distance from the teacher towards the random weights', fontsize=11)
-  below.supylabel('distance across', fontsize=11)
-  below.legend(
-    *all_axes[0, 0].get_legend_handles_labels(),
-    loc='outside upper left',
-    ncols=4,
-    fontsize=10,
-    handletextpad=0.2,
-    columnspacing=0.8,
-  )
+  below.supxlabel('distance from the teacher towards the random weights', fontsize=NORMAL)
+  below.supylabel('distance across', fontsize=NORMAL)
+  legend = all_axes[0, 0].get_legend_handles_labels()
+  below.legend(*legend, loc='outside upper left', ncols=4, fontsize=SMALL, handletextpad=0.2)
   return figure
 
 
 def _draw_fidelity(figure: Any, arrays: Arrays) -> None:
   panels = (('predictive_kl', 'KL (nats)', 1), ('top1_agreement', 'agreement (%)', 100))
-  *of_fidelity, barrier = figure.subplots(1, 3)
-  for axes, (name, label, scale) in zip(of_fidelity, panels, strict=True):
+  *fidelity, barrier = all_axes = figure.subplots(1, 3)
+  for axes, (name, label, scale) in zip(fidelity, panels, strict=True):
     for of, (color, line) in SETS.items():
-      draw_interval(axes, arrays, 'lambdas', f'final/{of}/{name}', scale, color, line, of)
+      draw_interval(axes, arrays, 'lambdas', f'final/{of}/{name}', line, color, of, scale)
       several_L = arrays['num_students'] > 1
       dots_LS = scale * arrays[f'students/{of}/{name}'][several_L]
       axes.plot(arrays['lambdas'][several_L], dots_LS, '_', color=color, alpha=0.5)
-    axes.set_xlabel('λ of the initial student')
-    axes.set_ylabel(label)
+    axes.set_ylabel(label, fontsize=NORMAL)
   for name, (color, line) in STATISTICS.items():
-    if f'barrier/{name}/test/accuracy' in arrays:
-      key = f'barrier/{name}/test/accuracy'
-      draw_interval(barrier, arrays, 'lambdas', key, 100, color, line, name)
-  barrier.axhline(100 * SAME_BASIN, color=figures.COLORS['ink'], linewidth=1, linestyle=':')
-  barrier.set_ylim(bottom=0)
-  barrier.set_xlabel('λ of the initial student')
-  barrier.set_ylabel('barrier: accuracy (%)')
-  barrier.legend(fontsize=9)
-  handles, labels = figure.axes[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside upper left', ncols=2)
+    key = f'barrier/{name}/test/accuracy'
+    if key in arrays:
+      draw_interval(barrier, arrays, 'lambdas', key, line, color, name, 100)
+  draw_threshold(barrier)
+  barrier.set_ylabel('accuracy barrier (%)', fontsize=NORMAL)
+  texts = ('KL to the teacher', 'agreement', 'barrier to the teacher')
+  for axes, letter, text in zip(all_axes, 'abc', texts, strict=True):
+    axes.set_xlabel('λ of the initial student', fontsize=NORMAL)
+    title(axes, letter, text, ncols=1)
 
 
 def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
-  """The distillation loss; returns what a colour bar needs."""
+  """Draws the distillation loss; returns the artist for the colour bar."""
   from matplotlib.colors import LogNorm
 
   values_LYX = np.ma.masked_invalid(arrays['plane/distillation/loss'])
@@ -114,13 +109,13 @@ def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
     levels, norm = np.linspace(low, max(high, low + 1e-6), NUM_LEVELS), None
   axes.grid(False)
   axes.set_aspect('equal')
-  axes.set_facecolor('0.8')  # of places where values are not finite
-  axes.set_title(f'λ = {arrays["lambdas"][index]:g}', fontsize=11)
+  axes.set_facecolor('0.8')  # shows where values are not finite
+  title(axes, chr(ord('d') + index), f'λ = {arrays["lambdas"][index]:g}', ncols=0)
   filled = axes.contourf(
     arrays['xs'], arrays['ys'], values_LYX[index], levels=levels, norm=norm, cmap='viridis'
   )
   for name, xy in zip(arrays['places/names'], arrays['places/xy'][index], strict=True):
-    marker, color, edge = PLACES[str(name)]
+    label, marker, color, edge = PLACES[str(name)]
     axes.plot(
       *xy,
       marker,
@@ -128,7 +123,7 @@ def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
       markeredgecolor=edge,
       markersize=8,
       linestyle='none',
-      label=LABELS.get(str(name), str(name)),
+      label=label,
       zorder=3,
     )
   return filled
@@ -136,11 +131,11 @@ def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
 
 def caption_lambdas(arrays: Arrays) -> str:
   several = (arrays['num_students'] > 1).any()
-  of = " over examples, or Student's t over students (dashes)" if several else ''
+  over = "examples, or Student's t over students (dashes)" if several else 'examples'
   return (
-    'Students that start at λ teacher + (1 − λ) random (paper, Figure 6b, c): fidelity, and the barrier of '
-    'the test accuracy on the line to the teacher. Below, the loss on planes through teacher, random weights '
-    f'and each final student. {how(arrays, of, "on planes")}'
+    'Students that start at λ teacher + (1 − λ) random (paper, Figure 6b, c). a, b: fidelity; c: barrier on '
+    'the line to the teacher; d on: loss on planes through teacher, random weights and each final student, '
+    f'interpolated. {how(arrays, over, "on planes")}'
   )
 
 

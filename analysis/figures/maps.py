@@ -1,13 +1,24 @@
-"""Figures and captions of maps: principal components, and predictors by their distances.
+"""Figures, captions and tables of `analysis.parts.maps`: principal components, and predictors by distance.
 
-matplotlib is imported when a figure is drawn. Axes: T checkpoint, K predictor or component.
+Axes: T checkpoint, K predictor or component.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.figures import (
+  CONTROL,
+  INK,
+  NORMAL,
+  SMALL,
+  STUDENT,
+  TEACHER,
+  WIDTH,
+  Arrays,
+  errors,
+  title,
+)
 from kdjax import intervals
 from kdjax.report import figures
 
@@ -15,88 +26,88 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Arrays = Mapping[str, np.ndarray]
-
 # Distances, and the Euclidean ones that are mapped.
 MAPS = {'disagreement': '1 − agreement', 'jensen_shannon': '√JS'}
 MAPPED = {'disagreement': '√(1 − agreement)', 'jensen_shannon': '√JS'}
-TEACHER = figures.COLORS['teacher']
 LOOKS = {  # marker, face, legend
-  'checkpoint': ('o', figures.COLORS['student'], 'student, by step'),
+  'checkpoint': ('o', STUDENT, 'student, by step'),
   'ensemble': ('*', TEACHER, 'ensemble'),
-  'teacher': ('s', TEACHER, 'teacher, by number'),
+  'teacher': ('s', TEACHER, 'teacher'),
   'sibling': ('v', 'white', 'sibling student'),
-  'independent': ('D', '0.6', 'independent student'),
+  'independent': ('D', CONTROL, 'independent student'),
 }
 
 
 def draw_pca(arrays: Arrays) -> 'Figure':
-  with figures.style('pca'):
-    figure = figures.blank((7.2, 3.4))
-    left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
-    explained_K, xy_T2 = arrays['explained'], arrays['coords'][:, :2]
-    left.plot(*xy_T2.T, '-o', color=figures.COLORS['student'], markersize=5)
-    _label_steps(left, xy_T2, arrays['steps'])
-    left.set_aspect('equal', adjustable='datalim')
-    left.locator_params(nbins=5)
-    left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)')
-    left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)')
-    count = min(len(explained_K), 5)
-    places = np.arange(1, count + 1)
-    for side, key, color, label in (
-      (-0.2, 'explained', figures.COLORS['student'], 'student'),
-      (0.2, 'null', '0.6', 'random walk'),
-    ):
-      right.bar(places + side, 100 * arrays[key][:count], 0.4, color=color, label=label)
-    right.set_xticks(places)
-    right.set_xlabel('component')
-    right.set_ylabel('variance explained (%)')
-    right.legend()
-    return figure
+  """The first two coordinates of the checkpoints, and the variance explained by each component."""
+  figure = figures.blank((WIDTH, 3.3))
+  left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
+  explained_K, xy_T2 = arrays['explained'], arrays['coords'][:, :2]
+  left.plot(*xy_T2.T, '-o', color=STUDENT, markersize=5)
+  _label_steps(left, xy_T2, arrays['steps'], np.zeros((0, 2)))
+  left.set_aspect('equal', adjustable='datalim')
+  left.margins(0.15)
+  left.locator_params(nbins=5)
+  left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)', fontsize=NORMAL)
+  left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)', fontsize=NORMAL)
+  count = min(len(explained_K), 5)
+  places = np.arange(1, count + 1)
+  for side, key, color, label in (
+    (-0.2, 'explained', STUDENT, 'student'),
+    (0.2, 'null', CONTROL, 'control: random walk'),
+  ):
+    right.bar(places + side, 100 * arrays[key][:count], 0.4, color=color, label=label)
+  right.set_xticks(places)
+  right.set_xlabel('component', fontsize=NORMAL)
+  right.set_ylabel('variance explained (%)', fontsize=NORMAL)
+  title(left, 'a', 'checkpoints, by step')
+  title(right, 'b', 'explained variance')
+  return figure
 
 
 def draw_predictions(arrays: Arrays) -> 'Figure':
-  with figures.style('predictions'):
-    figure = figures.blank((8.4, 8.0))
-    (upper, lower) = figure.subplots(2, 2, height_ratios=[1, 1.1])
-    for axes, (name, label) in zip(upper, MAPPED.items(), strict=True):
-      _draw_map(axes, arrays, name, label)
-    _draw_matrix(lower[0], arrays)
-    _draw_distances(lower[1], arrays)
-    handles, labels = upper[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside upper center', ncols=3, handletextpad=0.3)
-    return figure
+  """Two maps, the matrix of distances, and the distances to the ensemble with intervals."""
+  figure = figures.blank((WIDTH, 7.0))
+  upper, lower = figure.subplots(2, 2, height_ratios=[1, 1.1])
+  for axes, letter, (name, label) in zip(upper, 'ab', MAPPED.items(), strict=True):
+    _draw_map(axes, arrays, name, label)
+    kept = 100 * float(arrays[f'{name}/kept'])
+    title(axes, letter, f'{label}, {kept:.0f} % kept', ncols=0)
+  _draw_matrix(lower[0], arrays)
+  _draw_distances(lower[1], arrays)
+  title(lower[0], 'c', 'all distances', ncols=0)
+  title(lower[1], 'd', 'distance to the ensemble')
+  legend = upper[0].get_legend_handles_labels()
+  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL, handletextpad=0.3)
+  return figure
 
 
 def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
   xy_K2, kinds = arrays[f'{name}/coords'], arrays['kinds']
   path_T2 = xy_K2[kinds == 'checkpoint']
-  axes.plot(*path_T2.T, '-', color=figures.COLORS['student'], linewidth=1, zorder=1)
+  axes.plot(*path_T2.T, '-', color=STUDENT, linewidth=1, zorder=1)
   for kind, (marker, color, legend) in LOOKS.items():
     if (kinds == kind).any():
       size = 11 if kind == 'ensemble' else 6
-      look = {'color': color, 'markeredgecolor': figures.COLORS['ink'], 'markeredgewidth': 0.6}
+      look = {'color': color, 'markeredgecolor': INK, 'markeredgewidth': 0.6}
       axes.plot(*xy_K2[kinds == kind].T, marker, markersize=size, **look, label=legend)
   steps = [str(text).removeprefix('step ') for text in arrays['names'][kinds == 'checkpoint']]
-  _label_steps(axes, path_T2, steps)
-  members = arrays['names'][kinds == 'teacher']
-  for member, xy in zip(members, xy_K2[kinds == 'teacher'], strict=True):
-    number = str(member).removeprefix('teacher ')
-    axes.annotate(number, xy, (6, -3), textcoords='offset points', fontsize=9, color=TEACHER)
+  _label_steps(axes, path_T2, steps, xy_K2[kinds != 'checkpoint'])
+
   axes.set_aspect('equal', adjustable='datalim')
+  axes.margins(0.12)
   axes.locator_params(nbins=5)
-  axes.set_title(f'{label}; {100 * float(arrays[f"{name}/kept"]):.0f} % kept', fontsize=12)
-  axes.set_xlabel(f'first axis, in {label}')
-  axes.set_ylabel(f'second axis, in {label}')
+  axes.set_xlabel(f'first axis, in {label}', fontsize=NORMAL)
+  axes.set_ylabel(f'second axis, in {label}', fontsize=NORMAL)
 
 
-def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray) -> None:
-  """Labels the last point, and each other whose label does not touch one that is there."""
+def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray, taken_K2: np.ndarray) -> None:
+  """Labels every point that is not close to a labelled point or to one of `taken_K2`, last first."""
   label_2 = np.array([0.13, 0.07]) * max(axes.dataLim.size)
-  labelled_K2 = np.zeros((0, 2))
+  labelled_K2 = taken_K2
   for xy, step in reversed(list(zip(xy_T2, steps, strict=True))):
     if (np.abs(labelled_K2 - xy) >= label_2).any(axis=1).all():
-      axes.annotate(f'{step}', xy, (0, 5), textcoords='offset points', fontsize=9, ha='center')
+      axes.annotate(f'{step}', xy, (0, 5), textcoords='offset points', fontsize=SMALL, ha='center')
       labelled_K2 = np.concatenate([labelled_K2, xy[None]])
 
 
@@ -105,51 +116,40 @@ def _draw_matrix(axes: 'Axes', arrays: Arrays) -> None:
 
   axes.grid(False)
   image = axes.imshow(arrays['jensen_shannon'], cmap='viridis', norm=PowerNorm(0.5, vmin=0))
-  axes.figure.colorbar(image, ax=axes, label='√JS', shrink=0.7)
+  axes.figure.colorbar(image, ax=axes, label='√JS (√bits)', shrink=0.7)
   places = np.arange(len(arrays['names']))
-  axes.set_xticks(places, arrays['names'], rotation=90, fontsize=8)
-  axes.set_yticks(places, arrays['names'], fontsize=8)
+  axes.set_xticks(places, arrays['names'], rotation=90, fontsize=SMALL)
+  axes.set_yticks(places, arrays['names'], fontsize=SMALL)
 
 
 def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
-  """Of all but the ensemble to it, with intervals."""
+  """Draws the distances of all other predictors to the ensemble, with intervals."""
   others = arrays['kinds'] != 'ensemble'
   ensemble = int(np.flatnonzero(~others)[0])
   places = np.arange(others.sum())[::-1]
   for shift, marker, color, (name, label) in zip(
-    (0.15, -0.15),
-    'os',
-    (figures.COLORS['ink'], TEACHER),
-    MAPS.items(),
-    strict=True,
+    (0.15, -0.15), 'os', (INK, TEACHER), MAPS.items(), strict=True
   ):
     value, low, high = (arrays[name + end][others, ensemble] for end in intervals.ENDS)
-    axes.errorbar(
-      value,
-      places + shift,
-      xerr=np.maximum([value - low, high - value], 0),
-      fmt=marker,
-      color=color,
-      markersize=4,
-      label=label,
-    )
-  axes.set_yticks(places, arrays['names'][others], fontsize=8)
-  axes.set_xlabel('distance to the ensemble')
-  # Both what is near 0 and the start, near 1, are to be seen.
+    bars = {'xerr': errors(value, low, high), 'fmt': marker, 'color': color, 'markersize': 4}
+    axes.errorbar(value, places + shift, label=label, **bars)
+  axes.set_yticks(places, arrays['names'][others], fontsize=SMALL)
+  axes.set_xlabel('distance, square-root scale', fontsize=NORMAL)
+  # Shows values near 0 and the initial student near 1.
   axes.set_xscale('function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-  axes.set_xticks([0, 0.01, 0.05, 0.2, 0.5, 1], ['0', '.01', '.05', '.2', '.5', '1'])
+  ticks = ['0', '.01', '.05', '.2', '.5', '1']
+  axes.set_xticks([float(tick) for tick in ticks], ticks, fontsize=SMALL)
   axes.set_xlim(0, 1)
-  axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, fontsize=10)
 
 
-# Captions.
+# Captions and tables.
 
 
 def caption_pca(arrays: Arrays) -> str:
   return (
-    f'Principal components of the {len(arrays["steps"])} kept checkpoints in weight space, labelled by step, '
-    'beside those of a random walk in high dimension, which has no structure, observed at the same steps '
-    '(many even steps: 60.8 and 15.2 %; Antognini & Sohl-Dickstein 2018).'
+    f'Principal components of the {len(arrays["steps"])} kept checkpoints in weight space, and of a random '
+    'walk in high dimension, which has no structure, observed at the same steps (for many even steps 60.8 '
+    'and 15.2 %; Antognini & Sohl-Dickstein 2018).'
   )
 
 
@@ -162,16 +162,16 @@ def table_pca(arrays: Arrays) -> list[list[str]]:
 
 def caption_predictions(arrays: Arrays) -> str:
   is_mapped = not np.isnan(arrays['jensen_shannon/coords']).any()
-  without = '' if is_mapped else ', without the random start, which is far from all'
+  without = '' if is_mapped else ', without the distant random initial student'
   return (
-    f'Predictors by their distance on {int(arrays["num_examples"])} test examples: 1 − top-1 agreement, and '
-    f'√ of the mean Jensen–Shannon divergence in bits. Above, classical scaling to a plane{without}; what is '
-    'near on it may be far. Below, the distances themselves, with 95 % bootstraps over examples.'
+    f'Predictors by distance on n = {int(arrays["num_examples"])} test examples: 1 − top-1 agreement, and √ of '
+    f'the mean Jensen–Shannon divergence in bits. a, b: classical scaling to a plane{without}; near points '
+    'can be far apart. c, d: the distances, with 95 % bootstraps over examples.'
   )
 
 
 def table_predictions(arrays: Arrays) -> list[list[str]]:
-  """Distances to the ensemble, and what the planes keep."""
+  """Distances to the ensemble, and the fraction that the planes keep."""
   others = arrays['kinds'] != 'ensemble'
   ensemble = int(np.flatnonzero(~others)[0])
   rows = [['To the ensemble', *MAPS.values()]]
@@ -179,4 +179,4 @@ def table_predictions(arrays: Arrays) -> list[list[str]]:
     distances = [intervals.text(arrays, name, (k, ensemble)) for name in MAPS]
     rows.append([str(arrays['names'][k]), *distances])
   kept = [f'{100 * float(arrays[f"{name}/kept"]):.0f} %' for name in MAPS]
-  return [*rows, ['of squared distances, the plane keeps', *kept]]
+  return [*rows, ['kept by the plane', *kept]]

@@ -1,44 +1,45 @@
 """Figures of surfaces over planes in weight space: filled contours in true aspect.
 
-A panel draws values_YX at x = xs[column], y = ys[row]. matplotlib is imported when a figure is drawn.
-Axes: Y X grid, K corner, T checkpoint.
+A panel draws values_YX at x = xs[column], y = ys[row]. Axes: Y X grid, K corner, T checkpoint.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.figures import CONTROL, INK, NORMAL, SMALL, STUDENT, TEACHER, WIDTH, Arrays, title
 from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Arrays = Mapping[str, np.ndarray]
-
 NUM_LEVELS = 12
 LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
-LOG_SPAN = 1e5  # and no wider, or a KL that is 0 up to rounding would take most colours
-NEGATIVE = 1e-3  # of the largest value, below 0: no rounding error, and no logarithm
-LABEL_STEP = 0.11  # between labels of checkpoints, of the panel's height
+LOG_SPAN = (
+  1e5  # largest ratio of a logarithmic scale; a KL of 0 up to rounding would use most colours
+)
+NEGATIVE = 1e-3  # relative to the largest value: below −NEGATIVE a value is no rounding error
+LABEL_STEP = 0.11  # between labels of checkpoints, as a fraction of the panel's height
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
+  """One surface."""
+
   key: str  # of the values
   title: str
   unit: str
-  percent: bool = (
-    False  # fractions, drawn in percent; other values get a log scale if they are wide
-  )
+  percent: bool = False  # whether to draw fractions in percent; other values can get a log scale
 
 
 @dataclasses.dataclass(frozen=True)
 class Corner:
-  """How named weights are drawn, and what they are called."""
+  """Label and marker of named weights."""
 
   label: str
   marker: str
@@ -47,18 +48,18 @@ class Corner:
 
 
 CORNERS = {
-  'student': Corner('student', 'o', figures.COLORS['student']),
-  'initial': Corner('initial student', '^', 'white', figures.COLORS['ink']),
-  'sibling': Corner('sibling student', 'v', figures.COLORS['student']),
-  'independent': Corner('independent student', 'P', '0.6'),
+  'student': Corner('student', 'o', STUDENT),
+  'initial': Corner('initial student', '^', 'white', INK),
+  'sibling': Corner('sibling student', 'v', STUDENT),
+  'independent': Corner('independent student', 'P', CONTROL),
 }
 
 
 def looks(names: Sequence[str]) -> list[Corner]:
-  """Of up to three networks, by their names in `Study.names`."""
+  """The looks of up to three networks, by their names in `Study.names`."""
   markers = iter('sDp')
   return [
-    CORNERS[name] if name in CORNERS else Corner(name, next(markers), figures.COLORS['teacher'])
+    CORNERS[name] if name in CORNERS else Corner(name, next(markers), TEACHER)
     for name in map(str, names)
   ]
 
@@ -72,30 +73,30 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'F
     labels: of the two axes.
   """
   aspect = np.ptp(arrays['ys']) / np.ptp(arrays['xs'])
-  width, height = (2.3, 2.3 * aspect) if aspect < 1 else (2.3 / aspect, 2.3)
+  side = WIDTH / 2 - 1.1  # the rest is for labels and colour bars
+  height = min(side * aspect, side)
   num_rows = -(-len(panels) // 2)
-  size = 2 * (width + 0.75) + 0.7, (height + 0.4) * num_rows + 1.2
-  with figures.style('plane'):
-    figure = figures.blank(size)
-    all_axes = figure.subplots(num_rows, 2, sharex=True, sharey=True).ravel()
-    for axes, panel in zip(all_axes, panels, strict=True):
-      axes.grid(False)
-      axes.set_aspect('equal')
-      axes.set_title(f'{panel.title} ({panel.unit})', fontsize=11)
-      _fill(axes, arrays, panel)
-      _add_corners(axes, arrays)
-      if 'path/xy' in arrays:
-        _add_path(axes, arrays)
+  figure = figures.blank((WIDTH, (height + 0.4) * num_rows + 1.2))
+  all_axes = figure.subplots(num_rows, 2, sharex=True, sharey=True).ravel()
+  for axes, letter, panel in zip(all_axes, string.ascii_lowercase, panels, strict=False):
+    axes.grid(False)
+    axes.set_aspect('equal')
+    title(axes, letter, f'{panel.title} ({panel.unit})', ncols=0)
+    _fill(axes, arrays, panel)
+    _add_corners(axes, arrays)
     if 'path/xy' in arrays:
-      _label_heights(all_axes[0], arrays)
-    figure.supxlabel(labels[0], fontsize=12)
-    figure.supylabel(labels[1], fontsize=12)
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc='outside upper left', ncols=2)
-    return figure
+      _add_path(axes, arrays)
+  if 'path/xy' in arrays:
+    _label_heights(all_axes[0], arrays)
+  figure.supxlabel(labels[0], fontsize=NORMAL)
+  figure.supylabel(labels[1], fontsize=NORMAL)
+  legend = all_axes[0].get_legend_handles_labels()
+  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL)
+  return figure
 
 
 def _fill(axes: 'Axes', arrays: Arrays, panel: Panel) -> None:
-  """Filled contours with their colour bar; dark is near to the teacher, or accurate."""
+  """Draws filled contours with a colour bar; dark means close to the teacher, or accurate."""
   from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
   values_YX = np.ma.masked_invalid(arrays[panel.key] * (100 if panel.percent else 1))
@@ -103,17 +104,17 @@ def _fill(axes: 'Axes', arrays: Arrays, panel: Panel) -> None:
     axes.text(0.5, 0.5, 'no finite value', transform=axes.transAxes, ha='center', va='center')
     return
   levels, norm, floored = _levels(values_YX, log=not panel.percent)
-  axes.set_facecolor('0.8')  # of places where values are not finite
+  axes.set_facecolor('0.8')  # shows where values are not finite
   filled = axes.contourf(
     arrays['xs'],
     arrays['ys'],
-    np.ma.maximum(values_YX, levels[0] / 2) if floored else values_YX,  # log 0 would leave a hole
+    np.ma.maximum(values_YX, levels[0] / 2) if floored else values_YX,  # no hole at log 0
     levels=levels,
     norm=norm,
     cmap='viridis_r' if panel.percent else 'viridis',
     extend='min' if floored else 'neither',
   )
-  # Inside the axes' own frame, so that it is as high as they are in their true aspect.
+  # Inset axes keep the bar as high as the panel in its true aspect.
   bar = axes.figure.colorbar(filled, cax=axes.inset_axes([1.04, 0, 0.06, 1]))
   if norm is None:
     bar.locator = MaxNLocator(5)
@@ -127,7 +128,7 @@ def _fill(axes: 'Axes', arrays: Arrays, panel: Panel) -> None:
 
 
 def _levels(values_YX: np.ma.MaskedArray, log: bool) -> tuple[np.ndarray, Any, bool]:
-  """(ascending levels, norm or None, whether there are values below the first)."""
+  """Ascending levels, the norm or None, and whether values lie below the first level."""
   from matplotlib.colors import LogNorm
 
   low, high = float(values_YX.min()), float(values_YX.max())
@@ -155,11 +156,11 @@ def _add_corners(axes: 'Axes', arrays: Arrays) -> None:
 
 
 def _add_path(axes: 'Axes', arrays: Arrays) -> None:
-  """The student's way through its kept checkpoints, which are white where they lie off the plane."""
+  """Draws the student's path through its kept checkpoints, in white where they lie off the plane."""
   axes.plot(*arrays['path/xy'].T, color='white', linewidth=1.5, zorder=2)
   off_T = is_off_plane(arrays)[1:-1]
   for chosen_T, face, label in (
-    (~off_T, figures.COLORS['student'], 'checkpoint (its distance)'),
+    (~off_T, STUDENT, 'checkpoint (its distance)'),
     (off_T, 'white', 'checkpoint off the plane'),
   ):
     if chosen_T.any():
@@ -167,7 +168,7 @@ def _add_path(axes: 'Axes', arrays: Arrays) -> None:
         *arrays['path/xy'][1:-1][chosen_T].T,
         'o',
         markerfacecolor=face,
-        markeredgecolor=figures.COLORS['ink'],
+        markeredgecolor=INK,
         markersize=5,
         label=label,
         zorder=5,
@@ -175,7 +176,7 @@ def _add_path(axes: 'Axes', arrays: Arrays) -> None:
 
 
 def _label_heights(axes: 'Axes', arrays: Arrays) -> None:
-  """Each checkpoint's distance from the plane, in a column beside the path."""
+  """Writes each checkpoint's distance from the plane in a column beside the path."""
   from matplotlib.patheffects import withStroke
 
   xy_T2, height_T = arrays['path/xy'][1:-1], arrays['path/height'][1:-1]
@@ -191,16 +192,16 @@ def _label_heights(axes: 'Axes', arrays: Arrays) -> None:
       (edge + side * 0.1 * (xs[-1] - xs[0]), y),
       arrowprops={'arrowstyle': '-', 'color': 'white', 'linewidth': 0.6},
       color='white',
-      fontsize=9,
+      fontsize=SMALL,
       ha='right' if to_the_left else 'left',
       va='center',
       zorder=6,
     )
-    text.set_path_effects([withStroke(linewidth=2, foreground=figures.COLORS['ink'])])
+    text.set_path_effects([withStroke(linewidth=2, foreground=INK)])
 
 
 def _spread(values_T: np.ndarray, step: float) -> np.ndarray:
-  """The values moved apart to at least `step`, in their order and around their mean."""
+  """Moves values apart to at least `step`, keeping their order and mean."""
   order_T = np.argsort(values_T, kind='stable')
   spread_T = np.array(values_T, np.float64)
   for before, after in itertools.pairwise(order_T):
@@ -209,5 +210,5 @@ def _spread(values_T: np.ndarray, step: float) -> np.ndarray:
 
 
 def is_off_plane(arrays: Arrays) -> np.ndarray:
-  """Which checkpoints lie higher above the plane than half a step of its grid."""
+  """Whether each checkpoint is farther from the plane than half a step of the grid, of shape (T,)."""
   return arrays['path/height'] > (arrays['xs'][1] - arrays['xs'][0]) / 2

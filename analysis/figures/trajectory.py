@@ -1,13 +1,24 @@
-"""Figures and captions of the training as a path. matplotlib is imported when a figure is drawn.
+"""Figures, captions and tables of `analysis.parts.trajectory`.
 
-Axes: L layer (the first is all of them), T checkpoint.
+Axes: L layer (the first entry is all layers), T checkpoint.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.figures import (
+  CONTROL,
+  INK,
+  NORMAL,
+  SMALL,
+  STUDENT,
+  TEACHER,
+  WIDTH,
+  Arrays,
+  errors,
+  title,
+)
 from kdjax import intervals
 from kdjax.intervals import ENDS
 from kdjax.report import figures
@@ -16,14 +27,12 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Arrays = Mapping[str, np.ndarray]
-
 SETS = {'distillation': ('-', 'o', 0.0), 'test': ('--', '^', 0.015)}  # line, marker, shift
 TEACHERS = {
   'raw': ('s', '--', 'teacher 0'),
   'aligned': ('o', '-', 'teacher 0, aligned'),
 }
-NULLS = {  # line and words
+NULLS = {  # line and label
   'permuted': ('-', 'teacher 0, permuted at random'),
   'unrelated': ('--', 'unrelated teachers'),
   'unrelated, aligned': ('-.', 'unrelated teachers, aligned'),
@@ -32,7 +41,7 @@ NULLS = {  # line and words
 
 
 def compared(arrays: Arrays) -> list[tuple[str, str]]:
-  """The (teacher, null) pairs that there are, those that say most first for each teacher."""
+  """The available (teacher, null) pairs, with the strictest null of each teacher first."""
   return [(t, n) for t in TEACHERS for n in NULLS if f'excess/{t}/{n}' in arrays]
 
 
@@ -41,99 +50,105 @@ def _chief(arrays: Arrays, teacher: str) -> str:
 
 
 def draw_trajectory(arrays: Arrays) -> 'Figure':
-  with figures.style('trajectory'):
-    figure = figures.blank((8.4, 7.8))
-    (far, near), (kl, disagreement) = figure.subplots(2, 2)
-    steps_T = arrays['steps']
-    teachers = _teachers(arrays)
-    for name in teachers:
-      marker, line, label = TEACHERS[name]
-      color = figures.COLORS['teacher']
-      values_T = arrays[f'distance/{name}'][:, 0]
-      far.plot(steps_T, values_T, line, marker=marker, color=color, label=f'to {label}')
-    _draw_nulls(far, arrays)
-    for key, line in (('length', '-'), ('displacement', '--')):
-      label = {'length': 'path length', 'displacement': 'from the start'}[key]
-      color = figures.COLORS['student']
-      far.plot(steps_T, arrays[key][:, 0], line, marker='^', color=color, label=label)
-    legend = far.get_legend_handles_labels()
-    figure.legend(*legend, loc='outside upper center', ncols=3, fontsize=9)
-    _finish(far, 'distance in weight space', has_legend=False)
-    far.set_ylim(bottom=0)
-    _draw_excess(near, arrays, teachers[-1], 'distance − null')
-    for name, (line, marker, shift) in SETS.items():
-      moved = arrays | {'steps': steps_T + shift * np.ptp(steps_T)}
-      for end, source in zip(ENDS, ('', '/high', '/low'), strict=True):
-        moved[f'disagreement{end}'] = 100 - 100 * arrays[f'{name}/top1_agreement{source}']
-      _errors(kl, moved, f'{name}/predictive_kl', line, name, marker=marker)
-      _errors(disagreement, moved, 'disagreement', line, name, marker=marker)
-    kl.set_yscale('log', nonpositive='mask')
-    _finish(kl, 'KL to the ensemble (nats)')
-    # Both what is near 0 and the start, near 100, are to be seen.
-    disagreement.set_yscale('function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    disagreement.set_yticks([0, 1, 5, 20, 50, 100])
-    disagreement.set_ylim(0, 100)
-    _finish(disagreement, '100 − agreement (%)')
-    return figure
+  """Distances with their nulls, the excess by layer, and KL and disagreement, against steps."""
+  figure = figures.blank((WIDTH, 7.0))
+  (far, near), (kl, disagreement) = figure.subplots(2, 2)
+  steps_T, teachers = arrays['steps'], _teachers(arrays)
+  for name in teachers:
+    marker, line, label = TEACHERS[name]
+    values_T = arrays[f'distance/{name}'][:, 0]
+    far.plot(steps_T, values_T, line, marker=marker, color=TEACHER, label=f'to {label}')
+  _draw_nulls(far, arrays)
+  for key, line, label in (
+    ('length', '-', 'path length'),
+    ('displacement', '--', 'from the start'),
+  ):
+    far.plot(steps_T, arrays[key][:, 0], line, marker='^', color=STUDENT, label=label)
+  far.set_ylim(bottom=0)
+  _finish(far, 'distance (units of the weights)')
+  chief = _draw_excess(near, arrays, teachers[-1], 'distance − null')
+  for name, (line, marker, shift) in SETS.items():
+    moved = arrays | {'steps': steps_T + shift * np.ptp(steps_T)}
+    for end, source in zip(ENDS, ('', '/high', '/low'), strict=True):
+      moved[f'disagreement{end}'] = 100 - 100 * arrays[f'{name}/top1_agreement{source}']
+    _errors(kl, moved, f'{name}/predictive_kl', line, name, marker=marker)
+    _errors(disagreement, moved, 'disagreement', line, name, marker=marker)
+  kl.set_yscale('log', nonpositive='mask')
+  _finish(kl, 'KL (nats)')
+  # Shows values near 0 and the initial student near 100.
+  disagreement.set_yscale('function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+  disagreement.set_yticks([0, 1, 5, 20, 50, 100])
+  disagreement.set_ylim(0, 100)
+  _finish(disagreement, '100 − agreement (%)')
+  legend = far.get_legend_handles_labels()
+  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL)
+  title(far, 'a', 'distances and nulls', ncols=0)
+  title(near, 'b', chief, ncols=0)
+  title(kl, 'c', 'KL to the ensemble')
+  title(disagreement, 'd', 'disagreement')
+  return figure
 
 
 def draw_gradients(arrays: Arrays) -> 'Figure':
-  with figures.style('gradients'):
-    figure = figures.blank((8.4, 9.4))
-    teachers = _teachers(arrays)
-    axes = figure.subplot_mosaic(
-      [['norm', 'snr'], ['cosine', 'cosine'], [teachers[0], teachers[-1]]],
-      height_ratios=[1, 1, 1.4],
-    )
-    overall = {key: x[:, 0] for key, x in arrays.items() if x.ndim == 2}
-    overall['steps'] = arrays['steps']
-    _errors(axes['norm'], overall, 'norm', '-', 'mean')
-    _errors(axes['norm'], overall, 'noise', '--', 'noise in it', color='0.5', marker='s')
-    axes['norm'].set_ylim(bottom=0)
-    _finish(axes['norm'], 'gradient norm')
-    _errors(axes['snr'], overall, 'snr', '-', None)
-    axes['snr'].axhline(0, color=figures.COLORS['ink'], linewidth=0.8)
-    _finish(axes['snr'], 'SNR of one example')
-    for name in teachers:
-      marker, line, label = TEACHERS[name]
-      color = figures.COLORS['teacher']
-      _errors(axes['cosine'], overall, f'cosine/{name}', line, label, color=color, marker=marker)
-    _draw_nulls(axes['cosine'], arrays)
-    axes['cosine'].axhline(0, color=figures.COLORS['ink'], linewidth=0.8)
-    legend = axes['cosine'].get_legend_handles_labels()
-    figure.legend(*legend, loc='outside upper center', ncols=3, fontsize=9)
-    _finish(axes['cosine'], 'cosine of −gradient with\nthe direction to', has_legend=False)
-    for name in teachers:
-      _draw_excess(axes[name], arrays, name, 'cosine − null')
-    return figure
+  """Norm, signal-to-noise ratio and cosines with their nulls, and the excess by layer, against steps."""
+  figure = figures.blank((WIDTH, 8.6))
+  teachers = _teachers(arrays)
+  above, middle, below = figure.subfigures(3, 1, height_ratios=[1, 1.2, 1.4])
+  (norm, snr), cosine = above.subplots(1, 2), middle.subplots()
+  by_layer = below.subplots(1, len(teachers), squeeze=False)[0]
+  overall = {key: x[:, 0] for key, x in arrays.items() if x.ndim == 2}
+  overall['steps'] = arrays['steps']
+  _errors(norm, overall, 'norm', '-', 'mean gradient')
+  _errors(norm, overall, 'noise', '--', 'noise in it', color=CONTROL, marker='s')
+  norm.set_ylim(bottom=0)
+  _finish(norm, 'norm (loss / weights)')
+  _errors(snr, overall, 'snr', '-', None)
+  snr.axhline(0, color=INK, linewidth=0.8)
+  _finish(snr, 'SNR of one example')
+  for name in teachers:
+    marker, line, label = TEACHERS[name]
+    _errors(cosine, overall, f'cosine/{name}', line, label, color=TEACHER, marker=marker)
+  _draw_nulls(cosine, arrays)
+  cosine.axhline(0, color=INK, linewidth=0.8)
+  _finish(cosine, 'cosine')
+  title(norm, 'a', 'gradient norm')
+  title(snr, 'b', 'signal-to-noise ratio', ncols=0)
+  title(cosine, 'c', 'cosine of −gradient with the direction to', ncols=3)
+  for axes, name, letter in zip(by_layer, teachers, 'de', strict=False):
+    title(axes, letter, _draw_excess(axes, arrays, name, 'cosine − null'), ncols=0)
+  return figure
 
 
 def _teachers(arrays: Arrays) -> list[str]:
-  """The teachers that there are: without an alignment, just the raw one."""
+  """The teachers to compare with; without an alignment, only 'raw'."""
   return list(dict.fromkeys(name for name, _ in compared(arrays)))
 
 
 def _draw_nulls(axes: 'Axes', arrays: Arrays) -> None:
-  """The means of the nulls over their draws, with the range of these."""
+  """Draws the means of the nulls with the range of their draws."""
   for name, (line, label) in NULLS.items():
     if f'null/{name}' not in arrays:
       continue
     values_KT = np.atleast_3d(arrays[f'null/{name}'].T).T[..., 0]
-    axes.plot(arrays['steps'], values_KT.mean(0), line, color='0.45', linewidth=1.5, label=label)
+    axes.plot(arrays['steps'], values_KT.mean(0), line, color=CONTROL, linewidth=1.5, label=label)
     lowest_T, highest_T = values_KT.min(0), values_KT.max(0)
-    axes.fill_between(arrays['steps'], lowest_T, highest_T, color='0.45', alpha=0.25, linewidth=0)
+    axes.fill_between(arrays['steps'], lowest_T, highest_T, color=CONTROL, alpha=0.25, linewidth=0)
 
 
-def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> None:
-  """Layers by checkpoints: what is above the chief null, with a dot where the interval leaves 0 out."""
+def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> str:
+  """Draws the excess over the chief null by layer and checkpoint, with a dot if its interval excludes 0.
+
+  Returns: what is compared, for the title.
+  """
   null = _chief(arrays, teacher)
   key = f'excess/{teacher}/{null}'
   values_TL = arrays[key]
   limit = np.nan_to_num(np.abs(values_TL)).max(initial=1e-3)
   _heat(axes, arrays, values_TL, label, cmap='RdBu', vmin=-limit, vmax=limit)
   away_TL = (arrays[f'{key}/low'] > 0) | (arrays[f'{key}/high'] < 0)
-  axes.plot(*np.nonzero(away_TL), '.', color=figures.COLORS['ink'], markersize=4)
-  axes.set_title(f'{TEACHERS[teacher][2]} −\n{NULLS[null][1]}', fontsize=10)
+  axes.plot(*np.nonzero(away_TL), '.', color=INK, markersize=4)
+  name = 'aligned' if teacher == 'aligned' else TEACHERS[teacher][2]
+  return f'{name} − {null.removesuffix(", aligned")}'
 
 
 def _errors(
@@ -142,15 +157,15 @@ def _errors(
   key: str,
   line: str,
   label: str | None,
-  color: str = figures.COLORS['student'],
+  color: str = STUDENT,
   marker: str = 'o',
 ) -> None:
-  """Values of shape (T,) with their intervals, against steps."""
+  """Draws values_T with their intervals against steps."""
   value, low, high = (arrays[key + end] for end in ENDS)
   axes.errorbar(
     arrays['steps'],
     value,
-    yerr=np.maximum([value - low, high - value], 0),
+    yerr=errors(value, low, high),
     fmt=line,
     marker=marker,
     markersize=4,
@@ -160,24 +175,24 @@ def _errors(
   )
 
 
-def _finish(axes: 'Axes', ylabel: str, has_legend: bool = True) -> None:
-  axes.set_xlabel('training step')
-  axes.set_ylabel(ylabel)
-  if has_legend and axes.get_legend_handles_labels()[0]:
-    axes.legend(loc='lower left', bbox_to_anchor=(0, 1.0), ncols=2, fontsize=8)
+def _finish(axes: 'Axes', ylabel: str) -> None:
+  axes.set_xlabel('training step', fontsize=NORMAL)
+  axes.set_ylabel(ylabel, fontsize=NORMAL)
 
 
 def _heat(axes: 'Axes', arrays: Arrays, values_TL: np.ndarray, label: str, **colors: Any) -> None:
-  """Layers from top to bottom, checkpoints from left to right; grey where there is no value."""
+  """Draws layers from top to bottom and checkpoints from left to right; missing values are grey."""
   axes.grid(False)
   axes.set_facecolor('0.8')
   values_LT = np.ma.masked_invalid(values_TL.T)
   image = axes.imshow(values_LT, aspect='auto', interpolation='nearest', **colors)
   axes.figure.colorbar(image, ax=axes, label=label)
-  axes.set_xticks(range(len(arrays['steps'])), arrays['steps'], rotation=45, fontsize=9)
-  axes.set_yticks(range(len(arrays['layers'])), arrays['layers'], fontsize=9)
+  axes.set_xticks(
+    range(len(arrays['steps'])), arrays['steps'], rotation=35, ha='right', fontsize=SMALL
+  )
+  axes.set_yticks(range(len(arrays['layers'])), arrays['layers'], fontsize=SMALL)
   axes.axhline(0.5, color='white', linewidth=2)
-  axes.set_xlabel('training step')
+  axes.set_xlabel('training step', fontsize=NORMAL)
 
 
 # Captions and tables.
@@ -185,10 +200,9 @@ def _heat(axes: 'Axes', arrays: Arrays, values_TL: np.ndarray, label: str, **col
 
 def caption_trajectory(arrays: Arrays) -> str:
   return (
-    'Distance of the student to teacher 0 at the kept checkpoints, beside nulls (mean and range over '
-    'draws) and the length of its path; distance minus null by layer, with dots where the interval leaves '
-    'out 0; KL and disagreement with the ensemble, 95 % bootstraps over examples. Aligned: the units are '
-    "permuted to match the final student's."
+    'a: distance of the student to teacher 0, nulls (mean and range over draws), and length of its path at '
+    'the kept checkpoints. b: distance minus null by layer; dots: the interval excludes 0. c, d: fidelity, '
+    "95 % bootstraps over examples. Aligned: units permuted to match the final student's."
   )
 
 
@@ -209,10 +223,10 @@ def table_trajectory(arrays: Arrays) -> list[list[str]]:
 
 def caption_gradients(arrays: Arrays) -> str:
   return (
-    f'The distillation gradient, from {int(arrays["num_batches"])} batches of '
-    f"{int(arrays['batch_size'])} examples, training's size: norm, signal to noise ‖G‖² / tr Σ (McCandlish "
-    'et al. 2018), and cosine of −gradient with the direction to teacher 0 and to nulls (mean and range '
-    'over draws). Below, cosine minus null by layer; dots: the interval leaves out 0.'
+    f'Distillation gradient from {int(arrays["num_batches"])} batches of {int(arrays["batch_size"])} '
+    'examples, with 95 % jackknives over batches. b: ‖G‖² / tr Σ (McCandlish et al. 2018). c: cosine of '
+    '−gradient with the direction to teacher 0 and to nulls (mean and range over draws). d, e: cosine minus '
+    'null by layer; dots: the interval excludes 0.'
   )
 
 
@@ -233,7 +247,7 @@ def table_gradients(arrays: Arrays) -> list[list[str]]:
 
 
 def _compared_rows(arrays: Arrays, kind: str) -> list[list[str]]:
-  """Each teacher at the last checkpoint against each of its nulls."""
+  """Rows that compare each teacher at the last checkpoint with each of its nulls."""
   rows = []
   for teacher, null in compared(arrays):
     key = f'excess/{teacher}/{null}'
@@ -253,10 +267,10 @@ def _compared_rows(arrays: Arrays, kind: str) -> list[list[str]]:
 
 
 def _lacking(arrays: Arrays) -> list[list[str]]:
-  """What the numbers lack, in one row."""
+  """Rows that name missing nulls and alignments."""
   rows = []
   if 'null/unrelated' not in arrays:
-    rows.append(['no unrelated teacher: evaluation.independent_seed trains some', '', '', '', ''])
+    rows.append(['no unrelated teacher; evaluation.independent_seed trains some', '', '', '', ''])
   if 'no_alignment' in arrays:
     rows.append([str(arrays['no_alignment']), '', '', '', ''])
   return rows

@@ -1,4 +1,4 @@
-"""The parts of the analysis, in the order in which they run and are shown."""
+"""The parts of the analysis, in the order in which they run and appear in the report."""
 
 from analysis.part import Part
 from analysis.parts import (

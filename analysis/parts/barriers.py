@@ -1,8 +1,8 @@
-"""Are student and teacher in one basin? Barriers along paths between networks, and layer by layer.
+"""Barriers along paths between networks: do student and teacher share a basin?
 
-Three parts: `barriers` between all pairs of networks, `paths` shows the curves of chosen pairs, and
-`layers` gives the student one layer of the teacher at a time. Networks are compared as they are and
-aligned (`analysis.matching`), with interpolated BatchNorm statistics and with re-estimated ones (Jordan
+There are three parts: `barriers` between all pairs of networks, `paths` with the curves of chosen pairs,
+and `layers`, which moves one layer of the student at a time to the teacher's. Networks are compared as they
+are and aligned (`analysis.matching`), with interpolated and with re-estimated BatchNorm statistics (Jordan
 et al. 2023, "REPAIR"). Axes: K network, Q pair, V variant of a path, A alignment, T position on it, L
 layer, C change of a layer, N example, P point.
 """
@@ -31,10 +31,10 @@ TOLERANCE = 1e-3  # of ends, relative where they are above 1; float32 gives abou
 CONTINUOUS = ('distillation/loss', 'test/predictive_kl')
 SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')  # along a path
 
-# The curve is trained on more than it is measured on: with few examples it fits them alone.
-BEZIER_EXAMPLES = 4  # times those that are measured
+# A curve is trained on more examples than are measured, since it would overfit these alone.
+BEZIER_EXAMPLES = 4  # times the measured ones
 BEZIER_LEARNING_RATE = 0.01
-ALL = ('all',)  # of --pairs
+ALL = ('all',)  # value of --pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ _PATH_VARIANTS = (
 
 
 class _Networks:
-  """Networks of one architecture, what they do on their own, and how they are aligned."""
+  """Networks of one architecture, their own values, and their alignments."""
 
   def __init__(self, study: Study, names: Sequence[str], settings: Settings, checks: Checks):
     self.study, self.checks = study, checks
@@ -80,9 +80,9 @@ class _Networks:
     return self.measured.context | self.aligner.context
 
   def variants(self, variants: Sequence[Variant]) -> list[Variant]:
-    """The variants that there are for these networks.
+    """The variants that apply to these networks.
 
-    Without BatchNorm there is nothing to re-estimate, and those that differ in it alone are one.
+    Without BatchNorm nothing is re-estimated, and variants that differ only in that are merged.
     """
     if self.aligner.lacking:
       variants = [v for v in variants if not v.aligned]
@@ -96,13 +96,14 @@ class _Networks:
     return list(dict.fromkeys(bare))
 
   def aligned(self, name: str, target: str) -> Aligned:
-    """A network aligned to a target."""
+    """Aligns a network to a target."""
     return self.aligner.best(self.points[name], self.points[target])
 
   def alignments(self, a: str, b: str) -> Arrays:
-    """All alignments of b to a: how far the loss halfway is above the mean of the ends'.
+    """All alignments of b to a; empty if the architecture cannot be aligned.
 
-    'halfway' is that on the examples that are measured, 'loss' is the loss itself on those of the choice.
+    'alignments/halfway' is the loss halfway minus the mean loss of the ends, on the measured examples;
+    'alignments/loss' is the loss halfway on the examples of the choice.
     """
     if self.aligner.lacking:
       return {}
@@ -123,7 +124,7 @@ class _Networks:
   def along(
     self, a: str, b: str, variant: Variant, ts_T: np.ndarray, middle: Variables | None = None
   ) -> measure.Values:
-    """values_TN along the path from a to b; its ends are checked."""
+    """values_TN along the path from a to b; checks its ends."""
     ends = self.points[a], self.aligned(b, a).variables if variant.aligned else self.points[b]
     build, shared = paths.line_point, ends
     if variant.is_curve:
@@ -134,7 +135,7 @@ class _Networks:
     return values
 
   def check_end(self, values: measure.Values, place: int, name: str, reestimate: bool) -> None:
-    """That the point at `place` is as a network is, measured on its own and not permuted."""
+    """Checks that the point at `place` has the values of the unpermuted network itself."""
     for key in CONTINUOUS:
       expected_1N = self._at_end(name, reestimate)[key]
       self.checks.same_mean(f'ends reproduced: {key}', values[key][place], expected_1N, TOLERANCE)
@@ -147,13 +148,13 @@ class _Networks:
 
 
 def _names(study: Study, settings: Settings) -> list[str]:
-  """All networks, but for the members that are too many."""
+  """All networks, except members beyond `max_members`."""
   left_out = {f'teacher {i}' for i in range(settings.max_members, study.num_members)}
   return [name for name in study.names if name not in left_out]
 
 
 def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
-  """Of the distillation loss, and of the error on the test set: by how much accuracy drops."""
+  """Barriers of the distillation loss and of the test error, each with its interval."""
   curves = {'loss': values['distillation/loss'], 'error': 1 - values['test/accuracy']}
   return {
     f'{key}{end}': np.array(x)
@@ -166,7 +167,7 @@ def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
 
 
 def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Barriers of all pairs of networks, of shape (Q, V); pairs_Q2 are indices of names_K."""
+  """Computes the barriers_QV of all pairs of networks; pairs_Q2 are indices into names_K."""
   names = _names(study, settings)
   networks = _Networks(study, names, settings, checks)
   variants = networks.variants(_MATRIX_VARIANTS)
@@ -174,7 +175,10 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
   pairs_Q2 = list(itertools.combinations(range(len(names)), 2))
 
   def compute_pair(a: str, b: str) -> Arrays:
-    pieces = [_barriers(networks.along(a, b, v, ts_T), ts_T, study.seed) for v in variants]
+    pieces = []
+    for variant in variants:
+      show(len(found), f'{a} and {b}, {variant.name}')
+      pieces.append(_barriers(networks.along(a, b, variant, ts_T), ts_T, study.seed))
     return stacked(pieces) | networks.alignments(a, b)
 
   found = []
@@ -195,7 +199,7 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
 
 
 def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Means and intervals along the paths of chosen pairs, of shape (Q, V, T), and their barriers."""
+  """Computes means_QVT with intervals along the paths of chosen pairs, and their barriers_QV."""
   pairs = _chosen_pairs(study, settings)
   ends = {name for pair in pairs for name in pair} | {'student'}
   networks = _Networks(study, [name for name in study.names if name in ends], settings, checks)
@@ -208,6 +212,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
     middle = train_curve(networks.points[a], networks.points[b], show=report)
     pieces = []
     for variant in variants:
+      show(len(found), f'{a} to {b}, {variant.name}')
       values = networks.along(a, b, variant, ts_T, middle)
       summary = measure.summary({key: values[key] for key in SHOWN}, study.seed)
       pieces.append(summary | _barriers(values, ts_T, study.seed))
@@ -227,7 +232,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
 
 
 def _chosen_pairs(study: Study, settings: Settings) -> list[tuple[str, str]]:
-  """Those of settings.pairs; by default those that a study of fidelity asks for, if they are there."""
+  """The pairs of settings.pairs; by default the available ones of `asked_for`."""
   names = _names(study, settings)
   if settings.pairs == ALL:
     return list(itertools.combinations(names, 2))
@@ -249,7 +254,7 @@ def _split(pair: str) -> tuple[str, str]:
 
 
 def misnamed_pairs(names: list[str], settings: Settings) -> list[str]:
-  """What is wrong with settings.pairs, given the networks that there are."""
+  """The problems of settings.pairs, given the names of the available networks."""
   if settings.pairs == ALL:
     return []
   return [
@@ -261,7 +266,7 @@ def misnamed_pairs(names: list[str], settings: Settings) -> list[str]:
 
 
 def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]:
-  """(a, b, show=...) → the middle of a curve on which the student's loss is low."""
+  """A function (a, b, show=...) that returns the middle of a trained Bezier curve."""
   measured = Measure(study, BEZIER_EXAMPLES * settings.num_examples)
   objective = measured.objective('distillation')
   return partial(
@@ -278,7 +283,7 @@ def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]
 
 # Layer by layer.
 
-_CHANGES = (  # a layer's position on the way to the teacher's, and whether that is aligned
+_CHANGES = (  # name, position between the layers of student and teacher, whether these are aligned
   ('halfway, aligned', 0.5, True),
   ('replaced, aligned', 1.0, True),
   ('halfway, as it is', 0.5, False),
@@ -287,7 +292,7 @@ _CHANGES = (  # a layer's position on the way to the teacher's, and whether that
 
 
 def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """What one layer of teacher 0 in place of the student's changes, of shape (C, L)."""
+  """Computes the changes_CL of the student's values when one layer moves to that of teacher 0."""
   networks = _Networks(study, ['student', 'teacher 0'], settings, checks)
   names = paths.layer_names(networks.points['student'])
   inputs_BX = networks.measured.batches('distillation')[0]['inputs']
@@ -311,7 +316,7 @@ def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Che
 
 
 def _move_layers(networks: _Networks, t: float, aligned: bool, order_L: list[int]) -> Arrays:
-  """Differences from the student, paired by example, if one layer moves by t towards the teacher's."""
+  """Paired differences from the student when one layer moves by t towards the teacher's."""
   teacher = networks.points['teacher 0']
   if aligned:
     teacher = networks.aligned('teacher 0', 'student').variables
@@ -326,12 +331,12 @@ def _move_layers(networks: _Networks, t: float, aligned: bool, order_L: list[int
 
 
 def depth_order(model: nn.Module, inputs_BX: np.ndarray) -> list[str]:
-  """The top-level modules with parameters, in the order in which the network makes them."""
+  """The top-level modules with parameters, in the order in which the network creates them."""
   order = []
 
   def init(key):
     variables = model.init({'params': key, 'dropout': key}, inputs_BX, train=False)
-    order.extend(variables['params'])  # in jit's output they would be in the order of the alphabet
+    order.extend(variables['params'])  # the output of a traced function is sorted by name
     return variables
 
   jax.eval_shape(init, jax.random.key(0))
@@ -342,11 +347,11 @@ def depth_order(model: nn.Module, inputs_BX: np.ndarray) -> list[str]:
 
 
 def pairs_unavailable(study: Study) -> str | None:
-  """Why there are no two networks to compare."""
-  others = study.siblings, study.independent
-  if study.lacks_teacher and not (study.initial_is_kept or any(others)):
+  """Why there are no two networks to compare; None if there are."""
+  others = study.initial_is_kept, study.siblings, study.independent
+  if study.lacks_teacher and not any(others):
     return (
-      'the student is alone: no teacher of its architecture, no checkpoint of its start '
+      'the student is alone: there is no teacher of its architecture, no initial checkpoint '
       '(config.student.keep_checkpoints lacks 0.0), no sibling and no independent student'
     )
   return None
@@ -357,7 +362,7 @@ PARTS = (
     name='barriers',
     compares_others=True,
     title='Barriers between networks',
-    answers='do student, teachers, siblings and the start share a basin, as they are or aligned?',
+    answers='do student, teachers, siblings and initial student share a basin, as they are or aligned?',
     reads=(*matching.READS, 'max_members', 'path_points'),
     compute=compute_barriers,
     draw=drawing.draw_barriers,
@@ -369,8 +374,8 @@ PARTS = (
   Part(
     name='paths',
     compares_others=True,
-    title='Along paths between networks',
-    answers='what happens on straight lines and on a trained curve between two networks?',
+    title='Paths between networks',
+    answers='how do loss and agreement change on lines and on a trained curve between two networks?',
     reads=(*matching.READS, 'max_members', 'path_points', 'bezier_steps', 'pairs'),
     compute=compute_paths,
     draw=drawing.draw_paths,

@@ -1,8 +1,8 @@
-"""When the student's basin is decided, and who returns to the teacher.
+"""Trainings around the student and the teacher: when is the basin decided, and who returns?
 
-Two parts: `forks` (Frankle et al. 2020) and `returns`. Both train more students by the student's recipe
-and on its distillation data; one that diverges is a finding, and NaN. Axes: K fork, E end of a training,
-P pair of ends, T position on a path, S start, N example.
+There are two parts: `forks` (Frankle et al. 2020) and `returns`. Both train more students by the student's
+recipe on its distillation data. Values of a training that diverges are NaN. Axes: K fork, E end of a
+training, P pair of ends, T position on a path, S start, N example.
 """
 
 import itertools
@@ -25,14 +25,14 @@ from kdjax.errors import UserError
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
-RESIDUAL = 0.1  # ‖H v − λ v‖ of the sharpest direction, in units of λ
+RESIDUAL = 0.1  # largest ‖H v − λ v‖ / λ of the sharpest direction
 
 
 # Forks.
 
 
 def compute_forks(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Continuations from kept steps, and the barriers between where they and the student end."""
+  """Trains continuations from kept steps, and computes the barriers between their ends."""
   run, measured = study.experiment, Measure(study, settings.num_examples)
   distiller, plan = basins.distiller(run), run.student.plan
   steps = basins.fork_steps(study.steps, settings.num_forks)
@@ -85,13 +85,13 @@ def fork_trainings(study: Study, settings: Settings) -> list[Training]:
 def _compare(
   study: Study, settings: Settings, measured: Measure, checks: Checks, ends: list[Variables | None]
 ) -> Arrays:
-  """Barriers, distances and agreement between all pairs of ends, and how each end does.
+  """Barriers, distances and agreement between all pairs of ends, and the values of each end.
 
-  What is of an end that is None is NaN, and left out of means over pairs.
+  Values of an end that is None are NaN, and means over pairs leave it out.
   """
   ts_T = np.linspace(0, 1, settings.path_points)
   is_there = np.array([end is not None for end in ends])
-  ends = [ends[0] if end is None else end for end in ends]  # for the shapes
+  ends = [ends[0] if end is None else end for end in ends]  # placeholders of the right shapes
   pairs = list(itertools.combinations(range(len(ends)), 2))
   there_P = np.array([is_there[i] and is_there[j] for i, j in pairs])
   values, distances = [], []
@@ -124,7 +124,7 @@ def _nan_unless(there: bool, arrays: Arrays) -> Arrays:
 def _agreement(
   study: Study, ends: list[Variables], pairs: list[tuple[int, int]], there_P: np.ndarray
 ) -> Arrays:
-  """How often two ends predict the same class on the whole test set, each as it was trained."""
+  """How often two ends predict the same class on the whole test set, as they were trained."""
   run = study.experiment
   classes = [
     run.predictor.logits(run.student.model, end, run.data.inputs['test']).argmax(-1) for end in ends
@@ -138,7 +138,7 @@ def _agreement(
 
 
 def _check_ends(checks: Checks, path: Arrays, first: Arrays, last: Arrays) -> None:
-  """A path's ends must give what the networks give themselves."""
+  """Checks that the ends of a path have the values of the networks themselves."""
   for key in planes.CONTINUOUS:
     for place, direct in ((0, first), (-1, last)):
       name = f'ends of paths: {key}'
@@ -149,7 +149,7 @@ def _check_ends(checks: Checks, path: Arrays, first: Arrays, last: Arrays) -> No
 
 
 def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Distils again from around the first member. Row 0 starts at the member itself, for comparison."""
+  """Distils again from perturbations of the first member; row 0 is the unperturbed control."""
   run = basins.shortened(study.experiment, settings.return_epochs)
   measured, distiller = Measure(study, settings.num_examples), basins.distiller(run)
   teacher = jax.device_get(study.member(0))
@@ -191,7 +191,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
 
 
 def _starts(settings: Settings) -> list[tuple[str, float]]:
-  """Direction and radius of each; the first is the teacher itself."""
+  """Direction and radius of each start; the first is the teacher itself."""
   radii = sorted(set(settings.return_radii))
   return [('random', 0.0), *itertools.product(drawing.DIRECTIONS, radii)]
 
@@ -217,12 +217,12 @@ def _directions(
 ) -> tuple[dict[str, Tree], dict[str, float], int]:
   """Directions away from a teacher, and the curvature vᵀ H v of the distillation loss along each.
 
-  It is the loss that planes and barriers draw, on `settings.curvature_examples`.
+  The loss is that of planes and barriers, on `settings.curvature_examples`.
 
-  Returns: both by name, and the number of the examples.
+  Returns: directions and curvatures by name, and the number of examples.
 
   Raises:
-    UserError: Lanczos has too few steps for the sharpest direction.
+    UserError: there are too few Lanczos steps for the sharpest direction.
   """
   measured = Measure(study, settings.curvature_examples)
   mean_loss = curvature.MeanLoss(
@@ -244,8 +244,8 @@ def _directions(
       if residual > RESIDUAL:
         raise UserError(
           f'--lanczos_steps = {settings.lanczos_steps}: too few for the sharpest direction v of the '
-          f'Hessian H at the teacher: ‖H v − λ v‖ is {residual:.2g} λ; allowed: {RESIDUAL} λ. Take '
-          f'more, such as {2 * settings.lanczos_steps}; nothing was trained yet.'
+          f'Hessian H at the teacher: ‖H v − λ v‖ is {residual:.2g} λ; allowed: {RESIDUAL} λ. Use '
+          f'more, such as {2 * settings.lanczos_steps}. Nothing was trained yet.'
         )
       checks.at_most('residual of the sharpest direction', residual, RESIDUAL)
   return directions, curvatures, mean_loss.num_examples
@@ -254,7 +254,7 @@ def _directions(
 def _after(
   study: Study, settings: Settings, measured: Measure, teacher: Variables, end: Variables | None
 ) -> Arrays:
-  """How the end does, and the barrier on the line from the teacher; NaN if there is no end."""
+  """Values of the end, and the barrier on the line from the teacher; NaN if there is no end."""
   ts_T = np.linspace(0, 1, settings.path_points)
   line = teacher, teacher if end is None else end
   path = measured.at(paths.line_point, line, ts_T[:, None], reestimate=True)
@@ -268,7 +268,7 @@ def _after(
 def _distances(
   teacher: Variables, start: Variables, end: Variables | None, direction: Tree
 ) -> Arrays:
-  """From the teacher; 'along' the direction of the perturbation is what is left of it."""
+  """Distances from the teacher, in all and 'along' the direction of the perturbation."""
   found = {}
   for when, point in (('before', start), ('after', end)):
     length, along = np.nan, np.nan
@@ -279,29 +279,24 @@ def _distances(
   return found
 
 
-# What all have in common.
+# Parts.
 
 
 def _forks_unavailable(study: Study) -> str | None:
   if len(study.steps) < 2:
-    return 'no checkpoint of the student but the last was kept: config.student.keep_checkpoints'
+    return 'only the last checkpoint of the student was kept: config.student.keep_checkpoints'
   return None
 
 
-# What a start and its distillation depend on, beside direction and radius.
-STARTS_READ = (
-  'num_examples',
-  'curvature_examples',
-  'lanczos_steps',
-  'return_epochs',
-)
+# Settings of a start and its distillation, besides direction and radius.
+STARTS_READ = ('num_examples', 'curvature_examples', 'lanczos_steps', 'return_epochs')
 VERSION = 3  # of the starts
 RETURNS_READ = (*STARTS_READ, 'path_points', 'return_radii')
 PARTS = (
   Part(
     name='forks',
     title='When the basin is decided',
-    answers='from which step on do continuations of the training end in one basin?',
+    answers='from which training step on do continuations end in one basin?',
     training='num_forks x fork_seeds continuations of the student, from kept steps',
     reads=('num_examples', 'path_points', 'num_forks', 'fork_seeds'),
     compute=compute_forks,
@@ -314,8 +309,8 @@ PARTS = (
   ),
   Part(
     name='returns',
-    title='Back to the teacher from around it',
-    answers='does distillation come back to the teacher from a perturbed teacher?',
+    title='Returns to a perturbed teacher',
+    answers='does distillation from a perturbed teacher return to the teacher?',
     training='3 x return_radii + 1 students for return_epochs each',
     reads=RETURNS_READ,
     compute=compute_returns,

@@ -1,9 +1,9 @@
-"""Curvature of the student's loss and of the cross-entropy: at the student's start and end, at a teacher.
+"""Curvature of the student's loss and of the cross-entropy at the initial and final student and a teacher.
 
-Two parts: `curvature` has spectra, largest eigenvalues and sharpness (Ghorbani et al. 2019; Foret et
-al. 2021), `curvature_traces` the traces of the Hessian H and the Gauss-Newton matrix G, in all and by
-layer, and ‖H − G‖_F / ‖G‖_F, which is 0 at a perfect match. The loss is the one that planes draw
-(`surface`). Examples and probes are the same everywhere.
+There are two parts: `curvature` computes spectra, largest eigenvalues and sharpness (Ghorbani et al. 2019;
+Foret et al. 2021); `curvature_traces` computes the traces of the Hessian H and the Gauss-Newton matrix G, in
+total and by layer, and ‖H − G‖_F / ‖G‖_F, which is 0 at a perfect match. The loss is that of the planes
+(`surface`). All points share examples and probes.
 Axes: P parameter, N example, K eigenvalue or probe, L layer, T Lanczos step, G grid.
 """
 
@@ -24,10 +24,10 @@ from analysis.runs import Study
 from kdjax import intervals, keys
 from kdjax.runtime import progress
 
-RADIUS = 0.002  # of the ball of sharpness, as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
-TRACE_PROBES = 6  # for each probe of the densities: one costs a product, and not lanczos_steps
-ROUNDING = 1e-5  # of a trace in float32
-DEVIATES = 5  # half widths of an estimated trace's interval, from the exact trace
+RADIUS = 0.002  # radius of sharpness as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
+TRACE_PROBES = 6  # per probe of the densities; each costs one product instead of lanczos_steps
+ROUNDING = 1e-5  # relative rounding error of a trace in float32
+DEVIATES = 5  # largest deviation of an estimated trace, in half widths of its interval
 
 # Limits of the self-checks; a ResNet-8 in float32 stays far below each.
 LIMITS = {
@@ -43,7 +43,7 @@ Show = Callable[[], None]  # called after each step of the work
 
 
 def compute_spectra(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Eigenvalues, quadratures, loss and sharpness; `_spectrum` and `_sharpness` say under which keys."""
+  """Computes eigenvalues, quadratures, loss and sharpness; see `_spectrum` and `_sharpness` for keys."""
   num_steps = len(OPERATORS) * settings.num_probes * settings.lanczos_steps
   block = partial(_spectra, study=study, settings=settings)
   arrays = _at_all_points(study, settings, blocks, num_steps, block)
@@ -54,7 +54,7 @@ def compute_spectra(study: Study, settings: Settings, blocks: Blocks, checks: Ch
 
 
 def compute_traces(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Traces and mismatch with 95 % intervals over probes; `_traces` says under which keys."""
+  """Computes traces and mismatch with 95 % intervals over probes; see `_traces` for keys."""
   num_probes = TRACE_PROBES * settings.num_probes
   block = partial(_traces, study=study, num_probes=num_probes)
   arrays = _at_all_points(study, settings, blocks, num_probes, block)
@@ -70,9 +70,9 @@ def _at_all_points(
   num_steps: int,
   block: Callable[[MeanLoss, Show], Arrays],
 ) -> Arrays:
-  """What `block` finds of each objective at each point, as '<point>/<objective>/<key>'.
+  """Runs `block` for each objective at each point, with results as '<point>/<objective>/<key>'.
 
-  BatchNorm's statistics are those of the examples at each point, and derivatives go through them.
+  BatchNorm uses the statistics of the examples at each point, and derivatives go through them.
   """
   measured = measure.Measure(study, settings.curvature_examples)
   batches = measured.batches('distillation')
@@ -129,12 +129,12 @@ def _spectra(mean_loss: MeanLoss, show: Show, study: Study, settings: Settings) 
 def _spectrum(
   multiply: lanczos.Multiply, probes: list[np.ndarray], settings: Settings, show: Show
 ) -> tuple[Arrays, np.ndarray]:
-  """Lanczos from each probe; eigenvalues are those that the first one finds.
+  """Runs Lanczos from each probe; eigenvalues are those of the first.
 
-  Returns: 'found' (T,), all that converged, filled up with NaN; 'nodes' and 'weights' of the quadratures
-    of the rest, (K, T), with weights of 0 behind a breakdown, as fractions of all P eigenvalues; the
-    largest 'eigenvalues' (K,), NaN where there are fewer, and the 'lowest' one, with 'low' and 'high' by
-    their residuals; and 'deviation/<check>'. And the largest ones' vectors_KP.
+  Returns: arrays and vectors_KP of the largest eigenvalues. The arrays are 'found' (T,), the converged
+    eigenvalues, padded with NaN; 'nodes' and 'weights' (K, T) of the quadratures of the rest, as fractions
+    of all P eigenvalues, with weight 0 after a breakdown; the largest 'eigenvalues' (K,), padded with NaN,
+    and the 'lowest' one, with 'low' and 'high' from their residuals; and 'deviation/<check>'.
   """
   num_steps, size = settings.lanczos_steps, probes[0].size
   nodes_KT, weights_KT = np.zeros((2, len(probes), num_steps))
@@ -142,7 +142,7 @@ def _spectrum(
   found_K, vectors_KP = first.converged()
   orthogonality = []
   for i, probe_P in enumerate(probes):
-    if i > 0:  # what is found already is drawn by itself
+    if i > 0:  # the eigenvalues found are not part of the density
       start_P = lanczos.without(vectors_KP, probe_P)
       krylov = lanczos.lanczos(multiply, start_P, num_steps, show)
     rule_2T = np.array(krylov.quadrature())
@@ -181,7 +181,7 @@ def _eigenvalues(krylov: Krylov, num: int) -> tuple[Arrays, np.ndarray]:
 
 
 def _deviations(multiply: lanczos.Multiply, probes: list[np.ndarray], first: Krylov) -> Arrays:
-  """Two of `LIMITS`, from products of two probes that owe nothing to Lanczos."""
+  """Two of the checks in `LIMITS`, from products of two probes that do not use Lanczos."""
   u_P, v_P = (probe_P.astype(np.float64) for probe_P in probes[:2])
   au_P, av_P = (multiply(probe_P).astype(np.float64) for probe_P in probes[:2])
   least = np.finfo(np.float64).tiny
@@ -194,10 +194,10 @@ def _deviations(multiply: lanczos.Multiply, probes: list[np.ndarray], first: Kry
 
 
 def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arrays:
-  """The mean 'loss' and its 'gradient_norm'; 'sharpness', the worst increase in a ball of 'radius'.
+  """The mean 'loss' and its 'gradient_norm', and 'sharpness', the largest increase found within 'radius'.
 
-  Loss and sharpness have 'low' and 'high', 95 % bootstraps over examples; those of sharpness are for
-  the weights that are the worst on all of them.
+  Loss and sharpness have 'low' and 'high', 95 % bootstraps over examples. The interval of sharpness holds
+  the displacement fixed.
   """
   radius = RADIUS * float(np.linalg.norm(mean_loss.theta_P))
   starts = [sign * vector_P for vector_P in vectors_KP[:1] for sign in (1, -1)]
@@ -219,10 +219,10 @@ def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arr
 
 
 def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> Arrays:
-  """'<operator>/trace' and '<operator>/layers' (L,), and 'mismatch', with intervals.
+  """'<operator>/trace', '<operator>/layers' (L,) and 'mismatch' with intervals, and the names 'layers'.
 
-  The traces of G are exact where examples are taken one by one, without BatchNorm; 'ggn/deviation' is how
-  far the estimate is from it, in half widths of its interval. 'layers' has the names.
+  Without BatchNorm the traces of G are exact, and 'ggn/deviation' is the deviation of the estimate in half
+  widths of its interval.
   """
   found = curvature.probed(mean_loss, _shown(_probes(study, mean_loss, num_probes), show))
   arrays = {'layers': np.array(found.layers), 'ggn/deviation': np.array(0.0)}
@@ -252,83 +252,82 @@ def _shown(probes: Iterable[np.ndarray], show: Show) -> Iterator[np.ndarray]:
     show()
 
 
-# Captions.
+# Captions and tables.
 
 
 def caption_spectra(arrays: Arrays) -> str:
-  objective = str(arrays['objectives'][0])
-  points = {POINTS[str(point)]: f'{point}/{objective}' for point in arrays['points']}
-  largest = [
-    f'{arrays[f"{place}/hessian/eigenvalues"][0]:.3g} and {arrays[f"{place}/hessian/lowest"]:.2g} '
-    f'({label})'
-    for label, place in points.items()
-  ]
-  rises = [
-    f'{_with_ends(arrays, f"{place}/sharpness")} from {arrays[f"{place}/loss"]:.3g} ({label})'
-    for label, place in points.items()
-  ]
   num_probes = len(arrays[f'{_places(arrays)[0]}/hessian/nodes'])
   return (
-    'Spectra of the Hessian H and the Gauss-Newton matrix G. Each stick is one eigenvalue that was found to '
-    f'{100 * lanczos.CONVERGED:g} %; lines are the density of all others, means over {num_probes} random '
-    "vectors, bands their range. Largest and lowest of H of the student's loss: "
-    f'{", ".join(largest)}. Within {100 * RADIUS:g} % of the norm of the weights this loss rises by at '
-    f'least {", ".join(rises)}; intervals are 95 % bootstraps over examples. {_how(arrays)}'
+    'Spectra of the Hessian H and the Gauss-Newton matrix G of the mean loss. Sticks: eigenvalues found to '
+    f'{100 * lanczos.CONVERGED:g} %; lines: density of the rest, mean and range over {num_probes} probes. '
+    f'{_how(arrays)}'
   )
+
+
+def table_spectra(arrays: Arrays) -> list[list[str]]:
+  """Extreme eigenvalues of H, loss and sharpness at each point for each objective."""
+  rise = f'rise within {100 * RADIUS:g} % of ‖θ‖'
+  rows = [['Point', 'objective', 'largest of H', 'lowest of H', 'loss', rise]]
+  for point, objective in itertools.product(arrays['points'], arrays['objectives']):
+    place = f'{point}/{objective}'
+    rows.append(
+      [
+        POINTS[str(point)],
+        OBJECTIVES[str(objective)],
+        intervals.text(arrays, f'{place}/hessian/eigenvalues', 0),
+        intervals.text(arrays, f'{place}/hessian/lowest'),
+        intervals.text(arrays, f'{place}/loss'),
+        intervals.text(arrays, f'{place}/sharpness'),
+      ]
+    )
+  return rows
 
 
 def caption_traces(arrays: Arrays) -> str:
-  objective = str(arrays['objectives'][0])
-  texts = [
-    f'{POINTS[str(point)]} {_with_ends(arrays, f"{point}/{objective}/mismatch")}, '
-    f'tr H {_with_ends(arrays, f"{point}/{objective}/hessian/trace")}, '
-    f'tr G {_with_ends(arrays, f"{point}/{objective}/ggn/trace")}'
-    for point in arrays['points']
-  ]
   exact = '' if arrays['normalised'] else '; traces of G are exact'
   return (
-    'How much of the curvature is there only because the loss has a gradient in the logits: '
-    '‖H − G‖ / ‖G‖ in Frobenius norms, which without labels in the loss is 0 at a perfect match. (tr H − tr G '
-    'does not tell: with ReLU and fixed BatchNorm statistics it is 0 whatever the match.) '
-    f"Student's loss: {'; '.join(texts)}. Intervals are 95 % over probes, which H and G share{exact}. Of the "
-    f'layers, the {DRAWN_LAYERS} with the largest traces are drawn. {_how(arrays)}'
+    'Mismatch ‖H − G‖ / ‖G‖ in Frobenius norms, 0 at a perfect match of a loss without labels, and traces of '
+    'the Hessian H and the Gauss-Newton matrix G. Error bars: 95 % over probes, which H and G share'
+    f'{exact}. By layer: the {DRAWN_LAYERS} largest traces. {_how(arrays)}'
   )
 
 
-def _with_ends(arrays: Arrays, key: str) -> str:
-  value, low, high = (_number(arrays[f'{key}{end}']) for end in intervals.ENDS)
-  return value if low == high else f'{value} [{low}, {high}]'
-
-
-def _number(value: np.ndarray) -> str:
-  return f'{value:.3g}' if abs(value) < 999.5 else f'{value:.0f}'  # and not 1.12e+03
+def table_traces(arrays: Arrays) -> list[list[str]]:
+  """Mismatch and traces at each point for each objective."""
+  rows = [['Point', 'objective', '‖H − G‖ / ‖G‖', 'tr H', 'tr G']]
+  for point, objective in itertools.product(arrays['points'], arrays['objectives']):
+    keys = ('mismatch', 'hessian/trace', 'ggn/trace')
+    cells = [intervals.text(arrays, f'{point}/{objective}/{key}') for key in keys]
+    rows.append([POINTS[str(point)], OBJECTIVES[str(objective)], *cells])
+  return rows
 
 
 def _how(arrays: Arrays) -> str:
-  text = f'Mean loss of {arrays["num_examples"]} fixed examples of the distillation data'
-  of_batch = ", with BatchNorm's statistics of these, through which derivatives go"
-  return f'{text}{of_batch if arrays["normalised"] else ""}.'
+  text = f'n = {arrays["num_examples"]} distillation examples'
+  return f'{text}{", with their BatchNorm statistics" if arrays["normalised"] else ""}.'
 
 
 PARTS = (
   Part(
     name='curvature',
     title='Curvature',
-    answers='how curved is the loss at start, end and teacher, and how much of it is mismatch?',
+    answers='how curved is the loss at the initial and final student and at the teacher?',
     reads=('curvature_examples', 'num_eigenpairs', 'lanczos_steps', 'num_probes'),
     compute=compute_spectra,
     draw=drawing.draw_spectra,
     caption=caption_spectra,
+    table=table_spectra,
     version=2,
   ),
   Part(
     name='curvature_traces',
-    title='Traces of the curvature, and layers',
-    answers='in which layers does the curvature lie?',
+    title='Curvature by layer, and mismatch',
+    answers='in which layers does the curvature lie, and how far is it from that of a perfect match?',
     reads=('curvature_examples', 'num_probes'),
     compute=compute_traces,
     draw=drawing.draw_traces,
     caption=caption_traces,
+    table=table_traces,
     version=2,
   ),
 )

@@ -1,8 +1,9 @@
-"""What a student's KL to its teacher is made of, on views that it saw, on fresh views and on the test set.
+"""Decomposition of a student's KL to its teacher, on seen views, fresh views and the test set.
 
-Bias and variance over seeds (Heskes 1998), beside the KL of students that start at the teacher, that are
-twice as wide, or independent; the residual p − q by what training reaches of it; and disagreement by the
-teacher's margin. Axes: K student, S set, V view, N example, C class, R output, G group.
+The part has four analyses: bias and variance over seeds (Heskes 1998); the KL of students that start at the
+teacher, that are twice as wide, or that are independent; the residual p − q by eigendirections of the
+tangent kernel; and disagreement by the teacher's margin.
+Axes: K student, S set, V view, N example, C class, R output, G group.
 """
 
 from collections.abc import Sequence
@@ -26,20 +27,20 @@ from kdjax.runtime import progress
 from kdjax.stages import predictions, student
 from kdjax.stages.experiment import Experiment
 
-NUM_VIEWS = 3  # of those seen, evenly spaced, and of fresh ones
-NUM_KERNELS = 3  # of students, or of disjoint examples of one
-MAX_OUTPUTS = 1_000  # of a kernel: examples times classes
+NUM_VIEWS = 3  # seen views, evenly spaced, and fresh views
+NUM_KERNELS = 3  # students, or disjoint sets of examples for one student
+MAX_OUTPUTS = 1_000  # examples times classes of a kernel
 EDGES = np.array([0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1])  # of bins of the teacher's margin
-EXACT = 1e-9  # what an identity may miss in float64
-ROUNDING = 1e-3  # by which a kernel in float32 may be asymmetric, relative to its largest entry
+EXACT = 1e-9  # largest error of an identity in float64
+ROUNDING = 1e-3  # largest asymmetry of a float32 kernel, relative to its largest entry
 
 
 def compute_decomposition(
   study: Study, settings: Settings, blocks: Blocks, checks: Checks
 ) -> Arrays:
-  """All four analyses; what there is no data for is NaN, or has no entry.
+  """Computes all four analyses; results without data are NaN or missing.
 
-  'sets' of shape (S,) are those of 'seen', 'fresh' and 'test' that there are.
+  'sets' lists the available ones of 'seen', 'fresh' and 'test'.
   """
   groups = _groups(study)
   views = _views(study)
@@ -66,7 +67,7 @@ def compute_decomposition(
 
 
 def _groups(study: Study) -> dict[str, list[Experiment]]:
-  """The students to compare, by a name of drawing.GROUPS; those of one differ in their seeds alone."""
+  """The students to compare, by the names of drawing.GROUPS; students of a group differ only in seed."""
   found = {'student': [study.experiment, *study.siblings]}
   section = study.experiment.config.student
   if not (section.init_lambda == 1 and section.init_from == 'final'):
@@ -83,7 +84,7 @@ def _twice_as_wide(run: Experiment) -> Experiment:
 
 
 def _fingerprints(study: Study, settings: Settings) -> dict[str, list[str]]:
-  """The students beside those that every part knows of."""
+  """Fingerprints of the students that are not in `Study.others`."""
   known = 'student', 'independent'
   return {
     name: [run.folders.student.name for run in runs]
@@ -93,7 +94,7 @@ def _fingerprints(study: Study, settings: Settings) -> dict[str, list[str]]:
 
 
 def _views(study: Study) -> dict[str, list[int]]:
-  """Numbers of views by set. Without augmentation, or without teachers, there are no fresh ones."""
+  """Indices of views by set; 'fresh' needs augmentation and the teachers' checkpoints."""
   config, plan = study.experiment.config, study.experiment.student.plan
   stored = config.predictions.num_views
   is_augmented = bool(config.predictions.augmentation)
@@ -107,7 +108,7 @@ def _views(study: Study) -> dict[str, list[int]]:
 
 
 def _chosen(study: Study, settings: Settings, of: str) -> tuple[str, np.ndarray]:
-  """The inputs that a set is of, and indices_N of the examples that other parts measure, too."""
+  """The name of a set's inputs, and the indices_N of the examples, which other parts share."""
   name = 'test' if of == 'test' else 'distillation'
   order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(
     len(study.experiment.data.inputs[name].split)
@@ -116,7 +117,7 @@ def _chosen(study: Study, settings: Settings, of: str) -> tuple[str, np.ndarray]
 
 
 def _teacher(study: Study, settings: Settings, of: str, views: Sequence[int]) -> np.ndarray:
-  """The ensemble's log_probs_VNC in float64; those of the store where the teachers are gone."""
+  """The ensemble's log_probs_VNC in float64, from the store if the teachers are gone."""
   run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
   if study.has_teachers:
     model, members = in_float32(run.teacher.model), range(study.num_members)
@@ -136,7 +137,7 @@ def _teacher(study: Study, settings: Settings, of: str, views: Sequence[int]) ->
 def _students(
   study: Study, settings: Settings, runs: Sequence[Experiment], of: str, views: Sequence[int]
 ) -> np.ndarray:
-  """log_probs_KVNC in float64, all on what the study's student sees."""
+  """log_probs_KVNC in float64, all on the inputs of the study's student."""
   run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
   found = []
   for other in runs:
@@ -159,7 +160,7 @@ def _log_probs(logits: np.ndarray) -> np.ndarray:
 def _bias_and_variance(
   teacher: dict[str, np.ndarray], students: dict[str, np.ndarray], seed: int, checks: Checks
 ) -> Arrays:
-  """'plain/<term>' of these students and 'heskes/<term>' for infinitely many, with intervals; shape (S,)."""
+  """'plain/<term>' for these students, and 'heskes/<term>' extrapolated to infinitely many, of shape (S,)."""
   found = {}
   for of, teacher_VNC in teacher.items():
     plain = decomposition.heskes(teacher_VNC, students[of])
@@ -177,7 +178,7 @@ def _bias_and_variance(
 def _kl_of_groups(
   teacher: dict[str, np.ndarray], students: dict[str, dict[str, np.ndarray]], seed: int
 ) -> Arrays:
-  """'kl' of groups and sets, and 'fresh_less_seen', paired by example or seed, of groups."""
+  """'kl' by group and set, and 'fresh_less_seen' by group, paired by example or seed."""
   found, num_sets = {}, len(teacher)
   for of_group in students.values():
     values = {of: decomposition.kl(teacher[of], of_group[of]) for of in teacher}
@@ -199,7 +200,7 @@ def _kl_of_groups(
 
 
 def _by_margin(teacher_NC: np.ndarray, others: dict[str, np.ndarray]) -> Arrays:
-  """'margin/<group>' of the bins for one student of each group."""
+  """'margin/<group>', the disagreement of one student of each group by bin."""
   margins_N = decomposition.margins(teacher_NC)
   found = {'margin/edges': EDGES}
   for name in ('student', 'independent'):
@@ -212,7 +213,7 @@ def _by_margin(teacher_NC: np.ndarray, others: dict[str, np.ndarray]) -> Arrays:
 
 
 def _over_students(values_KVN: np.ndarray, seed: int) -> decomposition.Interval:
-  """Views of an example are averaged first, so that each example stands there once."""
+  """`decomposition.over_students` of the mean over views, so that each example counts once."""
   rng = keys.numpy_rng(seed, 'analysis/decomposition')
   return decomposition.over_students(values_KVN.mean(axis=1), rng)
 
@@ -230,15 +231,15 @@ def _add(found: dict[str, list], key: str, estimate: decomposition.Interval) -> 
 
 
 def _kernel_size(study: Study, settings: Settings) -> int:
-  """Examples behind a kernel; below 2 there is none."""
+  """Number of examples of a kernel; below 2 no kernel is computed."""
   run = study.experiment
   available = min(settings.num_examples, len(run.data.inputs['distillation'].split)) // NUM_KERNELS
-  most = MAX_OUTPUTS // run.data.description.num_classes
+  most = MAX_OUTPUTS // run.description.num_classes
   return min(settings.kernel_examples, available, most)
 
 
 def _rate_sum(run: Experiment) -> float:
-  """Σ_t η_t of gradient descent; momentum m lengthens each step to η / (1 − m)."""
+  """Σ_t η_t of gradient descent, where momentum m lengthens each step to η / (1 − m)."""
   section = run.config.student
   rates_T = np.asarray(run.student.learning_rate(np.arange(run.student.plan.num_steps)))
   return float(rates_T.sum(dtype=np.float64)) / (1 - section.momentum)
@@ -247,10 +248,10 @@ def _rate_sum(run: Experiment) -> float:
 def _residual(
   study: Study, settings: Settings, runs: list[Experiment], blocks: Blocks, checks: Checks
 ) -> Arrays:
-  """'residual/shares' and 'residual/directions' of decomposition.GROUPS, with t intervals.
+  """'residual/shares' and 'residual/directions' by decomposition.GROUPS, with t intervals.
 
-  They are over NUM_KERNELS students on the same examples, or, of fewer students, over as many disjoint sets
-  of examples. No entry where the optimizer is not SGD: only there does Σ η_t λ tell what was learned.
+  Intervals are over NUM_KERNELS students on the same examples or, with fewer students, over as many disjoint
+  sets of examples. The result is empty for optimizers other than SGD, to which λ Σ η_t does not apply.
   """
   size = _kernel_size(study, settings)
   if study.experiment.config.student.optimizer != 'sgd' or size < 2:
@@ -281,7 +282,7 @@ def _residual(
       found.setdefault('residual/directions', []).append(directions_G)
       show(index + 1, '')
   estimates = {
-    name: np.clip(value, 0, 1)  # no share is beyond, whatever the t interval says
+    name: np.clip(value, 0, 1)  # a t interval can exceed the range of a share
     for key, values in found.items()
     for name, value in zip(_ends(key), intervals.of_mean(np.array(values)), strict=True)
   }
@@ -293,7 +294,7 @@ def _residual(
 
 
 def _kernel(run: Experiment, forward, kernel, inputs_NX: np.ndarray, checks: Checks) -> Arrays:
-  """The kernel of a student's logits on some examples, and the logits."""
+  """The tangent kernel of a student's logits on some examples, and the logits."""
   params = student.load(run)['params']
   kernel_RR = np.asarray(kernel(params, inputs_NX))
   asymmetry = np.abs(kernel_RR - kernel_RR.T).max() / np.abs(kernel_RR).max()
@@ -304,14 +305,14 @@ def _kernel(run: Experiment, forward, kernel, inputs_NX: np.ndarray, checks: Che
 PARTS = (
   Part(
     name='decomposition',
-    title="What the student's KL to its teacher is made of",
+    title="Decomposition of the student's KL to its teacher",
     reads=('num_examples', 'kernel_examples'),
     compute=compute_decomposition,
     draw=drawing.draw_decomposition,
     caption=drawing.caption_decomposition,
     table=drawing.table_decomposition,
-    answers="what is the student's KL to its teacher made of: bias, variance over seeds, examples that it "
-    'never saw, or what its training does not reach?',
+    answers="how much of the student's KL to its teacher is bias, variance over seeds, a generalisation gap, "
+    'or a residual that training does not reach?',
     depends=_fingerprints,
     compares_others=True,
   ),

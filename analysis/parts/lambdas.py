@@ -1,6 +1,6 @@
 """Students that start between random weights and the teacher (paper, Figure 6b and c).
 
-Those of λ that the workdir lacks are trained by the student's recipe and on its distillation data.
+Students that the workdir lacks are trained by the student's recipe on its distillation data.
 Axes: L λ, S student of one λ, Y X grid.
 """
 
@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from analysis import basins, geometry, measure, paths
+from analysis.decomposition import MIN_STUDENTS
 from analysis.figures import lambdas as drawing
 from analysis.measure import Measure
 from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
@@ -22,20 +23,19 @@ from kdjax.stages.experiment import Experiment
 from kdjax.train.steps import Variables
 
 MARGIN = 0.15  # around a plane's corners, as a fraction of the longer side of their box
-MIN_STUDENTS = 3  # of one λ, for an interval over seeds: that of two is twelve standard errors wide
 
 
 def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Students that start at λ teacher + (1 − λ) random, and the plane of each.
+  """Trains students that start at λ teacher + (1 − λ) random, and measures them and their planes.
 
-  Of a λ with MIN_STUDENTS or more in the workdir, which differ in their seeds, 'final/...' is their
-  mean with Student's t interval over them; else it is of one student, with a bootstrap over examples.
-  'students/...' of shape (L, S) has them all, and NaN where there are fewer.
+  If the workdir has at least MIN_STUDENTS students of a λ that differ only in seed, 'final/...' is their
+  mean with Student's t interval; otherwise it is that of one student, with a bootstrap over examples.
+  'students/...' of shape (L, S) has all students, padded with NaN.
 
-  A plane goes through the teacher, the random weights and the final student. For λ < 1 that is the plane
-  through teacher, initial and final student, since the initial one lies between the first two; and so it
-  is defined for λ = 1 too, where the initial student is the teacher. All have the same first axis, and
-  the same grid.
+  Each plane goes through the teacher, the random weights and the final student. For λ < 1 this is the plane
+  through teacher, initial and final student, since the initial student lies between the teacher and the
+  random weights. The definition also covers λ = 1, where the initial student is the teacher. All planes
+  have the same first axis and the same grid.
   """
   lambdas = sorted(set(settings.lambdas))
   runs = [basins.with_lambda(study.experiment, value) for value in lambdas]
@@ -73,9 +73,10 @@ def trainings(study: Study, settings: Settings) -> list[Training]:
 def _barriers(
   study: Study, settings: Settings, measured: Measure, runs: list[Experiment]
 ) -> Arrays:
-  """Barriers on the line from teacher 0 to the student of each λ; 'barrier/<statistics>/<key>' of shape (L,).
+  """'barrier/<statistics>/<key>' of shape (L,) on the line from teacher 0 to the student of each λ.
 
-  <statistics> are those of BatchNorm: 'raw', interpolated; and where the model has some 're-estimated'.
+  <statistics> is 'raw' for interpolated BatchNorm statistics or 're-estimated'; models without BatchNorm
+  have only 'raw'.
   """
   ts_T = np.linspace(0, 1, settings.path_points)
   teacher, found = study.member(0), []
@@ -94,13 +95,13 @@ def _barriers(
 
 
 def _more_students(study: Study, run: Experiment) -> list[Experiment]:
-  """Those of the workdir that differ from one in their seed alone; none if they are too few."""
+  """Students of the workdir that differ from one only in seed; none if there are too few."""
   found = study.reseeded(run)
   return found if 1 + len(found) >= MIN_STUDENTS else []
 
 
 def _students_of_lambdas(study: Study, settings: Settings) -> dict[str, list[str]]:
-  """Fingerprints of the students beside the first of each λ, where there are any."""
+  """Fingerprints of the further students of each λ."""
   found = {}
   for value in sorted(set(settings.lambdas)):
     others = _more_students(study, basins.with_lambda(study.experiment, value))
@@ -110,7 +111,7 @@ def _students_of_lambdas(study: Study, settings: Settings) -> dict[str, list[str
 
 
 def _fidelity(measured: Measure, runs: list[Experiment], seed: int) -> Arrays:
-  """'final/<key>' with its interval, and 'students/<key>' of shape (S,)."""
+  """'final/<key>' with its interval, and 'students/<key>' of shape (S,), for one λ."""
   values = [measured.variables(student.load(run)) for run in runs]
   found = {}
   for key, own_1N in values[0].items():
@@ -170,7 +171,7 @@ def _surface(
   xs: np.ndarray,
   ys: np.ndarray,
 ) -> Arrays:
-  """All measures on a plane, which must give at `place_2` what the final student gives itself."""
+  """All measures on a plane; checks that the final student at `place_2` is reproduced."""
   shared = {'plane': plane, 'batch_stats': final['batch_stats']}
   coords_P2 = geometry.grid_coords(xs, ys)
   with progress.bar('plane', len(coords_P2), 'points') as show:
@@ -191,10 +192,10 @@ def _plane(
   others: list[Variables],
   checks: Checks,
 ) -> geometry.Plane:
-  """Through teacher, random weights and final student.
+  """The plane through teacher, random weights and final student.
 
-  A student that never left the teacher, as one of λ = 1 with one member may, spans no plane. In its
-  place comes that of the others which is farthest from the teacher.
+  A student that never left the teacher, which is possible for λ = 1 with one member, spans no plane. The one
+  of `others` that is farthest from the teacher then replaces it.
   """
   far = lambda variables: basins.distance(variables['params'], teacher['params'])
   if far(final) <= geometry.RESOLVED * geometry.norm(teacher['params']):
@@ -208,7 +209,7 @@ PARTS = (
   Part(
     name='lambdas',
     title='Students that start between random weights and the teacher',
-    answers='how near to the teacher must a student start to match it, and to share its basin?',
+    answers='how close to the teacher must a student start to match it and to share its basin?',
     training='a student for each of lambdas that the workdir lacks',
     reads=('num_examples', 'lambdas', 'lambda_resolution', 'path_points'),
     compute=compute_lambdas,

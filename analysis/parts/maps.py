@@ -1,8 +1,8 @@
-"""Maps of the path that training took: its principal components, and its way among other predictors.
+"""Maps of the training: principal components in weight space, and distances in prediction space.
 
-Two parts: `pca` of the kept checkpoints in weight space, beside that of a random walk; `predictions`, the
-distances between all predictors at hand on the test set, which also hold between architectures. Axes:
-T checkpoint, K predictor or component, N example, C class.
+There are two parts: `pca` of the kept checkpoints, with that of a random walk as control; and
+`predictions`, the distances between all predictors on the test set, which also compare architectures.
+Axes: T checkpoint, K predictor or component, N example, C class.
 """
 
 from functools import partial
@@ -21,16 +21,16 @@ from kdjax import intervals, keys, losses
 from kdjax.stages import student
 from kdjax.train.steps import Variables
 
-MIN_CHECKPOINTS = 3  # two always lie on a line
-SAME_FUNCTION = 1e-3  # by which float32 may change a probability
-ROUNDING = 1e-6  # of float64 sums, relative
+MIN_CHECKPOINTS = 3  # two points always lie on a line
+SAME_FUNCTION = 1e-3  # largest change of a probability by float32 rounding
+ROUNDING = 1e-6  # relative rounding error of float64 sums
 
 
 # Computing.
 
 
 def compute_pca(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """The principal components of the kept checkpoints, beside those of a random walk."""
+  """Computes the principal components of the kept checkpoints and of a random walk."""
   points = [jax.device_get(study.student(step)['params']) for step in study.steps]
   coords_TK, explained_K = trajectory.pca(points)
   expected = np.array([trajectory.distances(point, points[0])[0] for point in points])
@@ -47,7 +47,7 @@ def compute_pca(study: Study, settings: Settings, blocks: Blocks, checks: Checks
 
 
 def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Distances between all predictors at hand on the test set, and their maps in the plane."""
+  """Computes distances between all predictors on the test set, and their maps in the plane."""
   batches = Measure(study, settings.num_examples).batches('test')
   predictors = _predictors(study)
   log_probs = {
@@ -55,7 +55,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
     for name, (_, model, variables) in predictors.items()
   }
   kinds = {name: kind for name, (kind, _, _) in predictors.items()}
-  log_probs['ensemble'] = _kept([batch['teacher_log_probs'] for batch in batches], batches)
+  log_probs['ensemble'] = np.concatenate([batch['teacher_log_probs'] for batch in batches])
   kinds['ensemble'] = 'ensemble'
   if members := [log_probs[name] for name, kind in kinds.items() if kind == 'teacher']:
     again_NC = np.asarray(losses.ensemble_log_probs(np.stack(members)))
@@ -66,7 +66,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
     list(log_probs.values()), intervals.NUM_RESAMPLES, make_rng
   )
   names = np.array(list(log_probs))
-  # A random start is far from all, and on one map with it all others would be a dot.
+  # A random initial student is far from all others, which would collapse to a dot on the map.
   section = study.experiment.config.student
   is_random = section.init_lambda == 0 or section.init_from == 'initial'
   mapped_K = (names != 'step 0') | (not is_random)
@@ -75,7 +75,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
     excess = (d_KK[:, :, None] - d_KK[:, None, :] - d_KK[None, :, :]).max()
     checks.at_most(f'triangle inequality of {name}', excess, ROUNDING)
     coords_K2 = np.full((len(names), 2), np.nan)
-    # Classical scaling wants Euclidean distances. The root of the disagreement is one, as √JS is.
+    # Classical scaling needs Euclidean distances, as √disagreement and √JS are.
     euclidean_KK = np.sqrt(d_KK) if name == 'disagreement' else d_KK
     coords_K2[mapped_K], kept = trajectory.mds(euclidean_KK[mapped_K][:, mapped_K])
     arrays |= {f'{name}/coords': coords_K2, f'{name}/kept': np.array(kept)}
@@ -87,7 +87,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
 
 
 def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
-  """(kind, model, variables) by name; the checkpoints first, in order."""
+  """(kind, model, variables) by name, checkpoints first, in order."""
   run = study.experiment
   found = {
     f'step {step}': ('checkpoint', run.student.model, study.student(step)) for step in study.steps
@@ -104,23 +104,16 @@ def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
 
 
 def _log_probs(model: nn.Module, variables: Variables, batches: list[Batch]) -> np.ndarray:
-  """log_probs_NC of the examples, padding left out."""
-  model = in_float32(model)  # as the ensemble's predictions are
-  logits = [measure.logits(variables, batch['inputs'], model=model) for batch in batches]
-  return log_softmax(_kept(logits, batches).astype(np.float64), axis=-1)
-
-
-def _kept(arrays_BC: list[np.ndarray], batches: list[Batch]) -> np.ndarray:
-  """Without the padding, joined along examples."""
-  return np.concatenate(
-    [np.asarray(x)[batch['weights'] > 0] for x, batch in zip(arrays_BC, batches, strict=True)]
-  )
+  """log_probs_NC of all examples, from logits in float32 like those of the ensemble."""
+  logits = partial(measure.logits, variables, model=in_float32(model))
+  logits_NC = np.concatenate([logits(batch['inputs']) for batch in batches])
+  return log_softmax(logits_NC.astype(np.float64), axis=-1)
 
 
 def pca_unavailable(study: Study) -> str | None:
   count = len(study.steps)
   if count < MIN_CHECKPOINTS:
-    return f'{count} checkpoints were kept (student.keep_checkpoints), and PCA says nothing of under three'
+    return f'{count} checkpoints were kept (student.keep_checkpoints); PCA needs {MIN_CHECKPOINTS} or more'
   return None
 
 
@@ -133,13 +126,13 @@ PARTS = (
     draw=drawing.draw_pca,
     caption=drawing.caption_pca,
     table=drawing.table_pca,
-    answers='does the training move in a few directions, more than a random walk seems to?',
+    answers='does training move in fewer directions than a random walk?',
     unavailable=pca_unavailable,
   ),
   Part(
     name='predictions',
     title='Predictors in prediction space',
-    answers='who predicts like whom: checkpoints, teachers, siblings, the ensemble?',
+    answers='how similar are the predictions of checkpoints, teachers, siblings and the ensemble?',
     reads=('num_examples',),
     compute=compute_predictions,
     draw=drawing.draw_predictions,

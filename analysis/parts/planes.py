@@ -1,8 +1,8 @@
 """Surfaces over planes in weight space (paper, Figure 6c; Li et al. 2018; Garipov et al. 2018).
 
-Three parts: `plane` goes through a teacher and through the student before and after its training,
-`random_plane` along two filter-normalised directions from the student, and `ensemble_plane` through any
-three networks, by default two teachers and the student. Values lie as values_YX[row of y, column of x].
+There are three parts: `plane` goes through a teacher and the initial and final student; `random_plane` goes
+along two filter-normalised directions from the student; `ensemble_plane` goes through any three networks, by
+default two teachers and the student. Surfaces are stored as values_YX.
 Axes: Y X grid, K corner, P point, T checkpoint.
 """
 
@@ -30,35 +30,36 @@ PAPER_CORNERS = ('teacher 0', 'student', 'initial')
 ENSEMBLE_CORNERS = ('teacher 0', 'student', 'teacher 1', 'sibling', 'independent', 'initial')
 MARGIN = 0.25  # around the corners, as a fraction of the longer side of their box
 CONTINUOUS = ('distillation/loss', 'distillation/predictive_kl', 'test/predictive_kl')
-TOLERANCE = 1e-3  # of a corner's values, relative where they are above 1; float32 gives under 1e-6
+TOLERANCE = 1e-3  # of a corner's values, relative where they are above 1; float32 gives below 1e-6
 ORTHONORMAL = 1e-6
+PATH_CAPTION = 'Line: kept checkpoints with their distances from the plane. '
 
 
 # Computing.
 
 
 def build_point(shared: dict[str, Any], xy_2: jax.Array) -> Variables:
-  """The variables at a point of shared['plane']; traced by `Measure.at`."""
+  """The variables at a point of shared['plane']; traceable, for `Measure.at`."""
   params = geometry.plane_point(shared['plane'], xy_2)
   return {'params': params, 'batch_stats': shared['batch_stats']}
 
 
 def compute_plane(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """The plane through teacher 0, the initial and the final student, with the kept checkpoints."""
+  """Computes the plane through teacher 0 and the initial and final student, with the checkpoints."""
   return _compute_corners(study, settings, blocks, checks, PAPER_CORNERS)
 
 
 def compute_ensemble_plane(
   study: Study, settings: Settings, blocks: Blocks, checks: Checks
 ) -> Arrays:
-  """The plane through settings.corners, by default the first three that there are of an order."""
+  """Computes the plane through settings.corners, by default the first three of ENSEMBLE_CORNERS."""
   there = set(study.names)
   names = settings.corners or [name for name in ENSEMBLE_CORNERS if name in there][:3]
   return _compute_corners(study, settings, blocks, checks, names)
 
 
 def misnamed_corners(names: list[str], settings: Settings) -> list[str]:
-  """What is wrong with settings.corners, given the networks that there are."""
+  """The problems of settings.corners, given the names of the available networks."""
   corners = settings.corners
   if corners and (len(set(corners)) != 3 or len(corners) != 3 or not set(corners) <= set(names)):
     return [f'--corners = {",".join(corners)}: allowed: three different ones of {", ".join(names)}']
@@ -68,7 +69,7 @@ def misnamed_corners(names: list[str], settings: Settings) -> list[str]:
 def compute_random_plane(
   study: Study, settings: Settings, blocks: Blocks, checks: Checks
 ) -> Arrays:
-  """Around the final student, along two filter-normalised directions, up to ±1 filter norm."""
+  """Computes the plane along two filter-normalised directions from the student, to ±1 filter norm."""
   final = study.student()
   rng = keys.numpy_rng(study.seed, 'analysis/random_plane')
   plane = Plane(final['params'], *geometry.random_directions(final['params'], rng))
@@ -85,7 +86,7 @@ def compute_random_plane(
 def _compute_corners(
   study: Study, settings: Settings, blocks: Blocks, checks: Checks, names: Sequence[str]
 ) -> Arrays:
-  """The plane through three of `study.names`; where two are ends of the student's path, with that."""
+  """The plane through three of `study.names`, with the student's path if both of its ends are named."""
   corners = {name: study.point(name) for name in names}
   plane = geometry.plane_through(*(corner['params'] for corner in corners.values()))
   checks.at_most('orthonormality', geometry.orthonormality_error(plane), ORTHONORMAL)
@@ -104,7 +105,7 @@ def _compute_corners(
 
 
 def places(plane: Plane, points: Sequence[Variables], checks: Checks) -> np.ndarray:
-  """places_K2 of points that lie on a plane, which is checked."""
+  """The coordinates places_K2 of points on a plane; checks that they lie on it."""
   places_K3 = np.array([geometry.project(plane, point['params']) for point in points])
   size = np.abs(places_K3[:, :2]).max()
   checks.at_most('height of the corners', places_K3[:, 2].max() / size, TOLERANCE)
@@ -112,7 +113,7 @@ def places(plane: Plane, points: Sequence[Variables], checks: Checks) -> np.ndar
 
 
 def _path(study: Study, plane: Plane) -> Arrays:
-  """The kept checkpoints on the plane, and their distances from it."""
+  """The projections of the kept checkpoints onto the plane, and their distances from it."""
   places_T3 = np.array(
     [geometry.project(plane, study.student(step)['params']) for step in study.steps]
   )
@@ -131,7 +132,7 @@ def _check_corners(
   places_K2: np.ndarray,
   checks: Checks,
 ) -> Arrays:
-  """Measures the corners as they are, and checks that the plane has the same values at their places."""
+  """Measures the corners themselves, and checks that the plane reproduces their values."""
   direct = [measured.variables(c, reestimate=True) for c in corners.values()]
   direct = {key: np.concatenate([values[key] for values in direct]) for key in direct[0]}
   on_plane = measured.at(build_point, shared, places_K2, reestimate=True)
@@ -154,7 +155,7 @@ def _surface(
   ys: np.ndarray,
   blocks: Blocks,
 ) -> Arrays:
-  """All measures on the grid, kept row by row. BatchNorm's statistics are those of each point."""
+  """All measures on the grid, saved row by row, with BatchNorm statistics re-estimated at each point."""
 
   def measure_row(row: int) -> Arrays:
     coords_P2 = geometry.grid_coords(xs, ys[row : row + 1])
@@ -168,7 +169,7 @@ def _surface(
 
 
 def start_unavailable(study: Study) -> str | None:
-  """Why there is no teacher or no initial student to draw."""
+  """Why there is no teacher or no initial student; None if there are both."""
   if reason := study.lacks_teacher:
     return reason
   if not study.initial_is_kept:
@@ -177,23 +178,23 @@ def start_unavailable(study: Study) -> str | None:
 
 
 def plane_unavailable(study: Study) -> str | None:
-  """Why there is no plane through teacher, initial and final student."""
+  """Why there is no plane through teacher, initial and final student; None if there is."""
   if reason := start_unavailable(study):
     return reason
   section = study.experiment.config.student
   if section.init_lambda == 1 and section.init_from == 'final':
-    return 'the student began at the teacher (init_lambda = 1): there are two points, and no third'
+    return 'the student started at the teacher (init_lambda = 1), so there are only two points'
   return None
 
 
 def ensemble_plane_unavailable(study: Study) -> str | None:
-  """Why no plane but that of `plane` goes through three networks of the student's architecture."""
+  """Why there is no plane other than that of `plane`; None if there is."""
   if len(study.names) < 3 or set(study.names) == set(PAPER_CORNERS):
     missing = (
       study.lacks_teacher
       or 'the teacher has one member, and there is no sibling and no independent student'
     )
-    return f'{missing}: a third point is missing'
+    return f'there is no third point: {missing}'
   return None
 
 
@@ -201,17 +202,17 @@ def ensemble_plane_unavailable(study: Study) -> str | None:
 
 
 def draw_plane(arrays: Arrays) -> 'Figure':
-  """All measures; the distillation data on the left, the test set on the right."""
+  """Draws the surfaces, with the distillation data on the left and the test set on the right."""
   unit = str(arrays['loss_unit'])
   panels = [
     Panel('distillation/loss', 'distillation loss', unit),
     Panel('test/accuracy', 'accuracy, test', '%', percent=True),
     Panel('distillation/predictive_kl', 'KL, distillation', 'nats'),
     Panel('test/predictive_kl', 'KL, test', 'nats'),
-    Panel('distillation/top1_agreement', 'agreement, distillation', '%', percent=True),
+    Panel('distillation/top1_agreement', 'agreement, distil.', '%', percent=True),
     Panel('test/top1_agreement', 'agreement, test', '%', percent=True),
   ]
-  return drawing.draw(arrays, panels, ('distance in weight space',) * 2)
+  return drawing.draw(arrays, panels, ('distance (units of the weights)',) * 2)
 
 
 def draw_random_plane(arrays: Arrays) -> 'Figure':
@@ -230,90 +231,68 @@ def draw_random_plane(arrays: Arrays) -> 'Figure':
 
 def caption_plane(arrays: Arrays) -> str:
   return (
-    'The plane of weights through a teacher, the initial and the final student (paper, Figure 6c). '
-    f'{_distances(arrays)} {_at_corners(arrays)} {_path_caption(arrays)} {_how(arrays)}'
-  )
-
-
-def _path_caption(arrays: Arrays) -> str:
-  height_T = arrays['path/height']
-  off = int(drawing.is_off_plane(arrays).sum())
-  return (
-    'The line joins the kept checkpoints; the number beside each is its distance from the plane. '
-    f'{off} of {len(height_T)} lie off it (white: by more than half a step of the grid, at most '
-    f'{height_T.max():.3g}), so that the colours beneath are not theirs.'
+    'Plane through a teacher and the initial and final student (paper, Figure 6c). '
+    f'{PATH_CAPTION}{_how(arrays)}'
   )
 
 
 def caption_ensemble_plane(arrays: Arrays) -> str:
-  path = f'{_path_caption(arrays)} ' if 'path/xy' in arrays else ''
-  return (
-    f'The plane of weights through {", ".join(_labels(arrays))}. {_distances(arrays)} '
-    f'{_at_corners(arrays)} {path}{_how(arrays)}'
-  )
+  names = [look.label for look in drawing.looks(arrays['corners/names'])]
+  path = PATH_CAPTION if 'path/xy' in arrays else ''
+  return f'Plane through {", ".join(names)}. {path}{_how(arrays)}'
 
 
 def caption_random_plane(arrays: Arrays) -> str:
-  kl_YX = arrays['test/predictive_kl']
   return (
-    'Around the final student, along two random directions whose filters have the norms of the '
-    f"student's (Li et al. 2018). {_at_corners(arrays)} On the plane it lies between "
-    f'{np.nanmin(kl_YX):.3g} and {np.nanmax(kl_YX):.3g} nats. {_how(arrays)}'
+    'Plane around the final student, along two random directions whose filters have the norms of the '
+    f"student's (Li et al. 2018). {_how(arrays)}"
   )
-
-
-def _labels(arrays: Arrays) -> list[str]:
-  return [look.label for look in drawing.looks(arrays['corners/names'])]
-
-
-def _distances(arrays: Arrays) -> str:
-  labels, xy_K2 = _labels(arrays), arrays['corners/xy']
-  pairs = [
-    f'{labels[i]} to {labels[j]} {np.linalg.norm(xy_K2[i] - xy_K2[j]):.3g}'
-    for i, j in ((0, 1), (0, 2), (1, 2))
-  ]
-  return f'Distances: {", ".join(pairs)}.'
-
-
-def _at_corners(arrays: Arrays) -> str:
-  """KL on the test set, measured at the corners themselves."""
-  texts = [
-    f'{intervals.text(arrays, "corners/test/predictive_kl", place)} at {label}'
-    for place, label in enumerate(_labels(arrays))
-  ]
-  return f'KL from {_teacher(arrays)} on the test set, in nats: {", ".join(texts)}.'
-
-
-def _teacher(arrays: Arrays) -> str:
-  members = int(arrays['num_members'])
-  return f'the ensemble of {members} teachers' if members > 1 else 'the teacher'
 
 
 def _how(arrays: Arrays) -> str:
-  """On what, with which statistics and which errors it was measured."""
+  """The grid, the number of examples, the loss's zero, and the BatchNorm statistics."""
   distillation, test = arrays['num_examples']
   text = (
-    f'Measured on {distillation} distillation and {test} test examples, the same at every point; '
-    'intervals are 95 % bootstraps over examples. The distillation loss is the one that the student '
-    'minimises, less what the teacher itself would have: 0 is a perfect match.'
+    f'{len(arrays["xs"])} × {len(arrays["ys"])} points, interpolated linearly; n = {distillation} '
+    f'distillation, {test} test examples. The loss is 0 at a perfect match.'
   )
-  if arrays['reestimated']:
-    text += (
-      " BatchNorm's statistics are those of the distillation examples at every point, re-estimated for the "
-      'test set, so that even a teacher at its own weights is not exactly itself.'
+  return text + (' BatchNorm is re-estimated everywhere.' if arrays['reestimated'] else '')
+
+
+def table_plane(arrays: Arrays) -> list[list[str]]:
+  """Values at the corners, measured at their own weights, and their distances."""
+  looks, xy_K2 = drawing.looks(arrays['corners/names']), arrays['corners/xy']
+  rows = [
+    ['Network', 'loss, distillation', 'KL, test (nats)', 'agreement, test (%)', 'distance to']
+  ]
+  for k, look in enumerate(looks):
+    others = [
+      f'{other.label} {np.linalg.norm(xy_K2[k] - xy_K2[i]):.3g}'
+      for i, other in enumerate(looks)
+      if i != k
+    ]
+    rows.append(
+      [
+        look.label,
+        intervals.text(arrays, 'corners/distillation/loss', k),
+        intervals.text(arrays, 'corners/test/predictive_kl', k),
+        intervals.text(arrays, 'corners/test/top1_agreement', k, 100),
+        ', '.join(others),
+      ]
     )
-  return text
+  return rows
 
 
 PARTS = (
   Part(
     name='plane',
     title='Plane through teacher, initial and final student',
-    answers='do student and teacher lie in one basin of the plane through both (paper, Figure 6c)?',
+    answers='are student and teacher in one basin of the plane through both (paper, Figure 6c)?',
     reads=('num_examples', 'resolution'),
     compute=compute_plane,
     draw=draw_plane,
     caption=caption_plane,
+    table=table_plane,
     unavailable=plane_unavailable,
     version=3,
   ),
@@ -325,17 +304,19 @@ PARTS = (
     compute=compute_random_plane,
     draw=draw_random_plane,
     caption=caption_random_plane,
+    table=table_plane,
     version=2,
   ),
   Part(
     name='ensemble_plane',
     compares_others=True,
-    title='Plane through an ensemble, or siblings, and the student',
-    answers='how does the student lie to two teachers, or to its siblings?',
+    title='Plane through the student and two other networks',
+    answers='are the student and two teachers or siblings in one basin?',
     reads=('num_examples', 'resolution', 'corners'),
     compute=compute_ensemble_plane,
     draw=draw_plane,
     caption=caption_ensemble_plane,
+    table=table_plane,
     unavailable=ensemble_plane_unavailable,
     misnamed=misnamed_corners,
     version=3,

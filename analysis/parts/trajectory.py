@@ -1,9 +1,9 @@
-"""The training of the student as a path: where it goes, what drives it, and whether it nears a teacher.
+"""The training of the student as a path: does it approach the teacher, and does the gradient point there?
 
-Two parts: `trajectory`, distances in weight space and fidelity at the kept checkpoints; `gradients`,
-the distillation gradient there, its noise and its direction. Distances and cosines stand beside their
-nulls (`analysis.nulls`). Axes: L layer (the first is all of them), T checkpoint, B batch, K draw of a null,
-A alignment, N example, C class.
+There are two parts: `trajectory`, distances in weight space and fidelity at the kept checkpoints; and
+`gradients`, the norm, noise and direction of the distillation gradient there. Distances and cosines are
+compared with nulls (`analysis.nulls`). Axes: L layer (the first entry is all layers), T checkpoint, B batch,
+K draw of a null, A alignment, N example, C class.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from analysis import alignment, matching, measure, nulls, trajectory
+from analysis import alignment, matching, measure, nulls, paths, trajectory
 from analysis.figures import trajectory as drawing
 from analysis.matching import Aligner
 from analysis.measure import Batch, Measure, Objective
@@ -27,7 +27,7 @@ from kdjax.runtime import progress
 from kdjax.train import devices
 from kdjax.train.steps import Variables
 
-ROUNDING = 1e-6  # of float64 sums over weights, relative
+ROUNDING = 1e-6  # relative rounding error of float64 sums over weights
 
 
 # Networks to compare with.
@@ -35,18 +35,18 @@ ROUNDING = 1e-6  # of float64 sums over weights, relative
 
 @dataclasses.dataclass(frozen=True)
 class _Networks:
-  """Teacher 0, as it is ('raw') and where there is an alignment 'aligned' to the final student; its nulls.
+  """Parameters of teacher 0, 'raw' and 'aligned' to the final student, and its nulls.
 
-  A null has a function for each draw that makes the parameters, so that few are in memory at once.
+  Each draw of a null is a function that returns parameters, so that few are in memory at once.
   """
 
   teachers: dict[str, Any]
   nulls: dict[str, list[Callable[[], Any]]]
-  alignments: Arrays  # of teacher 0, by all methods
+  alignments: Arrays  # all alignments of teacher 0
 
   @property
   def compared(self) -> list[tuple[str, str]]:
-    """The (teacher, null) pairs that are compared; the origin, 'origin', is not drawn."""
+    """The (teacher, null) pairs that are compared; 'origin' is fixed and has no draws."""
     found = []
     for teacher in self.teachers:
       own = ('permuted', 'unrelated') if teacher == 'raw' else ('unrelated, aligned',)
@@ -103,7 +103,7 @@ def _permuted(spec: Any, bare: Variables, seed: int) -> Any:
 
 
 def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Distances to teacher 0 as it is and aligned to the final student, path length, fidelity."""
+  """Computes distances to teacher 0, raw and aligned, the path length, and fidelity."""
   measured = Measure(study, settings.num_examples)
   networks = _networks(study, settings, checks)
   points = [_params(study.student(step)) for step in study.steps]
@@ -139,11 +139,11 @@ def _made(draws: list[Callable[[], Any]]) -> Iterator[Any]:
 
 
 def compute_gradients(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Norm and noise of the distillation gradient, and its cosine with the direction to teacher 0."""
+  """Computes norm and noise of the distillation gradient, and its cosine with the way to teacher 0."""
   batch_size = study.experiment.config.student.batch_size
   measured = Measure(study, settings.gradient_batches * batch_size)
   networks = _networks(study, settings, checks)
-  batches = gradient_batches(measured, batch_size)
+  batches = paths.training_batches(measured.batches('distillation'), batch_size)
   step_fn = devices.parallel(
     partial(gradient_step, model=measured.model, objective=measured.objective('distillation'))
   )
@@ -224,11 +224,14 @@ def gradient_step(
   model: nn.Module,
   objective: Objective,
 ) -> Any:
-  """The gradient of the mean objective over a batch, as `steps.student_step` has it in training.
+  """The gradient of the mean objective over a batch, as in `steps.student_step` without weight decay.
 
-  `at` are the variables and the loss's τ. BatchNorm takes the statistics of the batch, over all devices,
-  and dropout is on, with the masks of `seed`. Weight decay is not in it. For `devices.parallel`; `batch` is
-  one device's share.
+  BatchNorm uses the statistics of the batch over all devices, and dropout is on.
+
+  Args:
+    at: the variables, and the loss's τ.
+    batch: one device's share; call this through `devices.parallel`.
+    seed: draws the dropout masks.
   """
   variables, temperature = at
   dropout = keys.stream(seed, 'analysis/dropout', jax.lax.axis_index(models.AXIS_NAME))
@@ -247,26 +250,12 @@ def gradient_step(
   return jax.lax.psum(jax.grad(mean_loss)(variables['params']), models.AXIS_NAME)
 
 
-def gradient_batches(measured: Measure, batch_size: int) -> list[Batch]:
-  """The distillation examples, which are in random order, in batches of the size of training's.
-
-  What is left over is left out, since BatchNorm and the noise of a gradient depend on the size.
-  """
-  padded = measured.batches('distillation')
-  examples = {
-    key: np.concatenate([batch[key][batch['weights'] > 0] for batch in padded])
-    for key in ('inputs', 'labels', 'teacher_log_probs')
-  }
-  starts = range(0, len(examples['labels']) - batch_size + 1, batch_size)
-  return [{key: x[start : start + batch_size] for key, x in examples.items()} for start in starts]
-
-
 def _params(variables: Variables) -> Any:
   return jax.device_get(variables['params'])
 
 
 def _in_order_of_depth(study: Study, measured: Measure, of_layers: Arrays) -> Arrays:
-  """Arrays whose last axis is that of `trajectory.layers`, in the order in which layers are called."""
+  """Reorders the last axis, that of `trajectory.layers`, to the order in which layers are called."""
   called = ['all']
 
   def record(
@@ -289,8 +278,8 @@ def gradients_unavailable(study: Study) -> str | None:
   plan, least = study.experiment.student.plan, trajectory.MIN_BATCHES
   if plan.num_examples < least * plan.batch_size:
     return (
-      f'the distillation data, {plan.num_examples} examples, are under {least} batches of '
-      f'student.batch_size = {plan.batch_size}: nothing can be said of the noise of gradients'
+      f'the noise of gradients needs {least} batches of student.batch_size = {plan.batch_size}, and the '
+      f'distillation data have only {plan.num_examples} examples'
     )
   return study.lacks_teacher
 
@@ -303,8 +292,8 @@ def _unrelated(study: Study, settings: Settings) -> list[str]:
 PARTS = (
   Part(
     name='trajectory',
-    title='Through weight space, and towards the teacher?',
-    answers='does the student near its teacher, more than an unrelated teacher or a permuted one?',
+    title='Distance to the teacher during training',
+    answers='does the student approach its teacher more than an unrelated or a permuted teacher?',
     reads=matching.READS,
     compute=compute_trajectory,
     draw=drawing.draw_trajectory,
@@ -316,8 +305,8 @@ PARTS = (
   ),
   Part(
     name='gradients',
-    title='What the distillation gradient points at',
-    answers='how noisy is the gradient, and does it point at the teacher more than at its nulls?',
+    title='Direction of the distillation gradient',
+    answers='how noisy is the gradient, and does it point to the teacher more than to its nulls?',
     reads=(*matching.READS, 'gradient_batches'),
     compute=compute_gradients,
     draw=drawing.draw_gradients,
