@@ -87,7 +87,7 @@ def mapped(several=False, donate=True, section=(), names=('flip',), classes=4, f
     model=steps_on_devices.Network(classes),
     optimizer=optimizers.make_optimizer(ConfigDict(SECTION | dict(section)), 10),
     view=views.make_view(list(names), ConfigDict({'noise_probability': 0.3})),
-    loss=losses.LOSSES['kl'],
+    loss=losses.LOSSES['cross_entropy'],
     temperature=partial(losses.temperature_at, num_steps=4, start=4.0, final=final),
     alpha=0.3,
   )

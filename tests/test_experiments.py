@@ -20,7 +20,7 @@ from kdjax.stages import pipeline
 from kdjax.stages.experiment import Experiment
 
 CONFIGS = ROOT / 'configs'
-NO_EXPERIMENTS = {'__init__', 'recipes'}
+NO_EXPERIMENTS = {'__init__', 'recipes', 'results'}
 FILES = sorted(
   str(path.relative_to(ROOT))
   for path in [*CONFIGS.glob('*.py'), *CONFIGS.glob('paper/*.py')]
@@ -30,12 +30,15 @@ NO_ARGUMENT = {'configs/base.py', 'configs/digits_resnet.py'}
 SWEEPS = [file for file in FILES if '/paper/' in file or file == 'configs/controls.py']
 
 
-def argument(file):
-  return 'small' if file in SWEEPS else 'smoke'
+def sizes(file):
+  """The arguments that shrink an experiment."""
+  if file in NO_ARGUMENT:
+    return []
+  is_small = file in SWEEPS and file != 'configs/paper/table2_imagenet.py'
+  return ['small', 'smoke'] if is_small else ['smoke']
 
 
-SMALL = [f'{file}:{argument(file)}' for file in FILES if file not in NO_ARGUMENT]
-SPECS = FILES + SMALL
+SPECS = FILES + [f'{file}:{size}' for file in FILES for size in sizes(file)]
 SWEEP_SPECS = [spec for spec in SPECS if spec.partition(':')[0] in SWEEPS]
 
 
@@ -64,7 +67,7 @@ def test_configs_are_valid(spec, num_devices):
 
 @pytest.mark.parametrize('file', [f for f in FILES if f not in NO_ARGUMENT])
 def test_an_argument_that_is_not_known_is_told_with_those_that_are(file):
-  with pytest.raises(ConfigError, match=f"unknown argument 'tiny'; allowed: '{argument(file)}'"):
+  with pytest.raises(ConfigError, match=f"unknown argument 'tiny'; allowed: '{sizes(file)[0]}'"):
     config_lib.load(f'{file}:tiny')
 
 
@@ -78,11 +81,11 @@ def test_every_run_of_a_sweep_is_valid_and_is_another_student(spec):
   assert len({config_lib.student_fingerprint(config) for config in configs}) == len(different)
 
 
-@pytest.mark.parametrize('file', SWEEPS)
-def test_a_small_sweep_has_numbers_of_the_paper_only_of_its_own_task(file):
-  small, _ = runs_of(f'{file}:small')
+@pytest.mark.parametrize('spec', [spec for spec in SWEEP_SPECS if ':' in spec])
+def test_a_smaller_sweep_has_numbers_of_the_paper_only_of_its_own_task(spec):
+  file = spec.partition(':')[0]
+  small, _ = runs_of(spec)
   full, _ = runs_of(file)
-  assert len(small.points) * small.trials < len(full.points) * full.trials
   if pathlib.Path(file).stem not in ('fig2_mnist', 'table2_imdb'):  # the others have other data
     assert small.paper == {}
     return
@@ -90,6 +93,41 @@ def test_a_small_sweep_has_numbers_of_the_paper_only_of_its_own_task(file):
   keys = {point.key for point in small.points}
   for measure, values in full.paper.items():
     assert small.paper[measure] == {key: values[key] for key in values if key in keys}
+
+
+@pytest.mark.parametrize('spec', [s for s in SWEEP_SPECS if s.endswith(':small')])
+def test_small_is_the_papers_regime(spec):
+  """Four trials, and as many views as epochs where the data is augmented: fresh ones throughout."""
+  sweep, configs = runs_of(spec)
+  assert sweep.trials == (3 if 'fig2' in spec else 4)  # Figure 2 has the paper's recipe and trials
+  for config in configs:
+    if config.predictions.augmentation:
+      assert config.predictions.num_views >= config.student.num_epochs >= 40
+      assert config.teacher.num_epochs == 0 or config.teacher.num_epochs >= 40
+
+
+# Their claims.
+
+
+def mean_of_paper(sweep, claim, second=None):
+  value = sweep.paper.get(second or claim.measure, {}).get(claim.first)
+  return value[0] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize('file', SWEEPS)
+def test_the_papers_effect_is_the_difference_of_its_numbers(file):
+  """Where the sweep has both; the direction is that of the effect."""
+  sweep, _ = runs_of(file)
+  assert sweep.claims and len({claim.text for claim in sweep.claims}) == len(sweep.claims)
+  for claim in sweep.claims:
+    first, second = mean_of_paper(sweep, claim), claim.second
+    if isinstance(second, tuple):
+      second = sweep.paper.get(claim.measure, {}).get(second)
+      second = second[0] if isinstance(second, tuple) else second
+    elif isinstance(second, str):
+      second = mean_of_paper(sweep, claim, second)
+    if first is not None and second is not None and claim.paper is not None:
+      assert claim.paper == pytest.approx(first - second, abs=0.006), claim.text
 
 
 # Their commands.
@@ -147,6 +185,7 @@ SHARED = {
   'fig6b_lambda': (3, 0, 3, 39),  # two series, which share λ = 0
   'fig9_temperature': (3, 0, 3, 36),
   'fig10_ensemble_size': (3, 0, 3, 36),
+  'fig11_measures': (3, 1, 27, 99),  # those of fig3_data, with m in 1, 3, 5
   'fig12_capacity': (6, 0, 6, 12),  # two depths of the teacher
   'fig13_vgg': (3, 0, 18, 18),
   'fig14_alpha': (3, 0, 3, 45),
@@ -224,6 +263,7 @@ RECIPES = {
   'fig6b_lambda': RESNET_20 | SELF | {'model.norm': 'layer'},
   'fig9_temperature': RESNET_20 | HALF | section('predictions', examples=(0, 25_000)),
   'fig10_ensemble_size': RESNET_56 | TAU_1,
+  'fig11_measures': RESNET_56 | GAN | AUGMENTATION,
   'fig12_capacity': CIFAR,  # its points say the depths
   'fig13_vgg': CIFAR
   | AUGMENTATION
@@ -311,6 +351,8 @@ POINTS = {
   ('fig9_temperature', 'm = 3', 4.0): ({M: 3, TAU: 4.0}, {ACCURACY: 62.78, AGREEMENT: 72.77}),
   ('fig9_temperature', 'm = 5', 16.0): ({M: 5, TAU: 16.0}, {ACCURACY: 61.45, AGREEMENT: 74.92}),
   ('fig10_ensemble_size', '', 12): ({M: 12}, {AGREEMENT: 86, ACCURACY: 75.9, TEACHER: 77.6}),
+  ('fig11_measures', 'm = 3', 'mixup'): ({M: 3, TAU: 4.0, NAMES: ('crop', 'flip', 'mixup')}, {}),
+  ('fig11_measures', 'm = 1', 'noise'): ({M: 1, TAU: 1.0, NAMES: ('crop', 'flip', 'noise')}, {}),
   ('fig12_capacity', 'larger student', 'ResNet-56'): (
     {'model.depth': 56, 'student.model.depth': 110},
     {},

@@ -44,7 +44,16 @@ ONLY = {
   'train.steps': {'keys', 'losses', 'models', 'data.views'},
   'train.devices': {'errors', 'models', 'runtime.hosts'},
   # The report reads what the stages wrote, and runs without them.
-  'report': {'config.sweep', 'data', 'errors', 'intervals', 'losses', 'metrics', 'runtime'},
+  'report': {
+    'config.claims',
+    'config.sweep',
+    'data',
+    'errors',
+    'intervals',
+    'losses',
+    'metrics',
+    'runtime',
+  },
 }
 # The same for analysis/; packages count as one. The mathematics knows no run and no file.
 ANALYSIS = {

@@ -155,23 +155,26 @@ def test_a_finished_sweep_is_not_run_again(swept, sweeps):
 # Several processes.
 
 
-def check_csv(workdir, spec):
-  """Means and standard deviations of the trials, from result.json."""
+def check_results(workdir, spec):
+  """A row of the csv for each run, and the means and standard deviations of the trials, from result.json."""
   values = {}
   for config in configs_of(spec):
     result = json.loads(
       (Experiment(config, epath.Path(workdir)).folders.student / 'result.json').read_text()
     )
-    agreement = 100 * result['splits']['test']['fidelity']['top1_agreement']
+    agreement = result['splits']['test']['fidelity']['top1_agreement']
     values.setdefault(config.student.temperature, []).append(agreement)
   with (workdir / 'good.csv').open() as file:
     rows = list(csv.DictReader(file))
-  assert [float(row['x']) for row in rows] == [1.0, 4.0]
-  for row in rows:
-    trials = values[float(row['x'])]
-    assert (row['measure'], row['count']) == (AGREEMENT, '2')
-    assert float(row['mean']) == pytest.approx(statistics.mean(trials))
-    assert float(row['std']) == pytest.approx(statistics.stdev(trials))
+  found = {(float(row['x']), int(row['trial'])): float(row[AGREEMENT]) for row in rows}
+  assert found == {(x, i): v for x, trials in values.items() for i, v in enumerate(trials)}
+  points = json.loads((workdir / 'good.json').read_text())['points']
+  assert [point['x'] for point in points] == [1.0, 4.0]
+  for point in points:
+    trials = [100 * value for value in values[point['x']]]
+    assert (point['measure'], point['count']) == (AGREEMENT, 2)
+    assert point['mean'] == pytest.approx(statistics.mean(trials))
+    assert point['std'] == pytest.approx(statistics.stdev(trials))
 
 
 def test_two_processes_share_a_sweep_and_one_that_is_killed_goes_on(swept, sweeps, tmp_path):
@@ -187,9 +190,11 @@ def test_two_processes_share_a_sweep_and_one_that_is_killed_goes_on(swept, sweep
   assert told.count('evaluation: done') == 4
   assert told.count('student: done') in (3, 4)  # the killed one may have had no time to say so
   assert results(tmp_path) == results(swept)
-  assert all(str(tmp_path / f'good.{kind}') in other.told for kind in ('csv', 'png', 'html'))
+  assert all(
+    str(tmp_path / f'good.{kind}') in other.told for kind in ('csv', 'json', 'png', 'html')
+  )
   assert len((tmp_path / 'results.csv').read_text().splitlines()) == 1 + 4
-  check_csv(tmp_path, sweeps['good'])
+  check_results(tmp_path, sweeps['good'])
 
 
 def test_one_point_that_diverges(swept, sweeps, tmp_path):

@@ -15,8 +15,9 @@ from etils import epath
 from matplotlib.colors import to_hex
 
 from kdjax.config import sweep as sweep_lib
-from kdjax.config.sweep import Panel, Point, Sweep
+from kdjax.config.sweep import Claim, Panel, Point, Sweep
 from kdjax.report import figures, sweep_figure, sweep_page
+from kdjax.runtime import files
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
 CKA = 'splits.test.cka.stage1'
@@ -179,7 +180,8 @@ def test_named_points_are_read_from_above():
 
 def test_a_measure_without_results_is_a_blank_panel():
   first, second = drawn(NUMBERS, RESULTS).axes
-  assert (first.get_title('left'), second.get_title('left')) == ('', 'no result yet')
+  assert (first.get_title(), second.get_title()) == ('', 'no result yet')
+  assert [axes.get_title('left') for axes in (first, second)] == ['a', 'b']
   assert points(second, hollow=False) == {}
 
 
@@ -200,6 +202,28 @@ def test_x_labels_are_the_sweeps_own_where_they_fit(xs, scale, labels):
   axes = drawn(sweep, {i: result(0.5 + 0.01 * i) for i in range(len(xs))}).axes[0]
   assert axes.get_xscale() == scale
   assert [label.get_text() for label in axes.get_xticklabels()] == labels
+  assert {*axes.get_xticks(), *axes.get_xticks(minor=True)} == set(xs)  # a tick at every point
+
+
+def test_the_figure_says_what_its_bands_are_and_of_how_many_trials():
+  bands = 'Bands: mean ± one standard deviation over n = {} trials.'
+  for sweep, results, text in (
+    (NUMBERS, RESULTS, bands.format('1 to 2')),
+    (NUMBERS, {**RESULTS, 7: result(0.66)}, bands.format(2)),
+    (NAMES, NAMED_RESULTS, ''),  # one trial has no spread
+    (NUMBERS, PAIRED, 'independent: mean and 95 % interval over trials, paired.'),
+    (dataclasses.replace(NAMES, trials=2), {0: result(0.7), 2: result(0.8)}, 'Bars: mean'),
+  ):
+    shown = drawn(sweep, results)._supxlabel
+    assert text in ' '.join(shown.get_text().split()) if text else shown is None
+
+
+def test_the_figure_for_a_paper_is_narrow_and_its_text_small(tmp_path):
+  """The page box of the PDF, in points: two columns of panels, 5.2 inches."""
+  pdf = written(tmp_path, results=PAIRED)['pdf'].read_bytes()
+  box = re.search(rb'/MediaBox \[ ?0 0 ([0-9.]+) ([0-9.]+) ?\]', pdf)
+  assert float(box[1]) == pytest.approx(72 * 5.18)
+  assert sweep_figure.PAPER_POINTS == 8
 
 
 @pytest.mark.parametrize(
@@ -249,26 +273,64 @@ def test_what_the_names_are_stands_once_on_their_left(x_label, num_panels):
   assert not any(axes.get_ylabel() for axes in figure.axes)
 
 
-def test_csv_golden(tmp_path):
-  rows = list(csv.DictReader(io.StringIO(written(tmp_path, results=PAIRED)['csv'].read_text())))
-  assert len(rows) == 4 * 2
-  first, blank, second, missing = rows[0], rows[1], rows[2], rows[6]
-  assert [first[name] for name in ('series', 'x', 'measure', 'label', 'count')] == [
-    *('m = 1', '16', AGREEMENT, 'agreement (%)', '2')
+CLAIM = Claim('τ = 16 <helps>', AGREEMENT, ('m = 1', 16), ('m = 1', 1), 'higher', paper=-2.5)
+CLAIMED = dataclasses.replace(NUMBERS, claims=[CLAIM])
+
+
+def test_csv_has_a_row_for_each_finished_run(tmp_path):
+  notes = {3: {'seconds': 12}}
+  path = written(tmp_path, results=PAIRED, notes=notes, command=lambda run: f'do {run.index}')[
+    'csv'
   ]
-  expected = {
-    **{'mean': 65, 'std': 2**0.5, 'independent_mean': 61, 'independent_std': 0},
-    **{'difference': 4, 'difference_low': 4 - HALF, 'difference_high': 4 + HALF, 'num_pairs': 2},
+  rows = list(csv.DictReader(io.StringIO(path.read_text())))
+  assert [row['run'] for row in rows] == ['0', '1', '2', '3', '4', '5', '6']
+  assert rows[3] == {
+    **{'run': '3', 'series': 'm = 3', 'x': '1', 'trial': '0', 'seconds': '12', 'command': 'do 3'},
+    **{'seed': '0', 'evaluation.independent_seed': '1', CKA: ''},
+    **{AGREEMENT: '0.62', AGREEMENT.replace('fidelity', 'independent'): '0.59'},
+    **{f'fingerprint.{name}': '' for name in ('teacher', 'predictions', 'student')},
   }
-  found = {name: float(first[name]) for name in expected}
-  assert found == pytest.approx(expected, abs=1e-3)
-  assert first['verdict'] == 'cannot be told'
-  assert (second['paper_mean'], second['paper_std']) == ('58.04', '0.5')
-  assert (missing['mean'], missing['std'], missing['count']) == ('62.0', '', '1')
-  assert (missing['difference_low'], missing['num_pairs']) == ('', '1')
-  assert {name for name, value in blank.items() if value} == {
-    *('series', 'x', 'measure', 'label', 'count')
-  }
+
+
+def test_json_golden(tmp_path):
+  summary = files.read_json(written(tmp_path, CLAIMED, PAIRED)['json'])
+  assert [summary[name] for name in ('title', 'num_runs', 'num_finished')] == [NUMBERS.title, 8, 7]
+  assert len(summary['points']) == 4 * 2
+  first, blank, second, missing = (summary['points'][i] for i in (0, 1, 2, 6))
+  assert [first[name] for name in ('series', 'x', 'measure', 'label', 'count')] == [
+    *('m = 1', 16, AGREEMENT, 'agreement (%)', 2)
+  ]
+  assert (first['mean'], first['std']) == pytest.approx((65, 2**0.5))
+  assert first['independent']['mean'] == pytest.approx(61)
+  expected = {'mean': 4, 'low': 4 - HALF, 'high': 4 + HALF}
+  assert first['difference'] == pytest.approx(expected, abs=1e-3)
+  assert (second['paper_mean'], second['paper_std']) == (58.04, 0.5)
+  assert (missing['std'], missing['num_pairs']) == (None, 1)
+  assert missing['difference'] == {'mean': pytest.approx(3), 'low': None, 'high': None}
+  assert (blank['mean'], blank['count'], blank['difference']) == (None, 0, None)
+  # 64 − 57 and 66 − 59 points: equal differences have no interval.
+  (claim,) = summary['claims']
+  assert claim['effect'] == {'mean': pytest.approx(7), 'low': None, 'high': None}
+  assert (claim['n'], claim['verdict'], claim['num_needed']) == (2, 'not decided', None)
+  assert (claim['first'], claim['second']) == (['m = 1', 16], ['m = 1', 1])
+
+
+def test_claims_are_on_the_page_and_the_terminal(tmp_path):
+  """Effects of 7 and 5 points: 6 ± 12.7062; three trials of their spread would give 6 ± 3.513."""
+  results = {**RESULTS, 4: result(0.64)}
+  cells = ['+6.00', '−6.71 to +18.71', '−2.5', '2', 'not decided (n = 3)']
+  text = written(tmp_path, CLAIMED, results)['html'].read_text()
+  assert page_table(text.split('<h2>Claims')[1])[:2] == [
+    ['claim', 'effect', '95 % interval', 'paper', 'n', 'verdict'],
+    ['τ = 16 &lt;helps&gt;', *cells],
+  ]
+  lines = printed(CLAIMED, results)
+  assert lines[lines.index('Figure 9: <τ> & m: claims') :][4:7] == [
+    'τ = 16 <helps> +6.00 (−6.71 to +18.71)',
+    'paper −2.5, n = 2',
+    'not decided (n = 3)',
+  ]
+  assert 'Claims' not in written(tmp_path)['html'].read_text()
 
 
 def test_page_golden(tmp_path):
@@ -335,7 +397,7 @@ def test_page_takes_the_callers_command(tmp_path):
 
 def test_without_results_all_is_written(tmp_path):
   paths = written(tmp_path, results={})
-  assert list(paths) == ['png', 'pdf', 'csv', 'html']
+  assert list(paths) == ['png', 'pdf', 'csv', 'json', 'html']
   assert '0 of 8 runs are finished.' in paths['html'].read_text()
   assert sorted(path.name for path in epath.Path(tmp_path).iterdir()) == sorted(
     path.name for path in paths.values()

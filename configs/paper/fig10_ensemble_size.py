@@ -1,7 +1,8 @@
 """Figure 10: larger ensembles are easier to agree with (CIFAR-100, ResNet-56, τ = 1).
 
     python launch.py --config=configs/paper/fig10_ensemble_size.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # 5 minutes on one core, after fig14
+    python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # 12 students; 2 hours on one core (estimated)
+    python launch.py --config=configs/paper/fig10_ensemble_size.py:smoke --sweep    # 5 minutes on one core
 
 Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students.
 """
@@ -9,9 +10,10 @@ Every ensemble is the beginning of the largest, so twelve teachers serve all twe
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.config.sweep import Point, Sweep
+from kdjax.config.sweep import Claim, Point, Sweep
+from kdjax.intervals import HIGHER
 
-NUM_MEMBERS = {'': tuple(range(1, 13)), 'small': (1, 2, 4)}
+NUM_MEMBERS = {'': tuple(range(1, 13)), 'small': (1, 2, 4), 'smoke': (1, 2, 4)}
 PAPER = {
   recipes.AGREEMENT: (77.5, 86.0),
   recipes.ACCURACY: (74.0, 75.9),
@@ -20,10 +22,9 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, 'small')
+  recipes.check(arg, *recipes.SIZES)
   config = recipes.cifar100()
-  if arg:
-    recipes.shrink(config)
+  recipes.resize(config, arg)
   config.student.temperature = 1.0
   return config
 
@@ -34,7 +35,15 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 10: ensemble size',
     x_label='teachers in the ensemble, m',
     points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
-    panels=(*PAPER, recipes.INDEPENDENT),
-    trials=2 if arg else 3,
+    panels=tuple(PAPER),
+    trials=recipes.TRIALS[arg],
     paper={} if arg else paper,
+    claims=[
+      Claim(
+        f'{panel.label}: higher for m = {NUM_MEMBERS[arg][-1]} than for m = 1',
+        *(panel.measure, ('', NUM_MEMBERS[arg][-1]), ('', 1), HIGHER),
+        paper=round(ends[1] - ends[0], 2),  # for m = 12
+      )
+      for panel, ends in PAPER.items()
+    ],
   )

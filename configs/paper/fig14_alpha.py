@@ -1,7 +1,8 @@
 """Figure 14: true labels in the loss, with weight α, lower the agreement (CIFAR-100, ResNet-56, τ = 1).
 
     python launch.py --config=configs/paper/fig14_alpha.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # 15 minutes on one core, after fig3
+    python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # 24 students; 2 hours on one core (estimated)
+    python launch.py --config=configs/paper/fig14_alpha.py:smoke --sweep    # 15 minutes on one core
 
 In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher, 0.8 with 3, 1.0 with 5.
 """
@@ -9,18 +10,18 @@ In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher,
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.config.sweep import Point, Sweep
+from kdjax.config.sweep import Claim, Point, Sweep
+from kdjax.intervals import LOWER
 
-ALPHAS = {'': (0.0, 0.1, 0.3, 0.5, 0.7), 'small': (0.0, 0.3, 0.7)}
-NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3)}
+ALPHAS = {'': (0.0, 0.1, 0.3, 0.5, 0.7), 'small': (0.0, 0.3, 0.7), 'smoke': (0.0, 0.3, 0.7)}
+NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
 PAPER = {1: (72.6, 72.4), 3: (77.2, 76.4), 5: (78.5, 77.5)}  # agreement at the first and last α
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, 'small')
+  recipes.check(arg, *recipes.SIZES)
   config = recipes.cifar100()
-  if arg:
-    recipes.shrink(config)
+  recipes.resize(config, arg)
   config.student.temperature = 1.0
   return config
 
@@ -37,7 +38,15 @@ def get_sweep(arg: str = '') -> Sweep:
       for m in NUM_MEMBERS[arg]
       for alpha in ALPHAS[arg]
     ],
-    panels=(recipes.AGREEMENT, recipes.INDEPENDENT, recipes.ACCURACY),
-    trials=2 if arg else 3,
+    panels=(recipes.AGREEMENT, recipes.ACCURACY),
+    trials=recipes.TRIALS[arg],
     paper={} if arg else {recipes.AGREEMENT.measure: paper},
+    claims=[
+      Claim(
+        f'm = {m}: α = 0.7 gives a lower agreement than α = 0',
+        *(recipes.AGREEMENT.measure, (f'm = {m}', 0.7), (f'm = {m}', 0.0), LOWER),
+        paper=round(PAPER[m][1] - PAPER[m][0], 2),
+      )
+      for m in NUM_MEMBERS[arg]
+    ],
   )

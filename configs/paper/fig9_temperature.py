@@ -1,7 +1,8 @@
 """Figure 9: temperature and ensemble size, teachers and students on half of CIFAR-100 (ResNet-20).
 
     python launch.py --config=configs/paper/fig9_temperature.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig9_temperature.py:small --sweep    # 4 minutes on one core, after fig4
+    python launch.py --config=configs/paper/fig9_temperature.py:small --sweep    # 32 students; 2 hours on one core (estimated)
+    python launch.py --config=configs/paper/fig9_temperature.py:smoke --sweep    # 4 minutes on one core
 
 Each trial has another half. The paper: τ = 4 is best for accuracy, and agreement gains no more from there on.
 """
@@ -9,9 +10,10 @@ Each trial has another half. The paper: τ = 4 is best for accuracy, and agreeme
 from ml_collections import ConfigDict
 
 from configs.paper import recipes
-from kdjax.config.sweep import Point, Sweep
+from kdjax.config.sweep import EQUAL, Claim, Point, Sweep
+from kdjax.intervals import HIGHER, LOWER
 
-NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3)}
+NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
 TEMPERATURES = (1.0, 4.0, 8.0, 16.0)
 ACCURACY = (
   (59.38, 61.33, 59.87, 59.16),
@@ -26,11 +28,11 @@ AGREEMENT = (
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, 'small')
+  recipes.check(arg, *recipes.SIZES)
   config = recipes.cifar100(depth=20)
   half = (0, 25_000)
   if arg:
-    recipes.shrink(config)
+    recipes.resize(config, arg)
     half = (0, config.dataset.num_train // 2)
     config.teacher.num_epochs *= 2  # as many steps on half of the data
   config.teacher.examples = config.predictions.examples = half
@@ -50,7 +52,39 @@ def get_sweep(arg: str = '') -> Sweep:
       for m in NUM_MEMBERS[arg]
       for tau in TEMPERATURES
     ],
-    panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.INDEPENDENT),
-    trials=2 if arg else 3,
+    panels=(recipes.ACCURACY, recipes.AGREEMENT),
+    trials=recipes.TRIALS[arg],
     paper={} if arg else paper,
+    claims=[claim for m in NUM_MEMBERS[arg] for claim in _claims(m)],
   )
+
+
+def _claims(m: int) -> list[Claim]:
+  series, i = f'm = {m}', NUM_MEMBERS[''].index(m)
+  (accuracy_1, accuracy_4, _, accuracy_16) = ACCURACY[i]
+  (agreement_1, agreement_4, _, agreement_16) = AGREEMENT[i]
+  one, four, sixteen = ((series, tau) for tau in (1.0, 4.0, 16.0))
+  accuracy, agreement = recipes.ACCURACY.measure, recipes.AGREEMENT.measure
+  return [
+    Claim(
+      f'{series}: τ = 4 gives a higher agreement than τ = 1',
+      *(agreement, four, one, HIGHER),
+      paper=round(agreement_4 - agreement_1, 2),
+    ),
+    Claim(
+      f'{series}: agreement gains no more: τ = 16 is within 2 points of τ = 4',
+      *(agreement, sixteen, four, EQUAL),
+      margin=2.0,
+      paper=round(agreement_16 - agreement_4, 2),
+    ),
+    Claim(
+      f'{series}: τ = 4 gives a higher accuracy than τ = 1',
+      *(accuracy, four, one, HIGHER),
+      paper=round(accuracy_4 - accuracy_1, 2),
+    ),
+    Claim(
+      f'{series}: τ = 16 gives a lower accuracy than τ = 4',
+      *(accuracy, sixteen, four, LOWER),
+      paper=round(accuracy_16 - accuracy_4, 2),
+    ),
+  ]

@@ -1,7 +1,7 @@
-"""Sweeps: which runs a figure or table of the paper is made of, and the means over their trials.
+"""Sweeps: the runs of a figure or table of the paper, the means over their trials, and its claims.
 
 A config file that defines `get_sweep(arg='')` beside `get_config` is a sweep of that config: each point
-overrides fields of it, and is repeated for `trials` seeds.
+overrides fields of it, and is repeated for `trials` seeds. `config/claims.py` decides the claims.
 """
 
 import collections
@@ -9,7 +9,7 @@ import dataclasses
 import math
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdjax import intervals
@@ -17,6 +17,8 @@ from kdjax.intervals import Estimate
 
 INDEPENDENT = 'evaluation.independent_seed'
 MAX_SERIES = 6  # more cannot be told apart in a figure
+EQUAL = 'equal'
+DIRECTIONS = (intervals.HIGHER, intervals.LOWER, EQUAL)
 
 Key = tuple[str, float | str]  # (series, x) of a point
 
@@ -44,6 +46,23 @@ class Panel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Claim:
+  """A statement of the paper, in a form that results decide.
+
+  Its effect is the measure at `first` minus what `second` names, in the unit of the panel's label.
+  """
+
+  text: str
+  measure: str  # of a panel
+  first: Key
+  # Another point; another measure at the point `first`, as a path into result.json; or a number.
+  second: Key | str | float
+  direction: str  # of DIRECTIONS: the effect is above `margin`, below −`margin`, or between the two
+  margin: float = 0.0
+  paper: float | None = None  # the paper's effect
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
   title: str
   x_label: str
@@ -56,6 +75,7 @@ class Sweep:
   paper: Mapping[str, Mapping[Key, float | tuple[float, float]]] = dataclasses.field(
     default_factory=dict
   )
+  claims: Sequence[Claim] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +90,14 @@ class SweepRun:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A measure at a point, in the unit of the panel's label. None is what is not known."""
+  """A measure at a point, in the unit of the panel's label. None stands for an unknown value."""
 
   mean: float | None = None
-  std: float | None = None  # of the trials, with ddof = 1; None of fewer than two
+  std: float | None = None  # over trials, with ddof = 1; None for fewer than two
   count: int = 0  # trials that have the measure
   paper_mean: float | None = None
   paper_std: float | None = None
-  independent: 'Cell | None' = None  # of a measure of fidelity: the independent student's
+  independent: 'Cell | None' = None  # the independent student's, for a measure of fidelity
   difference: Estimate | None = None  # student minus independent student, paired over trials
   num_pairs: int = 0  # trials that have both
 
@@ -100,7 +120,7 @@ def expand(sweep: Sweep) -> list[SweepRun]:
   """
   runs = []
   for trial in range(sweep.trials):
-    added = _added_fields(sweep, trial)
+    added = added_fields(sweep, trial)
     for point in sweep.points:
       runs.append(SweepRun(len(runs), point, trial, {**point.fields, **added}))
   return runs
@@ -129,6 +149,24 @@ def summarise(sweep: Sweep, results: Mapping[int, Mapping[str, Any]]) -> list[Ro
     missing = tuple(run for run in runs if run.index not in results)
     rows.append(Row(point, cells, missing))
   return rows
+
+
+def independent_measure(measure: str) -> str | None:
+  """The independent student's value of a measure of fidelity; None for any other measure."""
+  return measure.replace('.fidelity.', '.independent.') if '.fidelity.' in measure else None
+
+
+def values(panel: Panel, measure: str, results: Sequence[Mapping[str, Any]]) -> list[float | None]:
+  """A measure of each result in the unit of the panel's label; None where it is not known."""
+  found = [look_up(result, measure) for result in results]
+  return [None if value is None else panel.scale * value for value in found]
+
+
+def look_up(result: Any, path: str) -> float | None:
+  """The value at a dotted path into result.json; None where there is none."""
+  for name in path.split('.'):
+    result = result.get(name) if isinstance(result, Mapping) else None
+  return result
 
 
 def command(run: SweepRun, start: str = 'python launch.py') -> str:
@@ -180,7 +218,7 @@ def problems(sweep: Sweep) -> list[str]:
   num_series = len(series_names(sweep))
   if num_series > MAX_SERIES:
     found.append(f'the sweep has {num_series} series; allowed: up to {MAX_SERIES}')
-  fixed = _added_fields(sweep, 0)
+  fixed = added_fields(sweep, 0)
   found += [
     f'the point at {point.key} sets {field}, which the trials of the sweep set; remove it'
     for point in sweep.points
@@ -192,10 +230,26 @@ def problems(sweep: Sweep) -> list[str]:
     if measure not in measures:
       found.append(f"the paper's {measure} has no panel; measures of panels: {', '.join(measures)}")
     found += [f"the paper's {measure} at {key} has no point" for key in values if key not in keys]
+  for claim in sweep.claims:
+    found += _problems_of_claim(claim, measures, keys)
   return found
 
 
-def _added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
+def _problems_of_claim(claim: Claim, measures: Sequence[str], keys: Sequence[Key]) -> Iterator[str]:
+  name = f'the claim {claim.text!r}'
+  if claim.measure not in measures:
+    yield f'{name} is about {claim.measure}; measures of panels: {", ".join(measures)}'
+  for key in (claim.first, claim.second):
+    if isinstance(key, tuple) and key not in keys:
+      yield f'{name} is about {key}, where no point is'
+  if claim.direction not in DIRECTIONS:
+    yield f'{name} has direction = {claim.direction!r}; allowed: {", ".join(map(repr, DIRECTIONS))}'
+  if claim.margin < 0 or (claim.margin == 0 and claim.direction == EQUAL):
+    yield f'{name} has margin = {claim.margin}; allowed: 0 or more, and more than 0 for {EQUAL!r}'
+
+
+def added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
+  """The fields that a trial sets beside those of its point."""
   added = {sweep.trial_field: trial} if sweep.trial_field else {}
   if sweep.trials > 1 and sweep.trial_field == 'seed':
     added[INDEPENDENT] = trial - 1 if trial else 1
@@ -206,12 +260,12 @@ def _cell(sweep: Sweep, panel: Panel, point: Point, results: Sequence[Mapping[st
   paper = sweep.paper.get(panel.measure, {}).get(point.key)
   paper_mean, paper_std = paper if isinstance(paper, tuple) else (paper, None)
   cell = dataclasses.replace(
-    _mean(_values(panel, panel.measure, results)), paper_mean=paper_mean, paper_std=paper_std
+    _mean(values(panel, panel.measure, results)), paper_mean=paper_mean, paper_std=paper_std
   )
-  baseline = panel.measure.replace('.fidelity.', '.independent.')
-  if baseline == panel.measure:
+  baseline = independent_measure(panel.measure)
+  if baseline is None:
     return cell
-  both = [_values(panel, measure, results) for measure in (panel.measure, baseline)]
+  both = [values(panel, measure, results) for measure in (panel.measure, baseline)]
   pairs = [pair for pair in zip(*both, strict=True) if None not in pair]
   return dataclasses.replace(
     cell,
@@ -228,19 +282,6 @@ def _mean(values: Sequence[float | None]) -> Cell:
     std=statistics.stdev(known) if len(known) > 1 else None,
     count=len(known),
   )
-
-
-def _values(panel: Panel, measure: str, results: Sequence[Mapping[str, Any]]) -> list[float | None]:
-  """A value of each result in the unit of the panel's label."""
-  found = [_look_up(result, measure) for result in results]
-  return [None if value is None else panel.scale * value for value in found]
-
-
-def _look_up(result: Any, path: str) -> float | None:
-  """None where there is no such value."""
-  for name in path.split('.'):
-    result = result.get(name) if isinstance(result, Mapping) else None
-  return result
 
 
 def _kind(x: Any) -> str:

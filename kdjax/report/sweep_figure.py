@@ -4,6 +4,7 @@ matplotlib is imported when a figure is drawn.
 """
 
 import math
+import string
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,24 @@ PAPER_MARKER = 'D'  # of the paper's values at named x
 BARS = {'linewidth': 1.8, 'elinewidth': 1.4, 'capsize': 3}
 PAPER_BARS = {'linewidth': 1.2, 'elinewidth': 0.8, 'capsize': 5}
 
+LETTERS = string.ascii_lowercase  # of the panels
 MAX_COLUMNS = 3  # of panels side by side
 PANEL_INCHES = (3.7, 3.1)
+LABEL_LETTERS = 30  # in a line of the label of a panel's axis
+PAPER_POINTS = 8  # text in a figure for a paper, which has panels of PAPER_SCALE times the size
+PAPER_SCALE, PAPER_COLUMNS = 0.7, 2  # so that it is 5.2 inches wide
 WIDE = 12  # positive x whose largest is more than this many times the smallest get a log scale
 
 
-def draw(sweep: Sweep, rows: Sequence[Row]) -> 'Figure':
+def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure':
   """Draws a panel for each measure, then one for each difference from the independent student.
 
   Shaded bands, bars where x are names, are means ± one standard deviation over trials; the bars of a
-  difference are its 95 % interval. To be called in `figures.style`.
+  difference are its 95 % interval. A line below the panels says so, with the number of trials. To be called
+  in `figures.style`.
+
+  Args:
+    for_paper: whether the figure is for a column of a paper; text of PAPER_POINTS is up to the caller.
   """
   from matplotlib.ticker import MaxNLocator
 
@@ -52,15 +61,20 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> 'Figure':
     for i, panel in enumerate(sweep.panels)
     if differing[i]
   ]
-  num_rows = math.ceil(len(panels) / MAX_COLUMNS)
+  num_rows = math.ceil(len(panels) / (PAPER_COLUMNS if for_paper else MAX_COLUMNS))
   num_columns = math.ceil(len(panels) / num_rows)
-  figure = figures.blank(_size_inches(sweep, num_rows, num_columns))
-  figure.get_layout_engine().set(w_pad=0.12)
+  scale = PAPER_SCALE if for_paper else 1
+  width, height = _size_inches(sweep, num_rows, num_columns)
+  figure = figures.blank((scale * width, scale * height))
+  figure.get_layout_engine().set(w_pad=0.12 * scale)
   grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=not named, sharey=named)
   for axes in grid.flat[len(panels) :]:
     axes.remove()
-  for axes, (label, i, draw_panel) in zip(grid.flat, panels, strict=False):
+  for letter, axes, (label, i, draw_panel) in zip(LETTERS, grid.flat, panels, strict=False):
     draw_panel(axes, sweep, rows, i)
+    label = '\n'.join(textwrap.fill(line, LABEL_LETTERS) for line in label.splitlines())
+    if len(panels) > 1:
+      axes.set_title(letter, loc='left', fontweight='bold', fontsize='medium')
     if named:
       axes.set_xlabel(label)
       axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -72,13 +86,29 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> 'Figure':
       axes.tick_params(labelbottom=True)
       axes.set_xlabel(sweep.x_label)
     if not any(row.cells[i].count for row in rows):
-      axes.set_title('no result yet', fontsize='medium', loc='left')
+      axes.set_title('no result yet', fontsize='medium')
   if named:
     _label_names(figure, grid[:, 0], sweep)
   else:
     _scale_x(grid[0, 0], sweep)
   _add_legend(figure, sweep, rows)
+  if text := spread_text(sweep, rows):
+    letters = int(14 * figure.get_figwidth() / scale)
+    figure.supxlabel(textwrap.fill(text, letters), size='small', x=0.01, ha='left')
   return figure
+
+
+def spread_text(sweep: Sweep, rows: Sequence[Row]) -> str:
+  """What bands and bars are, and over how many trials; '' if there are none."""
+  counts = sorted({cell.count for row in rows for cell in row.cells if cell.count})
+  if not counts or counts[-1] < 2:
+    return ''
+  n = f'n = {counts[0]}' if len(counts) == 1 else f'n = {counts[0]} to {counts[-1]}'
+  what = 'Bars' if sweep_lib.is_categorical(sweep) else 'Bands'
+  text = f'{what}: mean ± one standard deviation over {n} trials.'
+  if any(sweep_lib.has_difference(rows)):
+    text += ' Student − independent: mean and 95 % interval over trials, paired.'
+  return text
 
 
 def difference_label(label: str) -> str:
@@ -232,14 +262,12 @@ def _label_names(figure: 'Figure', first_column: Sequence['Axes'], sweep: Sweep)
 
 
 def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
-  """A log scale for x that span more than a decade; labels at the sweep's own x, if they fit."""
-  from matplotlib.ticker import NullLocator
+  """A log scale for x that span more than a decade; ticks at the sweep's own x, with labels where they fit."""
 
   xs = sorted(sweep_lib.x_values(sweep))
   place = float
   if 0 < WIDE * xs[0] < xs[-1]:
     axes.set_xscale('log')
-    axes.xaxis.set_minor_locator(NullLocator())
     place = math.log
   span = place(xs[-1]) - place(xs[0])
   room = 0.04 + 0.03 * max(len(x_text(x)) for x in xs)  # of a label, in widths of the panel
@@ -248,6 +276,7 @@ def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
     if place(x) - place(shown[-1]) >= room * span:
       shown.append(x)
   axes.set_xticks(shown, [x_text(x) for x in shown])
+  axes.set_xticks(xs, [''] * len(xs), minor=True)
 
 
 def _add_legend(figure: 'Figure', sweep: Sweep, rows: Sequence[Row]) -> None:

@@ -1,12 +1,14 @@
-"""A sweep's results in; its figure, tables and page out, beside the paper's values.
+"""Writes a sweep's figure, tables, claims and page, with the paper's values beside the measured ones.
 
 The same input gives the same bytes.
 """
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -15,6 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kdjax.config import claims as claims_lib
 from kdjax.config import sweep as sweep_lib
 from kdjax.config.sweep import Cell, Panel, Row, Sweep, SweepRun
 from kdjax.report import figures, formats, sweep_figure
@@ -31,11 +34,7 @@ TEMPLATE = 'sweep.html.j2'
 DOTS_PER_INCH = 200
 INDEPENDENT = 'independent student'  # heading of its column
 DIFFERENCE_HEADINGS = ('difference', '95 % interval', 'verdict', 'n')
-CSV_HEADINGS = (
-  *('series', 'x', 'measure', 'label', 'mean', 'std', 'count', 'paper_mean', 'paper_std'),
-  *('independent_mean', 'independent_std'),
-  *('difference', 'difference_low', 'difference_high', 'num_pairs', 'verdict'),
-)
+CLAIM_HEADINGS = ('effect', '95 % interval', 'paper', 'n', 'verdict')
 
 
 def write(
@@ -44,14 +43,21 @@ def write(
   sweep: Sweep,
   results: Results,
   command: Callable[[SweepRun], str] = sweep_lib.command,
+  notes: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[epath.Path]:
-  """Writes NAME.png, NAME.pdf, NAME.csv and NAME.html, a self-contained page of all three.
+  """Writes a sweep's results.
+
+  - NAME.png: the figure. NAME.pdf: the same for a paper, 5.2 inches wide with 8 pt text.
+  - NAME.csv: a row for each finished run, see `_csv`.
+  - NAME.json: the summary of each point and the findings about the claims, see `_json`.
+  - NAME.html: a self-contained page of figure, values and claims.
 
   Args:
     folder: where; it is made if it is not there.
     sweep: one in which `sweep.problems` finds nothing.
     results: the content of result.json by index of the run. Any can be missing.
-    command: what runs a missing run, as text for the page.
+    command: the shell command of a run, for the page and the csv.
+    notes: what else is known of runs, by index: a column of the csv for each name.
 
   Returns: the paths of the files.
   """
@@ -60,18 +66,27 @@ def write(
     figure = sweep_figure.draw(sweep, rows)
     contents = {
       'png': _bytes(figure, 'png', dpi=DOTS_PER_INCH, metadata={'Software': None}),
-      'pdf': _bytes(figure, 'pdf', metadata=dict.fromkeys(('Creator', 'Producer', 'CreationDate'))),
-      'csv': _csv(sweep, rows).encode(),
+      'pdf': _paper_pdf(sweep, rows),
+      'csv': _csv(sweep, results, command, notes).encode(),
+      'json': files.json_text(_json(sweep, rows, results)).encode(),
     }
     colors = {'ink': figures.COLORS['ink'], **sweep_figure.COLORS}
     svg = figures.svg(figure, sweep.title, colors)
-  contents['html'] = _html(sweep, rows, svg, command).encode()
+  contents['html'] = _html(sweep, rows, results, svg, command).encode()
   paths = []
   for suffix, content in contents.items():
     path = folder / f'{name}.{suffix}'
     files.write_bytes(path, content)
     paths.append(path)
   return paths
+
+
+def _paper_pdf(sweep: Sweep, rows: Sequence[Row]) -> bytes:
+  import matplotlib.style
+
+  with matplotlib.style.context({'font.size': sweep_figure.PAPER_POINTS}):
+    figure = sweep_figure.draw(sweep, rows, for_paper=True)
+    return _bytes(figure, 'pdf', metadata=dict.fromkeys(('Creator', 'Producer', 'CreationDate')))
 
 
 def _bytes(figure: 'Figure', kind: str, **options: Any) -> bytes:
@@ -122,6 +137,32 @@ def _differences(
   ]
 
 
+def _claims(sweep: Sweep, results: Results) -> list[dict[str, Any]]:
+  """Each claim with what the results say about it, as JSON has it."""
+  return [
+    dataclasses.asdict(of.claim)
+    | {'label': of.panel.label, 'scale': of.panel.scale}
+    | {'effect': of.effect and _known(of.effect), 'n': of.count, 'verdict': of.verdict}
+    | {'num_needed': of.num_needed}
+    for of in claims_lib.findings(sweep, results)
+  ]
+
+
+def claim_cells(claim: Mapping[str, Any]) -> list[str]:
+  """Cells of CLAIM_HEADINGS for a claim of NAME.json; effects of percentages are in points.
+
+  A verdict 'not decided (n = 7)' says that 7 trials would decide the claim.
+  """
+  percent, effect = claim['scale'] == 100, claim['effect'] or {'mean': None, 'low': None}
+  ends = None if effect['low'] is None else [effect['low'], effect['high']]
+  verdict = claim['verdict']
+  if claim['num_needed'] is not None:
+    verdict = f'{verdict} (n = {claim["num_needed"]})'
+  mean = formats.number(effect['mean'], percent, sign=True)
+  paper = NOTHING if claim['paper'] is None else f'{claim["paper"]:+g}'.replace('-', '−')
+  return [mean, formats.interval(ends, percent, sign=True), paper, str(claim['n']), verdict]
+
+
 def _difference_cells(panel: Panel, cell: Cell) -> list[str]:
   of, percent = cell.difference, panel.scale == 100
   ends = None if math.isnan(of.low) else [of.low, of.high]
@@ -155,30 +196,41 @@ def _trials(sweep: Sweep, row: Row) -> str:
 
 
 def terminal_tables(sweep: Sweep, results: Results) -> list[Table]:
-  """For every measure a table with the paper's values beside, and one of its difference from the independent
-  student's, if there is one; each within 80 columns.
+  """Tables for the terminal, each within 80 columns.
+
+  A table for each measure with the paper's values, one for each difference from the independent student,
+  and one of the claims.
   """
   rows = sweep_lib.summarise(sweep, results)
   there = zip(sweep_figure.has_paper(rows), sweep_lib.has_difference(rows), strict=True)
   tables = []
   for i, (paper, independent) in enumerate(there):
     columns = [*_columns(sweep, i, paper, independent), ('trials', lambda row: _trials(sweep, row))]
-    table = _table(sweep, f'{sweep.title}: {sweep.panels[i].label}', [name for name, _ in columns])
+    table = _table(
+      sweep.x_label, f'{sweep.title}: {sweep.panels[i].label}', [name for name, _ in columns]
+    )
     for row in rows:
       table.add_row(_name(row), *[text(row) for _, text in columns])
     tables.append(table)
   for label, own in _differences(sweep, rows):
     title = f'student − independent student: {label}'
-    table = _table(sweep, title, DIFFERENCE_HEADINGS)
+    table = _table(sweep.x_label, title, DIFFERENCE_HEADINGS)
     for row, cells in own:
       table.add_row(_name(row), *cells)
+    tables.append(table)
+  if sweep.claims:
+    headings = ['effect (95 % interval), paper, n, verdict']
+    table = _table('claim', f'{sweep.title}: claims', headings, width=38)
+    for claim in _claims(sweep, results):
+      effect, interval, paper, count, verdict = claim_cells(claim)
+      table.add_row(claim['text'], f'{effect} ({interval})\npaper {paper}, n = {count}\n{verdict}')
     tables.append(table)
   return tables
 
 
-def _table(sweep: Sweep, title: str, headings: Sequence[str]) -> Table:
+def _table(first: str, title: str, headings: Sequence[str], width: int = 24) -> Table:
   table = Table(box=box.SIMPLE, title=Text(title, 'bold'), title_justify='left')
-  table.add_column(sweep.x_label, max_width=24)
+  table.add_column(first, max_width=width)
   for heading in headings:
     table.add_column(heading, justify='right', no_wrap=True)
   return table
@@ -187,29 +239,76 @@ def _table(sweep: Sweep, title: str, headings: Sequence[str]) -> Table:
 # Files.
 
 
-def _csv(sweep: Sweep, rows: Sequence[Row]) -> str:
-  """A line for each point and measure, in the unit of the measure's label.
+def _csv(
+  sweep: Sweep,
+  results: Results,
+  command: Callable[[SweepRun], str],
+  notes: Mapping[int, Mapping[str, Any]],
+) -> str:
+  """A row for each finished run: its seeds, measures, fingerprints and notes, and its command.
 
-  'difference' and its 95 % interval are of the student minus the independent student, over 'num_pairs'
-  trials.
+  Measures are in the unit of result.json, so that agreement and accuracy are fractions.
   """
+  measures = []
+  for panel in sweep.panels:
+    measures += filter(None, (panel.measure, sweep_lib.independent_measure(panel.measure)))
+  runs = [run for run in sweep_lib.expand(sweep) if run.index in results]
+  seeds = list(sweep_lib.added_fields(sweep, 0))
+  known = list(dict.fromkeys(name for index in notes for name in notes[index]))
+  prints = ('teacher', 'predictions', 'student')
   buffer = io.StringIO()
   writer = csv.writer(buffer, lineterminator='\n')
-  writer.writerow(CSV_HEADINGS)
-  for row in rows:
-    for panel, cell in zip(sweep.panels, row.cells, strict=True):
-      independent, of = cell.independent or Cell(), cell.difference
-      difference = [None] * 5
-      if of is not None:
-        ends = [None if math.isnan(end) else end for end in (of.low, of.high)]
-        difference = [of.mean, *ends, cell.num_pairs, of.verdict]
-      point = [row.point.series, row.point.x, panel.measure, panel.label]
-      measured = [cell.mean, cell.std, cell.count, cell.paper_mean, cell.paper_std]
-      writer.writerow([*point, *measured, independent.mean, independent.std, *difference])
+  headings = [f'fingerprint.{name}' for name in prints]
+  writer.writerow(['run', 'series', 'x', 'trial', *seeds, *measures, *headings, *known, 'command'])
+  for run in runs:
+    result = results[run.index]
+    row = [run.index, run.point.series, run.point.x, run.trial, *(run.fields[s] for s in seeds)]
+    row += [sweep_lib.look_up(result, measure) for measure in measures]
+    row += [sweep_lib.look_up(result, f'fingerprints.{name}') for name in prints]
+    row += [notes.get(run.index, {}).get(name) for name in known]
+    writer.writerow([*row, command(run)])
   return buffer.getvalue()
 
 
-def _html(sweep: Sweep, rows: Sequence[Row], svg: str, command: Callable[[SweepRun], str]) -> str:
+def _json(sweep: Sweep, rows: Sequence[Row], results: Results) -> dict[str, Any]:
+  """The summary of every point and measure, and the findings, in the units of the labels.
+
+  'difference' is the student minus the independent student with its 95 % interval.
+  """
+  points = [
+    {
+      'series': row.point.series,
+      'x': row.point.x,
+      'measure': panel.measure,
+      'label': panel.label,
+      **_known(cell),
+    }
+    for row in rows
+    for panel, cell in zip(sweep.panels, row.cells, strict=True)
+  ]
+  return {
+    'title': sweep.title,
+    'num_runs': len(rows) * sweep.trials,
+    'num_finished': len(rows) * sweep.trials - sum(len(row.missing) for row in rows),
+    'points': points,
+    'claims': _claims(sweep, results),
+  }
+
+
+def _known(values: Any) -> Any:
+  """A dataclass as a dict, with None in place of NaN, which JSON does not have."""
+  if dataclasses.is_dataclass(values):
+    return {name: _known(value) for name, value in vars(values).items()}
+  return None if isinstance(values, float) and math.isnan(values) else values
+
+
+def _html(
+  sweep: Sweep,
+  rows: Sequence[Row],
+  results: Results,
+  svg: str,
+  command: Callable[[SweepRun], str],
+) -> str:
   columns = _all_columns(sweep, rows)
   missing = sorted((run for row in rows for run in row.missing), key=lambda run: run.index)
   environment = jinja2.Environment(
@@ -237,6 +336,10 @@ def _html(sweep: Sweep, rows: Sequence[Row], svg: str, command: Callable[[SweepR
     groups=of_series,
     difference_headings=DIFFERENCE_HEADINGS,
     differences=of_differences,
+    claim_headings=CLAIM_HEADINGS,
+    claims={'': [(c['text'], claim_cells(c)) for c in _claims(sweep, results)]}
+    if sweep.claims
+    else {},
     num_runs=len(rows) * sweep.trials,
     missing=[(run, command(run)) for run in missing],
     has_paper=any(sweep_figure.has_paper(rows)),

@@ -1,0 +1,196 @@
+"""Keeps the results of sweeps in docs/results/, and writes the tables that are made from them.
+
+    python -m configs.paper.results    # writes the tables of docs/results.md and README.md once more
+    python -m configs.paper.results --config=configs/paper/fig6b_lambda.py:small --workdir=DIR
+
+The second command first reads the runs that are finished in DIR; a sweep may be under way. It writes NAME.csv,
+a row for each run with the command that repeats it, NAME.json, the summary and the verdicts on the claims, and
+NAME.png. Tables stand between lines `<!-- results: KIND -->` and `<!-- end of results -->`, where KIND is 'claims'
+(each sweep with all its claims) or 'headlines' (the first claim of each sweep).
+"""
+
+import argparse
+import csv
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from kdjax import config as config_lib
+from kdjax.config import sweep as sweep_lib
+from kdjax.errors import MissingInputError, UserError
+from kdjax.report import sweep_figure, sweep_page
+from kdjax.runtime import files
+from kdjax.stages import evaluation
+from kdjax.stages.run import Run
+
+ROOT = epath.Path(__file__).parents[2]
+KEPT = ('csv', 'json', 'png')
+PAGES = ('docs/results.md', 'README.md')
+MARKED = re.compile(r'(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)', re.DOTALL)
+HEADINGS = ('claim', *sweep_page.CLAIM_HEADINGS)
+
+
+def collect(
+  spec: str, workdir: epath.Path, folder: epath.Path, environment: str
+) -> list[epath.Path]:
+  """Writes the results of a sweep's finished runs into a folder.
+
+  Args:
+    spec: FILE.py or FILE.py:ARGUMENT.
+    workdir: where the sweep runs or ran.
+    environment: versions and machine of the runs, for the csv.
+
+  Returns: the paths of the files.
+
+  Raises:
+    MissingInputError: no run is finished.
+  """
+  sweep = config_lib.load_sweep(spec)
+  configs, _ = config_lib.sweep_configs(spec, sweep, [])
+  results = evaluation.results(configs, workdir)
+  if not results:
+    raise MissingInputError(
+      f'no run of {spec} is finished in {workdir}. Give the --workdir of the sweep.'
+    )
+  notes = {
+    index: {'seconds': _seconds(Run(configs[index], workdir)), 'environment': environment}
+    for index in results
+  }
+  paths = sweep_page.write(
+    folder,
+    config_lib.config_name(spec),
+    sweep,
+    results,
+    command=lambda run: _command(spec, run),
+    notes=notes,
+  )
+  for path in paths:
+    if path.suffix[1:] not in KEPT:
+      path.unlink()
+  return [path for path in paths if path.suffix[1:] in KEPT]
+
+
+def update_pages(root: epath.Path) -> None:
+  """Writes the tables between the markers of PAGES from `root`/docs/results."""
+  for name in PAGES:
+    path = root / name
+    files.write_text(path, updated(path.read_text(), root))
+
+
+def updated(text: str, root: epath.Path) -> str:
+  """A page with its tables made once more from `root`/docs/results."""
+  kept = sorted((root / 'docs' / 'results').glob('*.json'), key=_figure_number)
+  summaries = {path.stem: files.read_json(path) for path in kept}
+
+  def tables(match: re.Match) -> str:
+    lines = TABLES[match[2]](summaries, root / 'docs' / 'results')
+    return match[1] + ''.join(f'{line}\n' for line in lines) + match[3]
+
+  return MARKED.sub(tables, text)
+
+
+def _claims(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
+  """For each sweep: its figure, how much of it is finished, and all its claims."""
+  lines = []
+  for name, summary in summaries.items():
+    first = summary['points'][0]['measure']
+    hours = _hours(folder / f'{name}.csv')
+    missing = [_point(p) for p in summary['points'] if not p['count'] and p['measure'] == first]
+    lines += [
+      f'### {summary["title"]}',
+      '',
+      f'{summary["num_finished"]} of {summary["num_runs"]} runs, {hours:.1f} '
+      f'hours of training students. [Runs](results/{name}.csv), [summary](results/{name}.json).'
+      + (f' Without a result yet: {"; ".join(missing)}.' if missing else ''),
+      '',
+      f'![{summary["title"]}](results/{name}.png)',
+      '',
+      *_table(HEADINGS, [[c['text'], *sweep_page.claim_cells(c)] for c in summary['claims']]),
+      '',
+    ]
+  return lines
+
+
+def _headlines(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
+  """The first claim of each sweep."""
+  del folder
+  rows = []
+  for summary in summaries.values():
+    claim, figure = summary['claims'][0], summary['title'].partition(':')[0]
+    rows.append([figure, claim['text'], *sweep_page.claim_cells(claim)])
+  return _table(('', *HEADINGS), rows)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any], epath.Path], list[str]]] = {
+  'claims': _claims,
+  'headlines': _headlines,
+}
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  lines = [headings, ['---'] * len(headings), *rows]
+  return [f'| {" | ".join(cells)} |' for cells in lines]
+
+
+def _point(point: Mapping[str, Any]) -> str:
+  return ', '.join(filter(None, (point['series'], sweep_figure.x_text(point['x']))))
+
+
+def _hours(path: epath.Path) -> float:
+  """Hours of training of the students of a csv; runs of equal fields share one."""
+  rows = csv.DictReader(path.read_text().splitlines())
+  seconds = {row['fingerprint.student']: float(row['seconds']) for row in rows}
+  return sum(seconds.values()) / 3600
+
+
+def _seconds(run: Run) -> int:
+  """How long the student's steps took, without evaluation."""
+  seconds, before = 0.0, 0
+  for row in files.read_json_lines(run.student_folder / 'metrics.jsonl'):
+    examples = (row['step'] - before) * run.config.student.batch_size
+    seconds, before = seconds + examples / row['examples_per_second'], row['step']
+  return round(seconds)
+
+
+def _command(spec: str, run: sweep_lib.SweepRun) -> str:
+  return shlex.join(['python', 'launch.py', f'--config={spec}', f'--sweep_index={run.index}'])
+
+
+def _environment() -> str:
+  return f'JAX {jax.__version__}, Python {platform.python_version()}, {platform.machine()} CPU'
+
+
+def _figure_number(path: epath.Path) -> tuple[int | str, ...]:
+  """Sorts fig9 before fig10, and figures before tables."""
+  return tuple(int(part) if part.isdigit() else part for part in re.split(r'(\d+)', path.stem))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--config', help='FILE.py:ARGUMENT, whose finished runs are read')
+  parser.add_argument('--workdir', help='where they are', type=epath.Path)
+  parser.add_argument(
+    '--environment', help='versions and machine of the runs', default=_environment()
+  )
+  parser.add_argument('--root', help='whose docs are written', type=epath.Path, default=ROOT)
+  flags = parser.parse_args()
+  if (flags.config is None) != (flags.workdir is None):
+    parser.error('--config and --workdir go together')
+  if flags.config:
+    folder = flags.root / 'docs' / 'results'
+    try:
+      for path in collect(flags.config, flags.workdir, folder, flags.environment):
+        print(path)
+    except UserError as error:
+      sys.exit(f'error: {error}')
+  update_pages(flags.root)
+
+
+if __name__ == '__main__':
+  main()
