@@ -15,9 +15,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import base
 from kdjax import config as config_lib
-from kdjax.config import outdated, user_code
+from kdjax.config import base, outdated, user_code
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, plugins, progress
 from kdjax.stages import independent, student, teachers
@@ -83,7 +82,7 @@ def _newest(workdir: epath.Path) -> epath.Path:
 
 
 def read_config(folder: epath.Path) -> ConfigDict:
-  """The config that a student or teacher was trained with, with the types of configs/base.py."""
+  """The config that a student or teacher was trained with, with the types of kdjax/config/base.py."""
   path = folder / 'config.json'
   if not path.exists():
     raise DamageError(f'{path} is missing. Run the command of that student again.')

@@ -11,7 +11,7 @@ CIFAR-10 in under ten minutes on two CPU cores; its numbers only show that the p
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:

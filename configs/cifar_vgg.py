@@ -10,7 +10,7 @@ much. `:smoke` is an eighth as wide, and takes Adam, with which so narrow a net 
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:

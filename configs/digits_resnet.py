@@ -10,7 +10,7 @@ images on 91.1 %. The ensemble's test accuracy is 95.3 %, the student's 93.6 %. 
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ memory. The teachers run beside the student: stored, the views of 90 epochs woul
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -10,7 +10,7 @@ review has one view: itself.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:

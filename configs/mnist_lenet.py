@@ -6,7 +6,7 @@ python launch.py --config=configs/mnist_lenet.py:smoke    # two CPU cores, under
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:

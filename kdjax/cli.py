@@ -51,8 +51,8 @@ from etils import epath
 from rich.table import Table
 
 from kdjax import config as config_lib
+from kdjax.config import base, validation
 from kdjax.config import sweep as sweep_lib
-from kdjax.config import validation
 from kdjax.config.ad_hoc import from_flags
 from kdjax.config.described import described
 from kdjax.config.sweep import Sweep, SweepRun
@@ -63,7 +63,7 @@ from kdjax.stages import evaluation, pipeline, verification
 from kdjax.stages.experiment import Experiment
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'configs'
-DEFAULT_CONFIG, BASE = EXPERIMENTS / 'digits_resnet.py', EXPERIMENTS / 'base.py'
+DEFAULT_CONFIG, BASE = EXPERIMENTS / 'digits_resnet.py', pathlib.Path(base.__file__)
 
 _CONFIG = flags.DEFINE_string('config', str(DEFAULT_CONFIG), 'FILE.py or FILE.py:ARGUMENT.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
@@ -90,7 +90,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     print(help_text())
     sys.exit(0)
   if '--help_config' in arguments:
-    print(described(config_lib.load(str(BASE))[0], BASE))
+    print(described(base.get_config(), BASE))
     sys.exit(0)
   while arguments:
     argument = arguments.pop(0)

@@ -11,8 +11,8 @@ from conftest import copied, tiny_run
 from etils import epath
 
 from analysis import runs
-from configs import base
 from kdjax import config as config_lib
+from kdjax.config import base
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, progress
 from kdjax.stages import independent, student, teachers

@@ -3,7 +3,8 @@
 import pytest
 
 from kdjax import cli
-from kdjax.config import ad_hoc
+from kdjax import config as config_lib
+from kdjax.config import ad_hoc, base
 from kdjax.config import sweep as sweep_lib
 from tests import launched
 
@@ -28,8 +29,7 @@ def test_help_config_has_every_field_with_its_default_and_comment(capsys):
   place = lines.index('student.temperature = 4.0')
   assert lines[place + 1] == '    τ'
   assert lines[lines.index('teacher.momentum = 0.9') + 1].startswith('    of SGD and Muon')
-  config, _ = cli.config_lib.load(str(cli.BASE))
-  for name, value in cli.config_lib.leaves(config).items():
+  for name, value in config_lib.leaves(base.get_config()).items():
     assert f'{name} = {value!r}' in lines
 
 

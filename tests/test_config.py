@@ -102,7 +102,7 @@ def test_good_overrides_apply_beside_wrong_ones_and_the_last_counts():
 def test_the_argument_reaches_get_config(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text("""
-from configs import base
+from kdjax.config import base
 
 def get_config(arg='small'):
   config = base.get_config()
@@ -114,7 +114,7 @@ def get_config(arg='small'):
   assert load(spec=str(tmp_path / 'mine')).model.width == 4
 
 
-BASE = 'from configs import base\ndef get_config():\n  config = base.get_config()\n  '
+BASE = 'from kdjax.config import base\ndef get_config():\n  config = base.get_config()\n  '
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_the_independent_experiment_differs_in_its_seeds_alone():
 # Sweeps.
 
 SWEEP = """
-from configs import base
+from kdjax.config import base
 from kdjax.config.sweep import Panel, Point, Sweep
 
 def get_config(arg=''):

@@ -26,7 +26,7 @@ FILES = sorted(
   for path in [*CONFIGS.glob('*.py'), *CONFIGS.glob('paper/*.py')]
   if path.stem not in NO_EXPERIMENTS
 )
-NO_ARGUMENT = {'configs/base.py', 'configs/digits_resnet.py'}
+NO_ARGUMENT = {'configs/digits_resnet.py'}
 SWEEPS = [file for file in FILES if '/paper/' in file or file == 'configs/controls.py']
 
 
@@ -146,7 +146,7 @@ def commands(file):
   return [shlex.split(line) for line in lines if line.startswith('python ')]
 
 
-@pytest.mark.parametrize('file', [f for f in FILES if f != 'configs/base.py'])
+@pytest.mark.parametrize('file', FILES)
 def test_the_docstring_has_the_commands_of_the_experiment(file):
   specs = []
   for _, program, *flags in commands(file):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from configs import base
+from kdjax.config import base
 from kdjax.config.sweep import Claim, Panel
 from kdjax.intervals import HIGHER
 

@@ -1,6 +1,6 @@
 """Configs: their fields, loading, overrides and fingerprints.
 
-A config is an `ml_collections.ConfigDict` with the fields of `configs/base.py`, which explains them.
+A config is an `ml_collections.ConfigDict` with the fields of `kdjax/config/base.py`, which explains them.
 `config/rules.py` and `config/validation.py` say which values are allowed.
 """
 

@@ -65,7 +65,7 @@ def _call_get_config(spec: str) -> ConfigDict:
   config = _call(spec, 'get_config')
   if not isinstance(config, ConfigDict):
     raise ConfigError(
-      [f'--config = {spec!r}: get_config returns no ConfigDict; see configs/base.py']
+      [f'--config = {spec!r}: get_config returns no ConfigDict; see kdjax/config/base.py']
     )
   return config
 

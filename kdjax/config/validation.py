@@ -65,9 +65,9 @@ def _wrong_fields(config: ConfigDict) -> Iterator[str]:
   """Of a config file that does not start from base.py, or adds to it."""
   fields = config_lib.leaves(config)
   for field in sorted(RULES.keys() - fields.keys()):
-    yield f'{field}: missing; a config is made by configs/base.get_config and then changed'
+    yield f'{field}: missing; a config is made by kdjax.config.base.get_config and then changed'
   for field in sorted(fields.keys() - RULES.keys()):
-    yield f'{field} = {fields[field]!r}: no such field; configs/base.py has them all'
+    yield f'{field} = {fields[field]!r}: no such field; kdjax/config/base.py has them all'
 
 
 def _missing_values(config: ConfigDict) -> Iterator[str]:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from configs import base
 from configs.paper import recipes
+from kdjax.config import base
 from kdjax.data import augmentations, views
 from kdjax.runtime import progress
 from tests.benchmarks import timing
