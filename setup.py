@@ -1,16 +1,33 @@
 """Packaging. Each dependency says what it is for; lower bounds are the oldest versions tested."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.*)'", (ROOT / 'kdjax' / '__init__.py').read_text())[1]
+# A wheel installs no other top-level name than kdjax: there, `analysis` and `configs` are packages of it.
+INSIDE = {'analysis': 'kdjax.analysis', 'configs': 'kdjax.experiments'}
+
+
+def packages() -> list[str]:
+  found = find_packages(include=['kdjax*', *(f'{folder}*' for folder in INSIDE)])
+  return [re.sub(r'^\w+', lambda top: INSIDE.get(top[0], top[0]), name) for name in found]
+
 
 setup(
   name='kdjax',
-  version='0.1.0',
+  version=VERSION,
   description='Does knowledge distillation really work? Measure fidelity and generalization in JAX.',
+  long_description=(ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=find_packages(include=['kdjax*', 'configs*', 'analysis*']),
-  py_modules=['launch'],
-  package_data={'kdjax': ['report/*.html.j2', 'report/*.css', 'data/digits.npz']},
+  packages=packages(),
+  package_dir={name: folder for folder, name in INSIDE.items()},
+  entry_points={'console_scripts': ['kdjax = kdjax.cli:run']},
+  package_data={'kdjax': ['py.typed', 'report/*.html.j2', 'report/*.css', 'data/digits.npz']},
   install_requires=[
     'absl-py>=2.1',  # flags and logging
     'array_record>=0.6',  # random access to prepared TFDS files, without TensorFlow
@@ -42,6 +59,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.7',
       'ruff>=0.9',
+      'setuptools>=64',  # builds the wheel that a test installs
       'scikit-learn>=1.4',  # its digits and metrics are the reference of ours
     ],
     'cuda12': ['jax[cuda12]'],

@@ -32,11 +32,12 @@ xla_flags.set_flags()
 import jax
 from absl import app, flags
 
-from analysis import runner, runs
-from analysis.part import Settings
 from kdjax.errors import UserError
 from kdjax.runtime import compiler, progress
 from kdjax.stages import pipeline
+
+from . import runner, runs
+from .part import Settings
 
 __doc__ += f'\nParts:\n{runner.described()}\n'  # for --help
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from analysis.permutations import Path, Spec
+from .permutations import Path, Spec
 
 
 def group_activations(

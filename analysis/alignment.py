@@ -14,8 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.optimize import linear_sum_assignment
 
-from analysis.activations import correlations
-from analysis.permutations import FIXED, Path, Spec
+from .activations import correlations
+from .permutations import FIXED, Path, Spec
 
 
 class Units(NamedTuple):

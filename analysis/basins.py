@@ -15,10 +15,6 @@ import numpy as np
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from analysis import curvature, geometry, measure, paths
-from analysis.curvature import MeanLoss
-from analysis.geometry import Tree
-from analysis.part import Settings
 from kdjax import config as config_lib
 from kdjax import intervals, keys
 from kdjax.errors import DivergedError
@@ -29,6 +25,11 @@ from kdjax.stages.student import Distiller
 from kdjax.train import loop
 from kdjax.train.checkpoint import Checkpoints
 from kdjax.train.steps import State, Variables, init_state
+
+from . import curvature, geometry, measure, paths
+from .curvature import MeanLoss
+from .geometry import Tree
+from .part import Settings
 
 
 def distiller(run: Experiment) -> Distiller:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from analysis.lanczos import Krylov, lanczos
-from analysis.trajectory import jackknife, leave_one_out
 from kdjax.errors import UserError
+
+from .lanczos import Krylov, lanczos
+from .trajectory import jackknife, leave_one_out
 
 Batch = dict[str, Any]  # 'inputs', and the arrays that the loss reads
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, inputs) → logits_BC

@@ -12,14 +12,15 @@ from functools import partial
 import jax
 import numpy as np
 
-from analysis import activations, alignment, measure, part, paths, permutations
-from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Settings
-from analysis.paths import Batch, Loss
-from analysis.runs import Study
 from kdjax import keys
 from kdjax.train.checkpoint import digest
 from kdjax.train.steps import Variables
+
+from . import activations, alignment, measure, part, paths, permutations
+from .measure import Measure
+from .part import Arrays, Blocks, Checks, Settings
+from .paths import Batch, Loss
+from .runs import Study
 
 MATCHED_EXAMPLES = 256  # for activations, and for the check that logits stay unchanged
 TOLERANCE = 1e-3  # of logits, relative where they are above 1; float32 gives about 1e-6

@@ -15,8 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from analysis.runs import Study
-from analysis.surface import (
+from kdjax import keys, losses
+from kdjax.predictions.teachers import combine
+from kdjax.stages import predictions
+from kdjax.train import steps
+from kdjax.train.steps import Variables
+
+from .runs import Study
+from .surface import (
   Batch,
   Surface,
   Values,
@@ -27,11 +33,6 @@ from analysis.surface import (
   reestimated,
   summary,
 )
-from kdjax import keys, losses
-from kdjax.predictions.teachers import combine
-from kdjax.stages import predictions
-from kdjax.train import steps
-from kdjax.train.steps import Variables
 
 __all__ = [
   'Batch',

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from analysis.runs import Study
 from kdjax.errors import DamageError, UserError
 from kdjax.runtime import files
+
+from .runs import Study
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
-from analysis import part as part_lib
-from analysis.part import Blocks, Checks, Part, Settings, Training
-from analysis.parts import PARTS
-from analysis.runs import SIBLING_NAME, Study
 from kdjax.errors import ConfigError, UserError
 from kdjax.report import figures
 from kdjax.runtime import files, progress
 from kdjax.stages import stage
 from kdjax.stages.stage import Job, Stage
+
+from . import part as part_lib
+from .part import Blocks, Checks, Part, Settings, Training
+from .parts import PARTS
+from .runs import SIBLING_NAME, Study
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -12,9 +12,10 @@ teacher, whether a student can copy a function that has nothing to do with the l
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import LOWER
+
+from .paper import recipes
 
 CONTROLS = {
   'distillation': {},

@@ -4,7 +4,7 @@ HELP = """\
 Usage: python launch.py [--config=EXPERIMENT] [--config.FIELD=VALUE ...] [FLAGS]
 
 What to run
-  --config=FILE.py[:ARGUMENT]   the experiment (default: configs/digits_resnet.py); a list is below
+  --config=FILE.py[:ARGUMENT]   the experiment, or NAME[.py:ARGUMENT] of one listed below (default: digits_resnet)
   --config.FIELD=VALUE          overrides a field
   --help_config                 prints every field with its default and its meaning
   --workdir=DIR                 where everything is written, on gs:// too (default: runs/<config name>)
@@ -55,6 +55,7 @@ from kdjax.config import base, validation
 from kdjax.config import sweep as sweep_lib
 from kdjax.config.ad_hoc import from_flags
 from kdjax.config.described import described
+from kdjax.config.loading import EXPERIMENTS
 from kdjax.config.sweep import Sweep, SweepRun
 from kdjax.errors import ConfigError, UserError
 from kdjax.report import sweep_page, tables
@@ -62,7 +63,6 @@ from kdjax.runtime import compiler, files, hosts, progress
 from kdjax.stages import evaluation, pipeline, verification
 from kdjax.stages.experiment import Experiment
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'configs'
 DEFAULT_CONFIG, BASE = EXPERIMENTS / 'digits_resnet.py', pathlib.Path(base.__file__)
 
 _CONFIG = flags.DEFINE_string('config', str(DEFAULT_CONFIG), 'FILE.py or FILE.py:ARGUMENT.')
@@ -113,7 +113,7 @@ def help_text() -> str:
     tree = ast.parse(path.read_text())
     if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
       about = (ast.get_docstring(tree) or '').partition('\n')[0]
-      lines.append(f'  {path.relative_to(EXPERIMENTS.parent).as_posix():<37} {about}')
+      lines.append(f'  {path.relative_to(EXPERIMENTS).with_suffix("").as_posix():<30} {about}')
   return '\n'.join(lines)
 
 

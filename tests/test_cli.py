@@ -20,7 +20,7 @@ def test_help_lists_flags_and_experiments_and_succeeds(capsys):
   text = capsys.readouterr().out
   for name in ('--sweep.FIELD=V1,V2,...', '--process_id=I', 'teachers,gan,predictions,student'):
     assert name in text
-  assert 'configs/paper/fig6b_lambda.py' in text and 'Figure 6b: ' in text
+  assert 'paper/fig6b_lambda ' in text and 'Figure 6b: ' in text
 
 
 def test_help_config_has_every_field_with_its_default_and_comment(capsys):

@@ -94,29 +94,17 @@ MATHEMATICS = (
 HEAVY = {'tensorflow', 'torch'}  # may be missing, and take seconds to import
 
 
-def text_of(module, package='kdjax'):
-  """The code of a module; of a package, that of all its files."""
-  path = ROOT / package / module
-  paths = sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
-  return '\n'.join(path.read_text() for path in paths)
-
-
-def imported_modules(text):
-  """Dotted names of all that is imported anywhere in a file, in functions too."""
+def imported_modules(text, package=''):
+  """Dotted names of all that is imported anywhere in a file of `package`, in functions too."""
   found = set()
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.Import):
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, 'imports are absolute here'
-      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+      above = package.split('.')[: len(package.split('.')) + 1 - node.level] if node.level else []
+      module = '.'.join([*above, *filter(None, [node.module])])
+      found |= {f'{module}.{alias.name}' for alias in node.names}
   return found
-
-
-def imported_siblings(text, package='kdjax'):
-  """Modules of kdjax, of the names in 'kdjax.module' and 'kdjax.module.name'."""
-  names = [name.split('.') for name in imported_modules(text)]
-  return {name[1] for name in names if name[0] == package}
 
 
 def test_imports_are_found_in_all_their_forms():
@@ -125,13 +113,16 @@ import kdjax.a
 import kdjax.b as b, numpy as np
 from kdjax import c, d as e
 from kdjax.f import g
+from . import x
+from ..y import z
 
 def function():
   from kdjax.h import i
   import tensorflow.io
 """
-  assert imported_siblings(text) == set('abcdfh')
-  assert {'numpy', 'tensorflow.io'} <= imported_modules(text)
+  found = imported_modules(text, 'analysis.parts')
+  assert imports_of(text) == {'a', 'b', 'c', 'd', 'f.g', 'h.i'}
+  assert {'numpy', 'tensorflow.io', 'analysis.parts.x', 'analysis.y.z'} <= found
 
 
 def dotted(path):
@@ -191,11 +182,18 @@ def is_imported(module, names):
 
 @pytest.mark.parametrize('module', ANALYSIS)
 def test_an_analysis_imports_only_what_it_may(module):
-  text = text_of(module, 'analysis')
-  assert imported_siblings(text, 'analysis') <= ANALYSIS[module] | {module}
+  path = ROOT / 'analysis' / module
+  paths = sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
+  own, pipeline = set(), set()
+  for file in paths:
+    folder = '.'.join(file.relative_to(ROOT).parts[:-1])
+    names = imported_modules(file.read_text(), folder)
+    own |= {name.split('.')[1] for name in names if name.startswith('analysis.')}
+    pipeline |= imports_of(file.read_text())
+  assert own <= ANALYSIS[module] | {module}
   if module in MATHEMATICS:
     outside = {'config', 'runtime.files', 'predictions', 'stages'}
-    assert not {name for name in imports_of(text) if is_inside(name, outside)}
+    assert not {name for name in pipeline if is_inside(name, outside)}
 
 
 def test_the_pipeline_knows_nothing_of_analysis_tests_and_configs():

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from kdjax.stages.run import Run
 from users_code import ROOT, Project
 
 from analysis import permutations
@@ -20,6 +19,7 @@ from kdjax.data import views
 from kdjax.errors import ConfigError, UserError
 from kdjax.runtime import plugins
 from kdjax.stages import evaluation, pipeline, teachers
+from kdjax.stages.run import Run
 from kdjax.train import optimizers
 
 

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures import (
+from kdjax import intervals
+from kdjax.intervals import ENDS
+from kdjax.report import figures
+
+from . import (
   CONTROL,
   GREEN,
   INK,
@@ -24,9 +28,6 @@ from analysis.figures import (
   one_basin,
   title,
 )
-from kdjax import intervals
-from kdjax.intervals import ENDS
-from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

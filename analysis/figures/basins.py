@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.figures import (
+from kdjax import intervals
+from kdjax.report import figures
+
+from . import (
   CONTROL,
   FEW_POINTS,
   GREEN,
@@ -23,8 +26,6 @@ from analysis.figures import (
   one_basin,
   title,
 )
-from kdjax import intervals
-from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

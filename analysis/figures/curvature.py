@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import lanczos
-from analysis.figures import GREEN, INK, NORMAL, PINK, SMALL, WIDTH, Arrays, errors, title
 from kdjax import intervals
 from kdjax.report import figures
+
+from .. import lanczos
+from . import GREEN, INK, NORMAL, PINK, SMALL, WIDTH, Arrays, errors, title
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.decomposition import GROUPS as DIRECTIONS
-from analysis.decomposition import MIN_STUDENTS
-from analysis.figures import (
+from kdjax import intervals
+from kdjax.report import figures
+
+from ..decomposition import GROUPS as DIRECTIONS
+from ..decomposition import MIN_STUDENTS
+from . import (
   CONTROL,
   GREEN,
   INK,
@@ -23,8 +26,6 @@ from analysis.figures import (
   errors,
   title,
 )
-from kdjax import intervals
-from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures import (
+from kdjax import intervals
+from kdjax.report import figures
+
+from . import (
   INK,
   NORMAL,
   SMALL,
@@ -19,9 +22,7 @@ from analysis.figures import (
   draw_threshold,
   title,
 )
-from analysis.figures.basins import SETS, how, verdicts
-from kdjax import intervals
-from kdjax.report import figures
+from .basins import SETS, how, verdicts
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

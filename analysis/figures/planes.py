@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures import CONTROL, INK, NORMAL, SMALL, STUDENT, TEACHER, WIDTH, Arrays, title
 from kdjax.report import figures
+
+from . import CONTROL, INK, NORMAL, SMALL, STUDENT, TEACHER, WIDTH, Arrays, title
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

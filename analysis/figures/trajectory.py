@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figures import (
+from kdjax import intervals
+from kdjax.intervals import ENDS
+from kdjax.report import figures
+
+from . import (
   CONTROL,
   INK,
   NORMAL,
@@ -19,9 +23,6 @@ from analysis.figures import (
   errors,
   title,
 )
-from kdjax import intervals
-from kdjax.intervals import ENDS
-from kdjax.report import figures
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -1,7 +1,7 @@
 """The parts of the analysis, in the order in which they run and appear in the report."""
 
-from analysis.part import Part
-from analysis.parts import (
+from ..part import Part
+from . import (
   barriers,
   basins,
   curvature,

@@ -16,16 +16,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from analysis import matching, measure, paths
-from analysis.figures import barriers as drawing
-from analysis.matching import Aligned, Aligner
-from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
-from analysis.runs import Study
 from kdjax import keys
 from kdjax.intervals import ENDS
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
+
+from .. import matching, measure, paths
+from ..figures import barriers as drawing
+from ..matching import Aligned, Aligner
+from ..measure import Measure
+from ..part import Arrays, Blocks, Checks, Part, Settings, stacked
+from ..runs import Study
 
 TOLERANCE = 1e-3  # of ends, relative where they are above 1; float32 gives about 1e-6
 CONTINUOUS = ('distillation/loss', 'test/predictive_kl')

@@ -13,17 +13,18 @@ import numpy as np
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from analysis import basins, curvature, geometry, measure, part, paths, surface
-from analysis.figures import basins as drawing
-from analysis.geometry import Tree
-from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
-from analysis.parts import planes
-from analysis.runs import Study
 from kdjax import keys
 from kdjax.errors import UserError
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
+
+from .. import basins, curvature, geometry, measure, part, paths, surface
+from ..figures import basins as drawing
+from ..geometry import Tree
+from ..measure import Measure
+from ..part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
+from ..runs import Study
+from . import planes
 
 RESIDUAL = 0.1  # largest ‖H v − λ v‖ / λ of the sharpest direction
 

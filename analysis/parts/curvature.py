@@ -14,15 +14,16 @@ from functools import partial
 import jax
 import numpy as np
 
-from analysis import curvature, lanczos, measure, surface
-from analysis.curvature import MeanLoss
-from analysis.figures import curvature as drawing
-from analysis.figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POINTS
-from analysis.lanczos import Krylov
-from analysis.part import Arrays, Blocks, Checks, Part, Settings
-from analysis.runs import Study
 from kdjax import intervals, keys
 from kdjax.runtime import progress
+
+from .. import curvature, lanczos, measure, surface
+from ..curvature import MeanLoss
+from ..figures import curvature as drawing
+from ..figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POINTS
+from ..lanczos import Krylov
+from ..part import Arrays, Blocks, Checks, Part, Settings
+from ..runs import Study
 
 RADIUS = 0.002  # radius of sharpness as a fraction of ‖θ‖: about SAM's 0.05 for a ResNet-8
 TRACE_PROBES = 6  # per probe of the densities; each costs one product instead of lanczos_steps

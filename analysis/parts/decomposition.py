@@ -13,19 +13,20 @@ import jax
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from analysis import basins, decomposition
-from analysis.decomposition import MIN_STUDENTS, TERMS
-from analysis.figures import decomposition as drawing
-from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings
-from analysis.runs import Study
-from analysis.surface import in_float32, of_params
 from kdjax import config as config_lib
 from kdjax import intervals, keys
 from kdjax.predictions.teachers import combine
 from kdjax.runtime import progress
 from kdjax.stages import predictions, student
 from kdjax.stages.experiment import Experiment
+
+from .. import basins, decomposition
+from ..decomposition import MIN_STUDENTS, TERMS
+from ..figures import decomposition as drawing
+from ..measure import Measure
+from ..part import Arrays, Blocks, Checks, Part, Settings
+from ..runs import Study
+from ..surface import in_float32, of_params
 
 NUM_VIEWS = 3  # seen views, evenly spaced, and fresh views
 NUM_KERNELS = 3  # students, or disjoint sets of examples for one student

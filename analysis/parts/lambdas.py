@@ -8,19 +8,20 @@ from functools import partial
 
 import numpy as np
 
-from analysis import basins, geometry, measure, paths
-from analysis.decomposition import MIN_STUDENTS
-from analysis.figures import lambdas as drawing
-from analysis.measure import Measure
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
-from analysis.parts import planes
-from analysis.runs import Study
 from kdjax import config as config_lib
 from kdjax import intervals
 from kdjax.runtime import progress
 from kdjax.stages import student
 from kdjax.stages.experiment import Experiment
 from kdjax.train.steps import Variables
+
+from .. import basins, geometry, measure, paths
+from ..decomposition import MIN_STUDENTS
+from ..figures import lambdas as drawing
+from ..measure import Measure
+from ..part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
+from ..runs import Study
+from . import planes
 
 MARGIN = 0.15  # around a plane's corners, as a fraction of the longer side of their box
 

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 from scipy.special import log_softmax
 
-from analysis import measure, trajectory
-from analysis.figures import maps as drawing
-from analysis.measure import Batch, Measure, in_float32
-from analysis.part import Arrays, Blocks, Checks, Part, Settings
-from analysis.runs import Study
 from kdjax import intervals, keys, losses
 from kdjax.stages import student
 from kdjax.train.steps import Variables
+
+from .. import measure, trajectory
+from ..figures import maps as drawing
+from ..measure import Batch, Measure, in_float32
+from ..part import Arrays, Blocks, Checks, Part, Settings
+from ..runs import Study
 
 MIN_CHECKPOINTS = 3  # two points always lie on a line
 SAME_FUNCTION = 1e-3  # largest change of a probability by float32 rounding

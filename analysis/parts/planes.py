@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from analysis import geometry, measure
-from analysis.figures import planes as drawing
-from analysis.figures.planes import Panel
-from analysis.geometry import Plane
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
-from analysis.runs import Study
 from kdjax import intervals, keys
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
+
+from .. import geometry, measure
+from ..figures import planes as drawing
+from ..figures.planes import Panel
+from ..geometry import Plane
+from ..part import Arrays, Blocks, Checks, Part, Settings, stacked
+from ..runs import Study
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

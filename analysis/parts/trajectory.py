@@ -15,17 +15,18 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from analysis import alignment, matching, measure, nulls, paths, trajectory
-from analysis.figures import trajectory as drawing
-from analysis.matching import Aligner
-from analysis.measure import Batch, Measure, Objective
-from analysis.part import Arrays, Blocks, Checks, Part, Settings, stacked
-from analysis.runs import Study
 from kdjax import keys, models
 from kdjax.intervals import ENDS
 from kdjax.runtime import progress
 from kdjax.train import devices
 from kdjax.train.steps import Variables
+
+from .. import alignment, matching, measure, nulls, paths, trajectory
+from ..figures import trajectory as drawing
+from ..matching import Aligner
+from ..measure import Batch, Measure, Objective
+from ..part import Arrays, Blocks, Checks, Part, Settings, stacked
+from ..runs import Study
 
 ROUNDING = 1e-6  # relative rounding error of float64 sums over weights
 

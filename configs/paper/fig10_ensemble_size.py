@@ -9,9 +9,10 @@ Every ensemble is the beginning of the largest, so twelve teachers serve all twe
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER
+
+from . import recipes
 
 NUM_MEMBERS = {'': tuple(range(1, 13)), 'small': (1, 2, 4), 'smoke': (1, 2, 4)}
 PAPER = {

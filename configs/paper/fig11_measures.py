@@ -10,9 +10,10 @@ have nearly as good a test agreement. The smaller sizes have four kinds of data 
 
 from ml_collections import ConfigDict
 
-from configs.paper import fig3_data, recipes
 from kdjax.config.sweep import Claim, Point, Sweep, independent_measure
 from kdjax.intervals import HIGHER
+
+from . import fig3_data, recipes
 
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
 FEW = ('baseline', 'combined', 'mixup', 'noise')  # kinds of data of the smaller sizes

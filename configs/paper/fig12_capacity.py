@@ -9,9 +9,10 @@ The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. The 
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER
+
+from . import recipes
 
 LARGER = {20: 56, 56: 110}  # depths
 SAME, LARGE = 'student as the teacher', 'larger student'

@@ -10,10 +10,11 @@ The paper: more varied data lowers the NLL, and agreement rises from 81.5 to 84.
 
 from ml_collections import ConfigDict
 
-from configs import cifar_vgg
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from .. import cifar_vgg
+from . import recipes
 
 PAPER = {  # accuracy, NLL, agreement
   'baseline': (72.8, 1.6, 81.5),

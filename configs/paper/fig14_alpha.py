@@ -9,9 +9,10 @@ In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher,
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import LOWER
+
+from . import recipes
 
 ALPHAS = {'': (0.0, 0.1, 0.3, 0.5, 0.7), 'small': (0.0, 0.3, 0.7), 'smoke': (0.0, 0.3, 0.7)}
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}

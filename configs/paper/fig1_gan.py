@@ -12,9 +12,10 @@ that it brings in more data than the student has.
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 NUM_GAN = {'': (0, 12_500, 25_000, 37_500, 50_000), 'small': (0, 2000, 6000), 'smoke': (0, 2000)}
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1,), 'smoke': (1,)}

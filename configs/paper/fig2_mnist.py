@@ -12,9 +12,10 @@ how long the student trains: here for 10 epochs.
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import EQUAL, Claim, Point, Sweep
 from kdjax.intervals import HIGHER
+
+from . import recipes
 
 MNIST = {'': (60_000,), 'small': (15_000, 30_000, 60_000), 'smoke': (5000, 15_000)}
 NUM_EMNIST = 697_932  # training images of emnist/byclass

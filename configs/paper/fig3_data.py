@@ -12,9 +12,10 @@ MNIST for the images out of domain.
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 PAPER = {  # read off the figure: accuracy, agreement
   'baseline, τ = 1': (72.5, 79.0),

@@ -14,9 +14,10 @@ both halves, the second finds its three teachers trained.
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
 ARGUMENTS = ('small', 'smoke', 'temperature', 'small_temperature', 'smoke_temperature')

@@ -11,9 +11,10 @@ the middle one of those of `fig4_recycling.py`; both files show the same measure
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 DATA = ('baseline', 'rotation', 'vertical flip', 'colour jitter', 'combined')
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1,), 'smoke': (1,)}

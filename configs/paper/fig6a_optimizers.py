@@ -11,9 +11,10 @@ paper has SGD and Adam; Muon is ours.
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 OPTIMIZERS = {
   'SGD': {},

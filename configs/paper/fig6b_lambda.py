@@ -21,9 +21,10 @@ the paper. Four trials have other teachers and other random weights.
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import EQUAL, Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 LAMBDAS = (0.0, 0.25, 0.375, 0.5, 1.0)
 LAMBDAS = {'': (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0), 'small': LAMBDAS, 'smoke': LAMBDAS}

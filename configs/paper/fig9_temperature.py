@@ -9,9 +9,10 @@ Each trial has another half. The paper: τ = 4 is best for accuracy, and agreeme
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import EQUAL, Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
+
+from . import recipes
 
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
 TEMPERATURES = (1.0, 4.0, 8.0, 16.0)

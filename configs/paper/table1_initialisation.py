@@ -10,8 +10,9 @@ public code averages over the wrong axes, so that part is no measure to hold our
 
 from ml_collections import ConfigDict
 
-from configs.paper import recipes
 from kdjax.config.sweep import EQUAL, Claim, Panel, Point, Sweep
+
+from . import recipes
 
 STARTS = {
   'random': {},

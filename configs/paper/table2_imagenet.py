@@ -9,9 +9,10 @@ CIFAR-10. There is no `:small`: two cores cannot train a ResNet-50 until the eff
 
 from ml_collections import ConfigDict
 
-from configs import imagenet_resnet
-from configs.paper import recipes
 from kdjax.config.sweep import Point, Sweep
+
+from .. import imagenet_resnet
+from . import recipes
 
 NUM_MEMBERS = {'': (1, 3, 5), 'smoke': (1,)}
 PAPER = {

@@ -10,9 +10,10 @@ values stand beside it, too. They differ in the number of trials.
 
 from ml_collections import ConfigDict
 
-from configs import imdb_bilstm
-from configs.paper import recipes
 from kdjax.config.sweep import Point, Sweep
+
+from .. import imdb_bilstm
+from . import recipes
 
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
 PAPER = {

@@ -2,8 +2,11 @@
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import inspect
+import pathlib
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +19,14 @@ from kdjax.config.fields import is_free, is_optional, leaves
 from kdjax.config.sweep import Sweep
 from kdjax.errors import ConfigError
 from kdjax.runtime import files, plugins
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+# The built-in experiments: `configs/` in a clone, `kdjax/experiments/` in an installed wheel.
+EXPERIMENTS = next(
+  folder
+  for folder in (PACKAGE.parent / 'configs', PACKAGE / 'experiments')
+  if (folder / 'digits_resnet.py').exists()
+)
 
 
 def load(
@@ -41,7 +52,7 @@ def load(
 
 def config_name(spec: str) -> str:
   """'configs/cifar_resnet.py:smoke' → 'cifar_resnet_smoke'."""
-  path, _, argument = spec.partition('.py:')
+  path, argument = _split(spec)
   name = epath.Path(path).name.removesuffix('.py')
   return f'{name}_{argument}' if argument else name
 
@@ -72,16 +83,21 @@ def _call_get_config(spec: str) -> ConfigDict:
 
 def _call(spec: str, function: str) -> Any:
   """What a function of the file returns for the argument."""
-  path, _, argument = spec.partition('.py:')
+  path, argument = _split(spec)
   if not files.is_reachable(path):
     raise ConfigError([f'--config = {spec!r}: {files.NEEDS_CLOUD}'])
-  path = epath.Path(path if path.endswith('.py') else f'{path}.py')
+  path = _find(path)
   if not path.exists():
-    raise ConfigError([f'--config = {spec!r}: there is no file {path}'])
+    raise ConfigError(
+      [
+        f'--config = {spec!r}: there is no file {path}, nor an experiment of that name in {EXPERIMENTS}'
+      ]
+    )
   if '://' not in str(path):
     plugins.add_folder(path.parent)
   plugins.add_folder('.')
-  module_spec = importlib.util.spec_from_file_location(path.stem, path)
+  name = f'{_package(path.parent)}.{path.stem}'.removeprefix('.')
+  module_spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
@@ -102,6 +118,40 @@ def _call(spec: str, function: str) -> Any:
     raise ConfigError(
       [f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})']
     ) from error
+
+
+def _split(spec: str) -> tuple[str, str]:
+  """'a/b.py:smoke' and 'a/b:smoke' → ('a/b.py', 'smoke')."""
+  path, colon, argument = spec.rpartition(':')
+  if not colon or '/' in argument:  # no argument; 'gs://bucket/b.py' has none either
+    path, argument = spec, ''
+  return f'{path.removesuffix(".py")}.py', argument
+
+
+def _find(path: str) -> epath.Path:
+  """The path of a config file, which may be the name of a built-in experiment: 'paper/fig6b_lambda.py'."""
+  built_in = EXPERIMENTS / path
+  return built_in if not epath.Path(path).exists() and built_in.exists() else epath.Path(path)
+
+
+def _package(folder: epath.Path) -> str:
+  """The dotted name under which a folder with an `__init__.py` is imported, so relative imports work there.
+
+  The name is not the folder's own: another `configs` package may be installed. '' for any other folder.
+  """
+  if not (folder / '__init__.py').exists():
+    return ''
+  folder = folder.absolute()
+  if parent := _package(folder.parent) if folder.parent.name != 'kdjax' else '':
+    return f'{parent}.{folder.name}'
+  name = f'_{folder.name}_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}'
+  if name not in sys.modules:
+    spec = importlib.util.spec_from_file_location(
+      name, folder / '__init__.py', submodule_search_locations=[str(folder)]
+    )
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+  return name
 
 
 def sweep_configs(
