@@ -169,7 +169,7 @@ class Measure(Distilled):
     super().__init__(
       model=in_float32(run.student.model),
       loss={
-        'loss': losses.make(section.loss, section.loss_options),
+        'loss': losses.make(section.loss, section.loss_options.to_dict()),
         'temperature': self.temperature(run.student.plan.num_steps),
         'alpha': section.alpha,
       },

@@ -8,7 +8,6 @@ work in place of B, but in `dist`.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -315,7 +314,7 @@ def dist(
   p_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)
   q_BC = jax.nn.softmax(student_logits_BC / temperature)
   inter_B = 1 - _correlation(p_BC, q_BC, lambda x_BC: x_BC.mean(axis=-1, keepdims=True))[..., 0]
-  intra = 1 - _correlation(p_BC, q_BC, batch_mean).mean()
+  intra = 1 - _correlation(p_BC, q_BC, lambda x_BC: batch_mean(x_BC)[None]).mean()
   return temperature**2 * (inter_weight * inter_B + intra_weight * intra)
 
 
@@ -378,7 +377,7 @@ class Loss:
   @property
   def options(self) -> dict[str, Any]:
     """Its options, fields of `student.loss_options`, with their defaults."""
-    parameters = inspect.signature(self.function).parameters.values()
+    parameters = plugins.parameters(self.function).values()
     return {
       p.name: p.default
       for p in parameters
@@ -417,7 +416,7 @@ def make(name: str, options: Mapping[str, Any]) -> Callable[..., jax.Array]:
 
 def needs(loss: Callable[..., jax.Array]) -> tuple[str, ...]:
   """The arguments of AVAILABLE that a loss takes."""
-  parameters = inspect.signature(getattr(loss, 'function', loss)).parameters
+  parameters = plugins.parameters(getattr(loss, 'function', loss))
   return tuple(name for name in AVAILABLE if name in parameters)
 
 

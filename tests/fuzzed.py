@@ -71,6 +71,7 @@ _NAMES = sorted(
 _STRINGS = [
   *('', ' ', 'Resnet', 'τ', 'no such', '..', '/no/such', './no', '~nobody/x', '/dev/null', 'x://'),
   *('gs://no/such', 's3://no/such', 'http://no/such', 'file:///no', 'kaggle:x', 'a/b/c'),
+  *('no_such_module:x', 'kdjax.losses:brier', 'kdjax.losses:LOSSES', 'builtins:dict'),
   *('mnist:9.9.9', 'mnist/config', 'mnist:1.*.*', 'mnist/a=1'),
 ]
 _INTEGERS = [

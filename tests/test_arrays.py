@@ -104,7 +104,7 @@ def test_streamed_objects_give_what_arrays_do(tmp_path, monkeypatch, dtype):
     ({'y_train': LABELS[:8] - 1}, "y of 'train' has the label -1"),
     ({'y_train': LABELS[:8] / 2}, "y of 'train' has the shape (8,) and dtype float64"),
     ({'y_train': LABELS[:8, None]}, "y of 'train' has the shape (8, 1)"),
-    ({'x_train': IMAGES[:8].astype(int)}, 'dtype int64'),
+    ({'x_train': IMAGES[:8].astype(int), 'x_test': IMAGES[8:].astype(int)}, 'dtype int64'),
     ({'x_test': IMAGES[8:, :3]}, 'test holds ((3, 4, 2)'),
     ({'x_train': IMAGES[:8, 0, 0, 0], 'x_test': IMAGES[8:, 0, 0, 0]}, 'is a single number'),
     ({'class_names': np.array(['a'])}, 'class_names has 1 names'),

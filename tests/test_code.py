@@ -1,4 +1,4 @@
-"""Which definitions the digest of code covers."""
+"""Tests of the definitions that the digest of code covers."""
 
 import itertools
 import textwrap

@@ -167,8 +167,10 @@ def test_optional_fields_are_those_that_base_makes_references():
   config = load()
   optional = {name for name in config_lib.leaves(config) if config_lib.is_optional(config, name)}
   durations = {f'{s}.{d}' for s in ('teacher', 'student') for d in config_lib.DURATIONS}
-  model = {f'student.model.{name}' for name in config.model}
-  dataset = {f'dataset.{name}' for name in ('data_dir', 'num_train', 'num_test', 'image_size')}
+  model = {f'student.model.{name}' for name in config.model if name != 'options'}
+  dataset = {
+    f'dataset.{name}' for name in ('data_dir', 'path', 'num_train', 'num_test', 'image_size')
+  }
   others = {
     'dataset.subset_seed',
     'predictions.num_extra',
@@ -214,6 +216,7 @@ def test_the_student_model_is_the_teachers_but_for_what_is_set():
     'norm': 'layer',
     'shortcut': 'activated',
     'dtype': 'float32',
+    'options': {},
   }
   assert config_lib.student_model(config).to_dict() == expected
   assert config.model.depth == 20

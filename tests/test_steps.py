@@ -138,15 +138,16 @@ def test_the_labels_of_the_view_count_not_those_of_the_data():
   np.testing.assert_allclose(metrics['loss'][0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['reverse_kl', 'logit_mse'])
+@pytest.mark.parametrize('name', ['reverse_kl', 'logit_mse', 'decoupled', 'dist'])
 def test_the_student_descends_the_loss_that_it_is_given(name):
+  """The loss gets the labels, and the mean over the batch, if it needs them."""
   optimizer = optax.sgd(0.5)
   state, inputs, teacher = linear_state(optimizer), batch(), random_log_probs()
 
   def mean_loss(weights):
-    return losses.LOSSES[name](
-      logits_of(inputs, state.replace(params=weights)), teacher, 4.0
-    ).mean()
+    logits = logits_of(inputs, state.replace(params=weights))
+    loss = losses.LOSSES[name]
+    return losses.apply(loss, logits, teacher, 4.0, labels_B=inputs['labels']).mean()
 
   loss, gradient = jax.value_and_grad(mean_loss)(state.params)
   step = student_step(optimizer, loss=losses.LOSSES[name])

@@ -1,4 +1,4 @@
-"""What a user brings as 'module:attribute': a model, data, a loss, an augmentation, an optimizer."""
+"""A user's model, data, loss, augmentation and optimizer, named as 'module:attribute'."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from kdjax.data import views
 from kdjax.errors import ConfigError, UserError
 from kdjax.runtime import plugins
 from kdjax.stages import evaluation, pipeline, teachers
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 from kdjax.train import optimizers
 
 
@@ -33,15 +33,15 @@ def module_of(project):
 
 
 def test_all_stages_run_on_what_a_user_brings(project, tmp_path):
-  run = Run(project.config(student__num_epochs=2), epath.Path(tmp_path))
-  validation.check(run.config, jax.device_count())
-  for name in ('teachers', 'predictions', 'student', 'evaluation'):
-    pipeline.STAGES[name](run)
+  config = project.config(student__num_epochs=2)
+  validation.check(config, jax.device_count())
+  stages = ('teachers', 'predictions', 'student', 'evaluation', 'report')
+  run = pipeline.run(config, epath.Path(tmp_path), stages)
   result = evaluation.result(run)
-  assert result['splits'].keys() == {'test', 'val', 'distillation'}
+  assert result['splits'].keys() == {'train', 'test', 'val', 'distillation'}
   assert 0 < result['splits']['val']['fidelity']['predictive_kl'] < 5
-  assert run.sizes == {'train': 64, 'val': 16, 'test': 16}
-  assert run.description.class_names == ('a', 'b', 'c')
+  assert run.data.sizes == {'train': 64, 'val': 16, 'test': 16}
+  assert run.data.description.class_names == ('a', 'b', 'c')
 
 
 def test_a_model_is_the_users_own_module(project):
@@ -197,7 +197,7 @@ CASES = [
   ({'model__name': '@Half', 'model__options': {}}, 'logits of dtype bfloat16; needed: float32'),
   ({'model__name': '@Cached', 'model__options': {}}, "has the variables ['cache']"),
   ({'student__model__name': '@WrongShape'}, 'student.model.name'),
-  ({'model__name': 'lenet', 'model__options': {'a': 1}}, 'lenet reads none'),
+  ({'model__name': 'resnet', 'model__options': {'a': 1}}, 'resnet reads none'),
   ({'student__loss': '@scalar', 'student__loss_options': {}}, 'returns the shape ()'),
   ({'student__loss': '@nan', 'student__loss_options': {}}, 'gives [nan nan nan nan]'),
   ({'student__loss': '@branches', 'student__loss_options': {}}, 'raised TracerBoolConversionError'),
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_refused(project, overrides, expected):
 
 def test_a_loss_is_evaluated_with_its_options(project):
   config = project.config(
-    student__loss='decoupled', student__loss_options={'target_weight': float('inf')}
+    student__loss='decoupled', student__loss_options="{'target_weight': 1e999}"
   )
   with pytest.raises(ConfigError, match='values that are not finite'):
     validation.check(config, 1)
@@ -301,10 +301,10 @@ def test_an_edit_changes_the_artefacts_that_it_decides(tmp_path, old, new, suffi
 
 def test_a_changed_model_is_trained_anew_and_the_reason_is_told(tmp_path, caplog):
   project = Project(tmp_path)
-  run = Run(project.config(teacher__num_members=1), epath.Path(tmp_path))
-  assert teachers.run(run)
-  assert not teachers.run(run)
-  trained = run.member_folder(0).parent
+  run = Experiment(project.config(teacher__num_members=1), epath.Path(tmp_path))
+  assert teachers.STAGE.run(run)
+  assert not teachers.STAGE.run(run)
+  trained = run.folders.member(0).parent
   assert outdated.changes(trained, run.config, 'teacher') == []
   project.edit('nn.relu', 'nn.tanh', '_layers')
   code.forget()
@@ -312,6 +312,6 @@ def test_a_changed_model_is_trained_anew_and_the_reason_is_told(tmp_path, caplog
   assert outdated.changes(trained, run.config, 'teacher') == [activation]
   assert not teachers.is_trained(run, 0)
   with caplog.at_level(logging.WARNING):
-    teachers.run(run)
+    teachers.STAGE.run(run)
   (message,) = [r.getMessage() for r in caplog.records if 'made anew' in r.getMessage()]
   assert message == (f'teacher: made anew, since code has changed that decides it: {activation}')

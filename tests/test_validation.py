@@ -7,7 +7,7 @@ from checked_config import load, problems_of
 from kdjax import config as config_lib
 from kdjax.config import rules, validation
 from kdjax.errors import ConfigError
-from kdjax.runtime import files
+from kdjax.runtime import files, plugins
 
 # A value that breaks each rule of rules.RULES.
 BROKEN = {
@@ -21,6 +21,7 @@ BROKEN = {
   'dataset.num_workers': -1,
   'dataset.min_count': 0,
   'model.name': 'transformer',
+  'model.options': {'a': b'x'},
   'model.depth': 21,
   'model.width': 0,
   'model.norm': 'group',
@@ -61,12 +62,14 @@ BROKEN = {
   'student.weight_decay': float('inf'),
   'student.keep_checkpoints': ('half',),
   'student.loss': 'mse',
+  'student.loss_options': {'a': 1j},
   'student.temperature': 0.0,
   'student.final_temperature': 1e4,
   'student.alpha': 1.1,
   'student.init_lambda': 1.5,
   'student.init_from': 'middle',
   'student.model.name': 'ResNet',
+  'student.model.options': {'a': {1, 2}},
   'student.model.depth': 2,
   'student.model.width': 0,
   'student.model.norm': 'none',
@@ -103,6 +106,7 @@ BROKEN = {
 ANY_OF_THEIR_TYPE = {
   'dataset.streaming',
   'dataset.name',
+  'dataset.path',
   'dataset.data_dir',  # but gs:// needs a package
   'teacher.members_in_parallel',
   'teacher.nesterov',
@@ -180,11 +184,14 @@ def test_the_last_values_that_a_rule_allows_are_valid(field):
 
 def test_names_are_told_with_those_that_there_are():
   (problem,) = problems_of(load(fields={'student.optimizer': 'lion'}))
-  assert problem == "student.optimizer = 'lion': allowed: one of sgd, adam, adamw, muon"
+  assert (
+    problem
+    == f"student.optimizer = 'lion': allowed: one of sgd, adam, adamw, muon, or {plugins.FORM}"
+  )
   (problem,) = problems_of(load(fields={'teacher.augmentation': ('mixup',)}))  # takes the labels
   assert problem == (
     "teacher.augmentation = ('mixup',): allowed: any of flip, vertical_flip, crop, rotation, "
-    'brightness, contrast, saturation, hue, color_jitter, each once, or ()'
+    f'brightness, contrast, saturation, hue, color_jitter, or {plugins.FORM}, each once, or ()'
   )
   (problem,) = problems_of(load(fields={'teacher.augmentation': ('crop', 'crop')}))
   assert problem.startswith("teacher.augmentation = ('crop', 'crop'): ")

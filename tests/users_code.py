@@ -44,7 +44,7 @@ class Featured(Net):
   @nn.compact
   def __call__(self, x, train):
     x = nn.Dropout(0.1, deterministic=not train)(x)
-    x = nn.BatchNorm(use_running_average=not train, axis_name='device')(x)
+    x = nn.BatchNorm(use_running_average=not train, axis_name='device', momentum=0.9)(x)
     hidden = nn.Dense(self.width)(x.reshape(len(x), -1))
     return nn.Dense(self.num_classes)(hidden), {{'hidden': hidden}}
 

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
   # 'digits' (embedded), any classification set of TFDS, 'folder', 'arrays' (an .npz file), or
   # 'module:function' of a function that returns arrays (docs/extending.md).
   config.dataset.name = 'cifar10'
-  # Of TFDS; None: TFDS_DATA_DIR, then ~/tensorflow_datasets. For 'folder': train/CLASS/*, test/CLASS/*.
+  # The folder of TFDS (None: TFDS_DATA_DIR, then ~/tensorflow_datasets), or for 'folder' the one with
+  # train/CLASS/* and test/CLASS/*.
   config.dataset.data_dir = placeholder(str)
   config.dataset.path = placeholder(str)  # for 'arrays': the .npz file, with x_train, y_train, ...
   config.dataset.num_train = placeholder(

@@ -76,7 +76,7 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
 
 
 def _places(module_name: str, name: str) -> list[tuple[str, str]]:
-  """Where a root is defined. For a name that a user's module makes as it runs, the whole module counts."""
+  """The (module, name) pairs of a root: all of its module for a name that a user's module makes as it runs."""
   module = _module(module_name)
   if module is None or name in module.definitions or name in module.imports:
     return [(module_name, name)]

@@ -189,7 +189,7 @@ def _array_problems(config: ConfigDict, description: data.Description) -> Iterat
       f"dataset.path = {dataset.path!r}: is for dataset.name = 'arrays'; allowed with {name!r}: None"
     )
   is_image, is_bytes = len(description.input_shape) == 3, description.dtype == 'uint8'
-  if is_image and is_bytes:
+  if description.vocabulary_size is not None or (is_image and is_bytes):
     return
   kind = 'in floating point' if is_image else f'of shape {description.input_shape}'
   if dataset.image_size is not None:

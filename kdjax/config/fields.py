@@ -43,7 +43,7 @@ def student_seed(config: ConfigDict) -> int:
 
 
 def num_extra(config: ConfigDict) -> int:
-  """How many unlabelled inputs are added to the distillation data."""
+  """The number of unlabelled inputs in the distillation data."""
   return config.predictions.num_extra if config.predictions.extra else 0
 
 
@@ -91,7 +91,7 @@ def leaves(section: ConfigDict, prefix: str = '') -> dict[str, Any]:
   found = {}
   for name, value in section.items():
     if is_free(name):
-      found[f'{prefix}{name}'] = value.to_dict()
+      found[f'{prefix}{name}'] = value.to_dict() if isinstance(value, ConfigDict) else value
     elif isinstance(value, ConfigDict):
       found |= leaves(value, f'{prefix}{name}.')
     else:

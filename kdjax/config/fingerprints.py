@@ -85,7 +85,7 @@ FINGERPRINTS: dict[str, Callable[..., str]] = {
 
 
 def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
-  """What `outdated` compares: 'fields', a fingerprint without the code, and the digests of the 'code'.
+  """The record that `outdated` compares: 'fields', a fingerprint without the code, and 'code', its digests.
 
   Args:
     artefact: of FINGERPRINTS.
@@ -132,6 +132,8 @@ def _roots(config: ConfigDict, artefact: str) -> list[str]:
     model = config.model if artefact == 'teacher' else fields.student_model(config)
     roots.append(_root(models.MODELS, model.name))
     roots.append(_root(optimizers.OPTIMIZERS, config[artefact].optimizer))
+  if artefact == 'student' and 0 < config.student.init_lambda < 1:
+    roots += ['kdjax.train.batch_norm:apply_in_batch', 'kdjax.train.batch_norm:pool']
   if artefact == 'student':
     table = {name: loss.function for name, loss in losses.LOSSES.items()}
     roots.append(_root(table, config.student.loss))

@@ -82,7 +82,7 @@ def _call_get_config(spec: str) -> ConfigDict:
 
 
 def _call(spec: str, function: str) -> Any:
-  """What a function of the file returns for the argument."""
+  """The result of a function of the file for the argument."""
   path, argument = _split(spec)
   if not files.is_reachable(path):
     raise ConfigError([f'--config = {spec!r}: {files.NEEDS_CLOUD}'])

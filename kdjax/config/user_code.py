@@ -68,7 +68,8 @@ def _model_problems(config: ConfigDict, description: data.Description) -> Iterat
   dtype = jnp.float32 if description.vocabulary_size is None else jnp.int32
   sections = {'model': config.model, 'student.model': fields.student_model(config)}
   for field, section in sections.items():
-    if plugins.is_dotted(section.name):
+    is_another = field == 'model' or section != config.model
+    if plugins.is_dotted(section.name) and is_another:
       arguments = description.num_classes, description.vocabulary_size
       model = models.build(section, *arguments, field=field)
       reason = user.problem(model, description.num_classes, description.input_shape, dtype)

@@ -62,7 +62,7 @@ def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Seque
 
 
 def _wrong_fields(config: ConfigDict) -> Iterator[str]:
-  """Of a config file that does not start from base.py, or adds to it."""
+  """Fields that are missing or unknown, of a config that does not come from base.py or adds to it."""
   fields = config_lib.leaves(config)
   for field in sorted(RULES.keys() - fields.keys()):
     yield f'{field}: missing; a config is made by kdjax.config.base.get_config and then changed'

@@ -3,11 +3,12 @@
 The examples of a split have a fixed order, and an example's index is its position there.
 """
 
-from kdjax.data.load import describe, extra_size, load, load_extra
+from kdjax.data.load import EXTRA, describe, extra_size, load, load_extra
 from kdjax.data.order import training_batch, training_batches
 from kdjax.data.splits import SAMPLED, Description, Split, checksum, part, part_size, split_sizes
 
 __all__ = [
+  'EXTRA',
   'SAMPLED',
   'Description',
   'Split',

@@ -104,7 +104,7 @@ def rotate(
 
 
 def _source(from_centre: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-  """Where to sample an axis that has 1 black pixel before its `size` pixels and 2 after them.
+  """The place to sample on an axis that has 1 black pixel before its `size` pixels and 2 after them.
 
   Args:
     from_centre: twice the distance from the centre in pixels, in fixed point.
@@ -209,7 +209,7 @@ def adjust_hue(image_HWC: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def noise(key: jax.Array, image_HWC: jax.Array, probability: float) -> tuple[jax.Array, jax.Array]:
-  """With the probability, replaces the image by uniform noise in [−1, 1) (paper, Appendix A.1).
+  """Replaces the image by uniform noise in [−1, 1) with a probability (paper, Appendix A.1).
 
   Returns: image_HWC, and whether it was replaced (() bool).
   """
@@ -264,7 +264,7 @@ def _blend(bytes_HWC: jax.Array, origin: jax.Array, factor: jax.Array) -> jax.Ar
   return jnp.clip(origin + change_HWC, 0, 255)
 
 
-# Those that keep an image's label, and their parameters: fields of the config section `augmentation`.
+# Augmentations that keep an image's label, and their parameters: fields of the section `augmentation`.
 FUNCTIONS = {
   'flip': (flip, ()),
   'vertical_flip': (vertical_flip, ()),

@@ -82,7 +82,7 @@ def load(config: ConfigDict) -> dict[str, Split]:
 
 
 def extra_size(name: str, config: ConfigDict) -> int:
-  """How many unlabelled inputs `load_extra` finds. Reads none.
+  """The number of unlabelled inputs that `load_extra` finds. Reads none.
 
   Raises:
     UserError: they are not there, or are texts where the data set has images (or the reverse).

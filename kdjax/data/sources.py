@@ -49,7 +49,7 @@ class Source(Protocol):
     ...
 
   def place(self, split: str, index: int) -> str:
-    """Where an example is stored, for errors."""
+    """The place where an example is stored, for errors."""
     ...
 
 

@@ -48,7 +48,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """What is known of a data set before its inputs are read."""
+  """Facts about a data set that are known before its inputs are read."""
 
   input_shape: tuple[int, ...]  # (H, W, C) of images, (T,) of texts
   class_names: tuple[str, ...]
@@ -74,7 +74,7 @@ def split_sizes(config: ConfigDict, description: Description) -> dict[str, int]:
 
 
 def part_size(num_examples: int, examples: Sequence[int]) -> int:
-  """How many `part` takes of so many examples."""
+  """The size of a part of `num_examples` examples."""
   return examples[1] - examples[0] if examples else num_examples
 
 

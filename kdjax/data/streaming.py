@@ -84,7 +84,7 @@ class StreamedImages:
     return images_BHWC.reshape(*rows_X2.shape[:-1], *self._image_shape)
 
   def take(self, indices_N: np.ndarray) -> 'StreamedImages':
-    """Those images, in that order. Reads none."""
+    """The images at the indices, in their order. Reads none."""
     rows_N2 = self._rows_N2[indices_N]
     return StreamedImages(
       self._readers, rows_N2, self._image_shape, self.num_workers, self.dtype.name

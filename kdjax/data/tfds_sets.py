@@ -17,7 +17,7 @@ from kdjax.data.order import balanced_order
 from kdjax.data.sources import FOLDER, blocks
 from kdjax.errors import UserError
 
-# What sets of TFDS need that differ from the rest, by name.
+# Sets of TFDS that differ from the rest, by name.
 SPECIAL = {  # a function of an image before anything else
   'emnist': images.transposed  # height and width are swapped (NIST's files; its TFDS description)
 }
@@ -115,7 +115,7 @@ class Tfds:
     return num_test if split == 'test' else stored - num_test
 
   def vocabulary(self, min_count: int) -> dict[str, int]:
-    """Of all training texts. Read once in a process."""
+    """The vocabulary of all training texts. They are read once in a process."""
     found = _vocabulary(self._name, self._data_dir, min_count)
     if not found:
       raise UserError(f'dataset.min_count = {min_count}: no word of {self._name} is so frequent')
@@ -144,7 +144,7 @@ class Tfds:
     return self._splits[split] if self._label is not None else split
 
   def _rows(self, split: str, indices: np.ndarray) -> np.ndarray:
-    """Where examples stand in the stored split."""
+    """The positions of examples in the stored split."""
     return self._shares[split][indices] if self.holds_out else indices
 
   @functools.cached_property

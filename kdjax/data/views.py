@@ -26,7 +26,7 @@ Batch = dict[str, Any]
 View = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
 
 NO_LABEL = -1
-# They leave no label: the teacher alone says what there is to see. 'mixup' needs batch['partners'].
+# Augmentations that leave no label: only the teacher tells the class. 'mixup' needs batch['partners'].
 UNLABELLED = ('mixup', 'noise')
 NAMES = (*AUGMENTATIONS, *UNLABELLED)
 # The fields of the config section `augmentation` that a name reads.

@@ -166,7 +166,7 @@ def shapes(
 def feature_names(
   model: nn.Module, input_shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> set[str]:
-  """Of a model's features; computes nothing."""
+  """The names of a model's features. Only shapes are computed."""
 
   def features(key: jax.Array) -> Features:
     inputs = jnp.zeros((1, *input_shape), dtype)

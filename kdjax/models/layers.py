@@ -1,4 +1,4 @@
-"""What several models are made of."""
+"""Layers that several models share."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ AXIS_NAME = 'device'  # the pmapped axis, over which BatchNorm pools its statist
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old running statistics in the new
 BATCH_NORM_EPSILON = 1e-5  # added to the variance
 
-# What layers compute in. Weights, statistics of norms and all that a model returns are float32.
+# Dtypes that layers may compute in. Weights, statistics of norms and results of a model are float32.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 Features = dict[str, jax.Array]

@@ -1,6 +1,5 @@
 """Models that a config names as 'module:attribute'."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,7 @@ def build(
   """
   arguments = {'num_classes': num_classes, **_hashable(config.options.to_dict())}
   also = {'vocabulary_size': vocabulary_size, 'dtype': DTYPES[config.dtype]}
-  parameters = inspect.signature(make).parameters
+  parameters = plugins.parameters(make)
   arguments |= {name: value for name, value in also.items() if name in parameters}
   module = plugins.call(config.name, f'{field}.name', make, **arguments)
   if not isinstance(module, nn.Module):

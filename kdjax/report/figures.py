@@ -106,8 +106,19 @@ def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
     return svg(figure, 'Reliability diagram on the test images')
 
 
+def are_images(inputs_NX: np.ndarray) -> bool:
+  """Whether `image_uri` can show the inputs."""
+  return inputs_NX.ndim == 4 and inputs_NX.shape[-1] in (1, 3, 4)
+
+
 def image_uri(image_HWC: np.ndarray) -> str:
-  """A uint8 image of 1, 3 or 4 channels as a PNG in a data URI; small images are enlarged."""
+  """An image of 1, 3 or 4 channels as a PNG in a data URI; small images are enlarged.
+
+  Args:
+    image_HWC: uint8, or float32 in [−1, 1].
+  """
+  if image_HWC.dtype != np.uint8:
+    image_HWC = np.round((image_HWC + 1) * 127.5).astype(np.uint8)
   image = PIL.Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
   factor = max(1, -(-IMAGE_PIXELS // min(image.size)))
   buffer = io.BytesIO()

@@ -227,7 +227,7 @@ def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -
   examples = [
     Example(
       index=int(i),
-      image=figures.image_uri(test.inputs_N[i]) if test.inputs_N.ndim == 4 else None,
+      image=figures.image_uri(test.inputs_N[i]) if figures.are_images(test.inputs_N) else None,
       label=class_names[test.labels_N[i]],
       teacher=top(teacher_NC[i]),
       student=top(student_NC[i]),

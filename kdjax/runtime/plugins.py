@@ -5,6 +5,7 @@ directory. So a user's module cannot hide one that a library imports.
 """
 
 import importlib
+import inspect
 import os
 import pathlib
 import re
@@ -84,6 +85,14 @@ def call(name: str, field: str, function: Callable[..., Any], *args: Any, **kwar
     raise
   except Exception as error:
     raise UserError(f'{field} = {name!r}: {describe(error)}') from error
+
+
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+  """The parameters of a function or class by name; none for those written in C that do not tell."""
+  try:
+    return inspect.signature(function).parameters
+  except (TypeError, ValueError):
+    return {}
 
 
 def describe(error: BaseException) -> str:

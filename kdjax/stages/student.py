@@ -71,7 +71,7 @@ class Distiller:
       model=role.model,
       optimizer=role.optimizer,
       view=self._inputs.view,
-      loss=losses.make(section.loss, section.loss_options),
+      loss=losses.make(section.loss, section.loss_options.to_dict()),
       temperature=partial(
         losses.temperature_at,
         num_steps=self._plan.num_steps,
