@@ -48,6 +48,10 @@ FIELDS = {
   'model.norm': ('layer', ALL),
   'model.shortcut': ('raw', ALL),
   'model.dtype': ('bfloat16', ALL),
+  'teacher.source': ('file', ALL),
+  'teacher.path': ('elsewhere.npz', NONE),  # without a source
+  'teacher.independent_source': ('file', NONE),
+  'teacher.independent_path': ('elsewhere.npz', NONE),
   'teacher.num_members': (6, STUDENT),  # members can be added to an ensemble
   'teacher.members_in_parallel': (True, ALL),
   'teacher.examples': ((0, 100), ALL),

@@ -36,6 +36,7 @@ ONLY = {
   'data': {'errors', 'keys', 'runtime.plugins'},
   'train': {'data', 'errors', 'keys', 'losses', 'models', 'runtime'},
   'predictions': {'data.order', 'errors', 'losses', 'runtime', 'train'},
+  'predictions.functions': {'errors', 'runtime'},
   'predictions.store': {'errors', 'runtime'},
   'gan': {'data', 'keys', 'models', 'runtime', 'train'},
   # The networks and steps of a GAN know no file either.

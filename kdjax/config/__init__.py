@@ -6,6 +6,7 @@ A config is an `ml_collections.ConfigDict` with the fields of `kdjax/config/base
 
 from kdjax.config.fields import (
   DURATIONS,
+  has_weights,
   independent,
   is_optional,
   leaves,
@@ -13,6 +14,7 @@ from kdjax.config.fields import (
   num_extra,
   num_steps,
   shares_weight_space,
+  sources,
   student_model,
   student_seed,
   subset_seed,
@@ -34,6 +36,7 @@ __all__ = [
   'DURATIONS',
   'config_name',
   'gan_fingerprint',
+  'has_weights',
   'independent',
   'is_optional',
   'leaves',
@@ -44,6 +47,7 @@ __all__ = [
   'num_steps',
   'predictions_fingerprint',
   'shares_weight_space',
+  'sources',
   'student_fingerprint',
   'student_model',
   'student_seed',

@@ -53,6 +53,16 @@ def get_config() -> ConfigDict:
   config.model.dtype = 'float32'
 
   config.teacher = ConfigDict()
+  # Where the predictions come from. '': members are trained here, by the fields below. 'module:attribute': a
+  # function (images) -> logits, or a list of them as members. 'file': logits in `path`. 'workdir': trained
+  # members in `path`. Only '' and 'workdir' have weights. See docs/extending.md, "A teacher".
+  config.teacher.source = ''
+  # For 'file': an .npz file or a zarr folder. For 'workdir': OTHER/teachers/FINGERPRINT of another workdir.
+  # For 'module:attribute': a file or folder that the function reads, if any. Its content counts.
+  config.teacher.path = placeholder(str)
+  # The same two fields for the independent teacher. It cannot be trained here unless `source` is ''.
+  config.teacher.independent_source = ''
+  config.teacher.independent_path = placeholder(str)
   config.teacher.num_members = 5  # m, the size of the ensemble
   # Whether each member is trained on one device, as many at a time as there are devices; otherwise all
   # devices train one member after the other. The faster way for small models.
@@ -132,7 +142,8 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 512
   config.evaluation.num_views = 5  # views of the distillation data that result.json averages over
-  # The seed of the independent teacher and its student, the baseline of fidelity; None: without.
+  # The seed of the independent teacher and its student, the baseline of fidelity; None: without. With a
+  # teacher.source, another teacher is named by teacher.independent_source.
   config.evaluation.independent_seed = FieldReference(1000)
   config.evaluation.num_bootstrap = 1000  # resamples behind each interval
   config.evaluation.num_cka_examples = 0  # test examples to compare features on; needs the teachers

@@ -5,6 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
+# Values of `teacher.source`; others name a function as 'module:attribute'.
+TRAINED, FILE, WORKDIR = SOURCES = ('', 'file', 'workdir')
 FREE = ('options', 'loss_options')  # names of sections that may have any fields
 
 
@@ -33,8 +35,9 @@ def student_model(config: ConfigDict) -> ConfigDict:
 
 
 def shares_weight_space(config: ConfigDict) -> bool:
-  """Whether teacher and student have the same architecture; what they compute in may differ."""
-  return without(student_model(config), 'dtype') == without(config.model, 'dtype')
+  """Whether the teacher has weights, and the student's architecture; what they compute in may differ."""
+  same = without(student_model(config), 'dtype') == without(config.model, 'dtype')
+  return same and has_weights(config.teacher.source)
 
 
 def student_seed(config: ConfigDict) -> int:
@@ -68,9 +71,31 @@ def independent(config: ConfigDict) -> ConfigDict:
       'seed': config.evaluation.independent_seed,
       'student.seed': None,
       'evaluation.independent_seed': None,
+      'teacher.source': config.teacher.independent_source,
+      'teacher.path': config.teacher.independent_path,
+      'teacher.independent_source': '',
+      'teacher.independent_path': None,
     }
   )
   return other
+
+
+def has_weights(source: str) -> bool:
+  """Whether a teacher of this `teacher.source` has weights, and not predictions alone."""
+  return source in (TRAINED, WORKDIR)
+
+
+def sources(config: ConfigDict) -> dict[str, tuple[str, str | None]]:
+  """{prefix: (source, path)} of the teachers that come from elsewhere; the fields begin with the prefix.
+
+  The teacher's prefix is 'teacher.', that of the independent teacher 'teacher.independent_'. The latter is
+  left out if there is no independent student.
+  """
+  section = config.teacher
+  found = {'teacher.': (section.source, section.path)}
+  if config.evaluation.independent_seed is not None:
+    found['teacher.independent_'] = section.independent_source, section.independent_path
+  return {prefix: pair for prefix, pair in found.items() if pair[0] != TRAINED}
 
 
 def is_optional(config: ConfigDict, field: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax import losses, models
-from kdjax.config import code, fields
+from kdjax.config import code, fields, teacher_source
 from kdjax.data import augmentations, views
 from kdjax.runtime import plugins
 from kdjax.train import optimizers
@@ -28,12 +28,18 @@ def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
   Args:
     with_code: whether the code counts; without, artefacts that differ in code alone are found.
   """
+  common = {
+    'code': _digest(config, 'teacher', with_code),
+    'seed': config.seed,  # of the views, too, which a teacher from elsewhere is shown
+    'dataset': _dataset(config),
+  }
+  if config.teacher.source != fields.TRAINED:
+    return _hash(**common, **teacher_source.identity(config))
+  places = 'source', 'path', 'independent_source', 'independent_path'
   return _hash(
-    code=_digest(config, 'teacher', with_code),
-    seed=config.seed,
-    dataset=_dataset(config),
+    **common,
     model=config.model,
-    teacher=fields.without(config.teacher, 'num_members'),
+    teacher=fields.without(config.teacher, 'num_members', *places),
     subset=_subset(config, 'teacher'),
     augmentation=views.fields(config.teacher.augmentation, config.augmentation),
   )
@@ -122,15 +128,22 @@ def _roots(config: ConfigDict, artefact: str) -> list[str]:
     'predictions': ['kdjax.train.steps:predict_step', 'kdjax.data.views:make_view'],
     'student': ['kdjax.train.steps:student_step', 'kdjax.losses:temperature_at'],
   }[artefact]
+  source = config.teacher.source
+  if artefact == 'teacher' and source != fields.TRAINED:
+    roots = [source]
+  if artefact == 'predictions' and not fields.has_weights(source):
+    roots.remove('kdjax.train.steps:predict_step')
   if artefact in ('teacher', 'gan') and plugins.is_dotted(config.dataset.name):
     roots.append(config.dataset.name)
-  if artefact in ('teacher', 'predictions'):
+  is_trained = artefact == 'teacher' and source == fields.TRAINED
+  if is_trained or artefact == 'predictions':
     table = {name: function for name, (function, _) in augmentations.FUNCTIONS.items()}
     table |= {'mixup': augmentations.mixup, 'noise': augmentations.noise}
     roots += [_root(table, name) for name in config[artefact].augmentation]
-  if artefact in ('teacher', 'student'):
+  if artefact == 'student' or (artefact == 'teacher' and fields.has_weights(source)):
     model = config.model if artefact == 'teacher' else fields.student_model(config)
     roots.append(_root(models.MODELS, model.name))
+  if is_trained or artefact == 'student':
     roots.append(_root(optimizers.OPTIMIZERS, config[artefact].optimizer))
   if artefact == 'student' and 0 < config.student.init_lambda < 1:
     roots += ['kdjax.train.batch_norm:apply_in_batch', 'kdjax.train.batch_norm:pool']

@@ -85,6 +85,10 @@ _SEED = _is_whole(0, 2**31 - 1)
 _ANY_BOOL = (lambda x: isinstance(x, bool), 'True or False')
 _ANY_STRING = (lambda x: isinstance(x, str), 'a string')
 _PLACE = (lambda x: isinstance(x, str) and files.is_reachable(x), f'a string; {files.NEEDS_CLOUD}')
+_SOURCE = (
+  lambda x: x in fields.SOURCES or plugins.is_dotted(x),
+  f"'' (trained here), 'file', 'workdir', or {plugins.FORM}",
+)
 # Wide enough for any training, and so narrow that float32 holds them, their ratios and complements.
 _RATE = _within(1e-12, 1e6)
 _RATE_OR_0 = _within(0, 1e6)
@@ -142,6 +146,10 @@ RULES = {
   'dataset.max_tokens': _is_whole(1, 10**6),
   'dataset.min_count': _is_whole(1),
   **_model_rules('model'),
+  'teacher.source': _SOURCE,
+  'teacher.path': _PLACE,
+  'teacher.independent_source': _SOURCE,
+  'teacher.independent_path': _PLACE,
   'teacher.num_members': _is_whole(1, 10_000),
   'teacher.members_in_parallel': _ANY_BOOL,
   'teacher.examples': _PART,

@@ -31,6 +31,7 @@ def names(config: ConfigDict) -> dict[tuple[str, str], str]:
     ('student.model.name', config.student.model.name): 'model',
     ('student.loss', config.student.loss): 'loss',
   }
+  found |= {(f'{p}source', source): 'teacher' for p, (source, _) in fields.sources(config).items()}
   found |= {(f'{s}.optimizer', config[s].optimizer): 'optimizer' for s in SECTIONS}
   for section in ('teacher', 'predictions'):
     for name in config[section].augmentation:
@@ -40,9 +41,9 @@ def names(config: ConfigDict) -> dict[tuple[str, str], str]:
 
 def missing(config: ConfigDict) -> Iterator[str]:
   """A line for each name that stands for nothing callable."""
-  for field, name in names(config):
+  for (field, name), part in names(config).items():
     try:
-      plugins.find(name, field)
+      (plugins.attribute if part == 'teacher' else plugins.find)(name, field)
     except UserError as error:
       yield str(error)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.config import data_checks, user_code
+from kdjax.config import data_checks, teacher_source, user_code
 from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
 from kdjax.runtime import files, hosts
@@ -40,6 +40,7 @@ def check(
     problems += data_checks.problems(config, description)
     if not problems:  # these build the models
       problems += user_code.problems(config, description)
+      problems += teacher_source.content_problems(config, description)
     if not problems:
       problems += _feature_problems(config, description)
   if problems:
@@ -92,6 +93,7 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
   yield from _unread_problems(config)
   yield from _student_problems(config)
   yield from _distillation_problems(config)
+  yield from teacher_source.problems(config)
   other = config.evaluation.independent_seed
   if other is not None and other in (config.seed, config_lib.student_seed(config)):
     yield (
@@ -128,7 +130,8 @@ def _unread_problems(config: ConfigDict) -> Iterator[str]:
 
 def _student_problems(config: ConfigDict) -> Iterator[str]:
   student = config.student
-  if student.init_lambda > 0 and not config_lib.shares_weight_space(config):
+  has_weights = config_lib.has_weights(config.teacher.source)  # else there is another problem
+  if student.init_lambda > 0 and has_weights and not config_lib.shares_weight_space(config):
     yield (
       f'student.init_lambda = {student.init_lambda}: mixes the weights of teacher and student; '
       'allowed with student.model only if it equals model (but for the dtype), or 0'

@@ -93,15 +93,22 @@ class PredictionStore:
         f'and {num_classes}. {self._mend_metadata(split)}'
       )
 
-  def write(self, split: str, member: int, view: int, logits_NC: np.ndarray) -> None:
+  def write(
+    self, split: str, member: int, view: int, logits_NC: np.ndarray, are_log_probs: bool = False
+  ) -> None:
     """Stores one member's log-probabilities of one view of every example.
+
+    Args:
+      are_log_probs: whether the values are log-probabilities, which are stored as they are.
 
     Raises:
       StorageError: they cannot be written.
     """
     array = self._open(split)
     for block in _blocks(array):
-      log_probs_NC = log_softmax(logits_NC[block].astype(np.float64), axis=-1)
+      log_probs_NC = logits_NC[block].astype(np.float64)
+      if not are_log_probs:
+        log_probs_NC = log_softmax(log_probs_NC, axis=-1)
       with self._writing(split):
         array[member, view, block].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
 

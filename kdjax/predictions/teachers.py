@@ -1,14 +1,15 @@
-"""Teachers as a student and an evaluation see them.
+"""Teachers as a student and an evaluation see them, and the sources of their predictions.
 
-`StoredTeacher` reads the prediction store and needs no teacher's weights. `OnlineTeacher` runs the members
-and needs no store. Both give the same numbers, up to the dtype of the store. Another source of predictions
-is another class with the methods of `Teacher`. Axes: M member, N example, B batch, C class.
+`StoredTeacher` reads the prediction store. The others are sources, from which the store is filled:
+`OnlineTeacher` runs members of kdjax, `FunctionTeacher` calls functions of the user, and `ImportedTeacher`
+reads a file. The first two can also serve a student without a store, with the same numbers up to the dtype
+of the store. Axes: M member, N example, B batch, C class, X the axes of one input.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,8 @@ from scipy.special import log_softmax
 
 from kdjax import losses
 from kdjax.data import order
+from kdjax.predictions import functions
+from kdjax.predictions.imported import LogitsFile
 from kdjax.predictions.store import PredictionStore
 from kdjax.train import devices, steps
 from kdjax.train.inputs import Inputs
@@ -35,6 +38,23 @@ class Teacher(Protocol):
 
   def batch(self, name: str, batch: steps.Batch) -> jax.Array:
     """The ensemble's log_probs for a batch, split over the devices as the batch is."""
+
+
+class Source(Protocol):
+  """What the store is filled from."""
+
+  gives_log_probs: bool  # whether `logits` gives log-probabilities, which the store has as they are
+
+  def logits(
+    self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
+  ) -> np.ndarray:
+    """logits_NC of one member for one view of the given examples, by default all, in order."""
+
+
+def log_probs(source: Source, member: int, name: str, *which: Any) -> np.ndarray:
+  """log_probs_NC, where `Source.logits` would give logits."""
+  logits_NC = source.logits(member, name, *which)
+  return logits_NC if source.gives_log_probs else log_softmax(logits_NC, axis=-1)
 
 
 def ensemble(teacher: Teacher, name: str, view: int = 0) -> np.ndarray:
@@ -84,6 +104,8 @@ class StoredTeacher:
 class OnlineTeacher:
   """Runs the members on the devices."""
 
+  gives_log_probs = False
+
   def __init__(
     self,
     model: nn.Module,
@@ -94,14 +116,68 @@ class OnlineTeacher:
     self._model, self._members = model, list(members)
     self._inputs, self._predictor = inputs, predictor
 
+  def logits(
+    self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
+  ) -> np.ndarray:
+    return self._predictor.logits(
+      self._model, self._members[member], self._inputs[name], view, indices_N
+    )
+
   def members(self, name: str, view: int = 0) -> np.ndarray:
-    logits_MNC = [
-      self._predictor.logits(self._model, variables, self._inputs[name], view)
-      for variables in self._members
-    ]
-    return log_softmax(np.stack(logits_MNC), axis=-1)
+    return _members(self, len(self._members), name, view)
 
   def batch(self, name: str, batch: steps.Batch) -> jax.Array:
     inputs = self._inputs[name]
     step = partial(steps.ensemble_step, model=self._model, view=inputs.view)
     return devices.parallel(step, sharded_output=True)(self._members, batch, inputs.seed)
+
+
+class FunctionTeacher:
+  """Shows the functions of a user the views that the student sees."""
+
+  gives_log_probs = False
+
+  def __init__(
+    self,
+    members: Sequence[functions.Function],
+    inputs: Mapping[str, Inputs],
+    predictor: Predictor,
+    logits: Callable[[functions.Function, np.ndarray], np.ndarray],
+  ):
+    """Takes the members, and `logits`, which calls one of them and checks what it gives."""
+    self._members, self._inputs, self._predictor = list(members), inputs, predictor
+    self._logits = logits
+
+  def logits(
+    self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
+  ) -> np.ndarray:
+    batches = self._predictor.views(self._inputs[name], view, indices_N)
+    return np.concatenate([self._logits(self._members[member], inputs_BX) for inputs_BX in batches])
+
+  def members(self, name: str, view: int = 0) -> np.ndarray:
+    return _members(self, len(self._members), name, view)
+
+  def batch(self, name: str, batch: steps.Batch) -> np.ndarray:
+    inputs = self._inputs[name]
+    step = devices.parallel(partial(steps.inputs_step, view=inputs.view), sharded_output=True)
+    inputs_BX = devices.unshard(step({}, batch, inputs.seed))
+    logits_MBC = np.stack([self._logits(member, inputs_BX) for member in self._members])
+    return devices.shard(np.asarray(_ensemble_log_probs(logits_MBC)))
+
+
+class ImportedTeacher:
+  """Reads the logits of a file."""
+
+  def __init__(self, file: LogitsFile):
+    self._file = file
+    self.gives_log_probs = file.space == 'log_probs'
+
+  def logits(
+    self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
+  ) -> np.ndarray:
+    logits_NC = self._file.logits(name, member, view)
+    return logits_NC if indices_N is None else logits_NC[indices_N]
+
+
+def _members(source: Source, num_members: int, name: str, view: int) -> np.ndarray:
+  return np.stack([log_probs(source, member, name, view) for member in range(num_members)])

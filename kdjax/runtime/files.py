@@ -5,6 +5,7 @@ host reads the file.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -104,6 +105,34 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
 
 def checksum(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
+
+
+def tree_checksum(path: str | os.PathLike) -> str | None:
+  """The checksum of a file, or of all files of a folder with their names; None if there is none."""
+  place = epath.Path(path).expanduser()
+  if not place.exists():
+    return None
+  paths = sorted(x for x in place.rglob('*') if not x.is_dir()) if place.is_dir() else [place]
+  return _tree_checksum(place, tuple((x.as_posix(), *_stamp(x)) for x in paths))
+
+
+def _stamp(path: epath.Path) -> tuple[int, float]:
+  """The length and the time of a file, in which it differs after a change."""
+  if path.as_posix().startswith(CLOUD):
+    return path.stat().length, path.stat().mtime
+  stat = os.stat(path)
+  return stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(16)
+def _tree_checksum(place: epath.Path, stamps: tuple[tuple[str, int, float], ...]) -> str:
+  sha = hashlib.sha256()
+  for name, length, _ in stamps:
+    sha.update(f'{name.removeprefix(place.as_posix())} {length}'.encode())
+    with epath.Path(name).open('rb') as file:
+      while block := file.read(2**24):
+        sha.update(block)
+  return sha.hexdigest()
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -40,7 +40,15 @@ def find(name: str, field: str) -> Callable[..., Any]:
   Raises:
     UserError: the module cannot be imported, has no such attribute, or the attribute is not callable.
   """
-  module_name, _, attribute = name.partition(':')
+  found = attribute(name, field)
+  if not callable(found):
+    raise UserError(f'{field} = {name!r}: is {found!r}; needed: a function or a class')
+  return found
+
+
+def attribute(name: str, field: str) -> Any:
+  """As `find`, but of any type."""
+  module_name, _, variable = name.partition(':')
   try:
     module = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:
@@ -50,12 +58,9 @@ def find(name: str, field: str) -> Callable[..., Any]:
       'looked for among the installed packages and those of PYTHONPATH, in the folder of the config file '
       'and in the working directory'
     ) from error
-  if not hasattr(module, attribute):
-    raise UserError(f'{field} = {name!r}: {_place(module)} defines no {attribute}')
-  found = getattr(module, attribute)
-  if not callable(found):
-    raise UserError(f'{field} = {name!r}: is {found!r}; needed: a function or a class')
-  return found
+  if not hasattr(module, variable):
+    raise UserError(f'{field} = {name!r}: {_place(module)} defines no {variable}')
+  return getattr(module, variable)
 
 
 def look_up(registry: Mapping[str, Any], name: str, field: str) -> Any:

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax import models
+from kdjax.config import teacher_source
+from kdjax.config.fields import WORKDIR
 from kdjax.stages.datasets import Data
 from kdjax.stages.folders import Folders
 from kdjax.stages.provenance import Provenance
@@ -37,8 +39,11 @@ class Experiment:
 
   @cached_property
   def teacher(self) -> Role:
-    num_examples = self.data.num_teacher_examples
-    return self._role(self.config.teacher, self.config.model, num_examples, self.data.training)
+    section, num_examples = self.config.teacher, self.data.num_teacher_examples
+    if section.source == WORKDIR:  # whose optimizer decides what its checkpoints hold
+      section = teacher_source.recorded(section.path).teacher
+      return self._role(section, self.config.model, num_examples, None)
+    return self._role(section, self.config.model, num_examples, self.data.training)
 
   @cached_property
   def student(self) -> Role:
@@ -50,7 +55,7 @@ class Experiment:
     return Predictor(self.config.evaluation.batch_size)
 
   def _role(
-    self, section: ConfigDict, model: ConfigDict, num_examples: int, provenance: Provenance
+    self, section: ConfigDict, model: ConfigDict, num_examples: int, provenance: Provenance | None
   ) -> Role:
     description = self.data.description
     return Role(

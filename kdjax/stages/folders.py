@@ -6,6 +6,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
+from kdjax.config.fields import WORKDIR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,9 @@ class Folders:
   config: ConfigDict
 
   def member(self, member: int) -> epath.Path:
-    """The folder of one member of the teacher."""
+    """The folder of one member of the teacher; of another workdir with `teacher.source='workdir'`."""
+    if self.config.teacher.source == WORKDIR:
+      return epath.Path(self.config.teacher.path).expanduser() / f'member_{member}'
     fingerprint = config_lib.teacher_fingerprint(self.config)
     return self.workdir / 'teachers' / fingerprint / f'member_{member}'
 

@@ -9,18 +9,16 @@ from functools import partial
 
 import numpy as np
 from etils import epath
-from scipy.special import log_softmax
 
 from kdjax import config as config_lib
 from kdjax import metrics
 from kdjax.errors import DamageError
 from kdjax.predictions.store import DTYPES, PredictionStore
-from kdjax.predictions.teachers import OnlineTeacher, StoredTeacher, Teacher, combine
+from kdjax.predictions.teachers import Source, StoredTeacher, Teacher, combine, log_probs
 from kdjax.runtime import files, hosts, progress
 from kdjax.stages import gan, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
-from kdjax.train import steps
 from kdjax.train.inputs import is_same_view
 
 INPUTS = 'inputs.json'  # records of some views that the predictions belong to
@@ -66,8 +64,7 @@ def open_teacher(experiment: Experiment) -> Teacher:
   for stage in sources(experiment):
     stage.require(experiment)
   if config.predictions.mode == 'online':
-    members = teachers.load_all(experiment)
-    return OnlineTeacher(experiment.teacher.model, members, data.inputs, experiment.predictor)
+    return teachers.open_source(experiment)
   store = PredictionStore(experiment.folders.predictions)
   data.everything.content.require(store.meta['data_checksum'], store.folder)
   require_same_inputs(experiment)
@@ -88,12 +85,12 @@ def _is_complete(folder: epath.Path, num_members: int, num_views: int) -> bool:
 
 def _make(experiment: Experiment) -> None:
   """Stores the predictions that are not there yet."""
-  members, folder = teachers.load_all(experiment), experiment.folders.predictions
+  source, folder = teachers.open_source(experiment), experiment.folders.predictions
   if hosts.decide(lambda: (folder / 'logits').exists()):
     require_same_inputs(experiment)
   elif hosts.is_main():
     files.write_json(folder / INPUTS, _inputs(experiment))
-  _store(experiment, members)
+  _store(experiment, source)
 
 
 def require_same_inputs(experiment: Experiment) -> None:
@@ -137,7 +134,7 @@ def _inputs(experiment: Experiment) -> dict[str, dict[str, dict[str, str]]]:
   }
 
 
-def _store(experiment: Experiment, members: list[steps.Variables]) -> None:
+def _store(experiment: Experiment, source: Source) -> None:
   """All hosts predict every missing view together, which gives the bits that one host would get.
 
   They take turns to write: a chunk is written by one, while all go on to predict the next view.
@@ -145,18 +142,18 @@ def _store(experiment: Experiment, members: list[steps.Variables]) -> None:
   dtype, inputs = experiment.config.predictions.dtype, experiment.data.inputs
   num_classes = experiment.data.description.num_classes
   store = PredictionStore(experiment.folders.predictions)
-  num_views = views_of(experiment)
+  num_views, num_members = views_of(experiment), experiment.config.teacher.num_members
   if hosts.is_main():
     for name, count in num_views.items():
-      store.reserve(name, (len(members), count, len(inputs[name].split), num_classes), dtype)
+      store.reserve(name, (num_members, count, len(inputs[name].split), num_classes), dtype)
   hosts.barrier()
   num_values = sum(count * len(inputs[name].split) for name, count in num_views.items())
-  num_bytes = num_values * len(members) * num_classes * DTYPES[dtype].itemsize
+  num_bytes = num_values * num_members * num_classes * DTYPES[dtype].itemsize
   progress.logger.info('predictions: up to %.0f MB, before compression', num_bytes / 1e6)
   wanted = [
     (name, member, view)
     for name in num_views
-    for member in range(len(members))
+    for member in range(num_members)
     for view in range(num_views[name])
   ]
   missing = _missing(store, wanted)
@@ -166,18 +163,16 @@ def _store(experiment: Experiment, members: list[steps.Variables]) -> None:
   ):
     writing = None
     for done, (name, member, view) in enumerate(missing, len(wanted) - len(missing) + 1):
-      logits_NC = experiment.predictor.logits(
-        experiment.teacher.model, members[member], inputs[name], view
-      )
+      logits_NC = source.logits(member, name, view)
       if done % hosts.count() == hosts.index():
         if writing is not None:
           writing.result()  # raises what went wrong; and no more than two views are held
-        writing = writer.submit(store.write, name, member, view, logits_NC)
+        writing = writer.submit(store.write, name, member, view, logits_NC, source.gives_log_probs)
       show(done)
     if writing is not None:
       writing.result()
   hosts.barrier()
-  store.write_meta(_meta(experiment, store, members))
+  store.write_meta(_meta(experiment, store, source))
 
 
 def _missing(
@@ -196,9 +191,12 @@ def views_of(experiment: Experiment) -> dict[str, int]:
   return {name: num_views if name == 'distillation' else 1 for name in experiment.data.inputs}
 
 
-def _meta(experiment: Experiment, store: PredictionStore, members: list[steps.Variables]) -> dict:
+def _meta(experiment: Experiment, store: PredictionStore, source: Source) -> dict:
   config = experiment.config
-  complete = [[len(members), config.predictions.num_views], *store.meta.get('complete', [])]
+  complete = [
+    [config.teacher.num_members, config.predictions.num_views],
+    *store.meta.get('complete', []),
+  ]
   return {
     'space': 'log_probs',
     'dtype': config.predictions.dtype,
@@ -207,7 +205,7 @@ def _meta(experiment: Experiment, store: PredictionStore, members: list[steps.Va
     'data_checksum': experiment.data.everything.checksum,
     'complete': complete,  # (members, views) up to which nothing is missing
     'digests': _digests(experiment, store) if hosts.is_main() else {},  # only it writes them
-    'dtype_error': _dtype_error(experiment, store, members),
+    'dtype_error': _dtype_error(experiment, store, source),
   }
 
 
@@ -223,13 +221,12 @@ def _digests(experiment: Experiment, store: PredictionStore) -> dict[str, dict[s
 
 
 def _dtype_error(
-  experiment: Experiment, store: PredictionStore, members: list[steps.Variables]
+  experiment: Experiment, store: PredictionStore, source: Source
 ) -> dict[str, float]:
   """The cost of storing, on the test set: the stored ensemble against the one just computed."""
-  model, inputs = experiment.teacher.model, experiment.data.inputs['test']
-  fresh = [experiment.predictor.logits(model, variables, inputs) for variables in members]
-  fresh_MNC = log_softmax(np.stack(fresh), axis=-1)
-  stored_MNC = store.read('test', range(len(members)), 0)
+  members = range(experiment.config.teacher.num_members)
+  fresh_MNC = np.stack([log_probs(source, member, 'test') for member in members])
+  stored_MNC = store.read('test', members, 0)
   fidelity = metrics.fidelity(combine(stored_MNC), combine(fresh_MNC))
   return {
     'max_abs_log_prob': float(np.abs(stored_MNC - fresh_MNC).max()),

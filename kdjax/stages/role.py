@@ -26,7 +26,7 @@ class Role:
   input_shape: tuple[int, ...]
   input_dtype: type
   num_examples: int  # in an epoch
-  provenance: Provenance  # of a folder in which such a model is trained
+  provenance: Provenance | None  # of a folder in which such a model is trained; None: not checked
 
   @property
   def plan(self) -> loop.Plan:
@@ -70,7 +70,8 @@ class Role:
     Raises:
       DamageError: the checkpoint is damaged or missing, or other data was trained on.
     """
-    self.provenance.check(folder)
+    if self.provenance is not None:
+      self.provenance.check(folder)
     return devices.replicate(loop.restore(folder, self.abstract_state, step).variables)
 
 

@@ -1,7 +1,7 @@
-"""Stage 'teachers': an ensemble of independently trained members.
+"""Stage 'teachers': an ensemble of independently trained members, or one from elsewhere.
 
 Member i's weights, data order and views follow from (seed, i) alone. So an ensemble can grow, and its
-members can be trained in any order and place.
+members can be trained in any order and place. With a `teacher.source` the stage has nothing to do.
 """
 
 import functools
@@ -11,8 +11,15 @@ from typing import Any
 
 import jax
 
+from kdjax import config as config_lib
 from kdjax import keys, metrics
+from kdjax.config import teacher_source
+from kdjax.config.fields import FILE, TRAINED, WORKDIR
 from kdjax.data import views
+from kdjax.errors import DamageError, MissingInputError
+from kdjax.predictions import functions
+from kdjax.predictions.imported import LogitsFile
+from kdjax.predictions.teachers import FunctionTeacher, ImportedTeacher, OnlineTeacher, Source
 from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
 from kdjax.train import devices, loop, steps
@@ -20,6 +27,8 @@ from kdjax.train.inputs import Inputs
 
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
+  if experiment.config.teacher.source != TRAINED:
+    return []
   trainer = functools.cache(partial(Trainer, experiment))  # members share the compiled steps
   in_parallel = experiment.config.teacher.members_in_parallel
   return [
@@ -43,7 +52,9 @@ STAGE = Stage('teachers', _jobs)
 
 
 def is_trained(experiment: Experiment, member: int) -> bool:
-  return loop.is_complete(experiment.folders.member(member))
+  """Whether a member's final weights are there."""
+  source, folder = experiment.config.teacher.source, experiment.folders.member(member)
+  return config_lib.has_weights(source) and loop.is_complete(folder)
 
 
 def load(experiment: Experiment, member: int) -> steps.Variables:
@@ -53,8 +64,19 @@ def load(experiment: Experiment, member: int) -> steps.Variables:
     MissingInputError: it was not trained.
     DamageError: its checkpoint is damaged, or it was trained on other data.
   """
-  STAGE.require(experiment, member)
-  return experiment.teacher.load(experiment.folders.member(member))
+  section, folder = experiment.config.teacher, experiment.folders.member(member)
+  if section.source == TRAINED:
+    STAGE.require(experiment, member)
+    return experiment.teacher.load(folder)
+  if not is_trained(experiment, member):
+    raise MissingInputError(f'teacher.path = {section.path!r}: {folder} is no trained member.')
+  try:
+    return experiment.teacher.load(folder)
+  except DamageError as error:
+    raise DamageError(
+      f'teacher.path = {section.path!r}: {folder.name} does not fit: {error} Needed are members of the '
+      'same model, for inputs of the same shape and as many classes.'
+    ) from error
 
 
 def load_all(experiment: Experiment) -> list[steps.Variables]:
@@ -68,7 +90,49 @@ def initial(experiment: Experiment, member: int) -> steps.Variables:
 
 
 def member_seed(experiment: Experiment, member: int) -> int:
-  return keys.derive_seed(experiment.config.seed, 'member', member)
+  config = experiment.config
+  if config.teacher.source == WORKDIR:
+    config = teacher_source.recorded(config.teacher.path)
+  return keys.derive_seed(config.seed, 'member', member)
+
+
+def open_source(experiment: Experiment) -> Source:
+  """The teacher that `teacher.source` names. It predicts anew; the store is not read.
+
+  Raises:
+    MissingInputError: a member is not trained.
+    UserError: what the config names is not there, or does not fit the data.
+  """
+  section, data = experiment.config.teacher, experiment.data
+  if config_lib.has_weights(section.source):
+    members, model = load_all(experiment), experiment.teacher.model
+    return OnlineTeacher(model, members, data.inputs, experiment.predictor)
+  if section.source == FILE:
+    file = LogitsFile(section.path, 'teacher.path')
+    for name, inputs in data.inputs.items():
+      is_augmented = name == 'distillation' and experiment.config.predictions.augmentation
+      file.require_inputs(name, inputs, bool(is_augmented))
+    return ImportedTeacher(file)
+  field = 'teacher.source'
+  return FunctionTeacher(
+    functions.find(section.source, section.path, field)[: section.num_members],
+    data.inputs,
+    experiment.predictor,
+    partial(
+      functions.logits,
+      num_classes=data.description.num_classes,
+      source=section.source,
+      field=field,
+    ),
+  )
+
+
+def place(experiment: Experiment, member: int) -> str:
+  """Where a teacher is, for messages."""
+  section = experiment.config.teacher
+  if config_lib.has_weights(section.source):
+    return f'in {experiment.folders.member(member)}'
+  return f'in {section.path}' if section.source == FILE else section.source
 
 
 class Trainer:

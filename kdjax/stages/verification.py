@@ -10,15 +10,15 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import log_softmax
 
+from kdjax import config as config_lib
 from kdjax import keys
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions.store import DTYPES, PredictionStore
+from kdjax.predictions.teachers import Source, log_probs
 from kdjax.runtime import progress
 from kdjax.stages import predictions, teachers
 from kdjax.stages.experiment import Experiment
-from kdjax.train import steps
 
 NUM_EXAMPLES = 256  # examples of each split and member that are predicted again
 # Allowed differences relative to 1 + |log_prob|, by the dtype that layers compute in: NOISE between batches,
@@ -70,18 +70,18 @@ def verify(experiment: Experiment) -> str:
     raise MissingInputError("predictions.mode = 'online' stores no predictions to verify")
   predictions.open_teacher(experiment)
   store = PredictionStore(experiment.folders.predictions)
-  members = teachers.load_all(experiment)
+  source = teachers.open_source(experiment)
   num_read = _read_all(store)
   samples = [
-    _checked(experiment, store, name, member, variables)
+    _checked(experiment, store, name, member, source)
     for name in experiment.data.inputs
-    for member, variables in enumerate(members)
+    for member in range(experiment.config.teacher.num_members)
   ]
   joined = Sample(
     np.concatenate([sample.stored_NC for sample in samples]),
     np.concatenate([sample.fresh_NC for sample in samples]),
     samples[0].dtype,
-    experiment.config.model.dtype,
+    samples[0].computed_in,
   )
   return f'{store.folder}: {num_read} views are as they were written. {summary(joined)}'
 
@@ -121,26 +121,26 @@ def _read_all(store: PredictionStore) -> int:
 
 
 def _checked(
-  experiment: Experiment, store: PredictionStore, name: str, member: int, variables: steps.Variables
+  experiment: Experiment, store: PredictionStore, name: str, member: int, source: Source
 ) -> Sample:
   """A sample of one member's predictions. Raises DamageError if they are not this teacher's."""
   inputs = experiment.data.inputs[name]
   rng = keys.numpy_rng(experiment.config.seed, f'verify/{name}', member)
   view = int(rng.integers(predictions.views_of(experiment)[name]))
   indices = np.sort(rng.permutation(len(inputs.split))[:NUM_EXAMPLES])
-  fresh_NC = log_softmax(
-    experiment.predictor.logits(experiment.teacher.model, variables, inputs, view, indices), axis=-1
-  )
+  fresh_NC = log_probs(source, member, name, view, indices)
   stored_NC = store.read(name, [member], view)[0][indices]
   dtype = DTYPES[experiment.config.predictions.dtype]
-  sample = Sample(stored_NC, fresh_NC, dtype, experiment.config.model.dtype)
+  section, model = experiment.config.teacher, experiment.config.model
+  computed_in = model.dtype if config_lib.has_weights(section.source) else 'float32'
+  sample = Sample(stored_NC, fresh_NC, dtype, computed_in)
   if len(sample.outliers):
     which = (
       f'{len(sample.outliers)} of {len(indices)} examples, as of {indices[sample.outliers[0]]},'
     )
     raise DamageError(
       f'{store.folder}: the stored predictions of member {member} for view {view} of {name} are not '
-      f'those of the teacher in {experiment.folders.member(member)}: for {which} log-probabilities differ by up '
+      f'those of the teacher {teachers.place(experiment, member)}: for {which} log-probabilities differ by up '
       f'to {sample.difference_NC.max():.3g} nats, which is more than machines drift apart. One of the '
       f'two was replaced. Delete {store.folder} and run with --stages=predictions to make them anew.'
     )

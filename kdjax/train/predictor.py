@@ -1,7 +1,7 @@
 """Batched forward passes over examples, on all devices."""
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,14 @@ class Predictor:
     step = partial(steps.features_step, model=model, view=inputs.view)
     return self._outputs(step, variables, inputs, 0, indices_N, in_flight=1)
 
+  def views(
+    self, inputs: Inputs, view: int = 0, indices_N: np.ndarray | None = None
+  ) -> Iterator[np.ndarray]:
+    """One view of the given examples, by default all, in order, as models see them: batches inputs_BX."""
+    indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
+    batches = inputs.evaluation(indices_N, view, self.batch_size)
+    return self._fetched(partial(steps.inputs_step, view=inputs.view), {}, batches, inputs.seed)
+
   def labels(self, inputs: Inputs, view: int) -> np.ndarray:
     """labels_N of one view of all examples: −1 where there is none, or the view leaves none."""
     return self._outputs(partial(steps.labels_step, view=inputs.view), {}, inputs, view)
@@ -71,17 +79,28 @@ class Predictor:
       batches: batches that are split over the devices, and how many examples of each count.
       in_flight: how many batches are dispatched before the first output is fetched.
     """
-    mapped = devices.parallel(step, gathered_output=True)
-    fetched, waiting = [], collections.deque()
+    fetched = self._fetched(step, variables, batches, seed, in_flight)
+    return jax.tree.map(lambda *x: np.concatenate(x), *fetched)
 
-    def fetch() -> None:
+  def _fetched(
+    self,
+    step: partial,
+    variables: Any,
+    batches: Iterable[tuple[steps.Batch, int]],
+    seed: int,
+    in_flight: int = loop.STEPS_IN_FLIGHT,
+  ) -> Iterator[Any]:
+    """The outputs of a step for each batch, on the host."""
+    mapped = devices.parallel(step, gathered_output=True)
+    waiting = collections.deque()
+
+    def fetched() -> Any:
       outputs, count = waiting.popleft()
-      fetched.append(jax.tree.map(lambda x: devices.unshard(x)[:count], outputs))
+      return jax.tree.map(lambda x: devices.unshard(x)[:count], outputs)
 
     for batch, count in prefetch.ahead(iter(batches), loop.BLOCKS_AHEAD):
       waiting.append((mapped(variables, batch, seed), count))
       if len(waiting) > in_flight:
-        fetch()
+        yield fetched()
     while waiting:
-      fetch()
-    return jax.tree.map(lambda *x: np.concatenate(x), *fetched)
+      yield fetched()

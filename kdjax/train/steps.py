@@ -171,6 +171,12 @@ def features_step(
   return model.apply(variables, view(seed, batch)[0], train=False)[1]
 
 
+def inputs_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
+  """The views as a model sees them: images_BHWC in float32, or tokens."""
+  del variables
+  return view(seed, batch)[0]
+
+
 def labels_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
   """labels_B of the views: −1 where a view leaves none."""
   del variables
