@@ -16,10 +16,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax.config import base, outdated, user_code
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.runtime import files, plugins, progress
-from kdjax.stages import independent, student, teachers
+from kdjax.runtime import progress
+from kdjax.stages import finished, independent, student, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.train import loop
 from kdjax.train.checkpoint import Checkpoints
@@ -35,67 +34,7 @@ def load(path: epath.PathLike) -> 'Study':
     MissingInputError: there is no folder, or no finished student in it.
     DamageError: the folder's config.json is damaged, or of another version of kdjax.
   """
-  if not files.is_reachable(str(path)):
-    raise MissingInputError(f'{path}: {files.NEEDS_CLOUD}')
-  path = epath.Path(path).expanduser()
-  path = path if path.is_absolute() else path.absolute()
-  if not path.is_dir():
-    raise MissingInputError(f'{path}: there is no such folder; give a workdir or a student in it')
-  folder = path if path.parent.name == 'students' else _newest(path)
-  if not loop.is_complete(folder):
-    raise MissingInputError(
-      f'{folder}: the student is not trained to its end; run the command that began it again'
-    )
-  experiment = Experiment(read_config(folder), folder.parents[1])
-  plugins.add_folder('.')
-  if missing := [*user_code.missing(experiment.config)]:
-    raise MissingInputError('\n  '.join([f'{folder}: it needs code that is not there:', *missing]))
-  if names := outdated.changes(folder, experiment.config, 'student'):
-    raise DamageError(
-      f'{folder}: the code that decided it has changed since: {", ".join(names)}. Train the student again, '
-      'or bring the old code back.'
-    )
-  if experiment.folders.student != folder:
-    raise DamageError(
-      f'{folder / "config.json"} gives the student {experiment.folders.student.name}, not {folder.name}: it '
-      'was changed, or was written by another version of kdjax. Train the student again.'
-    )
-  return Study(experiment)
-
-
-def _newest(workdir: epath.Path) -> epath.Path:
-  evaluated = list((workdir / 'students').glob('*/result.json'))
-  if evaluated:
-    return max(evaluated, key=lambda path: (path.stat().mtime, path.as_posix())).parent
-  trained = list((workdir / 'students').glob('*/complete.json'))
-  if len(trained) == 1:
-    return trained[0].parent
-  if trained:  # some may be independent students, or siblings
-    raise MissingInputError(
-      f'{workdir}: none of its {len(trained)} students is evaluated. Give the folder of one, such as '
-      f'{trained[0].parent}, or run launch.py with --stages=evaluation'
-    )
-  raise MissingInputError(
-    f'{workdir}: no finished student in {workdir / "students"}; train one with launch.py '
-    f'--workdir={workdir}'
-  )
-
-
-def read_config(folder: epath.Path) -> ConfigDict:
-  """The config that a student or teacher was trained with, with the types of kdjax/config/base.py."""
-  path = folder / 'config.json'
-  if not path.exists():
-    raise DamageError(f'{path} is missing. Run the command of that student again.')
-  saved, config = config_lib.leaves(ConfigDict(files.read_json(path))), base.get_config()
-  known = config_lib.leaves(config)
-  if unknown := sorted(saved.keys() - known.keys()):
-    raise DamageError(
-      f'{path} has fields that this version of kdjax does not know: {", ".join(unknown)}. Use the '
-      'version that wrote it.'
-    )
-  values = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in saved.items()}
-  config.update_from_flattened_dict(values)
-  return config
+  return Study(finished.experiment(finished.find(path)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +148,7 @@ class Study:
     for path in sorted(self.experiment.folders.student.parent.glob('*/complete.json')):
       try:
         if loop.is_complete(path.parent):
-          found.append(Experiment(read_config(path.parent), self.experiment.workdir))
+          found.append(Experiment(finished.read_config(path.parent), self.experiment.workdir))
       except DamageError as error:
         _leave_out(path.parent, error)
     return found

@@ -1,3 +1,33 @@
-"""kdjax: knowledge distillation in JAX, with fidelity measured apart from generalization."""
+"""kdjax: knowledge distillation in JAX, with fidelity measured apart from generalization.
+
+    result = kdjax.distil(student=Net(10), teacher='resnet', train=(x, y), test=(x_test, y_test), workdir='runs/mine')
+
+`kdjax.distil`, `make_config`, `open`, `open_predictions`, `fidelity` and `views` are the interface for Python;
+see docs/extending.md. Importing kdjax imports no JAX; the first use of one of these sets XLA's flags.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = '0.1.0'
+_HOMES = {
+  'distil': 'api',
+  'make_config': 'api',
+  'fidelity': 'api',
+  'views': 'api',
+  'open': 'opened',
+  'open_predictions': 'opened',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name == 'errors':
+    return importlib.import_module('kdjax.errors')
+  if name not in _HOMES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  importlib.import_module('kdjax.runtime.xla_flags').set_flags()  # before JAX is imported
+  return getattr(importlib.import_module(f'kdjax.{_HOMES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), 'errors', *_HOMES])

@@ -15,6 +15,7 @@ from kdjax import config as config_lib
 from kdjax.config import base
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, progress
+from kdjax.stages import finished as finished_stage
 from kdjax.stages import independent, student, teachers
 
 
@@ -36,7 +37,7 @@ def test_a_relative_folder(finished, monkeypatch):
 
 
 def test_the_config_comes_back_with_its_types(finished):
-  config = runs.read_config(finished.folders.student)
+  config = finished_stage.read_config(finished.folders.student)
   assert config.to_dict() == finished.config.to_dict()
   names = [f'{section}.{name}' for section in ('student', 'dataset') for name in config[section]]
   for name in names:

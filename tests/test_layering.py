@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A wing of kdjax is a module or a folder. It imports from the wings of earlier lines, and no other.
 WINGS = [
   ['errors', 'keys', 'intervals', 'metrics', 'similarity'],
-  ['comparison', 'runtime'],
+  ['comparison', 'given', 'runtime'],
   ['losses', 'models'],
   ['data'],
   ['train'],
@@ -22,13 +22,15 @@ WINGS = [
   ['config'],
   ['report'],
   ['stages'],
-  ['cli'],
+  ['opened'],
+  ['api', 'cli'],
 ]
 DEPTH = {wing: depth for depth, wings in enumerate(WINGS) for wing in wings}
 # Stricter than the wings: a module or a wing imports from these alone, and from its own wing.
 ONLY = {
   **{wing: set() for wing in WINGS[0]},
   'comparison': {'intervals', 'metrics'},
+  'given': {'errors'},
   'runtime': {'__version__', 'errors'},
   # Models and losses of a user are found by name.
   'losses': {'runtime.plugins'},

@@ -27,6 +27,7 @@ from kdjax.config.fingerprints import (
 )
 from kdjax.config.loading import (
   config_name,
+  from_values,
   load,
   load_sweep,
   sweep_configs,
@@ -35,6 +36,7 @@ from kdjax.config.loading import (
 __all__ = [
   'DURATIONS',
   'config_name',
+  'from_values',
   'gan_fingerprint',
   'has_weights',
   'independent',

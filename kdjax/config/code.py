@@ -17,6 +17,8 @@ import pathlib
 import sysconfig
 from collections.abc import Iterator, Sequence
 
+from kdjax import given
+
 # Tables from name to function: an artefact follows the entry that its config names, and not all of them.
 REGISTRIES = {
   'kdjax.models.MODELS',
@@ -38,7 +40,7 @@ def digest(roots: tuple[str, ...]) -> str:
 
 def forget() -> None:
   """Has source files read again, after modules were edited and reloaded in a notebook."""
-  for function in (_joined, digests, _module, _is_followed):
+  for function in (_joined, digests, _module, is_followed):
     function.cache_clear()
 
 
@@ -57,7 +59,14 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
   Raises:
     LookupError: a root in kdjax does not exist.
   """
-  found, waiting = {}, [place for root in roots for place in _places(*root.split(':'))]
+  found = {name: value for root in roots for name, value in given.digests(root).items()}
+  places = [root.split(':') for root in roots]
+  waiting = [
+    found_at
+    for module_name, name in places
+    if module_name != given.__name__  # whose objects have digests of their own
+    for found_at in _places(module_name, name)
+  ]
   while waiting:
     module_name, name = waiting.pop()
     module = _module(module_name)
@@ -69,7 +78,7 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
     if name not in module.definitions:  # made as the module runs
       continue
     nodes = [module.definitions[name], *module.effects]
-    content = '\n'.join(_canonical(node) for node in nodes)
+    content = '\n'.join(canonical(node) for node in nodes)
     found[f'{module_name}.{name}'] = hashlib.sha256(content.encode()).hexdigest()[:12]
     waiting += [reference for node in nodes for reference in _references(node, module)]
   return found
@@ -111,7 +120,7 @@ def _is_excluded(module_name: str, name: str) -> bool:
 @functools.cache
 def _module(name: str) -> _Module | None:
   """A module of kdjax or of the user; None for any other."""
-  if not _is_followed(name.partition('.')[0]):
+  if not is_followed(name.partition('.')[0]):
     return None
   try:
     spec = importlib.util.find_spec(name)
@@ -136,7 +145,7 @@ def _module(name: str) -> _Module | None:
 
 
 @functools.cache
-def _is_followed(package: str) -> bool:
+def is_followed(package: str) -> bool:
   """Whether a top-level package or module is kdjax or the user's: neither built in nor installed."""
   if package == 'kdjax':
     return True
@@ -185,11 +194,11 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 def _references(node: ast.stmt, module: _Module) -> Iterator[tuple[str, str]]:
   """(module, name) of what a statement mentions."""
-  for inner in _walk(node):
-    chain = _chain(inner)
-    if not chain:
+  for inner in walk(node):
+    names = chain(inner)
+    if not names:
       continue
-    first, *rest = chain
+    first, *rest = names
     if first in module.definitions:
       yield module.name, first
     elif first in module.imports:
@@ -200,7 +209,7 @@ def _references(node: ast.stmt, module: _Module) -> Iterator[tuple[str, str]]:
 
 def _resolved(origin: str, path: Sequence[str]) -> Iterator[tuple[str, str]]:
   """The longest module of origin.path[0].path[1]..., and the name in it."""
-  while path and _is_followed(origin.partition('.')[0]):
+  while path and is_followed(origin.partition('.')[0]):
     module = _module(origin)
     if module and (path[0] in module.definitions or path[0] in module.imports):
       yield origin, path[0]
@@ -208,27 +217,27 @@ def _resolved(origin: str, path: Sequence[str]) -> Iterator[tuple[str, str]]:
     origin, path = f'{origin}.{path[0]}', path[1:]
 
 
-def _chain(node: ast.AST) -> list[str]:
+def chain(node: ast.AST) -> list[str]:
   """['a', 'b', 'c'] of a.b.c and ['a'] of a; [] of anything else."""
   if isinstance(node, ast.Name):
     return [node.id]
   if isinstance(node, ast.Attribute):
-    inner = _chain(node.value)
+    inner = chain(node.value)
     return [*inner, node.attr] if inner else []
   return []
 
 
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
+def walk(node: ast.AST) -> Iterator[ast.AST]:
   """All nodes but annotations."""
   yield node
   for field, value in ast.iter_fields(node):
     if field not in _IGNORED:
       for inner in value if isinstance(value, list) else [value]:
         if isinstance(inner, ast.AST):
-          yield from _walk(inner)
+          yield from walk(inner)
 
 
-def _canonical(node: ast.AST) -> str:
+def canonical(node: ast.AST) -> str:
   """A text of a tree that is the same for all supported versions of Python."""
   if not isinstance(node, ast.AST):
     return repr(node)
@@ -238,9 +247,9 @@ def _canonical(node: ast.AST) -> str:
       continue
     if isinstance(value, list):
       kept = [x for x in value if not (field == 'body' and _is_docstring(x))]
-      parts.append(f'{field}=[{",".join(map(_canonical, kept))}]')
+      parts.append(f'{field}=[{",".join(map(canonical, kept))}]')
     else:
-      parts.append(f'{field}={_canonical(value)}')
+      parts.append(f'{field}={canonical(value)}')
   return f'{type(node).__name__}({",".join(parts)})'
 
 

@@ -8,12 +8,13 @@ import inspect
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config import sweep as sweep_lib
 from kdjax.config.fields import is_free, is_optional, leaves
 from kdjax.config.sweep import Sweep
@@ -48,6 +49,18 @@ def load(
   config = _call_get_config(spec)
   problems = [problem for field, text in overrides for problem in _override(config, field, text)]
   return config, problems
+
+
+def from_values(values: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
+  """The config of base.py with fields set to Python values, and a line for each that does not fit.
+
+  Args:
+    values: by dotted field, such as {'student.temperature': 1}.
+  """
+  config = base.get_config()
+  return config, [
+    p for field, value in values.items() for p in _assign(config, field, value, repr(value))
+  ]
 
 
 def config_name(spec: str) -> str:

@@ -40,17 +40,17 @@ def _are_named(names):
   )
 
 
-def _is_plain(x) -> bool:
+def is_plain(x) -> bool:
   """Whether a value can be written as JSON, with tuples for lists."""
   if isinstance(x, dict):
-    return all(isinstance(key, str) and _is_plain(value) for key, value in x.items())
+    return all(isinstance(key, str) and is_plain(value) for key, value in x.items())
   if isinstance(x, list | tuple):
-    return all(map(_is_plain, x))
+    return all(map(is_plain, x))
   return x is None or isinstance(x, str | bool | int | float)
 
 
 _OPTIONS = (
-  lambda x: isinstance(x, dict) and _is_plain(x),
+  lambda x: isinstance(x, dict) and is_plain(x),
   'a dict of numbers, strings, truth values, None, tuples and dicts of these, by name',
 )
 

@@ -1,0 +1,437 @@
+"""Distillation from Python. `import kdjax` offers these functions; docs/extending.md shows them.
+
+They run the stages of `launch.py`, with the same store, resume and checks. Errors are those of `kdjax.errors`,
+with the text that `launch.py` prints. Axes: M member, V view, N example, B batch, C class, H W C image.
+"""
+
+import functools
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax import comparison, keys, models
+from kdjax import config as config_lib
+from kdjax.config import validation
+from kdjax.config.objects import Objects
+from kdjax.data import arrays
+from kdjax.errors import ConfigError, MissingInputError, UserError
+from kdjax.intervals import NUM_RESAMPLES, Estimate
+from kdjax.opened import Result, Student, drawn
+from kdjax.report import tables
+from kdjax.runtime import compiler, files, plugins, progress
+from kdjax.stages import evaluation, pipeline
+from kdjax.stages.experiment import Experiment
+from kdjax.train import devices
+from kdjax.train.inputs import Inputs
+
+Pair = tuple[Any, Any]  # inputs (N, ...) and labels (N,)
+
+
+def distil(
+  *,
+  student: nn.Module | str,
+  teacher: Any,
+  train: Pair | None = None,
+  test: Pair | None = None,
+  val: Pair | None = None,
+  class_names: Sequence[str] | None = None,
+  workdir: epath.PathLike,
+  num_epochs: int | None = None,
+  config: Mapping[str, Any] | None = None,
+) -> Result:
+  """Trains teachers and a student, and measures the student's fidelity to them.
+
+  All stages run in the workdir. What is complete there is not made again, and an interrupted call goes on.
+
+    >>> import kdjax
+    >>> result = kdjax.distil(
+    ...   student=Net(num_classes=10), teacher='resnet', train=(x, y), test=(x_test, y_test),
+    ...   workdir='runs/mine', num_epochs=30, config={'student.temperature': 1})  # doctest: +SKIP
+    >>> result['splits']['test']['fidelity']['top1_agreement']  # doctest: +SKIP
+
+  Args:
+    student: a linen module, called (x, train) → logits (B, C) in float32 or (logits, features); a built-in name
+      such as 'resnet'; or 'module:class'.
+    teacher: the same, an architecture that is trained as an ensemble of `teacher.num_members` (1). Or a
+      function images_BHWC → logits_BC that takes float32 images in [−1, 1], or a list of these as members. Or
+      logits by split: {'train': ..., 'test': ...}, of shape (N, C), (M, N, C) or (M, V, N, C); with
+      augmentation also 'distillation', of the views that `kdjax.views` gives.
+    train, test, val: (inputs, labels). Inputs are arrays (N, ...), uint8 or floating point in [−1, 1]; built-in
+      models need (N, H, W, C), and linen modules of your own take any shape, vectors (N, F) for example.
+      Labels are 0, 1, ... They are copied to the workdir. Without train and test, `config` names the data.
+    class_names: the names of the classes, by label.
+    workdir: where everything is written.
+    num_epochs: of teachers and student; by default 200 and 300.
+    config: fields of kdjax/config/base.py by dotted name; callables are named automatically. The defaults are those
+      of base.py, with one teacher, without augmentation, and so with one view.
+
+  Returns: the content of result.json.
+
+  Raises:
+    ConfigError: something does not fit; nothing was run.
+    UserError: what `launch.py` prints as an error.
+  """
+  made = make_config(
+    student=student,
+    teacher=teacher,
+    train=train,
+    test=test,
+    val=val,
+    class_names=class_names,
+    workdir=workdir,
+    num_epochs=num_epochs,
+    config=config,
+  )
+  _require_right()
+  if not progress.logger.handlers:
+    progress.setup_logging()
+  experiment = pipeline.run(made, _folder(workdir), list(pipeline.STAGES))
+  return Result(evaluation.result(experiment), Student(experiment.folders.student))
+
+
+def make_config(
+  *,
+  student: nn.Module | str,
+  teacher: Any,
+  workdir: epath.PathLike,
+  train: Pair | None = None,
+  test: Pair | None = None,
+  val: Pair | None = None,
+  class_names: Sequence[str] | None = None,
+  num_epochs: int | None = None,
+  config: Mapping[str, Any] | None = None,
+) -> ConfigDict:
+  """The checked config that `distil` runs with these arguments; it writes the data and logits to the workdir.
+
+  Raises:
+    ConfigError: something does not fit.
+  """
+  workdir, names = _folder(workdir), Objects()
+  given = {name: _named(value, names) for name, value in (config or {}).items()}
+  values: dict[str, Any] = {
+    'teacher.num_members': 1,
+    'teacher.augmentation': (),
+    'predictions.augmentation': (),
+  }
+  if num_epochs is not None:
+    values |= {'teacher.num_epochs': num_epochs, 'student.num_epochs': num_epochs}
+  if (train is None) != (test is None) or (train is None and 'dataset.name' not in given):
+    raise ConfigError(["train, test: allowed: both, or neither with config={'dataset.name': ...}"])
+  if train is not None:
+    splits = {'train': train, 'test': test} | ({} if val is None else {'val': val})
+    values |= _written_data(splits, class_names, workdir)
+  values |= _models(student, teacher, names)
+  is_from_elsewhere = 'teacher.source' in values or isinstance(teacher, Mapping)
+  if is_from_elsewhere and 'teacher.independent_source' not in given:
+    values['evaluation.independent_seed'] = None  # another one cannot be trained
+  values |= given
+  if 'predictions.num_views' not in values:  # without augmentation, all views are the same
+    if not values['predictions.augmentation']:
+      values['predictions.num_views'] = 1
+    elif values.get('student.num_epochs') is not None:
+      values['predictions.num_views'] = values['student.num_epochs']
+  made = _checked(values)
+  if isinstance(teacher, Mapping):
+    made = _checked(values | _written_logits(teacher, made, workdir))
+  _require_same_modules(made, {'model': teacher, 'student.model': student})
+  return made
+
+
+def _checked(values: Mapping[str, Any]) -> ConfigDict:
+  made, problems = config_lib.from_values(values)
+  validation.check(made, jax.device_count(), problems)
+  return made
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+  if not files.is_reachable(str(workdir)):
+    raise ConfigError([f'workdir = {str(workdir)!r}: {files.NEEDS_CLOUD}'])
+  folder = epath.Path(workdir).expanduser()
+  return folder if folder.is_absolute() else folder.absolute()
+
+
+def _named(value: Any, names: Objects) -> Any:
+  """The value with the names of callables in their place."""
+  if isinstance(value, list | tuple):
+    return tuple(_named(one, names) for one in value)
+  return names.name(value) if callable(value) else value
+
+
+def _models(student: Any, teacher: Any, names: Objects) -> dict[str, Any]:
+  """The fields that say what teacher and student are."""
+  own = _model(student, 'student', names)
+  is_model = isinstance(teacher, nn.Module | str)
+  of_teacher = _model(teacher, 'teacher', names) if is_model else own
+  if own['name'] == of_teacher['name'] and isinstance(student, nn.Module):
+    # The student inherits options that it does not set.
+    inherited = of_teacher['options'].keys() - own['options'].keys()
+    own['options'] |= {name: getattr(student, name) for name in inherited}
+  found = {f'model.{key}': value for key, value in of_teacher.items()}
+  found |= {f'student.model.{key}': value for key, value in own.items()}
+  return found if is_model or isinstance(teacher, Mapping) else found | _source(teacher, names)
+
+
+def _model(model: Any, role: str, names: Objects) -> dict[str, Any]:
+  """The fields of a `model` section."""
+  if isinstance(model, nn.Module):
+    return names.model(model)
+  if isinstance(model, str):
+    return {'name': model, 'options': {}}
+  raise ConfigError(
+    [
+      f'{role} = {model!r}: allowed: a linen module, one of {", ".join(models.MODELS)}, or {plugins.FORM}'
+    ]
+  )
+
+
+def _source(teacher: Any, names: Objects) -> dict[str, Any]:
+  """The fields of a teacher that is a function, or a list of them."""
+  is_list = isinstance(teacher, list | tuple) and teacher and all(map(callable, teacher))
+  if not is_list and not callable(teacher):
+    raise ConfigError(
+      [
+        f'teacher = {type(teacher).__name__}: allowed: a linen module, a name, a function images_BHWC → '
+        'logits_BC, a list of these, or logits by split'
+      ]
+    )
+  source, num_members = names.name(teacher), len(teacher) if is_list else 1
+  return {'teacher.source': source, 'teacher.num_members': num_members}
+
+
+def _written_logits(
+  logits: Mapping[str, Any], made: ConfigDict, workdir: epath.Path
+) -> dict[str, Any]:
+  """Writes the logits of a teacher, with the ids of the examples that they are of.
+
+  Args:
+    made: the config without them.
+
+  Returns: the fields that name them.
+  """
+  from kdjax.predictions import imported
+
+  inputs, section = Experiment(made, workdir).data.inputs, made.predictions
+  if 'train' in logits and not (section.augmentation or section.examples or section.extra):
+    logits = {'distillation': logits['train'], **logits}
+  if logits.keys() != inputs.keys():
+    raise ConfigError(
+      [f'teacher: has logits of {", ".join(logits)}; needed: of {", ".join(inputs)}']
+    )
+  found = {}
+  for split, values in logits.items():
+    array = np.asarray(values, np.float32)
+    if array.ndim not in (2, 3, 4):
+      raise ConfigError(
+        [
+          f'teacher[{split!r}]: has the shape {array.shape}; allowed: (examples, classes), '
+          '(members, examples, classes) or (members, views, examples, classes)'
+        ]
+      )
+    array = array[None] if array.ndim == 2 else array
+    found[split] = array[:, None] if array.ndim == 3 else array
+  path = workdir / 'teacher' / f'{config_lib.predictions_fingerprint(made)}_{_digest(found)}.npz'
+  if not path.exists():
+    imported.write(path, found, inputs)
+  num_members = min(map(len, found.values()))
+  return {
+    'teacher.source': 'file',
+    'teacher.path': path.as_posix(),
+    'teacher.num_members': num_members,
+  }
+
+
+def _written_data(
+  splits: Mapping[str, Pair], class_names: Sequence[str] | None, workdir: epath.Path
+) -> dict[str, Any]:
+  """Writes the data as an .npz file, once, and returns the fields that name it."""
+  names = {} if class_names is None else {'class_names': list(class_names)}
+  try:
+    source = arrays.Arrays(arrays.NAME, {**splits, **names}, 'train, test, val')
+    found = {'class_names': np.array(source.class_names)}
+    for split in splits:
+      inputs, labels = source.fetch(split, np.arange(source.size(split)))
+      found |= {f'x_{split}': inputs, f'y_{split}': labels}
+  except ConfigError:
+    raise
+  except UserError as error:
+    raise ConfigError([str(error)]) from error
+  path = workdir / 'data' / f'{_digest(found)}.npz'
+  if not path.exists():
+    files.write_arrays(path, found)
+  return {'dataset.name': arrays.NAME, 'dataset.path': path.as_posix()}
+
+
+def _digest(content: Mapping[str, np.ndarray]) -> str:
+  """A digest of arrays by name, 12 characters long."""
+  sha = hashlib.sha256()
+  for name, array in sorted(content.items()):
+    sha.update(f'{name} {array.shape} {array.dtype}'.encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()[:12]
+
+
+def _require_same_modules(made: ConfigDict, given: Mapping[str, Any]) -> None:
+  """Raises ConfigError if the data need another module than was given: one with other classes."""
+  description = Experiment(made, epath.Path('.')).data.description
+  sections = {'model': made.model, 'student.model': config_lib.student_model(made)}
+  problems = []
+  for field, module in given.items():
+    if isinstance(module, nn.Module):
+      arguments = description.num_classes, description.vocabulary_size
+      built = models.own_module(models.build(sections[field], *arguments, field=field))
+      if built != module:
+        role = 'student' if field == 'student.model' else 'teacher'
+        problems.append(
+          f'{role} = {type(module).__name__}(...): the data and the config need {_differences(built, module)}'
+        )
+  if problems:
+    raise ConfigError(problems)
+
+
+def _differences(needed: nn.Module, module: nn.Module) -> str:
+  fields = [name for name in type(module).__dataclass_fields__ if name not in ('parent', 'name')]
+  pairs = [(name, getattr(needed, name), getattr(module, name)) for name in fields]
+  return ', '.join(f'{name} = {a!r}, not {b!r}' for name, a, b in pairs if a != b)
+
+
+@functools.cache
+def _require_right() -> None:
+  compiler.require_right(insist=False)
+
+
+def fidelity(
+  student_logits_NC: np.ndarray,
+  teacher_NC: np.ndarray,
+  independent_logits_NC: np.ndarray | None = None,
+  *,
+  num_resamples: int = NUM_RESAMPLES,
+) -> 'Fidelity':
+  """The measures of how well a student matches a teacher (paper, Section 3), with 95 % intervals.
+
+    >>> import numpy as np
+    >>> student, teacher = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.25, 0.75], [0.9, 0.1]])
+    >>> found = fidelity(student, teacher)
+    >>> found['top1_agreement'].mean, round(found['predictive_kl'].mean, 4)
+    (0.5, 0.0654)
+
+  Args:
+    student_logits_NC: logits or log-probabilities of the student, (examples, classes).
+    teacher_NC: log-probabilities or logits of the teacher.
+    independent_logits_NC: of a student of another teacher, the baseline: two accurate models agree by accuracy
+      alone.
+    num_resamples: bootstrap resamples behind each interval; no interval for fewer than six examples.
+
+  Returns: {measure: Estimate}, as in result.json; and, with a baseline, `independent` and `difference`.
+
+  Raises:
+    UserError: the arrays have other shapes, or values that are not finite (a teacher may have −∞).
+  """
+  given = {
+    'student_logits_NC': student_logits_NC,
+    'teacher_NC': teacher_NC,
+    'independent_logits_NC': independent_logits_NC,
+  }
+  found = {name: np.asarray(values) for name, values in given.items() if values is not None}
+  shape = found['teacher_NC'].shape
+  for name, values in found.items():
+    if values.ndim != 2 or values.shape != shape or not values.size:
+      raise UserError(
+        f'{name}: has the shape {values.shape}; needed: (examples, classes), as teacher_NC {shape}'
+      )
+    is_wrong = np.isnan(values) | np.isposinf(values) | (name != 'teacher_NC') & np.isneginf(values)
+    if is_wrong.any():
+      raise UserError(f'{name}: {is_wrong.sum()} of its values are not finite')
+  teacher = found.pop('teacher_NC')
+  compared = dict(zip((comparison.STUDENT, comparison.INDEPENDENT), found.values(), strict=False))
+  of_each = {who: comparison.fidelity(values, teacher) for who, values in compared.items()}
+  return Fidelity(
+    comparison.compare(of_each, num_resamples, keys.numpy_rng(0, 'bootstrap')), len(teacher)
+  )
+
+
+class Fidelity(dict):
+  """{measure: Estimate} of a student; `repr` draws a table.
+
+  Attributes:
+    independent: the same of the independent student, or None.
+    difference: the same of student minus independent student, or None; `verdict` tells whether it is above 0.
+  """
+
+  def __init__(self, compared: Mapping[str, Any], num_examples: int):
+    self._compared = {**compared, 'num_examples': num_examples}
+    super().__init__(self._estimates(comparison.STUDENT))
+    has_baseline = comparison.INDEPENDENT in compared
+    self.independent = self._estimates(comparison.INDEPENDENT) if has_baseline else None
+    self.difference = (
+      {
+        name: _estimate(one['mean'], one['interval'])
+        for name, one in compared[comparison.DIFFERENCE].items()
+      }
+      if has_baseline
+      else None
+    )
+
+  def _estimates(self, who: str) -> dict[str, Estimate]:
+    ends = self._compared['intervals'][who]
+    return {name: _estimate(mean, ends[name]) for name, mean in self._compared[who].items()}
+
+  def __repr__(self) -> str:
+    (group,) = tables.finer({'splits': {'test': self._compared}})
+    rows = [f'  {name:<14} {" | ".join(cells)}' for name, cells in group.rows]
+    heading = 'student | independent student | difference | verdict'
+    return drawn('\n'.join([f'Fidelity on {group.num_examples} examples: {heading}', *rows]))
+
+
+def _estimate(mean: float | None, ends: Sequence[float] | None) -> Estimate:
+  return Estimate(math.nan if mean is None else mean, *(ends or ()))
+
+
+def views(
+  config: ConfigDict | str, workdir: epath.PathLike | None = None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+  """Batches of the distillation data, as teachers and students see them, view after view, examples in order.
+
+  For a teacher of your own: its logits for these images, in this order, are what `distil` takes as
+  `teacher={'distillation': logits_MVNC, ...}`.
+
+  Args:
+    config: of `make_config`, of `kdjax.open(workdir)[0].config`, or the name of a config file such as
+      'configs/cifar_resnet.py:smoke'.
+    workdir: only needed if the distillation data has images of a GAN, which lie there.
+
+  Yields: (view, indices_B, images_BHWC, labels_B): the number of the view; the examples; float32 in [−1, 1];
+    −1 where there is no label. A batch has up to `evaluation.batch_size` examples.
+
+  Raises:
+    ConfigError: the config is wrong.
+    MissingInputError: images of a GAN are needed, and `workdir` is None.
+  """
+  problems: list[str] = []
+  if isinstance(config, str):
+    config, problems = config_lib.load(config)
+  validation.check(config, jax.device_count(), problems)
+  if config_lib.needs_gan(config) and workdir is None:
+    raise MissingInputError(
+      'views: the distillation data has images of a GAN; give the workdir where it is trained'
+    )
+  experiment = Experiment(config, _folder(workdir or '.'))
+  inputs = experiment.data.inputs['distillation']
+  return _batches(inputs, config.predictions.num_views, config.evaluation.batch_size)
+
+
+def _batches(
+  inputs: Inputs, num_views: int, batch_size: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+  step = devices.parallel(lambda _, batch, seed: inputs.view(seed, batch), sharded_output=True)
+  for view in range(num_views):
+    for batch, count in inputs.evaluation(np.arange(len(inputs.split)), view, batch_size):
+      seen = (batch['indices'], *step({}, batch, inputs.seed))
+      indices, images, labels = (devices.unshard(array)[:count] for array in seen)
+      yield view, indices, images, labels

@@ -1,0 +1,323 @@
+"""Names, for a config, of the functions, classes and linen modules that Python code hands over.
+
+What can be imported is named 'module:attribute'. Anything else, such as a class of a notebook or a closure,
+is registered as 'kdjax.given:NAME', with digests of its code. The digests cover the object's definition and what it
+uses: other definitions, the values of global variables and of a closure. Values count by their content, so
+that the same object has the same digests in the next process.
+"""
+
+import ast
+import builtins
+import dataclasses
+import dis
+import functools
+import hashlib
+import importlib.util
+import inspect
+import linecache
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from flax.core import unfreeze
+
+from kdjax import given, models
+from kdjax.config import code
+from kdjax.config.rules import is_plain
+from kdjax.errors import UserError
+from kdjax.runtime import plugins
+
+_OF_FLAX = ('parent', 'name')  # fields that every linen module has
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+  """A `model.name` that stands for one linen module as it is, whatever the data."""
+
+  module: nn.Module
+
+  def __call__(self, num_classes: int) -> nn.Module:
+    return self.module
+
+
+class Objects:
+  """The names of the objects of one call. Two different ones never get the same name."""
+
+  def __init__(self):
+    self._digests: dict[str, dict[str, str]] = {}
+
+  def name(self, value: Any) -> str:
+    """'module:attribute' of a function, a class or another callable, or of a list of functions.
+
+    Raises:
+      UserError: its source or content cannot be read, or another object of this call has the name.
+    """
+    if is_importable(value):
+      return _dotted(value)
+    first = value[0] if isinstance(value, list | tuple) else value
+    return self._give(_label(first), value, digests(value))
+
+  def model(self, module: nn.Module) -> dict[str, Any]:
+    """The fields of a `model` section for a linen module: 'name', 'options' and perhaps 'dtype'.
+
+    A module whose fields are plain values is named by its class, with the fields as options. Others are
+    registered as they are.
+    """
+    values = {
+      field.name: unfreeze(getattr(module, field.name))
+      for field in _fields(type(module))
+      if not _is_default(field, getattr(module, field.name))
+    }
+    names = {field.name for field in _fields(type(module))}
+    dtype = {}
+    if 'dtype' in names and (found := _dtype_name(module.dtype)) is not None:
+      values.pop('dtype', None)
+      dtype = {'dtype': found}
+    values.pop('num_classes', None)
+    is_built = 'num_classes' in names and is_plain(values) and bool(dtype) == ('dtype' in names)
+    if is_built and 'vocabulary_size' not in names:
+      return {'name': self.name(type(module)), 'options': values, **dtype}
+    found: dict[str, str] = {}
+    token = _Reader(found).token(module, type(module).__name__)
+    label = f'{type(module).__name__}_{_sha(token)[:8]}'
+    return {'name': self._give(label, Maker(module), found), 'options': {}}
+
+  def _give(self, label: str, value: Any, found: dict[str, str]) -> str:
+    if self._digests.setdefault(label, found) != found:
+      raise UserError(f'two different objects are called {label}; give one of them another name')
+    if given.give(label, value, found):
+      code.forget()
+    return f'{given.__name__}:{label}'
+
+
+def is_importable(value: Any) -> bool:
+  """Whether a module can be imported, in any process, that has the object under its name."""
+  module, name = getattr(value, '__module__', None), getattr(value, '__qualname__', '')
+  if module in (None, '__main__') or not plugins.is_dotted(f'{module}:{name}'):
+    return False
+  if getattr(sys.modules.get(module), name, None) is not value:
+    return False
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ValueError:  # a module that was made by hand
+    return False
+
+
+def digests(value: Any) -> dict[str, str]:
+  """The digest of every definition and value that decides an object, by name.
+
+  Raises:
+    UserError: the source of a definition or the content of a value cannot be read.
+  """
+  found: dict[str, str] = {}
+  label = _label(value[0] if isinstance(value, list | tuple) else value)
+  found[f'{given.__name__}.{label}:value'] = _sha(_Reader(found).token(value, label))
+  return found
+
+
+class _Reader:
+  """Adds the digests of definitions that it meets to `found`."""
+
+  def __init__(self, found: dict[str, str]):
+    self._found, self._seen = found, {}
+
+  def token(self, value: Any, label: str) -> str:
+    """A text that stands for a value: its content, or the name of a definition.
+
+    Args:
+      label: where the value was found, for errors.
+    """
+    value = inspect.unwrap(value) if callable(value) else value
+    token = functools.partial(self.token, label=label)
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+      return repr(value)
+    if isinstance(value, list | tuple):
+      return f'{type(value).__name__}({",".join(map(token, value))})'
+    if isinstance(value, Mapping):
+      items = [f'{token(key)}:{self.token(x, f"{label}.{key}")}' for key, x in value.items()]
+      return f'{{{",".join(sorted(items))}}}'
+    if isinstance(value, nn.Module):
+      values = {field.name: getattr(value, field.name) for field in _fields(type(value))}
+      return f'{token(type(value))}({token(values)})'
+    if isinstance(value, functools.partial):
+      return f'partial({token([value.func, value.args, value.keywords])})'
+    if inspect.ismethod(value):
+      return f'{token(value.__func__)} of {token(value.__self__)}'
+    if inspect.isfunction(value) or inspect.isclass(value):
+      return self._definition(value)
+    if inspect.ismodule(value):
+      return value.__name__
+    if hasattr(value, '__array__') and hasattr(value, 'dtype'):
+      array = np.asarray(value)
+      if array.dtype != object:
+        return f'array({array.shape}, {array.dtype}, {_sha(array.tobytes())})'
+    return self._object(value, label)
+
+  def _object(self, value: Any, label: str) -> str:
+    try:
+      content = pickle.dumps(value)
+    except Exception as error:
+      raise UserError(
+        f'{label}: {type(value).__name__} has a content that cannot be digested ({error}), so a change of it '
+        "could not be told. Put the code into a module and give its name, 'module:attribute'"
+      ) from error
+    kind = type(value)
+    return f'{self._definition(kind)}({_sha(content)})'
+
+  def _definition(self, value: Callable) -> str:
+    """The name of a function or class. Its digest, and those of what it uses, go to `found`."""
+    if value in self._seen:
+      return self._seen[value]
+    module, package = value.__module__ or '', (value.__module__ or '').partition('.')[0]
+    is_own = package == '__main__' or code.is_followed(package) or package not in sys.modules
+    self._seen[value] = name = f'{module}:{value.__qualname__}'
+    if is_own and is_importable(value):
+      self._found.update(code.digests((name,)))
+    elif is_own:
+      self._seen[value] = name = f'{given.__name__}.{_label(value)}'
+      content = code.canonical(_tree(value)) + self._uses(value, name)
+      while self._found.setdefault(name, _sha(content)) != _sha(content):
+        name += "'"  # another definition of the same name
+    elif getattr(value, '__closure__', None):  # such as what an optax function returns
+      name += self.token(_closure(value), name)
+    return name
+
+  def _uses(self, value: Callable, label: str) -> str:
+    """Tokens of all values, outside of a definition, that it mentions."""
+    names, uses = _namespace(value), {}
+    for node in code.walk(_tree(value)):
+      first, *rest = code.chain(node) or [None]
+      if first not in names:
+        continue
+      found, path = names[first], first
+      while inspect.ismodule(found) and rest and hasattr(found, rest[0]):
+        path, found, rest = f'{path}.{rest[0]}', getattr(found, rest[0]), rest[1:]
+      if found is not value and not inspect.ismodule(found):
+        uses[path] = self.token(found, f'{label}.{path}')
+    if inspect.isclass(value):
+      uses['bases'] = self.token(value.__bases__, label)
+      if dataclasses.is_dataclass(value):
+        defaults = {
+          f.name: f.default for f in _fields(value) if f.default is not dataclasses.MISSING
+        }
+        uses['defaults'] = self.token(defaults, f'{label}.defaults')
+    else:
+      uses['defaults'] = self.token([value.__defaults__, value.__kwdefaults__], f'{label}.defaults')
+    return repr(sorted(uses.items()))
+
+
+def _namespace(value: Callable) -> dict[str, Any]:
+  """The values of the global and closure variables that a function, or a class's methods, read."""
+  found = {}
+  for function in _functions(value):
+    loaded = set(_global_names(function.__code__))
+    found |= {k: v for k, v in function.__globals__.items() if k in loaded} | _closure(function)
+  return found
+
+
+def _global_names(block: types.CodeType) -> Iterator[str]:
+  for instruction in dis.get_instructions(block):
+    if instruction.opname in ('LOAD_GLOBAL', 'LOAD_NAME') and not hasattr(
+      builtins, instruction.argval
+    ):
+      yield instruction.argval
+  for inner in block.co_consts:
+    if isinstance(inner, types.CodeType):
+      yield from _global_names(inner)
+
+
+def _closure(function: Callable) -> dict[str, Any]:
+  cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+  found = {}
+  for name, cell in cells:
+    if name != '__class__':
+      try:
+        found[name] = cell.cell_contents
+      except ValueError:  # not bound yet
+        continue
+  return found
+
+
+def _functions(value: Callable) -> list[types.FunctionType]:
+  """The function, or the methods that the text of a class defines."""
+  if not inspect.isclass(value):
+    return [value]
+  found = []
+  for member in vars(value).values():
+    member = getattr(member, 'fget', None) or getattr(member, '__func__', member)
+    member = inspect.unwrap(member) if callable(member) else member
+    is_written = inspect.isfunction(member) and linecache.getlines(member.__code__.co_filename)
+    if is_written and member.__qualname__.startswith(f'{value.__qualname__}.'):
+      found.append(member)
+  return found
+
+
+def _tree(value: Callable) -> ast.AST:
+  """The syntax tree of a definition in a file or a cell of a notebook.
+
+  Raises:
+    UserError: there is no source, as for code that was typed at Python's prompt.
+  """
+  functions = _functions(value)
+  file, line = (
+    (functions[0].__code__.co_filename, functions[0].__code__.co_firstlineno)
+    if functions
+    else ('', 0)
+  )
+  kinds = (
+    ast.ClassDef if inspect.isclass(value) else ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+  )
+  found = []
+  for node in ast.walk(_parsed(''.join(linecache.getlines(file)))):
+    if not isinstance(node, kinds) or getattr(node, 'name', '<lambda>') != value.__name__:
+      continue
+    start = min([node.lineno, *(d.lineno for d in getattr(node, 'decorator_list', ()))])
+    if start == line or (inspect.isclass(value) and start < line <= node.end_lineno):
+      found.append(node)
+  if found:
+    return ast.Tuple(found)  # several are lambdas of one line
+  raise UserError(
+    f'{value.__qualname__}: its source cannot be read, so a change of it could not be told. Write it in a '
+    'file or a notebook'
+  )
+
+
+@functools.lru_cache(32)
+def _parsed(text: str) -> ast.Module:
+  return ast.parse(text)
+
+
+def _fields(kind: type) -> list[dataclasses.Field]:
+  return [f for f in dataclasses.fields(kind) if f.init and f.name not in _OF_FLAX]
+
+
+def _is_default(field: dataclasses.Field, value: Any) -> bool:
+  default = field.default
+  if field.default_factory is not dataclasses.MISSING:
+    default = field.default_factory()
+  is_same = type(value) is type(default) and is_plain(unfreeze(value)) and value == default
+  return value is default or is_same
+
+
+def _dtype_name(dtype: Any) -> str | None:
+  names = [name for name, known in models.DTYPES.items() if dtype is not None and known == dtype]
+  return names[0] if names else None
+
+
+def _dotted(value: Any) -> str:
+  return f'{value.__module__}:{value.__qualname__}'
+
+
+def _label(value: Any) -> str:
+  """A name of letters, digits and underscores."""
+  name = getattr(value, '__qualname__', type(value).__qualname__).rpartition('.')[2]
+  return name.strip('<>') or 'object'
+
+
+def _sha(content: str | bytes) -> str:
+  content = content.encode() if isinstance(content, str) else content
+  return hashlib.sha256(content).hexdigest()[:12]

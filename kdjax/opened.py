@@ -1,0 +1,311 @@
+"""What a workdir holds, for Python: students with their results, parameters and logits; stored predictions.
+
+Arrays are NumPy's. Axes: M member, V view, N example, B batch, C class.
+"""
+
+import io
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from kdjax import config as config_lib
+from kdjax import models
+from kdjax.config.objects import Objects
+from kdjax.errors import DamageError, MissingInputError, UserError
+from kdjax.predictions.store import PredictionStore
+from kdjax.predictions.teachers import StoredTeacher
+from kdjax.report import tables
+from kdjax.runtime import files
+from kdjax.stages import finished, student
+from kdjax.stages.experiment import Experiment
+from kdjax.train import loop
+
+WIDTH = 100  # columns of what `repr` draws
+# Columns of `Students.table`: name → where the value lies in the split 'test' of result.json.
+MEASURES = {
+  'accuracy': ('student', 'accuracy'),
+  'teacher_accuracy': ('teacher', 'accuracy'),
+  'agreement': ('fidelity', 'top1_agreement'),
+  'independent_agreement': ('independent', 'top1_agreement'),
+  'kl': ('fidelity', 'predictive_kl'),
+  'independent_kl': ('independent', 'predictive_kl'),
+}
+
+
+def open(workdir: epath.PathLike, *objects: Any) -> 'Students':
+  """The students of a workdir, the newest result first.
+
+  Args:
+    workdir: a local folder or gs://.
+    objects: linen modules, classes and functions that were given to `kdjax.distil` and that no module can be
+      imported for, such as those of a notebook. Parameters need them; results and logits do not.
+
+  Raises:
+    MissingInputError: there is no such folder, or no finished student in it.
+  """
+  names = Objects()
+  for one in objects:
+    names.model(one) if isinstance(one, nn.Module) else names.name(one)
+  folder = finished.existing(workdir)
+  found = [path.parent for path in (folder / 'students').glob('*/complete.json')]
+  found = [path for path in found if loop.is_complete(path)]
+  if not found:
+    raise MissingInputError(
+      f'{folder}: no finished student in {folder / "students"}; train one with launch.py '
+      f'--workdir={folder} or kdjax.distil'
+    )
+  return Students(Student(path) for path in sorted(found, key=_age))
+
+
+def open_predictions(path: epath.PathLike) -> 'Predictions':
+  """The stored predictions of a teacher.
+
+  Args:
+    path: a folder of WORKDIR/predictions, or the workdir, which stands for the teacher of its newest student.
+
+  Raises:
+    MissingInputError: there are no complete predictions.
+  """
+  folder = finished.existing(path)
+  if folder.parent.name != 'predictions':
+    result = finished.find(folder) / 'result.json'
+    if not result.exists():
+      raise MissingInputError(
+        f'{folder}: its student is not evaluated. Give the folder of predictions, one of those in '
+        f'{folder / "predictions"}'
+      )
+    folder = folder / 'predictions' / files.read_json(result)['fingerprints']['predictions']
+  return Predictions(folder)
+
+
+class Result(dict):
+  """The content of result.json; `repr` shows its verdict and tables. See docs/operations.md for the keys."""
+
+  def __init__(self, content: Mapping[str, Any], student: 'Student'):
+    super().__init__(content)
+    self.student = student
+
+  def __repr__(self) -> str:
+    return drawn(
+      f'Result of the student {self.student.name}',
+      f'{tables.QUESTION}\n{tables.answer(self["splits"]["test"])}\n',
+      *tables.terminal(self),
+    )
+
+
+class Student:
+  """A finished student. Nothing is read before it is asked for.
+
+  Attributes:
+    folder: where its files lie.
+    name: its fingerprint.
+  """
+
+  def __init__(self, folder: epath.Path):
+    self.folder, self.name = folder, folder.name
+
+  @property
+  def is_evaluated(self) -> bool:
+    """Whether it has a result. Independent students, which only measure a baseline, have none."""
+    return (self.folder / 'result.json').exists()
+
+  @cached_property
+  def config(self) -> ConfigDict:
+    """All fields of the experiment; raises DamageError if config.json is damaged."""
+    return finished.read_config(self.folder)
+
+  @cached_property
+  def result(self) -> Result:
+    """The content of result.json; raises MissingInputError if the student is not evaluated."""
+    return Result(files.read_json(self._made('result.json')), self)
+
+  @cached_property
+  def logits(self) -> dict[str, dict[str, np.ndarray]]:
+    """{split: {'student': logits_NC, 'teacher': log_probs_NC, perhaps 'independent': logits_NC}}.
+
+    Raises:
+      MissingInputError: the student is not evaluated.
+      DamageError: the file is damaged.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in files.read_arrays(self._made('logits.npz')).items():
+      split, _, name = key.partition('/')
+      found.setdefault(split, {})[name.partition('_')[0]] = array
+    return found
+
+  @cached_property
+  def experiment(self) -> Experiment:
+    """The experiment, for `kdjax.stages` and the analyses.
+
+    Raises:
+      MissingInputError: the config names code that is not there.
+      DamageError: the code or the config has changed since.
+    """
+    return finished.experiment(self.folder)
+
+  @property
+  def model(self) -> nn.Module:
+    """The student's linen module; raises what `experiment` raises."""
+    return models.own_module(self.experiment.student.model)
+
+  @cached_property
+  def variables(self) -> dict[str, Any]:
+    """{'params', 'batch_stats'} of `model`; raises what `experiment` raises, or DamageError."""
+    return jax.tree.map(np.asarray, jax.device_get(student.load(self.experiment)))
+
+  def _made(self, name: str) -> epath.Path:
+    path = self.folder / name
+    if not path.exists():
+      raise MissingInputError(
+        f'the student is not evaluated: there is no {path}. Run the same command with --stages=evaluation '
+        'first, or look at another student: the independent one has no result.'
+      )
+    return path
+
+  def __repr__(self) -> str:
+    try:
+      model = config_lib.student_model(self.config).name
+    except DamageError as error:
+      return f'Student({self.name}: {error})'
+    if not self.is_evaluated:
+      return f'Student({self.name}: {model}, not evaluated)'
+    row = _measures(self.result)
+    return (
+      f'Student({self.name}: {model}, test accuracy {100 * row["accuracy"]:.2f} %, agreement with its '
+      f'teacher {100 * row["agreement"]:.2f} %)'
+    )
+
+
+class Students(list[Student]):
+  """The students of a workdir; `repr` draws their table."""
+
+  def table(self) -> list[dict[str, Any]]:
+    """A row for each evaluated student: its name, the fields in which they differ, and measures on test.
+
+    Accuracies and agreements are fractions, KL in nats; the names are those of `MEASURES`.
+    """
+    evaluated = [one for one in self if one.is_evaluated]
+    fields = [config_lib.leaves(one.config) for one in evaluated]
+    differing = (
+      [name for name in fields[0] if len({repr(f[name]) for f in fields}) > 1] if fields else []
+    )
+    return [
+      {'student': one.name, **{name: of[name] for name in differing}, **_measures(one.result)}
+      for one, of in zip(evaluated, fields, strict=True)
+    ]
+
+  def __repr__(self) -> str:
+    rows = self.table()
+    title = f'{len(self)} students, {len(rows)} of them evaluated'
+    if not rows:
+      return title
+    table = Table(title=title, title_justify='left')
+    for heading in rows[0]:
+      table.add_column(heading)
+    for row in rows:
+      table.add_row(*(f'{x:.4f}' if isinstance(x, float) else str(x) for x in row.values()))
+    return drawn(table)
+
+
+class Predictions:
+  """Stored log-probabilities of a teacher's members for every view of every example.
+
+  They serve a student that is trained elsewhere: `kdjax.views` gives the images of a view, and `batch` what the
+  teacher said of them.
+
+  Attributes:
+    folder: where they lie.
+    num_members, num_views: up to which all predictions are there. Splits as they are have one view.
+  """
+
+  def __init__(self, folder: epath.Path):
+    self.folder, self._store = folder, PredictionStore(folder)
+    complete = self._store.meta.get('complete')
+    if not complete:
+      raise MissingInputError(
+        f'{folder}: has no complete predictions; run launch.py with --stages=teachers,predictions first'
+      )
+    self.num_members, self.num_views = max(complete, key=lambda pair: pair[0] * pair[1])
+    self._teacher = StoredTeacher(self._store, self.num_members, self.num_views)
+
+  @cached_property
+  def shapes(self) -> dict[str, tuple[int, int, int, int]]:
+    """(members, views, examples, classes) by split: 'distillation', 'train', 'test', perhaps 'val'."""
+    names = sorted(path.name for path in (self.folder / 'logits').iterdir())
+    return {
+      name: (
+        self.num_members,
+        self.num_views if name == 'distillation' else 1,
+        *self._store.read(name, [0], 0).shape[1:],
+      )
+      for name in names
+    }
+
+  def members(self, split: str, view: int = 0) -> np.ndarray:
+    """log_probs_MNC in float32 of every member, for one view of every example.
+
+    Raises:
+      UserError: there is no such split or view.
+      DamageError: a chunk is missing, or has changed since it was written.
+    """
+    self._require(split, view)
+    return self._teacher.members(split, view)
+
+  def ensemble(self, split: str, view: int = 0) -> np.ndarray:
+    """log_probs_NC in float32 of the ensemble, the mean of the members' probabilities; raises as `members`."""
+    self._require(split, view)
+    return self._store.read_ensemble(split, self.num_members, view)
+
+  def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
+    """log_probs_BC of the ensemble for a batch of the distillation data.
+
+    Views are read whole, the next one ahead of time: take the batches of one view after the other.
+
+    Args:
+      indices_B: the examples.
+      views_B: the view of each of them, below `num_views`.
+    """
+    indices_B, views_B = np.asarray(indices_B), np.asarray(views_B)
+    num_examples = self.shapes['distillation'][2]
+    wrong = indices_B[(indices_B < 0) | (indices_B >= num_examples)]
+    if len(wrong):
+      raise UserError(f'indices_B: has {wrong[0]}; allowed: 0 to {num_examples - 1}')
+    for view in (views_B.min(), views_B.max()):
+      self._require('distillation', int(view))
+    return self._teacher.batch('distillation', {'indices': indices_B, 'views': views_B})
+
+  def _require(self, split: str, view: int) -> None:
+    if split not in self.shapes:
+      raise UserError(f'split = {split!r}: allowed: one of {", ".join(self.shapes)}')
+    if not 0 <= view < self.shapes[split][1]:
+      raise UserError(f'view = {view}: {split} has the views 0 to {self.shapes[split][1] - 1}')
+
+  def __repr__(self) -> str:
+    sizes = ', '.join(f'{name} {shape}' for name, shape in self.shapes.items())
+    return f'Predictions({self.folder}: (member, view, example, class) of {sizes})'
+
+
+def drawn(*parts: Any) -> str:
+  """Texts and tables as one text."""
+  text = io.StringIO()
+  Console(file=text, width=WIDTH).print(*parts, sep='\n', highlight=False)
+  return text.getvalue().rstrip()
+
+
+def _measures(result: Mapping[str, Any]) -> dict[str, float]:
+  test = result['splits']['test']
+  return {name: test[who][key] for name, (who, key) in MEASURES.items() if who in test}
+
+
+def _age(folder: epath.Path) -> tuple[float, str]:
+  """Sorts the newest result first, and students without a result last."""
+  path = folder / 'result.json'
+  return (-path.stat().mtime if path.exists() else 0.0), folder.name
