@@ -116,7 +116,7 @@ def test_a_killed_continuation_goes_on(study, distil):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    basins.continued(run, kill, killed, study.steps[1], 5, 'fork')
+    basins.continued(run, SimpleNamespace(fit=kill), killed, study.steps[1], 5, 'fork')
   found = basins.continued(run, distil, killed, study.steps[1], 5, 'fork')
   assert digest(found) == digest(expected)
 
@@ -308,12 +308,12 @@ def test_returns(study, tmp_path):
 
 def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
   """One of two continuations from step 0; the other, and the student, are still compared."""
-  monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
+  monkeypatch.setattr(basins, 'distiller', lambda run: SimpleNamespace(fit=diverging))
   monkeypatch.setattr(basins, 'order_seed', lambda run, index: index)
 
   def continued(run, distil, folder, step, seed, name):
     if (step, seed) == (0, 1):
-      return right(run, diverging, folder, step, seed, name)
+      return right(run, distil, folder, step, seed, name)
     return study.student(study.steps[1])
 
   right = basins.continued
@@ -342,7 +342,7 @@ def diverging(*_):
 
 
 def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
-  monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
+  monkeypatch.setattr(basins, 'distiller', lambda run: SimpleNamespace(fit=diverging))
   settings = SimpleNamespace(
     **{name: SMALL[name] for name in RETURNS.reads} | {'return_epochs': 1.0}
   )
@@ -357,7 +357,7 @@ def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
 
 
 def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monkeypatch):
-  monkeypatch.setattr(basins, 'distiller', lambda run: diverging)
+  monkeypatch.setattr(basins, 'distiller', lambda run: SimpleNamespace(fit=diverging))
   few = {'lanczos_steps': 2, 'num_eigenpairs': 1}
   settings = SimpleNamespace(**{name: SMALL[name] for name in RETURNS.reads} | few)
   with pytest.raises(UserError, match=r'--lanczos_steps = 2: too few .* such as 4. Nothing was'):
@@ -367,7 +367,7 @@ def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monk
 def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_path, monkeypatch):
   """At λ = 0 two more in the workdir: both with the weights of a middle checkpoint."""
   own, middle = study.student(), study.student(study.steps[1])
-  others = {name: SimpleNamespace(student_folder=epath.Path(name)) for name in 'ab'}
+  others = {name: SimpleNamespace(folders=SimpleNamespace(student=epath.Path(name))) for name in 'ab'}
   monkeypatch.setattr(
     runs.Study,
     'reseeded',

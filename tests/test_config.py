@@ -174,6 +174,8 @@ def test_optional_fields_are_those_that_base_makes_references():
   others = {
     'dataset.subset_seed',
     'predictions.num_extra',
+    'teacher.path',
+    'teacher.independent_path',
     'student.seed',
     'student.final_temperature',
     'training.steps_per_dispatch',

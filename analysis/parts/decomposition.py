@@ -235,7 +235,7 @@ def _kernel_size(study: Study, settings: Settings) -> int:
   """Number of examples of a kernel; below 2 no kernel is computed."""
   run = study.experiment
   available = min(settings.num_examples, len(run.data.inputs['distillation'].split)) // NUM_KERNELS
-  most = MAX_OUTPUTS // run.description.num_classes
+  most = MAX_OUTPUTS // run.data.description.num_classes
   return min(settings.kernel_examples, available, most)
 
 
