@@ -27,7 +27,7 @@ def ensemble_log_probs(logits_MBC: jax.Array) -> jax.Array:
   Returns: log_probs_BC.
 
   >>> logits_MBC = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
-  >>> print(jnp.exp(ensemble_log_probs(logits_MBC)).round(4))
+  >>> print(jax.device_get(jnp.exp(ensemble_log_probs(logits_MBC))).round(4))
   [[0.7 0.3]]
   """
   log_probs_MBC = jax.nn.log_softmax(logits_MBC)
@@ -37,7 +37,7 @@ def ensemble_log_probs(logits_MBC: jax.Array) -> jax.Array:
 def cross_entropy(logits_BC: jax.Array, labels_B: jax.Array) -> jax.Array:
   """−log softmax(z)[label]. Labels are integers in [0, C). Returns losses_B.
 
-  >>> print(cross_entropy(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0])).round(4))
+  >>> print(jax.device_get(cross_entropy(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0]))).round(4))
   [1.3863]
   """
   log_probs_BC = jax.nn.log_softmax(logits_BC)
@@ -63,7 +63,7 @@ def with_labels(
   Returns: losses_B.
 
   >>> losses_B = with_labels(jnp.array([2.0]), jnp.zeros((1, 4)), jnp.array([0]), 0.5, 1.0)
-  >>> print(losses_B.round(4))
+  >>> print(jax.device_get(losses_B).round(4))
   [1.6931]
   """
   nll_B = cross_entropy(logits_BC, jnp.maximum(labels_B, 0))
@@ -75,7 +75,7 @@ def kl_divergence(student_logits_BC: jax.Array, teacher_log_probs_BC: jax.Array)
   """KL(teacher ‖ student) = Σ_j p_j (log p_j − log q_j) at τ = 1, in nats. Returns losses_B.
 
   >>> student, teacher = jnp.zeros((1, 2)), jnp.log(jnp.array([[0.25, 0.75]]))
-  >>> print(kl_divergence(student, teacher).round(4))
+  >>> print(jax.device_get(kl_divergence(student, teacher)).round(4))
   [0.1308]
   """
   student_log_probs_BC = jax.nn.log_softmax(student_logits_BC)
@@ -101,7 +101,7 @@ def distillation(
 
   >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
   >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
-  >>> print(distillation(student, teacher, 2.0).round(4))
+  >>> print(jax.device_get(distillation(student, teacher, 2.0)).round(4))
   [2.6155]
   """
   teacher_probs_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)
@@ -122,7 +122,7 @@ def reverse_kl(
 
   >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
   >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
-  >>> print(reverse_kl(student, teacher, 2.0).round(4))
+  >>> print(jax.device_get(reverse_kl(student, teacher, 2.0)).round(4))
   [0.0657]
   """
   log_p_BC, log_q_BC = _tempered(student_logits_BC, teacher_log_probs_BC, temperature)
@@ -142,7 +142,7 @@ def symmetric_kl(
 
   >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
   >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
-  >>> print(symmetric_kl(student, teacher, 2.0).round(4))
+  >>> print(jax.device_get(symmetric_kl(student, teacher, 2.0)).round(4))
   [0.0676]
   """
   log_p_BC, log_q_BC = _tempered(student_logits_BC, teacher_log_probs_BC, temperature)
@@ -172,7 +172,7 @@ def hard_labels(
 
   >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
   >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
-  >>> print(hard_labels(student, teacher, 2.0).round(4))
+  >>> print(jax.device_get(hard_labels(student, teacher, 2.0)).round(4))
   [0.1054]
   """
   del temperature
@@ -192,7 +192,7 @@ def brier(
 
   >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
   >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
-  >>> print(brier(student, teacher, 2.0).round(4))
+  >>> print(jax.device_get(brier(student, teacher, 2.0)).round(4))
   [0.0556]
   """
   teacher_probs_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)
@@ -214,7 +214,7 @@ def logit_mse(
 
   >>> teacher = jnp.log(jnp.array([[0.2, 0.8]]))
   >>> student = jnp.log(jnp.array([[0.1, 0.9]]))
-  >>> print(logit_mse(student, teacher, 2.0).round(4))
+  >>> print(jax.device_get(logit_mse(student, teacher, 2.0)).round(4))
   [0.1644]
   """
   del temperature
@@ -238,7 +238,7 @@ def standardised_kl(
   Returns: losses_B.
 
   >>> teacher = jax.nn.log_softmax(jnp.array([[0.0, 1.0, 2.0]]))
-  >>> print(standardised_kl(jnp.array([[0.0, 10.0, 20.0]]), teacher, 2.0).round(4))
+  >>> print(jax.device_get(standardised_kl(jnp.array([[0.0, 10.0, 20.0]]), teacher, 2.0)).round(4))
   [0.]
   """
   student_BC, teacher_BC = map(_standardised, (student_logits_BC, teacher_log_probs_BC))
@@ -268,7 +268,7 @@ def decoupled(
   Returns: losses_B.
 
   >>> student, teacher = jnp.zeros((1, 3)), jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
-  >>> print(decoupled(student, teacher, 1.0, labels_B=jnp.array([0])).round(4))
+  >>> print(jax.device_get(decoupled(student, teacher, 1.0, labels_B=jnp.array([0]))).round(4))
   [0.0589]
   """
   is_label_BC = jax.nn.one_hot(labels_B, student_logits_BC.shape[-1], dtype=bool)
@@ -308,7 +308,7 @@ def dist(
   Returns: losses_B.
 
   >>> logits = jnp.log(jnp.array([[0.2, 0.8], [0.6, 0.4]]))
-  >>> print(dist(logits[:, ::-1], logits, 1.0).round(4))
+  >>> print(jax.device_get(dist(logits[:, ::-1], logits, 1.0)).round(4))
   [8. 8.]
   """
   p_BC = jax.nn.softmax(teacher_log_probs_BC / temperature)

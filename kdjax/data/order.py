@@ -1,4 +1,4 @@
-"""In which order examples come: batches of indices, and class-balanced subsets.
+"""The order of examples: batches of indices, and class-balanced subsets.
 
 Axes: N example, B batch.
 """
