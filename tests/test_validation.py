@@ -27,6 +27,8 @@ BROKEN = {
   'model.norm': 'group',
   'model.shortcut': 'identity',
   'model.dtype': 'float16',
+  'teacher.source': 'files',
+  'teacher.independent_source': 'trained',
   'teacher.num_members': 0,
   'teacher.examples': (5,),
   'teacher.num_epochs': -1,
@@ -108,6 +110,8 @@ ANY_OF_THEIR_TYPE = {
   'dataset.name',
   'dataset.path',
   'dataset.data_dir',  # but gs:// needs a package
+  'teacher.path',
+  'teacher.independent_path',
   'teacher.members_in_parallel',
   'teacher.nesterov',
   'student.nesterov',

@@ -46,7 +46,7 @@ def find(source: str, path: str | None, field: str) -> tuple[Function, ...]:
       found = _made(found, source, field, path if arguments else None, content)
   members = tuple(found) if isinstance(found, list | tuple) else (found,)
   if not members or not all(map(callable, members)):
-    raise UserError(f'{field} = {source!r}: gives {found!r}; {NEEDED}')
+    raise UserError(f'{field} = {source!r}: gives {_shown(found)}; {NEEDED}')
   return members
 
 
@@ -72,6 +72,13 @@ def logits(
       'probabilities p, return log(max(p, 1e-7))'
     )
   return logits_BC
+
+
+def _shown(found: Any) -> str:
+  if not isinstance(found, list | tuple):
+    return f'an object of type {type(found).__name__}'
+  types = sorted({type(item).__name__ for item in found})
+  return f'a {type(found).__name__} of {len(found)} objects of type {", ".join(types) or "none"}'
 
 
 def _factory_arguments(found: Callable) -> list[str] | None:

@@ -73,9 +73,10 @@ def load(experiment: Experiment, member: int) -> steps.Variables:
   try:
     return experiment.teacher.load(folder)
   except DamageError as error:
+    reason = str(error).partition(' Delete ')[0]  # the folder is not ours to delete
     raise DamageError(
-      f'teacher.path = {section.path!r}: {folder.name} does not fit: {error} Needed are members of the '
-      'same model, for inputs of the same shape and as many classes.'
+      f'teacher.path = {section.path!r}: {folder.name} cannot be used: {reason} Needed are intact members '
+      'of the same model, for inputs of the same shape and as many classes.'
     ) from error
 
 
