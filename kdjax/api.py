@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from rich.table import Table
 
 from kdjax import comparison, keys, models
 from kdjax import config as config_lib
@@ -384,9 +385,12 @@ class Fidelity(dict):
 
   def __repr__(self) -> str:
     (group,) = tables.finer({'splits': {'test': self._compared}})
-    rows = [f'  {name:<14} {" | ".join(cells)}' for name, cells in group.rows]
-    heading = 'student | independent student | difference | verdict'
-    return drawn('\n'.join([f'Fidelity on {group.num_examples} examples: {heading}', *rows]))
+    table = Table(title=f'Fidelity on {group.num_examples} examples', title_justify='left')
+    for heading in ('', 'student', 'independent student', 'difference', 'verdict'):
+      table.add_column(heading)
+    for name, cells in group.rows:
+      table.add_row(name, *cells)
+    return drawn(table)
 
 
 def _estimate(mean: float | None, ends: Sequence[float] | None) -> Estimate:

@@ -296,7 +296,7 @@ class Predictions:
 def drawn(*parts: Any) -> str:
   """Texts and tables as one text."""
   text = io.StringIO()
-  Console(file=text, width=WIDTH).print(*parts, sep='\n', highlight=False)
+  Console(file=text, width=WIDTH, markup=False, highlight=False).print(*parts, sep='\n')
   return text.getvalue().rstrip()
 
 

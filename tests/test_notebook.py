@@ -1,4 +1,4 @@
-"""analysis/inspect_checkpoint.ipynb runs as it is, and what it shows is what the run found."""
+"""The notebooks run as they are, and what they show is what the run found."""
 
 import base64
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import ROOT, copied
+from etils import epath
 from ipykernel.kernelspec import write_kernel_spec
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
@@ -31,12 +32,13 @@ from kdjax.stages import evaluation
 from kdjax.stages.experiment import Experiment
 
 PATH = ROOT / 'analysis' / 'inspect_checkpoint.ipynb'
+FROM_PYTHON = ROOT / 'docs' / 'distil.ipynb'
 PICTURE = PIL.Image.new('RGB', (3, 2), 'red')  # of an analysis that was done before
 TIMEOUT_SECONDS = 280  # for a cell
 
 
-def read() -> nbformat.NotebookNode:
-  return nbformat.read(PATH, as_version=4)
+def read(path: pathlib.Path = PATH) -> nbformat.NotebookNode:
+  return nbformat.read(path, as_version=4)
 
 
 def source(cell: str) -> str:
@@ -77,7 +79,14 @@ def executed(finished, tmp_path_factory) -> Executed:
     analyses / 'earlier.json', {'title': 'An earlier part', 'caption': 'It found 3.'}
   )
   before = state_of(run.workdir)
-  notebook = read()
+  notebook = execute(PATH, KDJAX_WORKDIR=run.workdir)
+  assert state_of(run.workdir) == before  # it may be a bucket that cannot be written to
+  return Executed(notebook, run)
+
+
+def execute(path: pathlib.Path, **environment) -> nbformat.NotebookNode:
+  """The notebook with its outputs."""
+  notebook = read(path)
   # Paths of sockets are short, and pytest's folders too deep for them.
   with (
     tempfile.TemporaryDirectory(prefix='kdjax_') as jupyter,
@@ -85,7 +94,8 @@ def executed(finished, tmp_path_factory) -> Executed:
   ):
     for name in ('JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'IPYTHONDIR'):
       patch.setenv(name, jupyter)
-    patch.setenv('KDJAX_WORKDIR', str(run.workdir))
+    for name, value in environment.items():
+      patch.setenv(name, str(value))
     patch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     write_kernel_spec(f'{jupyter}/kernels/python3')
     manager = {'transport': 'ipc', 'connection_file': f'{jupyter}/kernel.json'}
@@ -95,8 +105,7 @@ def executed(finished, tmp_path_factory) -> Executed:
       timeout=TIMEOUT_SECONDS,
       resources={'metadata': {'path': jupyter}},  # not the repository, which PYTHONPATH must find
     ).execute()
-  assert state_of(run.workdir) == before  # it may be a bucket that cannot be written to
-  return Executed(notebook, run)
+  return notebook
 
 
 # What it shows.
@@ -196,6 +205,25 @@ def test_what_was_analysed_before_is_shown(executed):
   assert image.size == PICTURE.size and image.getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_distillation_from_a_notebook(tmp_path):
+  notebook = execute(FROM_PYTHON, KDJAX_WORKDIR=tmp_path, KDJAX_EPOCHS=1)
+  outputs = {c.id: c.outputs for c in notebook.cells if c.cell_type == 'code'}
+  text = {
+    cell: ''.join(o.get('text', '') + o.get('data', {}).get('text/plain', '') for o in found)
+    for cell, found in outputs.items()
+  }
+  (path,) = tmp_path.glob('students/*/result.json')
+  test = files.read_json(epath.Path(path))['splits']['test']
+  assert f'Result of the student {path.parent.name}' in text['distil']
+  for name in ('distil', 'fidelity'):
+    assert f'{100 * test["fidelity"]["top1_agreement"]:.2f}' in text[name]
+  assert f"'{test['difference']['top1_agreement']['verdict']}'" in text['fidelity']
+  assert "'kernel': (64, 32)" in text['open']
+  assert "'student.model.name'" not in text['open']
+  assert '(512, 8, 8, 1) float32 (512, 10)' in text['elsewhere']
+  assert 'teachers: done' not in text['again']  # the class of the notebook has the same fingerprint
+
+
 # Cells that do something else elsewhere.
 
 
@@ -263,8 +291,9 @@ def test_installation_where_kdjax_is_missing_and_only_there(monkeypatch):
 # The file.
 
 
-def test_the_file_has_no_outputs_and_no_one_elses_paths():
-  notebook = read()
+@pytest.mark.parametrize('path', [PATH, FROM_PYTHON], ids=lambda path: path.name)
+def test_the_file_has_no_outputs_and_no_one_elses_paths(path):
+  notebook = read(path)
   nbformat.validate(notebook)
   assert set(notebook.metadata) == {'kernelspec'} and notebook.metadata.kernelspec.name == 'python3'
   for cell in notebook.cells:

@@ -134,6 +134,8 @@ CONTENTS = [
   ('Teacher({}).predict', (1, 2)),
   ('Teacher(jnp.full(2, {})).predict', (1, 2)),
   ('optax.adam({}).update', (1e-3, 1e-4)),
+  ('decorated({})(f)', (1, 2)),
+  ('jax.jit(lambda x: x + {})', (1, 2)),
 ]
 
 
@@ -143,8 +145,15 @@ def test_the_content_of_an_object_counts(text, values):
   found = []
   for value in (*values, values[0]):
     names = cell(
-      'import functools, optax, jax.numpy as jnp\n'
+      'import functools, jax, optax, jax.numpy as jnp\n'
       'def f(x, y=0):\n  return x + y\n'
+      'def decorated(factor):\n'
+      '  def decorate(f):\n'
+      '    @functools.wraps(f)\n'
+      '    def wrapper(x):\n'
+      '      return factor * f(x)\n'
+      '    return wrapper\n'
+      '  return decorate\n'
       'class Teacher:\n'
       '  def __init__(self, x): self.x = x\n'
       '  def predict(self, images): return images * self.x\n'

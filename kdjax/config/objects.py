@@ -123,7 +123,7 @@ class _Reader:
   """Adds the digests of definitions that it meets to `found`."""
 
   def __init__(self, found: dict[str, str]):
-    self._found, self._seen = found, {}
+    self._found, self._seen, self._objects = found, {}, {}
 
   def token(self, value: Any, label: str) -> str:
     """A text that stands for a value: its content, or the name of a definition.
@@ -131,12 +131,15 @@ class _Reader:
     Args:
       label: where the value was found, for errors.
     """
-    value = inspect.unwrap(value) if callable(value) else value
+    if callable(value) and not inspect.isfunction(value):
+      value = inspect.unwrap(value)  # such as what jax.jit returns
     token = functools.partial(self.token, label=label)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
       return repr(value)
     if isinstance(value, list | tuple):
       return f'{type(value).__name__}({",".join(map(token, value))})'
+    if isinstance(value, set | frozenset):
+      return f'{{{",".join(sorted(map(token, value)))}}}'
     if isinstance(value, Mapping):
       items = [f'{token(key)}:{self.token(x, f"{label}.{key}")}' for key, x in value.items()]
       return f'{{{",".join(sorted(items))}}}'
@@ -151,37 +154,42 @@ class _Reader:
       return self._definition(value)
     if inspect.ismodule(value):
       return value.__name__
-    if hasattr(value, '__array__') and hasattr(value, 'dtype'):
-      array = np.asarray(value)
-      if array.dtype != object:
-        return f'array({array.shape}, {array.dtype}, {_sha(array.tobytes())})'
     return self._object(value, label)
 
   def _object(self, value: Any, label: str) -> str:
+    """The class of an object and its content: an array's values, the attributes, or a pickle."""
+    if hasattr(value, '__dict__') and _is_own(type(value)):
+      if id(value) not in self._objects:
+        self._objects[id(value)] = value  # it may refer to itself
+        kind = self._definition(type(value))
+        return f'{kind}({self.token(vars(value), label)})'
+      return type(value).__qualname__
     try:
+      if hasattr(value, '__array__') and hasattr(value, 'dtype') and value.dtype != object:
+        array = np.asarray(value)
+        return f'array({array.shape}, {array.dtype}, {_sha(array.tobytes())})'
       content = pickle.dumps(value)
     except Exception as error:
       raise UserError(
         f'{label}: {type(value).__name__} has a content that cannot be digested ({error}), so a change of it '
         "could not be told. Put the code into a module and give its name, 'module:attribute'"
       ) from error
-    kind = type(value)
-    return f'{self._definition(kind)}({_sha(content)})'
+    return f'{self._definition(type(value))}({_sha(content)})'
 
   def _definition(self, value: Callable) -> str:
     """The name of a function or class. Its digest, and those of what it uses, go to `found`."""
     if value in self._seen:
       return self._seen[value]
-    module, package = value.__module__ or '', (value.__module__ or '').partition('.')[0]
-    is_own = package == '__main__' or code.is_followed(package) or package not in sys.modules
-    self._seen[value] = name = f'{module}:{value.__qualname__}'
-    if is_own and is_importable(value):
+    self._seen[value] = name = f'{_home(value)}:{value.__qualname__}'
+    if is_importable(value) and code.is_followed(value.__module__.partition('.')[0]):
+      self._seen[value] = name = _dotted(value)
       self._found.update(code.digests((name,)))
-    elif is_own:
+    elif _is_own(value):
       self._seen[value] = name = f'{given.__name__}.{_label(value)}'
       content = code.canonical(_tree(value)) + self._uses(value, name)
       while self._found.setdefault(name, _sha(content)) != _sha(content):
         name += "'"  # another definition of the same name
+      self._seen[value] = name
     elif getattr(value, '__closure__', None):  # such as what an optax function returns
       name += self.token(_closure(value), name)
     return name
@@ -242,6 +250,18 @@ def _closure(function: Callable) -> dict[str, Any]:
   return found
 
 
+def _home(value: Callable) -> str:
+  """The name of the module that a function or class was defined in; of a wrapper, not of what it wraps."""
+  names = {} if inspect.isclass(value) else value.__globals__
+  return names.get('__name__') or value.__module__ or ''
+
+
+def _is_own(value: Callable) -> bool:
+  """Whether a function or class is the user's or of kdjax: neither built in nor installed."""
+  package = _home(value).partition('.')[0]
+  return package == '__main__' or code.is_followed(package) or package not in sys.modules
+
+
 def _functions(value: Callable) -> list[types.FunctionType]:
   """The function, or the methods that the text of a class defines."""
   if not inspect.isclass(value):
@@ -249,7 +269,8 @@ def _functions(value: Callable) -> list[types.FunctionType]:
   found = []
   for member in vars(value).values():
     member = getattr(member, 'fget', None) or getattr(member, '__func__', member)
-    member = inspect.unwrap(member) if callable(member) else member
+    if callable(member):  # flax wraps methods
+      member = inspect.unwrap(member, stop=lambda f: inspect.isfunction(f) and _is_own(f))
     is_written = inspect.isfunction(member) and linecache.getlines(member.__code__.co_filename)
     if is_written and member.__qualname__.startswith(f'{value.__qualname__}.'):
       found.append(member)
@@ -262,24 +283,21 @@ def _tree(value: Callable) -> ast.AST:
   Raises:
     UserError: there is no source, as for code that was typed at Python's prompt.
   """
-  functions = _functions(value)
-  file, line = (
-    (functions[0].__code__.co_filename, functions[0].__code__.co_firstlineno)
-    if functions
-    else ('', 0)
-  )
-  kinds = (
-    ast.ClassDef if inspect.isclass(value) else ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-  )
-  found = []
-  for node in ast.walk(_parsed(''.join(linecache.getlines(file)))):
-    if not isinstance(node, kinds) or getattr(node, 'name', '<lambda>') != value.__name__:
-      continue
-    start = min([node.lineno, *(d.lineno for d in getattr(node, 'decorator_list', ()))])
-    if start == line or (inspect.isclass(value) and start < line <= node.end_lineno):
-      found.append(node)
-  if found:
-    return ast.Tuple(found)  # several are lambdas of one line
+  if inspect.isclass(value):
+    name, kinds = value.__name__, ast.ClassDef
+    blocks = [inspect.unwrap(function).__code__ for function in _functions(value)]
+  else:
+    name, kinds = value.__code__.co_name, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    blocks = [value.__code__]
+  for block in blocks:
+    found, line = [], block.co_firstlineno
+    for node in ast.walk(_parsed(''.join(linecache.getlines(block.co_filename)))):
+      if isinstance(node, kinds) and getattr(node, 'name', '<lambda>') == name:
+        start = min([node.lineno, *(d.lineno for d in getattr(node, 'decorator_list', ()))])
+        if start == line or (kinds is ast.ClassDef and start < line <= node.end_lineno):
+          found.append(node)
+    if found:
+      return ast.Tuple(found)  # several are lambdas of one line
   raise UserError(
     f'{value.__qualname__}: its source cannot be read, so a change of it could not be told. Write it in a '
     'file or a notebook'

@@ -1,0 +1,475 @@
+"""The interface for Python: `kdjax.distil` and what reads a workdir."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, copied
+from etils import epath
+
+import kdjax
+from kdjax import api, given, opened
+from kdjax import config as config_lib
+from kdjax.data.arrays import digits
+from kdjax.errors import ConfigError, DamageError, MissingInputError, UserError
+from kdjax.predictions.store import PredictionStore
+from kdjax.runtime import files, progress
+from kdjax.stages import independent, pipeline, student, teachers
+from kdjax.train import loop
+
+CONFIG = {
+  'evaluation.num_bootstrap': 50,
+  'training.num_logs': 2,
+  'training.num_evals': 1,
+  'training.num_checkpoints': 1,
+  'student.keep_checkpoints': (),
+}
+
+
+class Mlp(nn.Module):
+  num_classes: int
+  width: int = 8
+  act: object = nn.relu
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.reshape(len(x), -1)
+    return nn.Dense(self.num_classes)(self.act(nn.Dense(self.width)(x)))
+
+
+def notebook_class():
+  """A class that belongs to no module, with the same code each time."""
+
+  class OfNotebook(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+      return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+  return OfNotebook
+
+
+@pytest.fixture(scope='module', autouse=True)
+def logging():
+  before = progress.logger.handlers
+  progress.logger.handlers = [*before, *([] if before else [__import__('logging').NullHandler()])]
+  yield
+  progress.logger.handlers = before
+
+
+def splits(count=60):
+  found = digits()
+  (x, y), (x_test, y_test) = found['train'], found['test']
+  return {'train': (x[:count], y[:count]), 'test': (x_test[:20], y_test[:20])}
+
+
+def distil(workdir, **arguments):
+  config = CONFIG | arguments.pop('config', {})
+  arguments = {
+    'student': Mlp(10),
+    'teacher': Mlp(10, width=16),
+    'num_epochs': 2,
+    **splits(),
+  } | arguments
+  return kdjax.distil(workdir=workdir, config=config, **arguments)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  """The workdir of one call, and what it returned."""
+  workdir = tmp_path_factory.mktemp('distilled')
+  return workdir, distil(workdir, config={'teacher.num_members': 2})
+
+
+def state_of(folder) -> dict[str, tuple[int, int]]:
+  found = {path: path.stat() for path in pathlib.Path(folder).rglob('*') if path.suffix != '.lock'}
+  return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+# Distillation.
+
+
+def test_the_result_is_that_of_the_same_config_to_the_bit(done, tmp_path):
+  content = {
+    f'{axis}_{name}': x
+    for name, pair in splits().items()
+    for axis, x in zip('xy', pair, strict=True)
+  }
+  np.savez(tmp_path / 'mine.npz', **content)
+  fields = CONFIG | {
+    'dataset.name': 'arrays',
+    'dataset.path': str(tmp_path / 'mine.npz'),
+    'model.name': 'test_api:Mlp',
+    'model.options': {'width': 16},
+    'student.model.options': {'width': 8},
+    'teacher.num_epochs': 2,
+    'student.num_epochs': 2,
+    'teacher.num_members': 2,
+    'teacher.augmentation': (),
+    'predictions.augmentation': (),
+    'predictions.num_views': 1,
+  }
+  config, problems = config_lib.from_values(fields)
+  assert problems == []
+  run = pipeline.run(
+    config,
+    epath.Path(tmp_path),
+    ['teachers', 'predictions', 'student', 'independent', 'evaluation'],
+  )
+  workdir, result = done
+  (path,) = workdir.glob('students/*/result.json')
+  assert (run.folders.student / 'result.json').read_bytes() == path.read_bytes()
+  assert files.read_json(path) == result
+  assert result['splits'].keys() == {'train', 'test', 'distillation'}
+  assert (
+    result['splits']['test']['num_examples'] == 20 and len(result['splits']['test']['members']) == 2
+  )
+
+
+def test_a_second_call_makes_nothing(done, monkeypatch):
+  workdir, result = done
+  monkeypatch.setattr(loop, 'fit', lambda *_, **__: pytest.fail('it was trained again'))
+  before = state_of(workdir)
+  assert distil(workdir, config={'teacher.num_members': 2}) == result
+  assert state_of(workdir) == before
+
+
+def test_nothing_is_augmented_unless_asked_for(tmp_path):
+  make = lambda **fields: api.make_config(
+    student=Mlp(10), teacher=Mlp(10), workdir=tmp_path, num_epochs=7, config=fields, **splits()
+  )
+  plain = make()
+  assert (plain.teacher.augmentation, plain.predictions.augmentation) == ((), ())
+  assert (plain.predictions.num_views, plain.teacher.num_members) == (1, 1)
+  assert (plain.teacher.num_epochs, plain.student.num_epochs) == (7, 7)
+  asked = make(**{'predictions.augmentation': ('flip',), 'student.num_epochs': 5})
+  assert (asked.predictions.augmentation, asked.predictions.num_views) == (('flip',), 5)
+  assert (
+    make(**{'predictions.augmentation': ['flip'], 'predictions.num_views': 3}).predictions.num_views
+    == 3
+  )
+  assert len(list((tmp_path / 'data').iterdir())) == 1  # the data are written once
+
+
+def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
+  """Float vectors, a class without a module, and a loss that is a closure; in another process, all must be given."""
+  weight = 2.0
+
+  def loss(student_logits, teacher_log_probs, temperature):
+    return weight * ((student_logits - teacher_log_probs) ** 2).sum(-1)
+
+  x, y = np.random.default_rng(0).uniform(-1, 1, (60, 5)), np.arange(60) % 3
+  net = notebook_class()(3)
+  arguments = {
+    'student': net,
+    'teacher': net,
+    'train': (x[:40], y[:40]),
+    'test': (x[40:50], y[40:50]),
+    'val': (x[50:], y[50:]),
+    'class_names': ['a', 'b', 'c'],
+    'config': {'student.loss': loss, 'evaluation.independent_seed': None},
+  }
+  result = distil(tmp_path, **arguments)
+  assert result['splits'].keys() == {'train', 'val', 'test', 'distillation'}
+  config = result.student.config
+  assert (config.model.name, config.student.loss) == ('kdjax.given:OfNotebook', 'kdjax.given:loss')
+  assert result.student.experiment.data.description.class_names == ('a', 'b', 'c')
+  loaded = kdjax.open(tmp_path)[0]
+  logits = net.apply(loaded.variables, x[40:50].astype(np.float32), train=False)
+  np.testing.assert_allclose(logits, loaded.logits['test']['student'], atol=1e-5)
+
+  given.forget()  # as in another process
+  (found,) = kdjax.open(tmp_path)
+  assert found.result == result and found.logits.keys() == result['splits'].keys() - {
+    'distillation'
+  }
+  with pytest.raises(
+    MissingInputError, match='OfNotebook: is an object that Python code gave'
+  ) as error:
+    _ = found.variables
+  assert 'kdjax.given:loss' in str(error.value)
+  again = kdjax.open(tmp_path, notebook_class(), loss)[0].variables
+  assert jax.tree.all(jax.tree.map(np.array_equal, again, loaded.variables))
+  before = state_of(tmp_path)
+  assert distil(tmp_path, **arguments | {'student': notebook_class()(3)}) == result
+  assert state_of(tmp_path) == before
+  weight = 3.0  # what the closure reads is part of the loss
+  with pytest.raises(DamageError, match=r'has changed since: kdjax\.given\.loss'):
+    _ = kdjax.open(tmp_path, notebook_class(), loss)[0].variables
+
+
+def test_a_module_is_trained_as_it_was_given(tmp_path):
+  """Also one whose fields are no plain values, and a student that has defaults where its teacher has options."""
+  module = Mlp(10, act=nn.tanh)
+  make = lambda student, teacher: api.make_config(
+    student=student, teacher=teacher, workdir=tmp_path, **splits()
+  )
+  config = make(module, Mlp(10, width=16))
+  assert config.student.model.name.startswith('kdjax.given:Mlp_')
+  assert config.model.options.to_dict() == {'width': 16}
+  config = make(Mlp(10), Mlp(10, width=16))
+  assert config_lib.student_model(config).options.to_dict() == {'width': 8}
+  assert make('resnet', 'resnet').student.model.name == 'resnet'
+  assert make('test_api:Mlp', 'resnet').model.name == 'resnet'
+
+
+CASES = [
+  ({'student': Mlp(7)}, 'student = Mlp(...): the data and the config need num_classes = 10, not 7'),
+  (
+    {'student': Mlp(7, act=nn.tanh)},
+    'maps (2, 8, 8, 1) to (2, 7); needed: logits of shape (2, 10)',
+  ),
+  ({'student': 3}, 'student = 3: allowed: a linen module, one of resnet, lenet'),
+  ({'student': 'resnat'}, "student.model.name = 'resnat': allowed: one of resnet"),
+  ({'teacher': 3}, 'teacher = int: allowed: a linen module, a name, a function'),
+  ({'train': None}, 'train, test: allowed: both, or neither'),
+  ({'train': (np.zeros((3, 2)), np.zeros(4, int))}, "'train' has 3 inputs and 4 labels"),
+  (
+    {'train': (np.full((3, 8, 8, 1), 2.0), np.arange(3))},
+    'train has values in [2, 2]; allowed in floating point',
+  ),
+  ({'config': {'student.temprature': 1}}, 'no such field; did you mean student.temperature?'),
+  (
+    {'config': {'student.temperature': 'x'}},
+    "student.temperature = 'x': wrong type; allowed: a number",
+  ),
+  ({'config': {'student.temperature': -1}}, 'student.temperature = -1.0: allowed: a number in'),
+  ({'workdir': 's3://bucket/x'}, "workdir = 's3://bucket/x': gs:// needs a package"),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), CASES)
+def test_what_does_not_fit_is_refused(tmp_path, arguments, expected):
+  with pytest.raises(ConfigError) as error:
+    distil(**{'workdir': tmp_path} | arguments)
+  (problem,) = error.value.problems
+  assert expected in problem
+  assert not list(tmp_path.glob('*/*/member_*'))
+
+
+def test_other_data_in_the_same_workdir_are_refused(done):
+  workdir, _ = done
+  with pytest.raises(DamageError, match='was made from other data'):
+    distil(workdir, config={'teacher.num_members': 2}, **splits(count=59))
+
+
+# Fidelity. The student agrees on the first of two examples, and on neither of the next.
+
+STUDENT = np.log([[0.5, 0.5], [0.25, 0.75]])
+TEACHER = np.log([[0.5, 0.5], [0.75, 0.25]])
+
+
+def test_fidelity_against_numbers_by_hand():
+  found = kdjax.fidelity(STUDENT, TEACHER)
+  assert found['top1_agreement'].mean == 0.5
+  np.testing.assert_allclose(found['predictive_kl'].mean, 0.5 * 0.5 * np.log(3), rtol=1e-12)
+  np.testing.assert_allclose(found['total_variation'].mean, 0.25)
+  assert np.isnan(found['top1_agreement'].low)  # two examples have no interval
+  assert found.independent is found.difference is None
+
+
+def test_fidelity_has_intervals_and_a_baseline():
+  many = kdjax.fidelity(
+    np.repeat(STUDENT, 50, 0), np.repeat(TEACHER, 50, 0), np.repeat(TEACHER[::-1], 50, 0)
+  )
+  agreement = many['top1_agreement']
+  assert agreement.mean == 0.5
+  # The standard error of 100 coin flips is 0.05.
+  np.testing.assert_allclose([agreement.low, agreement.high], [0.402, 0.598], atol=0.025)
+  # The baseline [0.75, 0.25], [0.5, 0.5] has the same classes as the teacher.
+  assert many.independent['top1_agreement'].mean == 1.0
+  assert many.difference['top1_agreement'].mean == -0.5
+  assert many.difference['top1_agreement'].verdict == 'lower'
+  assert 'agreement (%)' in repr(many) and '50.00' in repr(many)
+
+
+def test_fidelity_is_that_of_the_result(done):
+  _, result = done
+  of_test, logits = result['splits']['test'], result.student.logits['test']
+  found = kdjax.fidelity(
+    logits['student'], logits['teacher'], logits['independent'], num_resamples=50
+  )
+  for name, estimate in found.items():
+    assert [estimate.low, estimate.high] == of_test['intervals']['fidelity'][name]
+    assert estimate.mean == of_test['fidelity'][name]
+  assert {n: e.verdict for n, e in found.difference.items()} == {
+    n: d['verdict'] for n, d in of_test['difference'].items()
+  }
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ((STUDENT[:1], TEACHER), r'student_logits_NC: has the shape \(1, 2\); needed: .* \(2, 2\)'),
+    ((STUDENT * np.nan, TEACHER), 'student_logits_NC: 4 of its values are not finite'),
+    ((STUDENT, TEACHER, np.full((2, 2), -np.inf)), 'independent_logits_NC: 4 of its values'),
+    ((STUDENT[0], TEACHER[0]), r'has the shape \(2,\)'),
+  ],
+)
+def test_arrays_without_a_fidelity_are_refused(arguments, expected):
+  with pytest.raises(UserError, match=expected):
+    kdjax.fidelity(*arguments)
+
+
+# What a workdir holds.
+
+
+def test_open_finds_students_and_the_newest_first(done):
+  workdir, result = done
+  found = kdjax.open(workdir)
+  assert len(found) == 2 and found[0].name == result.student.name
+  assert [one.is_evaluated for one in found] == [
+    True,
+    False,
+  ]  # the other is the independent student
+  run = found[0].experiment
+  assert independent.counterpart(run).folders.student == found[1].folder
+  expected = student.load(run)
+  assert jax.tree.all(jax.tree.map(np.array_equal, found[0].variables, expected))
+  assert found[0].model == Mlp(10)
+  test = found[0].logits['test']
+  images = splits()['test'][0] / np.float32(127.5) - 1
+  logits = Mlp(10).apply(found[0].variables, images, train=False)
+  np.testing.assert_allclose(test['student'], logits, atol=1e-5)
+  members = [Mlp(10, width=16).apply(teachers.load(run, i), images, train=False) for i in range(2)]
+  probs = np.mean([nn.softmax(x) for x in members], axis=0)
+  np.testing.assert_allclose(np.exp(test['teacher']), probs, atol=2e-3)  # stored in float16
+  assert found[0].config.to_dict() == run.config.to_dict()
+  with pytest.raises(MissingInputError, match='the student is not evaluated: there is no'):
+    _ = found[1].logits
+
+
+def test_the_table_has_the_fields_that_differ(finished, tmp_path):
+  run = copied(finished, tmp_path)
+  other = copied(finished, tmp_path / 'other', student__temperature=1.0)
+  target = tmp_path / 'students' / other.folders.student.name
+  (tmp_path / 'other' / 'students' / run.folders.student.name).rename(target)
+  config = files.read_json(epath.Path(target / 'config.json'))
+  config['student']['temperature'] = 1.0
+  files.write_json(epath.Path(target / 'config.json'), config)
+  os.utime(target / 'result.json', (1, 1))
+  rows = kdjax.open(tmp_path).table()
+  assert [(row['student'], row['student.temperature']) for row in rows] == [
+    (run.folders.student.name, 4.0),
+    (target.name, 1.0),
+  ]
+  assert [name for name in rows[0] if '.' in name] == ['student.temperature']
+  test = files.read_json(run.folders.student / 'result.json')['splits']['test']
+  assert rows[0]['agreement'] == test['fidelity']['top1_agreement']
+  assert rows[0]['accuracy'] == test['student']['accuracy']
+  assert 'independent_kl' not in rows[0]
+  assert 'student.temperature' in repr(kdjax.open(tmp_path))
+
+
+def test_repr_says_what_a_thing_is(done):
+  workdir, result = done
+  assert repr(result).startswith(
+    f'Result of the student {result.student.name}\nDoes the student match'
+  )
+  assert f'{100 * result["splits"]["test"]["student"]["accuracy"]:.2f}' in repr(result)
+  found = kdjax.open(workdir)
+  assert repr(found[0]).startswith(f'Student({found[0].name}: test_api:Mlp, test accuracy ')
+  assert repr(found[1]).endswith('not evaluated)')
+  assert repr(found).startswith('2 students, 1 of them evaluated')
+  assert 'distillation (2, 1, 60, 10)' in repr(kdjax.open_predictions(workdir))
+
+
+def test_what_is_not_there_is_said(tmp_path):
+  for function in (kdjax.open, kdjax.open_predictions):
+    with pytest.raises(MissingInputError, match='there is no such folder'):
+      function(tmp_path / 'nowhere')
+    with pytest.raises(MissingInputError, match='no finished student in'):
+      function(tmp_path)
+  (tmp_path / 'predictions' / 'abc').mkdir(parents=True)
+  with pytest.raises(MissingInputError, match='has no complete predictions'):
+    kdjax.open_predictions(tmp_path / 'predictions' / 'abc')
+
+
+# Views and stored predictions.
+
+
+def test_views_are_those_that_teachers_see(tmp_path):
+  data = splits()
+  config = api.make_config(
+    student=Mlp(10),
+    teacher=Mlp(10),
+    workdir=tmp_path,
+    config={
+      'predictions.augmentation': ('flip',),
+      'predictions.num_views': 3,
+      'evaluation.batch_size': 32,
+    },
+    **data,
+  )
+  batches = list(kdjax.views(config))
+  assert [(view, len(indices)) for view, indices, _, _ in batches] == [
+    (v, n) for v in range(3) for n in (32, 28)
+  ]
+  images = np.concatenate([b[2] for b in batches]).reshape(3, 60, 8, 8, 1)
+  clean = data['train'][0] / np.float32(127.5) - 1
+  flipped = clean[:, :, ::-1]
+  is_flipped = np.abs(images - flipped).max((2, 3, 4)) < 1e-6
+  assert np.all(is_flipped | (np.abs(images - clean).max((2, 3, 4)) < 1e-6))
+  assert 0.3 < is_flipped.mean() < 0.7 and (is_flipped[0] != is_flipped[1]).any()
+  for view, indices, _, labels in batches:
+    np.testing.assert_array_equal(labels, data['train'][1][indices], err_msg=str(view))
+  np.testing.assert_array_equal(np.concatenate([b[1] for b in batches]), np.tile(np.arange(60), 3))
+
+
+def test_views_of_a_config_file():
+  view, indices, images, labels = next(kdjax.views(str(ROOT / 'tests' / 'tiny_config.py')))
+  assert (view, indices[0], images.shape, labels.shape) == (0, 0, (64, 8, 8, 1), (64,))
+  config, _ = config_lib.load(str(ROOT / 'tests' / 'tiny_config.py'))
+  config.predictions.num_views = 0
+  with pytest.raises(ConfigError, match=r'predictions\.num_views = 0'):
+    kdjax.views(config)
+  config.update_from_flattened_dict(
+    {'predictions.num_views': 1, 'predictions.extra': 'gan', 'predictions.num_extra': 2}
+  )
+  with pytest.raises(MissingInputError, match='give the workdir where it is trained'):
+    kdjax.views(config)
+
+
+def test_predictions_are_those_of_the_store(finished):
+  found = kdjax.open_predictions(finished.workdir)
+  assert found.folder == finished.folders.predictions
+  assert (found.num_members, found.num_views) == (2, 3)
+  assert found.shapes['distillation'] == (2, 3, 200, 10) and found.shapes['val'] == (2, 1, 50, 10)
+  store = PredictionStore(found.folder)
+  members_MNC = found.members('distillation', 2)
+  np.testing.assert_array_equal(members_MNC, store.read('distillation', [0, 1], 2))
+  ensemble_NC = found.ensemble('distillation', 2)
+  np.testing.assert_allclose(ensemble_NC, np.log(np.exp(members_MNC).mean(0)), atol=2e-3)
+  np.testing.assert_allclose(np.exp(ensemble_NC).sum(-1), 1, atol=1e-5)
+  indices_B, views_B = np.array([7, 3, 199]), np.array([2, 1, 2])
+  expected = [found.ensemble('distillation', v)[i] for i, v in zip(indices_B, views_B, strict=True)]
+  np.testing.assert_array_equal(found.batch(indices_B, views_B), expected)
+  for call, told in (
+    (lambda: found.members('tests'), "split = 'tests': allowed: one of distillation"),
+    (lambda: found.ensemble('distillation', 3), 'view = 3: distillation has the views 0 to 2'),
+    (lambda: found.batch(np.array([200]), np.array([0])), 'has 200; allowed: 0 to 199'),
+  ):
+    with pytest.raises(UserError, match=told):
+      call()
+
+
+# The package.
+
+
+def test_importing_kdjax_imports_no_jax_and_its_first_use_sets_flags():
+  program = (
+    'import os, sys, kdjax\n'
+    "assert 'jax' not in sys.modules and 'kdjax.api' not in sys.modules\n"
+    "assert {'distil', 'open', 'views'} <= set(dir(kdjax)) and not hasattr(kdjax, 'distill')\n"
+    'kdjax.fidelity, kdjax.errors.UserError\n'
+    "assert 'xla_gpu_deterministic_ops' in os.environ['XLA_FLAGS']\n"
+  )
+  environ = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
+  subprocess.run([sys.executable, '-c', program], env=environ, check=True)
+  assert kdjax.open is opened.open and kdjax.distil is api.distil
