@@ -367,7 +367,9 @@ def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monk
 def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_path, monkeypatch):
   """At λ = 0 two more in the workdir: both with the weights of a middle checkpoint."""
   own, middle = study.student(), study.student(study.steps[1])
-  others = {name: SimpleNamespace(folders=SimpleNamespace(student=epath.Path(name))) for name in 'ab'}
+  others = {
+    name: SimpleNamespace(folders=SimpleNamespace(student=epath.Path(name))) for name in 'ab'
+  }
   monkeypatch.setattr(
     runs.Study,
     'reseeded',
