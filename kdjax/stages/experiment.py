@@ -23,8 +23,9 @@ class Experiment:
   Each attribute is made when it is first asked for. Nothing here writes.
   """
 
-  def __init__(self, config: ConfigDict, workdir: epath.Path):
-    self.config = config
+  def __init__(self, config: ConfigDict, workdir: epath.Path, label: str = ''):
+    """Takes a label for progress bars and messages, which tells an experiment from its counterpart."""
+    self.config, self.label = config, label
     workdir = workdir.expanduser()
     # Orbax needs absolute paths. Those on gs:// are; `absolute` would break them.
     self.workdir = workdir if workdir.is_absolute() else workdir.absolute()

@@ -20,7 +20,8 @@ def _jobs(experiment: Experiment) -> Sequence[Job]:
   """The job of the counterpart's student, if it is wanted and has not diverged before."""
   if experiment.config.evaluation.independent_seed is None:
     return []
-  (job,) = student.jobs(counterpart(experiment))
+  other = counterpart(experiment)
+  (job,) = student.jobs(other, f'{other.label}student')
   if not job.is_complete() and has_diverged(experiment):
     progress.logger.warning(
       'the independent student, or a teacher of it, has diverged; going on without: %s', job.folder
@@ -63,4 +64,5 @@ def has_diverged(experiment: Experiment) -> bool:
 
 
 def counterpart(experiment: Experiment) -> Experiment:
-  return Experiment(config_lib.independent(experiment.config), experiment.workdir)
+  config = config_lib.independent(experiment.config)
+  return Experiment(config, experiment.workdir, label='independent ')

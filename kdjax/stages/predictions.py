@@ -158,7 +158,7 @@ def _store(experiment: Experiment, source: Source) -> None:
   ]
   missing = _missing(store, wanted)
   with (
-    progress.bar('predictions', len(wanted), 'views') as show,
+    progress.bar(f'{experiment.label}predictions', len(wanted), 'views') as show,
     ThreadPoolExecutor(1) as writer,
   ):
     writing = None

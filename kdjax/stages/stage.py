@@ -71,7 +71,7 @@ class Stage:
   on_divergence: str = ''
 
   def run(self, subject: Any, wait: bool = True) -> bool | None:
-    """Makes all jobs that are not complete, and logs how long that took.
+    """Makes all jobs that are not complete, and logs how long that took. A stage without jobs logs nothing.
 
     Jobs that other processes are at come last.
 
@@ -84,7 +84,7 @@ class Stage:
       MissingInputError: the results of an earlier stage are not there. Nothing was written.
     """
     start, made = time.monotonic(), self._run(subject, wait)
-    if made is not None:
+    if made is not None and self.jobs(subject):
       took = f'done in {time.monotonic() - start:.0f} s' if made else 'up to date'
       progress.logger.info('%s: %s', self.name, took)
     return made

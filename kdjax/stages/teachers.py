@@ -172,7 +172,7 @@ class Trainer:
 
     return {
       'folder': experiment.folders.member(member),
-      'name': f'teacher {member}',
+      'name': f'{experiment.label}teacher {member}',
       'plan': self._plan,
       'like': experiment.teacher.abstract_state,
       'init': lambda: steps.init_state(initial(experiment, member), self._optimizer),
