@@ -197,7 +197,8 @@ def _run_sweep(problems: list[str]) -> None:
   validation.check_sweep(configs, jax.device_count(), problems + wrong)
   workdir = _workdir()
   try:
-    pipeline.run_sweep(chosen, workdir, _STAGES.value)
+    titles = {run.index: _fields(run) for run in sweep_lib.expand(sweep)}
+    pipeline.run_sweep(chosen, workdir, _STAGES.value, titles)
   finally:  # what is done is shown, whatever failed
     results = evaluation.results(configs, workdir)
     paths = sweep_page.write(workdir, name, sweep, results, command=_command_of)
@@ -212,9 +213,12 @@ def _listed(sweep: Sweep, results: Mapping[int, Any]) -> Table:
   for heading in ('run', 'fields', 'done'):
     table.add_column(heading)
   for run in runs:
-    fields = ', '.join(f'{field}={value}' for field, value in run.fields.items())
-    table.add_row(str(run.index), fields, 'yes' if run.index in results else '')
+    table.add_row(str(run.index), _fields(run), 'yes' if run.index in results else '')
   return table
+
+
+def _fields(run: SweepRun) -> str:
+  return ', '.join(f'{field}={value}' for field, value in run.fields.items())
 
 
 def _command_of(run: SweepRun) -> str:

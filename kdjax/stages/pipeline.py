@@ -67,7 +67,12 @@ def _require_left_out(this: stage.Stage, experiment: Experiment, names: Sequence
       other.require(experiment)
 
 
-def run_sweep(configs: Mapping[int, ConfigDict], workdir: epath.Path, names: Sequence[str]) -> None:
+def run_sweep(
+  configs: Mapping[int, ConfigDict],
+  workdir: epath.Path,
+  names: Sequence[str],
+  titles: Mapping[int, str] | None = None,
+) -> None:
   """Runs the named stages of every config. Any number of processes may do so in one workdir.
 
   A config is claimed by one process at a time; the others go on to the next, and come back to it when
@@ -76,6 +81,7 @@ def run_sweep(configs: Mapping[int, ConfigDict], workdir: epath.Path, names: Seq
 
   Args:
     configs: by the index of the run.
+    titles: a few words about each run, for the log.
 
   Raises:
     UserError: some could not be run, for the reasons that it gives. All others are done.
@@ -84,7 +90,8 @@ def run_sweep(configs: Mapping[int, ConfigDict], workdir: epath.Path, names: Seq
   failures: dict[int, UserError] = {}
 
   def work(index: int) -> None:
-    progress.logger.info('run %d (of %d)', index, len(configs))
+    place, title = list(configs).index(index) + 1, (titles or {}).get(index, '')
+    progress.logger.info('run %d, %d of %d: %s', index, place, len(configs), title)
     run(configs[index], workdir, phase)
 
   def attempt(index: int, wait: bool) -> bool:
