@@ -4,7 +4,7 @@ The examples of a split have a fixed order, and an example's index is its positi
 """
 
 from kdjax.data.load import EXTRA, describe, extra_size, load, load_extra
-from kdjax.data.order import training_batch, training_batches
+from kdjax.data.order import balanced_order, training_batch, training_batches
 from kdjax.data.splits import SAMPLED, Description, Split, checksum, part, part_size, split_sizes
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
   'SAMPLED',
   'Description',
   'Split',
+  'balanced_order',
   'checksum',
   'describe',
   'extra_size',
