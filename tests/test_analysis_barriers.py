@@ -99,7 +99,7 @@ def study(tmp_path_factory):
   points['teacher 1'] = points['initial']
   config = types.SimpleNamespace(
     student=types.SimpleNamespace(loss='cross_entropy', alpha=0.0, batch_size=16),
-    teacher=types.SimpleNamespace(num_members=2),
+    teacher=types.SimpleNamespace(num_members=2, source=''),
     evaluation=types.SimpleNamespace(batch_size=32),
   )
   student = types.SimpleNamespace(model=Small())
@@ -378,7 +378,10 @@ class FakeStudy(types.SimpleNamespace):
 
 
 def make_study(**fields):
+  teacher = types.SimpleNamespace(source='')
+  config = types.SimpleNamespace(teacher=teacher)
   alone = {
+    'experiment': types.SimpleNamespace(config=config),
     'same_architecture': True,
     'has_teachers': False,
     'initial_is_kept': False,

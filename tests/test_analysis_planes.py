@@ -37,7 +37,7 @@ def make_study(**fields):
   section = types.SimpleNamespace(
     loss='cross_entropy', alpha=0.0, init_lambda=0.0, init_from='final'
   )
-  teacher = types.SimpleNamespace(num_members=fields.get('num_members', 2))
+  teacher = types.SimpleNamespace(num_members=fields.get('num_members', 2), source='')
   config = types.SimpleNamespace(student=section, teacher=teacher)
   study = {
     'experiment': types.SimpleNamespace(config=config),

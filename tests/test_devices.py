@@ -91,7 +91,7 @@ def mapped(several=False, donate=True, section=(), names=('flip',), classes=4, f
     temperature=partial(losses.temperature_at, num_steps=4, start=4.0, final=final),
     alpha=0.3,
   )
-  step = partial(steps.several, step=step) if several else step
+  step = partial(steps.multi_step, step=step) if several else step
   return devices.parallel(step, num_sharded=2, donate=donate)
 
 

@@ -60,7 +60,7 @@ def test_every_artefact_has_its_environment(workdir):
       environment = json.loads((folder / 'environment.json').read_text())
       assert environment['packages']['jax'] == jax.__version__
       assert environment['seconds'] > 0
-      assert '--config=' in environment['command']
+      assert environment['command']
 
 
 def test_a_second_run_does_no_work(workdir):

@@ -331,7 +331,6 @@ def test_quality_is_measured_in_the_features_of_the_teacher(trained):
 def test_more_samples_can_be_drawn_later(trained, monkeypatch):
   """The generator is kept, and its first samples are the same."""
   first, folder = trained.data.gan_samples(NUM_SAMPLES), trained.folders.gan
-  monkeypatch.setattr(type(trained), 'gan_folder', folder)
   monkeypatch.setitem(trained.config.gan, 'num_samples', 130)
   with pytest.raises(MissingInputError, match='130 samples, and there are 100'):
     trained.data.gan_samples(130)

@@ -186,7 +186,10 @@ DRAWS = {
     lambda: [keys.derive_seed(0, 'member', 0), keys.derive_seed(7, 'member', 3)],
     [1063616514, 779905561],
   ),
-  'member': (lambda: [teachers.member_seed(Fake(config=Fake(seed=3)), 1)], [901720767]),
+  'member': (
+    lambda: [teachers.member_seed(Fake(config=Fake(seed=3, teacher=Fake(source=''))), 1)],
+    [901720767],
+  ),
   # Initial weights.
   'init resnet': (lambda: weights('resnet', (8, 8, 1)), 0.085),
   'init resnet50': (lambda: weights('resnet50', (8, 8, 3)), -12.933),

@@ -179,10 +179,11 @@ def test_distances(executed):
 
 def test_the_ends_of_the_line_are_corners_of_the_plane(executed):
   """Both are measured on the same examples, one point at a time and as one of many."""
-  (caption,) = executed.shown('plane', 'text/markdown')
+  (text,) = executed.shown('plane', 'text/markdown')
   for name in ('teacher 0', 'student'):
     on_line = re.search(rf'{name}: ([\d.]+) nats \(([\d.]+) to ([\d.]+)', executed.printed('line'))
-    corner = re.search(rf'([\d.]+) \[([\d.]+), ([\d.]+)\] at {name}', caption)
+    (row,) = [line for line in text.splitlines() if line.startswith(f'| {name} ')]
+    corner = re.search(r'([\d.]+) \[([\d.]+), ([\d.]+)\]', row.split('|')[3])
     line, corner = ([float(x) for x in match.groups()] for match in (on_line, corner))
     assert line[0] > 0.001
     np.testing.assert_allclose(line, corner, rtol=0.01, atol=1e-4)

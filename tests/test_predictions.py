@@ -41,7 +41,7 @@ def batches_over_an_epoch(run):
 
 def test_stored_is_online(float32_run):
   stored = predictions.open_teacher(float32_run)
-  online = OnlineTeacher(float32_run)
+  online = online_teacher(float32_run)
   assert isinstance(stored, StoredTeacher)
   batches = batches_over_an_epoch(float32_run)
   assert {len(np.unique(batch['views'])) for batch in batches} == {1, 2}
@@ -194,7 +194,7 @@ def test_a_larger_ensemble_and_more_views_reuse_what_is_there(finished, tmp_path
   shutil.copytree(run.folders.member(1), run.folders.member(2))  # takes less than training it
   assert predictions.STAGE.run(run)
   changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
-  assert changed <= {'meta.json', 'zarr.json'}
+  assert changed <= {'meta.json', 'zarr.json', 'environment.json'}
   assert predictions.open_teacher(run).members('distillation', 3).shape == (3, 200, 10)
   assert PredictionStore(run.folders.predictions).meta['complete'] == [[3, 4], [2, 3]]
   assert not predictions.STAGE.run(run)

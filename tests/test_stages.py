@@ -208,7 +208,7 @@ def test_one_point_that_diverges(swept, sweeps, tmp_path):
   assert 'run 1: student: the loss' in error
   assert results(tmp_path) == {}
   with (tmp_path / 'diverging.csv').open() as file:
-    assert [row['count'] for row in csv.DictReader(file)] == ['0', '0', '0']
+    assert list(csv.DictReader(file)) == []
   page = (tmp_path / 'diverging.html').read_text()
   assert f'--config={sweeps["diverging"]} --workdir={tmp_path} --sweep_index=2' in page
 

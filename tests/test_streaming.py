@@ -341,7 +341,7 @@ def test_distillation_data_can_be_streamed_with_extra_images(tmp_path):
     'predictions__augmentation': ('mixup',),
   }
   resident, streamed = (
-    tiny_run(tmp_path, **fields, dataset__streaming=on).inputs['distillation']
+    tiny_run(tmp_path, **fields, dataset__streaming=on).data.inputs['distillation']
     for on in (False, True)
   )
   assert streamed.split.is_streamed and len(streamed.split) == 130

@@ -191,7 +191,7 @@ class Spy(dict):
 def test_the_fields_are_those_that_the_view_reads(names):
   """Fingerprints rely on it: what is not among them changes no stored prediction."""
   spy = Spy(CONFIG.to_dict())
-  jax.eval_shape(views._make_view(names, spy, None), 0, make_batch())
+  jax.eval_shape(views._make_view(names, spy, None, ()), 0, make_batch())
   assert views.fields(names, CONFIG) == {field: CONFIG[field] for field in spy.read}
 
 

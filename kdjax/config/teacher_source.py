@@ -65,7 +65,7 @@ def problems(config: ConfigDict) -> Iterator[str]:
   for prefix, (source, path) in teachers.items():
     field = f'{prefix}source = {source!r}'
     if source in (fields.FILE, fields.WORKDIR) and path is None:
-      yield f'{prefix}path = None: allowed with {field}: a path; see configs/base.py'
+      yield f'{prefix}path = None: allowed with {field}: a path; see kdjax/config/base.py'
     if source == fields.FILE and config.predictions.mode == 'online':
       yield (
         f"predictions.mode = 'online': a file has the logits of its views alone; allowed with {field}: "
