@@ -120,7 +120,8 @@ def test_a_forest_and_a_support_vector_machine_teach_a_student(module, tmp_path)
   split = data.load(section(image_size=12, num_val=50))['test']
   images = (split.inputs_N / 127.5 - 1).astype(np.float32)
   logits_MNC = [f(images) for f in importlib.import_module(name).members()]
-  correct = [np.mean(logits_NC.argmax(-1) == split.labels_N) for logits_NC in logits_MNC]
+  predicted = [np.float32(logits_NC).argmax(-1) for logits_NC in logits_MNC]  # a forest has ties
+  correct = [np.mean(classes_N == split.labels_N) for classes_N in predicted]
   assert [member['accuracy'] for member in test['members']] == pytest.approx(correct)
   assert min(correct) > 0.85
   assert correct[0] != correct[1]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import config as config_lib
 from kdjax import keys, metrics
@@ -71,13 +72,20 @@ def load(experiment: Experiment, member: int) -> steps.Variables:
   if not is_trained(experiment, member):
     raise MissingInputError(f'teacher.path = {section.path!r}: {folder} is no trained member.')
   try:
-    return experiment.teacher.load(folder)
+    variables = experiment.teacher.load(folder)
+    found, wanted = (
+      jax.tree.map(jnp.shape, tree)
+      for tree in (variables, experiment.teacher.abstract_state.variables)
+    )
+    if found != wanted:
+      raise DamageError('its parameters have other shapes.')
   except DamageError as error:
     reason = str(error).partition(' Delete ')[0]  # the folder is not ours to delete
     raise DamageError(
       f'teacher.path = {section.path!r}: {folder.name} cannot be used: {reason} Needed are intact members '
       'of the same model, for inputs of the same shape and as many classes.'
     ) from error
+  return variables
 
 
 def load_all(experiment: Experiment) -> list[steps.Variables]:
