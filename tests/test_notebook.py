@@ -235,6 +235,7 @@ def test_a_plane_that_was_measured_is_drawn(tmp_path, monkeypatch):
     compute=lambda *_: pytest.fail('it was measured again'),
     draw=lambda arrays: drawn.append(arrays) or figure,
     caption=lambda arrays: f'{arrays["x"].sum()}',
+    table=lambda arrays: [['network', 'loss'], ['student', '0.5']],
     unavailable=lambda study: None,
   )
   monkeypatch.setitem(PARTS, 'plane', part)
@@ -243,7 +244,7 @@ def test_a_plane_that_was_measured_is_drawn(tmp_path, monkeypatch):
   names = {'study': study, 'files': files, 'Markdown': str, 'display': lambda *x: shown.extend(x)}
   exec(source('plane'), names)
   assert drawn[0]['x'].tolist() == [0, 1, 2, 3]
-  assert shown == [figure, '6']
+  assert shown == [figure, '6\n\n| network | loss |\n| --- | --- |\n| student | 0.5 |']
 
 
 def test_texts_are_not_drawn(capsys):

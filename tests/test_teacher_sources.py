@@ -122,7 +122,9 @@ def test_a_forest_and_a_support_vector_machine_teach_a_student(module, tmp_path)
   logits_MNC = [f(images) for f in importlib.import_module(name).members()]
   predicted = [np.float32(logits_NC).argmax(-1) for logits_NC in logits_MNC]  # a forest has ties
   correct = [np.mean(classes_N == split.labels_N) for classes_N in predicted]
-  assert [member['accuracy'] for member in test['members']] == pytest.approx(correct)
+  # A pixel may lie on a threshold of a tree, where rounding decides: up to two of 360 images.
+  accuracies = [member['accuracy'] for member in test['members']]
+  assert accuracies == pytest.approx(correct, abs=0.006)
   assert min(correct) > 0.85
   assert correct[0] != correct[1]
   assert test['student']['accuracy'] > 0.6  # 0.1 by chance: it was distilled
