@@ -93,6 +93,7 @@ def distil(
   _require_right()
   if not progress.logger.handlers:
     progress.setup_logging()
+  _require_same_data(Experiment(made, _folder(workdir)))
   experiment = pipeline.run(made, _folder(workdir), list(pipeline.STAGES))
   return Result(evaluation.result(experiment), Student(experiment.folders.student))
 
@@ -287,10 +288,10 @@ def _require_same_modules(made: ConfigDict, given: Mapping[str, Any]) -> None:
     if isinstance(module, nn.Module):
       arguments = description.num_classes, description.vocabulary_size
       built = models.own_module(models.build(sections[field], *arguments, field=field))
-      if built != module:
+      if differences := _differences(built, module):
         role = 'student' if field == 'student.model' else 'teacher'
         problems.append(
-          f'{role} = {type(module).__name__}(...): the data and the config need {_differences(built, module)}'
+          f'{role} = {type(module).__name__}(...): the data and the config need {differences}'
         )
   if problems:
     raise ConfigError(problems)
@@ -300,6 +301,17 @@ def _differences(needed: nn.Module, module: nn.Module) -> str:
   fields = [name for name in type(module).__dataclass_fields__ if name not in ('parent', 'name')]
   pairs = [(name, getattr(needed, name), getattr(module, name)) for name in fields]
   return ', '.join(f'{name} = {a!r}, not {b!r}' for name, a, b in pairs if a != b)
+
+
+def _require_same_data(experiment: Experiment) -> None:
+  """Raises DamageError if the workdir has artefacts of this config that were made from other data.
+
+  Fingerprints cover the names of data sets, and stages trust what is complete. Arrays have no names.
+  """
+  for folder in experiment.folders.members:
+    experiment.data.training.check(folder)
+  for folder in (experiment.folders.predictions, experiment.folders.student):
+    experiment.data.everything.check(folder)
 
 
 @functools.cache

@@ -112,6 +112,10 @@ class Student:
   def __init__(self, folder: epath.Path):
     self.folder, self.name = folder, folder.name
 
+  def __getstate__(self) -> dict[str, str]:
+    """The student's fingerprint, for the digest of a function that uses the student."""
+    return {'name': self.name}
+
   @property
   def is_evaluated(self) -> bool:
     """Whether it has a result. Independent students, which only measure a baseline, have none."""

@@ -231,7 +231,7 @@ CASES = [
   ({'train': None}, 'train, test: allowed: both, or neither'),
   ({'train': (np.zeros((3, 2)), np.zeros(4, int))}, "'train' has 3 inputs and 4 labels"),
   (
-    {'train': (np.full((3, 8, 8, 1), 2.0), np.arange(3))},
+    {split: (np.full((3, 8, 8, 1), 2.0), np.arange(3)) for split in ('train', 'test')},
     'train has values in [2, 2]; allowed in floating point',
   ),
   ({'config': {'student.temprature': 1}}, 'no such field; did you mean student.temperature?'),

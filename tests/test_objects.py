@@ -78,7 +78,7 @@ EDITS = [
   ('np.arange(3)', 'np.arange(3) + 1', {'Net'}),
   ('UNUSED = 1', 'UNUSED = 2', set()),
   ('width: int = 4', 'width: int = 5', {'Net'}),
-  ('num_classes: int', 'num_classes: int = 3', {'Base'}),
+  ('num_classes: int', 'num_classes: int = 3', {'Base', 'Net'}),
   ('nn.Dense(self.num_classes)(x)', 'nn.Dense(self.num_classes)(x + 1)', {'Net'}),
   ('class Net(', 'mean = print\nclass Net(', set()),  # a variable of a function is no global one
 ]

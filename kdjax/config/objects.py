@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax.core import unfreeze
 
@@ -157,15 +158,15 @@ class _Reader:
     return self._object(value, label)
 
   def _object(self, value: Any, label: str) -> str:
-    """The class of an object and its content: an array's values, the attributes, or a pickle."""
+    """The class of an object and its content: an array's values, `__getstate__()`, or a pickle."""
     if hasattr(value, '__dict__') and _is_own(type(value)):
       if id(value) not in self._objects:
         self._objects[id(value)] = value  # it may refer to itself
         kind = self._definition(type(value))
-        return f'{kind}({self.token(vars(value), label)})'
+        return f'{kind}({self.token(value.__getstate__(), label)})'
       return type(value).__qualname__
     try:
-      if hasattr(value, '__array__') and hasattr(value, 'dtype') and value.dtype != object:
+      if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
         array = np.asarray(value)
         return f'array({array.shape}, {array.dtype}, {_sha(array.tobytes())})'
       content = pickle.dumps(value)
@@ -186,7 +187,8 @@ class _Reader:
       self._found.update(code.digests((name,)))
     elif _is_own(value):
       self._seen[value] = name = f'{given.__name__}.{_label(value)}'
-      content = code.canonical(_tree(value)) + self._uses(value, name)
+      text = code.canonical(_tree(value)) if _functions(value) else _attributes(value)
+      content = text + self._uses(value, name)
       while self._found.setdefault(name, _sha(content)) != _sha(content):
         name += "'"  # another definition of the same name
       self._seen[value] = name
@@ -197,7 +199,7 @@ class _Reader:
   def _uses(self, value: Callable, label: str) -> str:
     """Tokens of all values, outside of a definition, that it mentions."""
     names, uses = _namespace(value), {}
-    for node in code.walk(_tree(value)):
+    for node in code.walk(_tree(value)) if names else ():
       first, *rest = code.chain(node) or [None]
       if first not in names:
         continue
@@ -275,6 +277,13 @@ def _functions(value: Callable) -> list[types.FunctionType]:
     if is_written and member.__qualname__.startswith(f'{value.__qualname__}.'):
       found.append(member)
   return found
+
+
+def _attributes(kind: type) -> str:
+  """The names that a class without methods defines; it has no code from which its text could be found."""
+  fields = [field.name for field in _fields(kind)] if dataclasses.is_dataclass(kind) else []
+  plain = {k: v for k, v in vars(kind).items() if not k.startswith('_') and is_plain(v)}
+  return f'{kind.__qualname__} {fields} {sorted(plain.items(), key=str)}'
 
 
 def _tree(value: Callable) -> ast.AST:
