@@ -1,0 +1,96 @@
+"""`kdjax.distil` with teachers that kdjax does not train: functions, and logits at hand."""
+
+import jax
+import numpy as np
+import pytest
+from test_api import Mlp, distil, splits, state_of
+
+import kdjax
+from kdjax.errors import ConfigError
+
+WEIGHTS = np.random.default_rng(0).normal(size=(2, 64, 10)) / 8
+
+
+def linear(weights):
+  """A teacher that no module has."""
+
+  def predict(images):
+    return images.reshape(len(images), 64) @ weights
+
+  return predict
+
+
+def unit(images):
+  return images / np.float32(127.5) - 1
+
+
+@pytest.mark.parametrize('teacher', [linear(WEIGHTS[0]), list(map(linear, WEIGHTS))])
+def test_functions_teach(teacher, tmp_path):
+  result = distil(tmp_path, teacher=teacher)
+  members = teacher if isinstance(teacher, list) else [teacher]
+  images = unit(splits()['test'][0])
+  probs = np.mean([jax.nn.softmax(member(images)) for member in members], axis=0)
+  found = kdjax.open(tmp_path)[0].logits['test']
+  np.testing.assert_allclose(np.exp(found['teacher']), probs, atol=2e-3)
+  assert len(result['splits']['test']['members']) == len(members)
+  assert 'independent' not in result['splits']['test']
+
+
+def test_a_function_of_other_content_is_another_teacher(tmp_path):
+  result = distil(tmp_path, teacher=linear(WEIGHTS[0]))
+  before = state_of(tmp_path)
+  assert distil(tmp_path, teacher=linear(WEIGHTS[0].copy())) == result
+  assert state_of(tmp_path) == before
+  assert distil(tmp_path, teacher=linear(WEIGHTS[1])) != result
+  assert len(kdjax.open(tmp_path)) == 2
+
+
+def test_logits_at_hand_are_the_same_teacher_as_their_function(tmp_path):
+  teacher, data = linear(WEIGHTS[0]), splits()
+  logits = {split: teacher(unit(pair[0])) for split, pair in data.items()}
+  found = distil(tmp_path / 'logits', teacher=logits)
+  assert found['splits'] == distil(tmp_path / 'function', teacher=teacher)['splits']
+  members = {split: np.stack([values, values]) for split, values in logits.items()}
+  assert distil(tmp_path / 'logits', teacher=members)['splits'].keys() == found['splits'].keys()
+
+
+def test_logits_of_views(tmp_path):
+  """They are predicted for what `kdjax.views` gives."""
+  teacher, data = linear(WEIGHTS[0]), splits()
+  fields = {
+    'predictions.augmentation': ('flip',),
+    'predictions.num_views': 2,
+    'evaluation.independent_seed': None,
+  }
+  expected = distil(tmp_path / 'function', teacher=teacher, config=fields)
+  of_views = [[], []]
+  for view, _, images, _ in kdjax.views(expected.student.config):
+    of_views[view].append(teacher(images))
+  logits = {split: teacher(unit(pair[0])) for split, pair in data.items()}
+  logits['distillation'] = np.stack([np.concatenate(of_views[view]) for view in range(2)])[None]
+  found = distil(tmp_path / 'logits', teacher=logits, config=fields)
+  assert found['splits'] == expected['splits']
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+  logits = {'train': np.zeros((60, 10)), 'test': np.zeros((20, 10))}
+  for teacher, told in (
+    (
+      {'train': logits['train']},
+      'teacher: has logits of distillation, train; needed: of distillation, train, test',
+    ),
+    (logits | {'test': np.zeros(20)}, r"teacher\['test'\]: has the shape \(20,\)"),
+    (logits | {'test': np.zeros((20, 9))}, 'test has 20 examples and 9 classes'),
+    (lambda images: images, r'gives \(4, 8, 8, 1\)'),
+  ):
+    with pytest.raises(ConfigError, match=told):
+      distil(tmp_path, teacher=teacher)
+
+
+def test_a_trained_model_is_a_function(tmp_path):
+  first = distil(tmp_path / 'first').student
+  teacher = lambda images: first.model.apply(first.variables, images, train=False)
+  result = distil(tmp_path / 'second', teacher=teacher, student=Mlp(10, width=4))
+  logits = kdjax.open(tmp_path / 'second')[0].logits['test']['teacher']
+  np.testing.assert_allclose(logits, jax.nn.log_softmax(first.logits['test']['student']), atol=5e-3)
+  assert result.student.config.teacher.source == 'kdjax.given:lambda'
