@@ -78,6 +78,16 @@ def test_imports_are_followed_in_all_their_forms(tmp_path, text):
   assert '@_b.g' in found
 
 
+def test_modules_that_import_each_other_are_followed_once(tmp_path):
+  texts = (
+    'from @_b import g, h\ndef f(x):\n  return g(h(x))',
+    'from @_c import g, h',
+    'from @_b import g',
+  )
+  found = digests(tmp_path, texts[0], _b=texts[1], _c=f'{texts[2]}\ndef h(x):\n  return x\n')
+  assert found.keys() == {'@.f', '@_c.h'}  # g is defined nowhere
+
+
 def test_packages_are_followed(tmp_path):
   package = tmp_path / 'covered_package' / 'inner'
   package.mkdir(parents=True)

@@ -28,8 +28,8 @@ REGISTRIES = {
   'kdjax.data.augmentations.AUGMENTATIONS',
   'kdjax.data.augmentations.FUNCTIONS',
 }
-# These find code, raise errors or spread work over devices, and change no number.
-NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors')
+# These find code, raise errors, spread work over devices or read results, and change no number.
+NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors', 'kdjax.opened')
 _IGNORED = {'annotation', 'returns', 'type_comment', 'type_params', 'kind', 'ctx'}
 
 
@@ -67,11 +67,13 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
     if module_name != given.__name__  # whose objects have digests of their own
     for found_at in _places(module_name, name)
   ]
+  seen = set()
   while waiting:
-    module_name, name = waiting.pop()
+    module_name, name = place = waiting.pop()
     module = _module(module_name)
-    if module is None or f'{module_name}.{name}' in found or _is_excluded(module_name, name):
+    if module is None or place in seen or _is_excluded(module_name, name):
       continue
+    seen.add(place)
     if name in module.imports:  # defined elsewhere
       waiting.append(module.imports[name])
       continue
