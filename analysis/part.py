@@ -1,4 +1,4 @@
-"""What a part of the analysis is, and what it is given: settings, blocks that are kept, and checks."""
+"""The definition of a part of the analysis, and its inputs: settings, blocks that are kept, and checks."""
 
 import contextlib
 import dataclasses
@@ -75,7 +75,7 @@ class Settings:
   return_epochs: float = _field(10.0, 0.01, 'Epochs of distillation from around the teacher.', 1e6)
 
   def problems(self) -> list[str]:
-    """What is wrong with the numbers, for a ConfigError."""
+    """The problems of the numbers, one line each, for a ConfigError."""
     numbers = [field for field in dataclasses.fields(self) if 'smallest' in field.metadata]
     wrong = [problem for field in numbers for problem in self._problems(field)]
     if self.lanczos_steps < self.num_eigenpairs:
@@ -167,7 +167,7 @@ class Blocks:
     return arrays
 
   def delete(self) -> None:
-    """Those of other settings, too: the part is finished, and nobody comes back for them."""
+    """Deletes all blocks, also those of other settings: the part is finished."""
     if self._folder.parent.exists():
       self._folder.parent.rmtree()
 
@@ -204,7 +204,7 @@ class Part:
   version: int = 1  # raise it when a change of the code makes old numbers wrong
 
   def record(self, study: Study, settings: Settings) -> dict[str, Any]:
-    """What its numbers depend on, as JSON has it."""
+    """The settings and fingerprints that its numbers depend on, as JSON values."""
     record = {
       'part': self.name,
       'version': self.version,
@@ -220,7 +220,7 @@ class Part:
 
 
 def read_record(arrays: Arrays) -> dict[str, Any]:
-  """What stands in a part's .npz beside its numbers: record, config and checks."""
+  """The record, config and checks that a part's .npz holds beside its numbers."""
   try:
     return json.loads(str(arrays['record']))
   except KeyError as error:

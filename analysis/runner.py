@@ -59,7 +59,7 @@ def check_names(
 
 @dataclasses.dataclass(frozen=True)
 class Trainings:
-  """What is trained, by part or as 'sibling', and why the other parts are left out."""
+  """The trainings, by part or as 'sibling', and the reasons why other parts are left out."""
 
   trainings: dict[str, list[Training]]
   left_out: dict[str, str]
@@ -72,7 +72,7 @@ class Trainings:
 def plan(
   study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL
 ) -> Trainings:
-  """What the named parts will train, by default all that can be computed.
+  """The trainings of the named parts, by default of all that can be computed.
 
   Args:
     train: ALL; CHEAP, only what takes no more steps than the student did; or NONE. A part whose students
@@ -130,7 +130,7 @@ def _cost(trainings: Sequence[Training], study: Study) -> str:
 
 
 def described() -> str:
-  """What each part answers, reads and trains, for --help; no name is broken over lines."""
+  """The text for --help: each part with the question it answers, its settings and its trainings."""
   lines = []
   for name, part in PARTS.items():
     lines.append(f'  {name}')

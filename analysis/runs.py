@@ -45,7 +45,7 @@ class Study:
 
   @property
   def folder(self) -> epath.Path:
-    """Where its analyses are written."""
+    """The folder of its analyses."""
     return self.experiment.workdir / 'analysis' / self.experiment.folders.student.name
 
   @property
@@ -189,7 +189,7 @@ class Study:
 
   @property
   def names(self) -> list[str]:
-    """What there is of 'initial' (where it was kept), 'student', 'teacher 0', ..., 'sibling' and
+    """The names of the networks that exist, of 'initial' (where it was kept), 'student', 'teacher 0', ..., 'sibling' and
     'independent', all weights of the student's architecture, in the order in which they are drawn."""
     return list(self._loaders)
 

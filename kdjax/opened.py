@@ -1,4 +1,4 @@
-"""What a workdir holds, for Python: students with their results, parameters and logits; stored predictions.
+"""The content of a workdir, for Python: students with their results, parameters and logits; stored predictions.
 
 Arrays are NumPy's. Axes: M member, V view, N example, B batch, C class.
 """

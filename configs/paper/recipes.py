@@ -1,4 +1,4 @@
-"""What the figures share: recipes in full and small, distillation data, and measures."""
+"""Recipes, sizes, distillation data and measures that the figures share."""
 
 from collections.abc import Mapping, Sequence
 

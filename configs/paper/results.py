@@ -96,7 +96,7 @@ def updated(text: str, root: epath.Path) -> str:
 
 
 def _claims(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
-  """For each sweep: its figure, how much of it is finished, and all its claims."""
+  """The lines about each sweep: its figure, how much of it is finished, and all its claims."""
   lines = []
   for name, summary in summaries.items():
     first = summary['points'][0]['measure']

@@ -24,7 +24,7 @@ MAX_TRIALS = 1000  # a claim that needs more is as good as not decidable
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What the results say about a claim."""
+  """The verdict of the results on a claim."""
 
   claim: Claim
   panel: Panel  # its label has the unit of the effect

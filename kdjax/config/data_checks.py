@@ -171,7 +171,7 @@ def _text_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def _model_names(config: ConfigDict) -> dict[str, str]:
-  """By the field that says so. A student's that is None is the teacher's."""
+  """The names of the models, by field. A student's name of None stands for the teacher's."""
   names = {'model.name': config.model.name, 'student.model.name': config.student.model.name}
   return {field: name for field, name in names.items() if name in models.MODELS}
 

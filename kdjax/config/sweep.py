@@ -176,7 +176,7 @@ def command(run: SweepRun, start: str = 'python launch.py') -> str:
 
 
 def has_difference(rows: Sequence[Row]) -> list[bool]:
-  """For each panel, whether any point has an independent student to compare with."""
+  """Whether any point has an independent student to compare with, for each panel."""
   columns = zip(*(row.cells for row in rows), strict=True)
   return [any(cell.num_pairs for cell in cells) for cells in columns]
 
@@ -197,7 +197,7 @@ def is_categorical(sweep: Sweep) -> bool:
 
 
 def problems(sweep: Sweep) -> list[str]:
-  """What is wrong with a sweep in itself, a line each; [] of a good one."""
+  """The problems of a sweep by itself, one line each."""
   found = [
     f'{name} of the sweep is empty; give at least one'
     for name in ('points', 'panels')

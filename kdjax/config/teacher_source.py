@@ -19,7 +19,7 @@ SHOWN = 4  # random inputs that a function is shown before anything runs
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-  """What a fingerprint covers of a teacher from elsewhere, beside the code of a function."""
+  """The part of a fingerprint that stands for a teacher from elsewhere, beside the code of a function."""
   section = config.teacher
   if section.source != fields.WORKDIR:
     content = None if section.path is None else files.tree_checksum(section.path)

@@ -92,6 +92,6 @@ def _factory_arguments(found: Callable) -> list[str] | None:
 
 @functools.lru_cache(8)
 def _made(factory: Callable, source: str, field: str, path: str | None, content: str | None) -> Any:
-  """What a factory returns. `content` is a key of the cache: another one has it called again."""
+  """The result of a factory, cached. A new `content` calls it again."""
   del content
   return plugins.call(source, field, factory, *[] if path is None else [path])

@@ -41,7 +41,7 @@ class Teacher(Protocol):
 
 
 class Source(Protocol):
-  """What the store is filled from."""
+  """A source of predictions, from which the store is filled."""
 
   gives_log_probs: bool  # whether `logits` gives log-probabilities, which the store has as they are
 

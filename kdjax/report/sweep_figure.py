@@ -99,7 +99,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure'
 
 
 def spread_text(sweep: Sweep, rows: Sequence[Row]) -> str:
-  """What bands and bars are, and over how many trials; '' if there are none."""
+  """A sentence about the meaning of bands and bars and the number of trials; '' if there are none."""
   counts = sorted({cell.count for row in rows for cell in row.cells if cell.count})
   if not counts or counts[-1] < 2:
     return ''
@@ -116,7 +116,7 @@ def difference_label(label: str) -> str:
 
 
 def has_paper(rows: Sequence[Row]) -> list[bool]:
-  """For each panel, whether the paper gives a value for any point."""
+  """Whether the paper gives a value for any point, for each panel."""
   columns = zip(*(row.cells for row in rows), strict=True)
   return [any(cell.paper_mean is not None for cell in cells) for cells in columns]
 
@@ -204,7 +204,7 @@ def _draw_difference(axes: 'Axes', sweep: Sweep, rows: Sequence[Row], i: int) ->
 
 
 def _places(sweep: Sweep, series: str, rows: Sequence[Row]) -> list[float]:
-  """Where points stand on the axis of x: at x, or in the line of its name, series one below the other."""
+  """The places of points on the x axis: at x, or in the line of its name, series one below the other."""
   if not sweep_lib.is_categorical(sweep):
     return [row.point.x for row in rows]
   lines = sweep_lib.x_values(sweep)

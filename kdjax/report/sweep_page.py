@@ -125,7 +125,7 @@ def _all_columns(sweep: Sweep, rows: Sequence[Row]) -> list[Column]:
 def _differences(
   sweep: Sweep, rows: Sequence[Row]
 ) -> list[tuple[str, list[tuple[Row, list[str]]]]]:
-  """For each measure of fidelity: its label, and rows with cells of DIFFERENCE_HEADINGS."""
+  """(label, rows with cells of DIFFERENCE_HEADINGS) of each measure of fidelity."""
   there = sweep_lib.has_difference(rows)
   return [
     (

@@ -47,7 +47,7 @@ def find(name: str, field: str) -> Callable[..., Any]:
 
 
 def attribute(name: str, field: str) -> Any:
-  """As `find`, but of any type."""
+  """The object that 'module:attribute' names, callable or not; raises what `find` raises."""
   module_name, _, variable = name.partition(':')
   try:
     module = importlib.import_module(module_name)

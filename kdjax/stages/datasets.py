@@ -19,7 +19,7 @@ from kdjax.train.inputs import Inputs
 
 
 class Data:
-  """What an experiment trains and is evaluated on. Nothing is read before it is asked for."""
+  """The data that an experiment trains and is evaluated on, read when they are first needed."""
 
   def __init__(self, config: ConfigDict, folders: Folders):
     self._config, self._folders = config, folders
@@ -91,7 +91,7 @@ class Data:
 
   @cached_property
   def training(self) -> Provenance:
-    """What a teacher and a GAN are made from. Another `num_test` gives no other teacher."""
+    """The provenance of teachers and GANs. It leaves out the test set, which changes no teacher."""
 
     def content():
       return {name: split for name, split in self.splits.items() if name != 'test'}
@@ -100,7 +100,7 @@ class Data:
 
   @cached_property
   def everything(self) -> Provenance:
-    """What predictions and a student are made from: all splits, and the unlabelled inputs."""
+    """The provenance of predictions and students: all splits, and the unlabelled inputs."""
 
     def content():
       return self.splits | {name: _unlabelled(x) for name, x in self.extra_inputs.items()}

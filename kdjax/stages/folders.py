@@ -1,4 +1,4 @@
-"""Where the artefacts of an experiment lie."""
+"""The folders of the artefacts of an experiment."""
 
 import dataclasses
 

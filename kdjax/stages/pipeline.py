@@ -36,7 +36,7 @@ COMPARING = ('independent', 'evaluation')
 
 
 def problems(names: Sequence[str]) -> list[str]:
-  """What is wrong with a --stages flag."""
+  """The problems of a --stages flag, one line each."""
   if not names:
     return [f'--stages: empty; allowed: any of {",".join(STAGES)}']
   return [

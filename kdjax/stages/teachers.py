@@ -137,7 +137,7 @@ def open_source(experiment: Experiment) -> Source:
 
 
 def place(experiment: Experiment, member: int) -> str:
-  """Where a teacher is, for messages."""
+  """The place of a teacher, for messages."""
   section = experiment.config.teacher
   if config_lib.has_weights(section.source):
     return f'in {experiment.folders.member(member)}'

@@ -183,12 +183,12 @@ def unshard(array: jax.Array) -> np.ndarray:
 
 
 def for_one_device(tree: Any) -> Any:
-  """What `shard` has split, for one device alone: (D, B / D, ...) → (1, B, ...)."""
+  """A batch from `shard` for one device alone: (D, B / D, ...) → (1, B, ...)."""
   return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tree)
 
 
 def stack(batches: Sequence[Any]) -> Any:
-  """What `shard` gave for K steps as what `several` takes: (D, B / D, ...) → (D, K, B / D, ...).
+  """K batches from `shard` as one argument of `steps.multi_step`: (D, B / D, ...) → (D, K, B / D, ...).
 
   On the host, where it lies there: one array goes to the devices instead of K.
   """

@@ -179,6 +179,6 @@ TABLES_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger t
 
 @functools.lru_cache(TABLES_KEPT)
 def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
-  """For each example the index of its partner. Each example is a partner once."""
+  """The index of the partner of each example. Each example is a partner once."""
   rng = keys.numpy_rng(seed, 'view/partners', view)
   return rng.permutation(num_examples).astype(np.int32)

@@ -101,7 +101,7 @@ def _adam(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformat
 
 
 def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-  """As `_adam`, but with decoupled weight decay, −rate · decay · θ (Loshchilov & Hutter 2019)."""
+  """Adam with decoupled weight decay, −rate · decay · θ (Loshchilov & Hutter 2019)."""
   return optax.adamw(rate, config.momentum, config.beta2, weight_decay=config.weight_decay)
 
 
