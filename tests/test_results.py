@@ -12,7 +12,7 @@ from kdjax.config import sweep as sweep_lib
 from kdjax.errors import MissingInputError
 from kdjax.runtime import files
 from kdjax.stages import evaluation
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 SPEC = 'configs/paper/fig10_ensemble_size.py:smoke'  # m = 1, 2, 4; two trials
 NAME = 'fig10_ensemble_size_smoke'
@@ -26,7 +26,7 @@ def pretend_finished(workdir, indices):
   for run in sweep_lib.expand(sweep):
     if run.index not in indices:
       continue
-    this = Run(configs[run.index], workdir)
+    this = Experiment(configs[run.index], workdir)
     agreement = 0.70 + 0.01 * run.trial + 0.01 * run.point.x * (1 + run.trial)
     test = {
       'fidelity': {'top1_agreement': agreement},
@@ -38,18 +38,18 @@ def pretend_finished(workdir, indices):
     del settings['batch_size']
     content = {
       'version': evaluation.VERSION,
-      'fingerprints': {'student': this.student_folder.name},
+      'fingerprints': {'student': this.folders.student.name},
       'evaluation': settings,
       'splits': {'test': test},
     }
-    files.write_json(this.student_folder / 'result.json', content)
-    (this.student_folder / 'logits.npz').write_bytes(b'')
+    files.write_json(this.folders.student / 'result.json', content)
+    (this.folders.student / 'logits.npz').write_bytes(b'')
     # 10 steps of 64 at 128 examples a second, and 5 at 64: 5 s and 5 s.
     rows = [
       {'step': 10, 'examples_per_second': 128.0},
       {'step': 15, 'examples_per_second': 64.0},
     ]
-    (this.student_folder / 'metrics.jsonl').write_bytes(files.json_lines(rows))
+    (this.folders.student / 'metrics.jsonl').write_bytes(files.json_lines(rows))
 
 
 @pytest.fixture

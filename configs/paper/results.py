@@ -27,7 +27,7 @@ from kdjax.errors import MissingInputError, UserError
 from kdjax.report import sweep_figure, sweep_page
 from kdjax.runtime import files
 from kdjax.stages import evaluation
-from kdjax.stages.run import Run
+from kdjax.stages.experiment import Experiment
 
 ROOT = epath.Path(__file__).parents[2]
 KEPT = ('csv', 'json', 'png')
@@ -59,7 +59,7 @@ def collect(
       f'no run of {spec} is finished in {workdir}. Give the --workdir of the sweep.'
     )
   notes = {
-    index: {'seconds': _seconds(Run(configs[index], workdir)), 'environment': environment}
+    index: {'seconds': _seconds(Experiment(configs[index], workdir)), 'environment': environment}
     for index in results
   }
   paths = sweep_page.write(
@@ -149,10 +149,10 @@ def _hours(path: epath.Path) -> float:
   return sum(seconds.values()) / 3600
 
 
-def _seconds(run: Run) -> int:
+def _seconds(run: Experiment) -> int:
   """How long the student's steps took, without evaluation."""
   seconds, before = 0.0, 0
-  for row in files.read_json_lines(run.student_folder / 'metrics.jsonl'):
+  for row in files.read_json_lines(run.folders.student / 'metrics.jsonl'):
     examples = (row['step'] - before) * run.config.student.batch_size
     seconds, before = seconds + examples / row['examples_per_second'], row['step']
   return round(seconds)
