@@ -162,7 +162,10 @@ def scalar(student, teacher, temperature):
   return (student - teacher).sum()
 
 def nan(student, teacher, temperature):
-  return jnp.sqrt(-1 - (student - teacher) ** 2).sum(-1)
+  return student.sum(-1) + jnp.nan
+
+def nan_gradient(student, teacher, temperature):
+  return jnp.sqrt(0 * student).sum(-1)
 
 def branches(student, teacher, temperature):
   return student.sum(-1) if student[0, 0] > 0 else teacher.sum(-1)
@@ -200,6 +203,10 @@ CASES = [
   ({'model__name': 'resnet', 'model__options': {'a': 1}}, 'resnet reads none'),
   ({'student__loss': '@scalar', 'student__loss_options': {}}, 'returns the shape ()'),
   ({'student__loss': '@nan', 'student__loss_options': {}}, 'gives [nan nan nan nan]'),
+  (
+    {'student__loss': '@nan_gradient', 'student__loss_options': {}},
+    'gives [0. 0. 0. 0.] for random logits of 4 examples, and a gradient with 12 values',
+  ),
   ({'student__loss': '@branches', 'student__loss_options': {}}, 'raised TracerBoolConversionError'),
   ({'student__loss': '@fails', 'student__loss_options': {}}, "raised KeyError: 'no such thing' ("),
   ({'student__loss_options__beta': 1}, 'has no beta; allowed: weight'),
