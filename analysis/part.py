@@ -196,9 +196,9 @@ class Part:
   # The students that it will train before it can compute.
   trains: Callable[[Study, Settings], list[Training]] = lambda study, settings: []
   unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
-  # What is wrong with settings that name networks, given the names that there are.
+  # (names of networks that exist, settings) → the problems of settings that name networks.
   misnamed: Callable[[list[str], Settings], list[str]] = lambda names, settings: []
-  # What its numbers depend on beside the study and the settings, as JSON.
+  # Further values that its numbers depend on, as JSON.
   depends: Callable[[Study, Settings], Any] = lambda study, settings: None
   compares_others: bool = False  # whether siblings and the independent student enter
   version: int = 1  # raise it when a change of the code makes old numbers wrong

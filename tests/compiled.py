@@ -66,7 +66,7 @@ CASES = [
   Case('resnet50', (8, 16, 16, 3)),
   Case('bilstm', (16, 12), products=('hvp', 'gvp')),
 ]
-# With its optimisations XLA takes minutes to compile all. Without KDJAX_COMPILER=all, only these are compiled:
+# XLA's optimisations take minutes to compile all. Without KDJAX_COMPILER=all, only these are compiled:
 # (model, norm, dtype) → the matrices whose products are.
 QUICK = {
   ('resnet', 'batch', 'float32'): (),
@@ -115,7 +115,7 @@ def _move(dtype: str, run: int, as_reference: bool) -> Move:
 
 
 class Programs:
-  """What is compiled for a model, once."""
+  """The compiled functions of a model."""
 
   def __init__(self, case: Case, dtype: str):
     self._case = case

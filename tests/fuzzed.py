@@ -1,4 +1,4 @@
-"""What test_fuzz.py draws, and how it builds a config that was accepted without computing anything."""
+"""The draws of test_fuzz.py, and the tracing of accepted configs, which computes nothing."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from kdjax.stages.provenance import Provenance
 from kdjax.stages.stage import Stage
 from kdjax.train import devices, loop, optimizers, steps
 
-# Of the sets of TFDS that the experiments name: shape (of texts: None), classes, and sizes.
+# The TFDS sets that the experiments name: shape (None for texts), classes, and sizes.
 SETS = {
   'mnist/3.0.1': ((28, 28, 1), 10, {'train': 60_000, 'test': 10_000}),
   'emnist/byclass/3.1.0': ((28, 28, 1), 62, {'train': 697_932, 'test': 116_323}),
@@ -98,7 +98,7 @@ _OF_TYPE = {
   ConfigDict: st.sampled_from([{}, {'width': 8}, {'beta': None}, {'a': {'b': (1, 2)}}, {1: 2}]),
 }
 _ANY = st.one_of(*_OF_TYPE.values(), st.sampled_from(_OTHERS))
-# What a shell may pass and `repr` never writes.
+# Texts that a shell may pass and `repr` never writes.
 _TEXTS = [
   *(
     None,
@@ -121,7 +121,7 @@ _TEXTS = [
 
 
 def values_of(configs: dict[str, ConfigDict]) -> dict[str, list]:
-  """What the configs have in each field, each value once, without those that count as false."""
+  """The true values that the configs have in each field, each once."""
   all_leaves = [config_lib.leaves(config) for config in configs.values()]
   return {
     field: list({repr(v): v for leaves in all_leaves if (v := leaves[field])}.values())
@@ -252,7 +252,7 @@ def build(config: ConfigDict, workdir: pathlib.Path, traced: set[str]) -> None:
 
 
 def folders(config: ConfigDict, workdir: pathlib.Path) -> set[str]:
-  """What `build` would trace."""
+  """The folders whose stages `build` would trace."""
   return set(_traces(Experiment(config, epath.Path(workdir))))
 
 

@@ -62,7 +62,7 @@ def conv(x, kernel, stride=1, padding=1):
 
 
 def max_pool(x, size, padding=0):
-  """Of overlapping squares, with stride 2."""
+  """Maximum over overlapping squares, with stride 2."""
   widths = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   windows = sliding_window_view(
     np.pad(x, widths, constant_values=-np.inf), (size, size), axis=(1, 2)

@@ -1,4 +1,4 @@
-"""What stands in an HTML page: tables, captions, text and links."""
+"""The content of an HTML page: tables, captions, text and links."""
 
 import html.parser
 

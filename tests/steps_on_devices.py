@@ -90,7 +90,7 @@ def dropout_masks(*seeds_and_steps: tuple[int, int]) -> list[np.ndarray]:
 
 
 def trained() -> dict[str, np.ndarray]:
-  """What four steps log and leave, predictions, and the masks of dropout. Noise takes labels away."""
+  """The logs and states of four steps, predictions, and the masks of dropout. Noise takes labels away."""
   model = Network(CLASSES)
   optimizer = optimizers.make_optimizer(SECTION, 10)
   clean, view = (views.make_view(names, AUGMENTATION) for names in ((), ('flip', 'noise')))

@@ -66,7 +66,7 @@ def test_the_loss_is_the_students_less_the_teachers(study, measured):
 
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_the_teacher_is_the_zero_of_every_loss(name):
-  """Whose gradient is the student's: what is taken away does not depend on it."""
+  """The gradient is that of the plain loss: the subtracted term does not depend on the student."""
   logits_BC, other_BC = (3 * jax.random.normal(jax.random.key(i), (4, 5)) for i in range(2))
   batch = {'teacher_log_probs': jax.nn.log_softmax(logits_BC), 'labels': jnp.array([0, 1, 2, -1])}
   settings = {'loss': losses.LOSSES[name], 'temperature': 4.0, 'alpha': 0.0}

@@ -175,7 +175,7 @@ def test_pieces_of_other_settings_are_not_used(study, made):
 
 
 def test_abandoned_pieces_go_when_the_part_is_finished(study, made, monkeypatch):
-  """Those of a part whose name begins alike stay: it is not finished."""
+  """The blocks of an unfinished part whose name begins alike stay."""
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'made_too': made.part('made_too')})
   for name, die_after, num_probes in (('made', 2, 5), ('made_too', 4, 5)):
     made.die_after = die_after
@@ -279,7 +279,7 @@ def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
   assert error.value.problems == ["--parts: 'never': the teacher has another architecture"]
 
 
-# What is trained.
+# Trainings.
 
 STEPS = 34  # of the finished student
 

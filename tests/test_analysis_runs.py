@@ -76,7 +76,7 @@ def test_siblings_differ_in_the_seed_alone(finished, tmp_path):
 
 @pytest.fixture
 def told(monkeypatch):
-  """What is logged as a warning."""
+  """The logged warnings."""
   warnings = []
   monkeypatch.setattr(progress.logger, 'warning', lambda text, *args: warnings.append(text % args))
   return warnings

@@ -313,7 +313,7 @@ def test_prediction_distances_are_metrics_with_intervals():
     off = ~np.eye(5, dtype=bool)
     assert (low[off] > 0).all() and (low[off] < d[off]).all() and (d[off] < high[off]).all()
     assert (d[:, :, None] <= d[:, None, :] + d.T[None, :, :] + 1e-12).all()
-  # Of a proportion p, the interval is about p ± 1.96 √(p (1 − p) / N).
+  # The interval of a proportion p is about p ± 1.96 √(p (1 − p) / N).
   p = found['disagreement'][1, 0]
   width = (found['disagreement/high'] - found['disagreement/low'])[1, 0]
   assert width == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / 40), rel=0.25)

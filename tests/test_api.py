@@ -317,7 +317,7 @@ def test_arrays_without_a_fidelity_are_refused(arguments, expected):
     kdjax.fidelity(*arguments)
 
 
-# What a workdir holds.
+# The content of a workdir.
 
 
 def test_open_finds_students_and_the_newest_first(done):

@@ -84,7 +84,7 @@ def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage):
 
 
 def test_arrays_that_are_not_those_saved_are_found(tmp_path):
-  """As a flipped bit does that breaks no format: here another state lies under the digest."""
+  """Another state lies under the digest, like a flipped bit that breaks no format."""
   written(tmp_path / 'a', [7])
   written(tmp_path / 'b', [8])
   for path in data_files(tmp_path / 'a' / '7' / 'state'):

@@ -28,7 +28,7 @@ def result(agreement, independent=None):
 
 
 def finding(low, high, claim=CLAIM):
-  """Of the agreements of trials 0, 1, ... at λ = 0 and at λ = 1; None is a missing run."""
+  """Results with the agreements of trials 0, 1, ... at λ = 0 and at λ = 1; None is a missing run."""
   results = {}
   for trial, pair in enumerate(zip(low, high, strict=True)):
     results |= {2 * trial + i: result(x) for i, x in enumerate(pair) if x is not None}

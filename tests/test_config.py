@@ -190,7 +190,7 @@ def test_optional_fields_are_those_that_base_makes_references():
 @pytest.mark.parametrize(
   ('duration', 'steps'),
   [
-    # Of 1,000 examples in batches of 128.
+    # 1,000 examples in batches of 128.
     ({'num_steps': 125}, 125),
     ({'num_epochs': 16}, 125),
     ({'num_examples': 16_000}, 125),

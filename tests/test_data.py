@@ -184,7 +184,7 @@ def test_no_part_is_all():
 
 
 def write_emnist(place, num):
-  """As NIST stores it: each image transposed."""
+  """EMNIST stores each image transposed, as NIST does."""
   images = random_images(num, 28, 28, 1)
   records = [{'image': encoded(image), 'label': i % 62} for i, image in enumerate(images)]
   features = {'image': image_feature(28, 28, 1), 'label': label_feature(62)}

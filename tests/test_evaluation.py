@@ -27,7 +27,7 @@ INDEPENDENT_SEED, NUM_CKA_EXAMPLES, NUM_RESAMPLES = 7, 40, 50
 
 @pytest.fixture(scope='module')
 def compared(finished, tmp_path_factory):
-  """With an independent student, and features that are compared."""
+  """A run with an independent student and CKA."""
   run = copied(
     finished,
     tmp_path_factory.mktemp('compared'),
@@ -151,7 +151,7 @@ def test_the_independent_student_sees_the_very_views_of_this_one(compared, resul
 
 
 def distillation_values(run, of) -> dict[str, np.ndarray]:
-  """Of each example, over the views 0 and 1: fidelity of the student of `of` to `run`'s teacher."""
+  """The mean of each example over the views 0 and 1: fidelity of the student of `of` to `run`'s teacher."""
   teacher, variables = predictions.open_teacher(run), student.load(of)
   by_view = []
   for view in (0, 1):

@@ -167,7 +167,7 @@ def test_launch_explains_every_flag_and_stage():
   assert f'a subset of {",".join(pipeline.STAGES)}\n' in cli.help_text()
 
 
-# What trials and points share.
+# Artefacts that trials and points share.
 
 # Full sweeps: distinct teachers (apart from how many of them), GANs, predictions and students.
 SHARED = {

@@ -173,7 +173,7 @@ CALLS = ('stream', 'numpy_rng', 'derive_seed', 'draw_latents')
 NO_ARTEFACT = {'halves', 'verify/'}
 # A stream, or how its name begins, and perhaps a word more: a function that draws, and what it must give.
 DRAWS = {
-  # From a seed and names to random numbers.
+  # Random numbers from a seed and names.
   'keys stream': (
     lambda: jax.random.key_data(keys.stream(0, 'view/crop', 1, 2)).tolist(),
     [734216644, 1246352783],

@@ -164,7 +164,7 @@ def test_the_shares_of_all_hosts_are_the_batch_of_a_gan(as_host):
   assert check_shares(lambda: [b for b, _ in batches(split, section, 0, start=1)], as_host) == 2
 
 
-# What two processes do together.
+# Two processes together.
 
 
 @pytest.fixture(scope='module')

@@ -88,7 +88,7 @@ def test_partners_are_one_permutation_of_all_for_each_view(view):
 
 
 def test_partners_are_uniform_over_views():
-  """Of example 3 among 20, in 2,000 views."""
+  """The partners of example 3 among 20, in 2,000 views."""
   found = partners_of(make_inputs(num_examples=20), np.full(2000, 3), np.arange(2000))
   assert scipy.stats.chisquare(np.bincount(found, minlength=20)).pvalue > 1e-3
 

@@ -1,4 +1,4 @@
-"""Who may import whom. Data flows one way, and so do the imports."""
+"""The imports that are allowed. Data flows one way, and so do the imports."""
 
 import ast
 import graphlib
@@ -135,7 +135,7 @@ def dotted(path):
 
 
 def imports_of(text):
-  """What a file imports from kdjax: 'train.steps.State' of `from kdjax.train.steps import State`."""
+  """The names that a file imports from kdjax: 'train.steps.State' of `from kdjax.train.steps import State`."""
   names = [name.split('.') for name in imported_modules(text)]
   return {'.'.join(name[1:]) for name in names if name[0] == 'kdjax'}
 

@@ -28,13 +28,13 @@ CASES = [
   ((4, 9, 9, 3), (1, 1, 3, 4), (2, 2), ((1, 1), (0, 2)), 1),  # zeros around
   ((8, 8, 8, 4), (3, 3, 4, 4), (1, 1), ((1, 1), (1, 1)), 1),  # too small for parts
 ]
-# Of these nothing is a convolution; the last number is of the parts of the batch.
+# These are not computed as convolutions; the last number counts the parts of the batch.
 PRODUCTS = [
   ((16, 16, 16, 4), (1, 1, 4, 8), (1, 1), 'SAME', 8),
   ((12, 15, 16, 4), (1, 1, 4, 8), (2, 2), 'SAME', 4),  # a shortcut
   ((3, 8, 9, 4), (1, 1, 4, 2), (2, 3), ((0, 0), (0, 0)), 1),
 ]
-# What `lax` alone computes.
+# The reference, by `lax` alone.
 UNUSUAL = {
   'groups': ((9, 32, 32, 4), (3, 3, 2, 4), {'feature_group_count': 2}),
   'groups of one pixel': ((9, 32, 32, 4), (1, 1, 1, 4), {'feature_group_count': 4}),
@@ -53,7 +53,7 @@ def output(convolve, strides, padding, images, kernel):
 
 
 def loss(*arguments):
-  """With a second derivative for each argument."""
+  """The second derivatives, for each argument."""
   return jnp.mean(jnp.sin(output(*arguments)))
 
 
@@ -142,7 +142,7 @@ def test_members_can_be_mapped(case):
   assert_close(mapped(images, kernels_M), expected_M)
 
 
-# With lax's own convolution the gradients are up to 0.018, 0.022 and 0.011 away from those of float32.
+# The gradients of lax's own convolution are up to 0.018, 0.022 and 0.011 away from those of float32.
 @pytest.mark.parametrize(
   ('case', 'most'), [(CASES[0], 0.02), (CASES[1], 0.025), (PRODUCTS[1], 0.015)]
 )

@@ -160,7 +160,7 @@ def test_logits_in_training_are_those_of_numpy(name, norm):
     inputs, low = images(4, 12, 2), -0.5
   else:
     model, by_hand, inputs = models.ResNet50(7, 2, norm), resnet50_by_hand, images(4, 40)
-    # Of weights that are mostly above 0, LayerNorm would make images that all look alike.
+    # LayerNorm would make all images look alike if the weights were mostly above 0.
     low = {'batch': -0.5, 'layer': -0.7}[norm]
   variables = random_variables(model, inputs, low)
   logits = train_logits(model, variables, inputs)

@@ -108,7 +108,7 @@ def execute(path: pathlib.Path, **environment) -> nbformat.NotebookNode:
   return notebook
 
 
-# What it shows.
+# Outputs.
 
 
 def test_nothing_goes_wrong(executed):
@@ -266,7 +266,7 @@ def test_texts_are_not_drawn(capsys):
 
 
 def test_a_student_alone_has_no_line(capsys):
-  """Of another architecture than its teacher, without its initial weights and without siblings."""
+  """A student of another architecture than its teacher, without initial weights and siblings."""
   exec(source('line'), {'np': np, 'points': {'student': {}}})
   assert 'no line to draw' in capsys.readouterr().out
 

@@ -183,7 +183,7 @@ def test_the_first_step_of_a_warm_up_moves_nothing_and_the_next_does(name):
 
 @pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
 def test_a_state_survives_a_checkpoint(name, tmp_path):
-  """What is restored, in the structure that eval_shape gives, goes on with the same bits."""
+  """A state restored in the structure that eval_shape gives continues with the same bits."""
   optimizer = optimizers.make_optimizer(section(name), NUM_STEPS)
   params = random_params()
   _, state = optimizer.update(random_params(1), optimizer.init(params), params)

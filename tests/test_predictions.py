@@ -256,7 +256,7 @@ def test_another_test_set_needs_no_other_teachers(finished, tmp_path):
   assert run.folders.predictions.name != finished.folders.predictions.name
 
 
-# What the predictions are of.
+# The inputs of the predictions.
 
 
 SMALL_CHANGES = ConfigDict(
@@ -313,7 +313,7 @@ def test_other_draws_and_other_views_never_pass(stream, names):
 
 @pytest.mark.parametrize(('levels', 'is_same'), [(1.9, True), (3, False)])
 def test_a_view_that_is_rounded_otherwise_passes(levels, is_same):
-  """As by another processor or version of JAX."""
+  """The rounding of another processor or version of JAX."""
   before, after = record(('crop',)), record(('crop',), levels=levels)
   assert before['levels'] != after['levels']
   assert is_same_view(before, after) == is_same

@@ -61,7 +61,7 @@ def test_every_command_is_valid(command, monkeypatch):
 
 
 def test_the_commands_for_digits_run_one_after_the_other(finished, tmp_path):
-  """As they stand there, but for the sizes. Another temperature trains a student and nothing else."""
+  """The commands run as they are written, except for the sizes. Another temperature trains a student and nothing else."""
   copied(finished, tmp_path)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
   bash = '\n'.join(re.findall(r'```bash\n(.*?)```', TEXT, re.DOTALL))

@@ -1,4 +1,4 @@
-"""What a run derives from its config: folders, sizes, plans, inputs, and what models say on them."""
+"""The values that an experiment derives from its config: folders, sizes, plans, inputs, and the outputs of models."""
 
 import os
 
@@ -151,7 +151,7 @@ def test_gan_samples_are_the_first_ones_or_all(tmp_path):
   np.testing.assert_array_equal(run.data.extra_inputs['extra'], images[:2])
 
 
-# What models say.
+# Outputs of models.
 
 
 def test_predictions_and_features_are_the_models_in_the_order_of_the_indices(finished):

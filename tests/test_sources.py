@@ -295,7 +295,7 @@ def test_neither_do_those_for_validation(tmp_path, name):
 
 
 def test_unlabelled_images_are_those_of_the_training_split(tmp_path):
-  """Of SVHN beside CIFAR-10, say; its split 'extra' is not read."""
+  """Extra images, for instance of SVHN beside CIFAR-10; its split 'extra' is not read."""
   images = random_images(6, 32, 32, 3, seed=1)
   features = {'image': image_feature(32, 32, 3), 'label': label_feature(10)}
   beside = records(images, np.arange(6))

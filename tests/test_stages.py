@@ -318,7 +318,7 @@ def test_what_failed_is_told_and_not_compared_and_all_else_is_done(monkeypatch, 
 
 
 def claim(config, workdir) -> contextlib.ExitStack:
-  """What another process does that is at a config, until it is closed."""
+  """The lock of another process that works at a config, until it is closed."""
   folder = Experiment(config, epath.Path(workdir)).folders.student
   stack = contextlib.ExitStack()
   assert stack.enter_context(files.lock(folder.with_name(f'{folder.name}.claim')))

@@ -131,7 +131,7 @@ def inputs_of(split: data.Split, **fields) -> Inputs:
 
 @pytest.mark.parametrize('batch_size', [48, 64, 33, 7])
 def test_streamed_batches_are_those_in_memory(photos, batch_size):
-  """With partners, from the beginning and from any step."""
+  """The batches of a training with partners, from the beginning and from any step."""
   resident, streamed = (
     inputs_of(splits['train'], num_views=2, has_partners=True) for splits in both(of_photos(photos))
   )

@@ -348,7 +348,7 @@ def test_the_student_of_a_file_is_that_of_the_store_to_the_bit(finished, file, t
 
 
 def test_logits_become_log_probabilities(finished, tmp_path):
-  """Of 3 members and 2 views, the first are taken; logits are the log-probabilities, and a constant."""
+  """The first of 3 members and 2 views are taken; logits are the log-probabilities plus a constant."""
   log_probs = stored(finished)
   logits = {name: np.concatenate([x, x[:1]]) + 3 for name, x in log_probs.items()}
   imported.write(epath.Path(tmp_path / 'x.npz'), logits, finished.data.inputs)

@@ -55,7 +55,7 @@ def digests(run):
 
 
 def test_members_on_a_device_each_are_those_of_a_single_device(finished, tmp_path):
-  """Whose folder is another all the same: on several devices they differ from what all train."""
+  """Their folder is another one too: on several devices their bits differ."""
   process = launched.call(members_on_devices.main, tmp_path, num_devices=2)
   printed, errors = process.communicate()
   assert process.wait() == 0, errors

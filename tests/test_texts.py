@@ -1,4 +1,4 @@
-"""Words, vocabularies and tokens, against ones made by hand; data sets of texts."""
+"""Data sets of texts; words, vocabularies and tokens are compared with ones made by hand."""
 
 import numpy as np
 import pytest

@@ -127,7 +127,7 @@ def test_the_example_of_the_documentation_fits(tmp_path):
   validation.check(config, 1)
 
 
-# What does not fit is refused, with one error each.
+# Refusals, with one error each.
 
 BROKEN = """
 CONSTANT = 3

@@ -11,7 +11,7 @@ from kdjax.train import optimizers
 
 @pytest.fixture(autouse=True)
 def prepare_arguments(monkeypatch):
-  """What `data.describe`, which is replaced, was told about preparing the data set."""
+  """The arguments about preparation that the replaced `data.describe` got."""
   return checked_config.pretend(monkeypatch)
 
 

@@ -57,7 +57,7 @@ def test_one_value_that_was_changed_with_a_valid_checksum_is_found(finished, tmp
 
 
 def test_predictions_that_were_wrong_from_the_start_are_found(finished, tmp_path):
-  """Of one example, with a digest that fits."""
+  """Changes the prediction of one example, and its digest too."""
   run = copied(finished, tmp_path)
   store = PredictionStore(run.folders.predictions)
   log_probs_NC = store.read('val', [0], 0)[0].copy()

@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
   config.predictions.dtype = 'float16'  # of the stored log_probs: float16, bfloat16 or float32
   # The distillation data: which training examples, what is done to them, and what else.
   config.predictions.examples = ()  # as teacher.examples; (0, 0): none, with `extra`
-  # Those that a teacher may have, 'mixup' and 'noise', in this order.
+  # Names as in teacher.augmentation, and also 'mixup' and 'noise'; applied in this order.
   config.predictions.augmentation = ('crop', 'flip')
   config.predictions.extra = ''  # unlabelled images added: of a TFDS set, a folder, or 'gan'
   config.predictions.num_extra = placeholder(int)  # how many; an epoch has so many more examples

@@ -22,7 +22,7 @@ from kdjax.errors import UserError
 
 PIECE = 32  # rows that a thread or process fetches at once; a few pieces of each are under way
 AHEAD = 2  # pieces that wait for the training, for each thread or process
-# What is smaller, such as labels, goes through a pipe. It never fills that: a process that ends while it
+# Smaller arrays, such as labels, go through a pipe. They never fill it: a process that ends while it
 # waits there would leave half a message.
 MIN_SHARED_BYTES = 2**12
 # Processes take seconds to start, so a short pass over the data does without them.

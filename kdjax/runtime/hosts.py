@@ -23,7 +23,7 @@ SHUTDOWN_SECONDS = 10  # how long a process that ends waits for the others to en
 MAX_ERROR_BYTES = 2**14  # the largest error message that is broadcast
 
 _NO, _YES, _FAILED = range(3)
-# Words in the errors of the communication libraries and of JAX's coordination service.
+# The errors of the communication libraries and of JAX's coordination service have one of these words.
 _LOSS = ('Gloo', 'NCCL', 'Connection', 'coordination service', 'CoordinationService')
 
 

@@ -87,7 +87,7 @@ class Data:
     self.training.check(folder)
     return images[:count]
 
-  # What folders are made from.
+  # The provenance of folders.
 
   @cached_property
   def training(self) -> Provenance:
@@ -107,7 +107,7 @@ class Data:
 
     return Provenance(self._config, Content(content))
 
-  # What models see.
+  # The inputs of models.
 
   @cached_property
   def inputs(self) -> dict[str, Inputs]:

@@ -74,7 +74,7 @@ def _has_result(experiment: Experiment) -> bool:
 
 
 STAGE = Stage('evaluation', lambda experiment: [_job(experiment, is_evaluated)], _requires)
-# What the report requires: any result of the student, of whatever version and settings.
+# The report requires this one: a result of any version and with any settings.
 ANY_RESULT = Stage('evaluation', lambda experiment: [_job(experiment, _has_result)])
 
 

@@ -115,7 +115,7 @@ def _write_samples(experiment: Experiment) -> None:
   """Writes samples.npz, and samples.png for the eye."""
   section, folder, predictor = experiment.config.gan, experiment.folders.gan, experiment.predictor
   path = folder / 'samples.npz'
-  # What is there stays: computed in other batches, a pixel could come out one level off.
+  # Existing samples stay: computed in other batches, a pixel could come out one level off.
   pieces = [files.read_arrays(path)['images_NHWC']] if path.exists() else []
   indices_N = np.arange(sum(map(len, pieces)), section.num_samples, dtype=np.int32)
   if len(indices_N):

@@ -19,7 +19,7 @@ from kdjax.runtime import plugins
 # The root mean square of Muon's updates. It is that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM
 # Training", Section 2.2), so that one learning rate and weight decay serve both.
 MUON_UPDATE_RMS = 0.2
-# What an optimizer reads of a section.
+# The fields of a section that the built-in optimizers read.
 FIELDS = (
   'optimizer',
   'learning_rate',

@@ -1,4 +1,4 @@
-"""What the stages cost over the bare step and forward pass: python -m tests.benchmarks [MODEL ...]
+"""The cost of the stages over the bare step and forward pass: python -m tests.benchmarks [MODEL ...]
 
 Every number is a ratio or a rate from this one run on this machine, the median of several repeats. Other
 questions have benchmarks of their own, `python -m tests.benchmarks.NAME`: see the files beside this one.

@@ -46,7 +46,7 @@ RECIPE = 300 * 50_000  # examples that the paper's CIFAR student sees
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is measured. The number of examples is a multiple of the batch size."""
+  """The size of a measurement. The number of examples is a multiple of the batch size."""
 
   num_members: int = 5
   num_examples: int = 1024 if torch_online.device().type == 'cpu' else 20 * 1024
@@ -113,7 +113,7 @@ def _row(work: str, kdjax_times: np.ndarray, torch_times: np.ndarray, num_exampl
 
 
 def share_of_views(run: Experiment) -> float:
-  """Of what the stage of the predictions computes, the part that is views to be distilled.
+  """The share of the computed predictions that are views to be distilled.
 
   The rest is of the splits as they are (of 'test' twice: to tell what storing costs), for the evaluation,
   which is no part of the comparison. Among the views of hundreds of epochs it is little.

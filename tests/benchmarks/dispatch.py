@@ -1,4 +1,4 @@
-"""What one call of a mapped step costs beside its work: python -m tests.benchmarks.dispatch
+"""The cost of one call of a mapped step beside its work: python -m tests.benchmarks.dispatch
 
 The step adds one to each array of its state, which is donated and has as many arrays as a training's, but
 one number in each. So nearly all of a call is dispatch: by `jax.jit` on one device, and by each of the ways

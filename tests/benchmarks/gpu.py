@@ -44,7 +44,7 @@ SETTINGS = {
   'XLA as it is': '',
   'graphs': _BUFFERS,
   'concurrent graphs': f'{_BUFFERS} {_CONCURRENT}',
-  # As launch.py has it.
+  # launch.py sets the same flags.
   'concurrent, deterministic': f'{_BUFFERS} {_CONCURRENT} --xla_gpu_deterministic_ops=true',
 }
 MINUTES, REPEATS = 10, 3
@@ -71,7 +71,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one process measures."""
+  """The measurements of one process."""
 
   name: str
   setting: str
@@ -148,7 +148,7 @@ def _settings(tiny: bool, **fields) -> students.Settings:
 
 
 DEVICE = Part('device', 'XLA as it is', _device)
-# What matters most comes first.
+# The most important parts come first.
 PARTS = (
   Part('stages', 'graphs', _stages),
   Part('torch', 'graphs', _torch),

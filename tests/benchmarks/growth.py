@@ -40,7 +40,7 @@ MODEL, NUM_STEPS = 'resnet', 30  # of the student
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """What one run took. Times leave out what is paid once, such as compiling."""
+  """The cost of one run. Times leave out what is paid once, such as compiling."""
 
   num_examples: int
   num_members: int

@@ -1,4 +1,4 @@
-"""What the models' own forms of layers are worth: python -m tests.benchmarks.layers
+"""The gain of the models' own forms of layers: python -m tests.benchmarks.layers
 
 The gradient of a ResNet as it is; with Flax's BatchNorm, for which XLA passes over the images more often;
 and with convolutions as XLA has them (on CPUs alone `convolve` has forms of its own). All give the same

@@ -1,4 +1,4 @@
-"""What the stages cost over the bare step, or forward pass, of the same model on resident data.
+"""The cost of the stages over the bare step, or forward pass, of the same model on resident data.
 
 Bare is what there is no training without: forward, backward and the optimizer's update, on inputs that lie
 on the device as the model takes them. Views, metrics, the order of the data, the store, logs and checkpoints
@@ -191,7 +191,7 @@ def _analysis(run: Experiment, size: Size) -> tuple[int, dict]:
 
 
 def _viewed(inputs: Inputs, batch: dict) -> tuple[jax.Array, jax.Array]:
-  """What a model gets of a batch, and the labels, on the devices."""
+  """The inputs of a model and the labels of a batch, on the devices."""
   view = lambda _, batch, seed: inputs.view(seed, batch)
   return devices.parallel(view, sharded_output=True)({}, batch, inputs.seed)
 

@@ -1,4 +1,4 @@
-"""What a plane of the landscape costs over the bare forward passes that it needs.
+"""The cost of a plane of the landscape over the bare forward passes that it needs.
 
 python -m tests.benchmarks.planes --points=25 --norms=layer,batch
 """
@@ -62,7 +62,7 @@ def plane_overhead(
 
 
 def works(study: runs.Study, axis_P: np.ndarray, num_examples: int) -> dict:
-  """What is to be timed, as functions of y: the row of points (axis, y) and as many forward passes."""
+  """The works to be timed, as functions of y: the row of points (axis, y) and as many forward passes."""
   measured, variables = measure.Measure(study, num_examples), study.student()
   directions = geometry.random_directions(variables['params'], keys.numpy_rng(0, 'benchmark'))
   plane = geometry.Plane(variables['params'], *directions)

@@ -31,7 +31,7 @@ NUM_EXAMPLES, NUM_CLASSES, NUM_MEMBERS = 10_000, 1000, 5
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of storing the members' predictions in one way: the ensemble of what is stored to the exact one."""
+  """The error of storing the members' predictions in one way: the ensemble of what is stored to the exact one."""
 
   stored_as: str
   num_bytes: int  # of one member's prediction for one example, before compression
@@ -103,7 +103,7 @@ class Throughput:
 
 
 def throughput(num_classes: int, dtype: str, repeats: int) -> Throughput:
-  """Of views of 20,000 examples, each written and read once."""
+  """The speeds with views of 20,000 examples, each written and read once."""
   log_probs_MNC, _ = simulated(1, 20_000, num_classes)
   logits_NC = log_probs_MNC[0]
   with tempfile.TemporaryDirectory() as temporary:
@@ -135,7 +135,7 @@ def of_study(study: runs.Study) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """Of an ensemble's predictions for one epoch of a student, which are one view, against that epoch."""
+  """The time to read an ensemble's predictions for one epoch of a student, against that epoch."""
 
   view_seconds: float
   epoch_seconds: float

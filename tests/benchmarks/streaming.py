@@ -37,7 +37,7 @@ FLOAT16, FLOAT32 = 2, 4
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """Of which images a set is."""
+  """The images of a set."""
 
   name: str
   height: int
@@ -119,7 +119,7 @@ def memory_rows(folder: pathlib.Path) -> Iterator[tuple[str, ...]]:
 
 
 def imagenet(num_bytes: int, of_label: float, speeds: dict[int, Speed]) -> Iterator[str]:
-  """What to expect of it: from bytes of an image, seconds for a label, and speeds by processes."""
+  """An estimate for it: from bytes of an image, seconds for a label, and speeds by processes."""
   rate, threads = speeds[1].images_per_second, speeds[0].images_per_second
   hours = IMAGENET / rate / 3600
   yield f'an epoch of {IMAGENET:,} images: {hours:.2f} hours with one process ({rate:,.0f} images/s)'

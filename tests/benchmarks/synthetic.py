@@ -24,7 +24,7 @@ def run_of(
   """A run whose data set is `num_train` random images_NHWC of 32 x 32 pixels in ten classes."""
   run, rng = Experiment(config, workdir), np.random.RandomState(0)
   sizes = {'train': num_train, 'test': num_test}
-  # What a run would read from disk when it is first asked for.
+  # A run would read these from disk.
   run.data.description = data.Description(
     (32, 32, 3), tuple('0123456789'), sizes['train'], sizes['test']
   )

@@ -37,7 +37,7 @@ def ratio(times: Mapping[str, np.ndarray], over: str, under: str) -> float:
 
 
 def alone(work: Callable, *arguments):
-  """What a function returns in a process of its own."""
+  """The result of a function in a process of its own."""
   spawn = multiprocessing.get_context('spawn')
   with ProcessPoolExecutor(1, spawn, progress.setup_logging, (True,)) as pool:
     return pool.submit(work, *arguments).result()

@@ -123,7 +123,7 @@ class Distillation:
     return total.item() / (num_epochs * len(self._loader))
 
   def steps(self, num_steps: int, temperature: float) -> None:
-    """As many bare steps of a new student, on one resident batch and its predictions."""
+    """Runs a number of bare steps of a new student, on one resident batch and its predictions."""
     student, optimizer, _ = self._student(num_steps)
     images = self._put(next(iter(self._resident)))
     log_probs = self._log_probs(images)

@@ -1,4 +1,4 @@
-"""What a run left in its workdir, how it was damaged, and whether the program comes back from that."""
+"""Workdirs as a run left them, damage to them, and whether the program recovers from it."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ MAX_ERRORS = 5  # one after the other, until all that was damaged is deleted
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """Of one fault. `detail` is the message of the first error, or what is bad."""
+  """The outcome of one fault. `detail` is the message of the first error, or what is bad."""
 
   kind: str
   detail: str = ''
@@ -134,7 +134,7 @@ def delete(path: pathlib.Path, rng: np.random.Generator | None = None) -> None:
 
 DAMAGES: dict[str, Callable] = {'truncated': truncate, 'bit flipped': flip, 'removed': delete}
 
-# What a stage reads is made anew by those after it: (its files, what is deleted so that they run).
+# The stages after one read its files and are run again: (its files, what is deleted so that they run).
 STAGES = {
   'teachers': ('teachers/*/member_1', ['predictions', 'students', 'report.html', 'results.csv']),
   'predictions': ('predictions/*', ['students', 'report.html', 'results.csv']),
