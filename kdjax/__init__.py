@@ -11,10 +11,10 @@ from typing import Any
 
 __version__ = '0.1.0'
 _HOMES = {
-  'distil': 'api',
-  'make_config': 'api',
-  'fidelity': 'api',
-  'views': 'api',
+  'distil': 'distillation',
+  'make_config': 'distillation',
+  'fidelity': 'fidelity',
+  'views': 'distillation',
   'open': 'opened',
   'open_predictions': 'opened',
 }
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   importlib.import_module('kdjax.runtime.xla_flags').set_flags()  # before JAX is imported
-  return getattr(importlib.import_module(f'kdjax.{_HOMES[name]}'), name)
+  return getattr(importlib.import_module(f'kdjax.interface.{_HOMES[name]}'), name)
 
 
 def __dir__() -> list[str]:

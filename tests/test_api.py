@@ -13,10 +13,11 @@ from conftest import ROOT, copied
 from etils import epath
 
 import kdjax
-from kdjax import api, given, opened
 from kdjax import config as config_lib
+from kdjax import given
 from kdjax.data.arrays import digits
 from kdjax.errors import ConfigError, DamageError, MissingInputError, UserError
+from kdjax.interface import distillation, opened
 from kdjax.predictions.store import PredictionStore
 from kdjax.runtime import files, progress
 from kdjax.stages import independent, pipeline, student, teachers
@@ -141,7 +142,7 @@ def test_a_second_call_makes_nothing(done, monkeypatch):
 
 
 def test_nothing_is_augmented_unless_asked_for(tmp_path):
-  make = lambda **fields: api.make_config(
+  make = lambda **fields: distillation.make_config(
     student=Mlp(10), teacher=Mlp(10), workdir=tmp_path, num_epochs=7, config=fields, **splits()
   )
   plain = make()
@@ -207,7 +208,7 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
 def test_a_module_is_trained_as_it_was_given(tmp_path):
   """Also one whose fields are no plain values, and a student that has defaults where its teacher has options."""
   module = Mlp(10, act=nn.tanh)
-  make = lambda student, teacher: api.make_config(
+  make = lambda student, teacher: distillation.make_config(
     student=student, teacher=teacher, workdir=tmp_path, **splits()
   )
   config = make(module, Mlp(10, width=16))
@@ -396,7 +397,7 @@ def test_what_is_not_there_is_said(tmp_path):
 
 def test_views_are_those_that_teachers_see(tmp_path):
   data = splits()
-  config = api.make_config(
+  config = distillation.make_config(
     student=Mlp(10),
     teacher=Mlp(10),
     workdir=tmp_path,
@@ -465,11 +466,11 @@ def test_predictions_are_those_of_the_store(finished):
 def test_importing_kdjax_imports_no_jax_and_its_first_use_sets_flags():
   program = (
     'import os, sys, kdjax\n'
-    "assert 'jax' not in sys.modules and 'kdjax.api' not in sys.modules\n"
+    "assert 'jax' not in sys.modules and 'kdjax.interface' not in sys.modules\n"
     "assert {'distil', 'open', 'views'} <= set(dir(kdjax)) and not hasattr(kdjax, 'distill')\n"
     'kdjax.fidelity, kdjax.errors.UserError\n'
     "assert 'xla_gpu_deterministic_ops' in os.environ['XLA_FLAGS']\n"
   )
   environ = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
   subprocess.run([sys.executable, '-c', program], env=environ, check=True)
-  assert kdjax.open is opened.open and kdjax.distil is api.distil
+  assert kdjax.open is opened.open and kdjax.distil is distillation.distil

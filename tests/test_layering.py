@@ -22,8 +22,7 @@ WINGS = [
   ['config'],
   ['report'],
   ['stages'],
-  ['opened'],
-  ['api', 'cli'],
+  ['interface', 'cli'],
 ]
 DEPTH = {wing: depth for depth, wings in enumerate(WINGS) for wing in wings}
 # Stricter than the wings: a module or a wing imports from these alone, and from its own wing.

@@ -10,6 +10,7 @@ import scipy.special
 import scipy.stats
 
 from kdjax import losses, metrics, similarity
+from kdjax.interface import fidelity
 
 LABELS = np.array([2, 0, 1, 0, 2])  # of the five examples of `make_inputs`
 FUNCTIONS = {  # of (student logits, teacher log_probs, labels)
@@ -449,7 +450,7 @@ def test_options_are_set():
 
 
 @pytest.mark.parametrize(
-  'module', [losses, metrics, similarity], ids=lambda module: module.__name__
+  'module', [losses, metrics, similarity, fidelity], ids=lambda module: module.__name__
 )
 def test_the_examples_in_docstrings(module):
   found = doctest.testmod(module)

@@ -29,7 +29,7 @@ REGISTRIES = {
   'kdjax.data.augmentations.FUNCTIONS',
 }
 # These find code, raise errors, spread work over devices or read results, and change no number.
-NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors', 'kdjax.opened')
+NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors', 'kdjax.interface.opened')
 _IGNORED = {'annotation', 'returns', 'type_comment', 'type_params', 'kind', 'ctx'}
 
 

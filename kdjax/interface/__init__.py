@@ -1,0 +1,1 @@
+"""The interface for Python: distillation, opened workdirs, and fidelity of any logits."""
