@@ -146,12 +146,13 @@ def values(draw: st.DrawFn, config: ConfigDict, field: str, shipped: list) -> An
 def overrides(
   draw: st.DrawFn, configs: dict[str, ConfigDict], shipped: dict[str, list]
 ) -> tuple[str, dict]:
-  """The name of a config and what a shell passes for one or two fields, some of them misspelt."""
+  """The name of a config and what a shell passes for one to three fields, some of them misspelt."""
   spec = draw(st.sampled_from(sorted(configs)))
   names = st.sampled_from(sorted(shipped))
   misspelt = draw(st.integers(0, 7)) == 0
   found = {}
-  for field in draw(st.lists(names, min_size=1, max_size=2, unique=True)):
+  count = draw(st.sampled_from([1, 1, 2, 3]))
+  for field in draw(st.lists(names, min_size=count, max_size=count, unique=True)):
     value = draw(values(configs[spec], field, shipped[field]))
     text = value if isinstance(value, str) else repr(value)
     if misspelt:

@@ -263,7 +263,7 @@ def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(sweeps, tmp_pat
 
 
 class Recorder:
-  """In the place of `stages.run`: which config with which stages, in order; some fail."""
+  """In place of `pipeline.run`: which config with which stages, in order; some fail."""
 
   def __init__(self, failing=()):
     self.calls = []
