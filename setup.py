@@ -59,7 +59,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.7',
       'ruff>=0.9',
-      'setuptools>=64',  # builds the wheel that a test installs
+      'setuptools>=70.1',  # builds the wheel that a test installs
       'scikit-learn>=1.4',  # its digits and metrics are the reference of ours
     ],
     'cuda12': ['jax[cuda12]'],
