@@ -253,6 +253,14 @@ def test_a_module_that_ends_the_program_is_an_error(tmp_path):
     plugins.find('ends_the_program:x', 'model.name')
 
 
+def test_a_module_is_found_in_the_folder_added_last(tmp_path):
+  for name in ('older', 'newer'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'in_two_folders.py').write_text(f'PLACE = {name!r}')
+    plugins.add_folder(tmp_path / name)
+  assert plugins.attribute('in_two_folders:PLACE', 'model.name') == 'newer'
+
+
 def test_values_are_checked_as_they_are_read(project):
   with pytest.raises(UserError, match=r'has values in \[-.*; allowed in floating point: \[-1, 1\]'):
     data.load(project.config(dataset__name='@large').dataset)

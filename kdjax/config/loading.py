@@ -106,9 +106,9 @@ def _call(spec: str, function: str) -> Any:
         f'--config = {spec!r}: there is no file {path}, nor an experiment of that name in {EXPERIMENTS}'
       ]
     )
+  plugins.add_folder('.')
   if '://' not in str(path):
     plugins.add_folder(path.parent)
-  plugins.add_folder('.')
   name = f'{_package(path.parent)}.{path.stem}'.removeprefix('.')
   module_spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(module_spec)

@@ -16,6 +16,7 @@ from typing import Any
 from kdjax.errors import UserError
 
 _DOTTED = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
+_folders: list[str] = []  # the folders that were added to sys.path, the newest first
 FORM = "'module:attribute' of your own code"
 
 
@@ -25,10 +26,15 @@ def is_dotted(name: Any) -> bool:
 
 
 def add_folder(folder: str | os.PathLike) -> None:
-  """Looks for modules in a folder, too, after all places that are known so far."""
+  """Looks for modules in a folder, too: after the installed packages, and before the folders added earlier."""
   path = str(pathlib.Path(folder).absolute())
+  if path in _folders:
+    sys.path.remove(path)
+    _folders.remove(path)
   if path not in sys.path:
-    sys.path.append(path)
+    first = sys.path.index(_folders[0]) if _folders else len(sys.path)
+    sys.path.insert(first, path)
+    _folders.insert(0, path)
 
 
 def find(name: str, field: str) -> Callable[..., Any]:
