@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from kdjax import keys, losses
+from kdjax.errors import UserError
 from kdjax.predictions.teachers import combine
 from kdjax.stages import predictions
 from kdjax.train import steps
@@ -169,7 +170,9 @@ class Measure(Distilled):
     super().__init__(
       model=in_float32(run.student.model),
       loss={
-        'loss': losses.make(section.loss, section.loss_options.to_dict()),
+        'loss': partial(_refuse, study.lacks_loss)
+        if study.lacks_loss
+        else losses.make(section.loss, section.loss_options.to_dict()),
         'temperature': self.temperature(run.student.plan.num_steps),
         'alpha': section.alpha,
       },
@@ -195,6 +198,10 @@ class Measure(Distilled):
     return float(
       losses.temperature_at(step, num_steps, section.temperature, section.final_temperature)
     )
+
+
+def _refuse(reason: str, *_: Any) -> jax.Array:
+  raise UserError(f'the loss cannot be measured: {reason}')
 
 
 def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) -> jax.Array:

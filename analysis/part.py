@@ -201,7 +201,14 @@ class Part:
   # Further values that its numbers depend on, as JSON.
   depends: Callable[[Study, Settings], Any] = lambda study, settings: None
   compares_others: bool = False  # whether siblings and the independent student enter
+  measures_loss: bool = (
+    True  # whether it measures the student's objective, of which it has logits alone
+  )
   version: int = 1  # raise it when a change of the code makes old numbers wrong
+
+  def lacks(self, study: Study) -> str | None:
+    """Why it cannot be computed for a study; None if it can."""
+    return self.unavailable(study) or (study.lacks_loss if self.measures_loss else None)
 
   def record(self, study: Study, settings: Settings) -> dict[str, Any]:
     """The settings and fingerprints that its numbers depend on, as JSON values."""

@@ -81,7 +81,7 @@ def plan(
   own = study.experiment.student.plan.num_steps
   most = {NONE: 0, CHEAP: own, ALL: float('inf')}[train]
   chosen = {name: PARTS[name] for name in names or PARTS}
-  left_out = {name: text for name, part in chosen.items() if (text := part.unavailable(study))}
+  left_out = {name: text for name, part in chosen.items() if (text := part.lacks(study))}
   wanted = {
     name: part.trains(study, settings) for name, part in chosen.items() if name not in left_out
   }

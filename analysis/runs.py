@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
+from kdjax import losses
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import progress
 from kdjax.stages import finished, independent, student, teachers
@@ -85,6 +86,14 @@ class Study:
       return 'the teacher has another architecture than the student: they share no weight space'
     if not self.has_teachers:
       return "the teacher's checkpoints are gone; only its predictions are left"
+    return None
+
+  @property
+  def lacks_loss(self) -> str | None:
+    """Why the student's objective cannot be measured; None if it can."""
+    name = self.experiment.config.student.loss
+    if {'student_features', 'teacher_features'} & set(losses.find(name).needs):
+      return f'student.loss = {name!r} depends on features, and an analysis has logits alone'
     return None
 
   def member(self, member: int = 0) -> Variables:

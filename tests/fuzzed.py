@@ -206,6 +206,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
   class Teacher:
     def __init__(self, run):
       self.num_classes = run.data.description.num_classes
+      self.model, self.variables = run.teacher.model, [run.teacher.abstract_state.variables]
 
     def members(self, name, view=0):
       return np.zeros((1, 1, self.num_classes), np.float32)
@@ -273,7 +274,7 @@ def _traces(run: Experiment) -> dict[str, Callable[[], Any]]:
 def _small(run: Experiment) -> ConfigDict:
   """A config with the same steps, up to depth and numbers of examples, that take less to trace."""
   config = run.config.copy_and_resolve_references()
-  batch_size = 2 * jax.local_device_count()
+  batch_size = 4 * jax.local_device_count()  # the least for CKA
   for section, role in ((config.teacher, run.teacher), (config.student, run.student)):
     num_steps = max(role.plan.num_steps, 1)
     section.num_epochs, section.num_steps, section.num_examples = None, num_steps, None

@@ -17,7 +17,7 @@ import steps_on_devices
 from absl import app
 from etils import epath
 
-from kdjax import cli, data, models
+from kdjax import cli, data, losses, models
 from kdjax.data import views
 from kdjax.errors import DamageError, UserError
 from kdjax.runtime import files, hosts
@@ -91,21 +91,31 @@ def loaded() -> dict[str, list]:
 
 
 def stepped() -> dict[str, np.ndarray]:
-  """State and metrics of two teacher steps on all devices, with each of `devices.MAPS`.
+  """State and metrics of a teacher's step and a student's, with each of `devices.MAPS`.
 
-  The learning rate is 1 and the network is smooth, so that results differ by rounding alone.
+  The student's step runs its teacher and compares features over the batch. The learning rate is 1 and the
+  network is smooth, so that results differ by rounding alone.
   """
   model, optimizer = steps_on_devices.Network(steps_on_devices.CLASSES), optax.sgd(1.0)
-  view = views.make_view(('flip',), steps_on_devices.AUGMENTATION)
-  step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
-  start = steps.init_state(models.init(model, jax.random.key(0), (8, 8, 1)), optimizer)
+  how = {
+    'model': model,
+    'optimizer': optimizer,
+    'view': views.make_view(('flip',), steps_on_devices.AUGMENTATION),
+  }
+  on_features = {'loss': losses.LOSSES['cka'], 'temperature': lambda _: 4.0, 'alpha': 0.0}
+  start, member = (models.init(model, jax.random.key(i), (8, 8, 1)) for i in range(2))
+  kinds = (
+    (partial(steps.teacher_step, **how), 0),
+    (partial(steps.featured_student_step, teacher=model, **how, **on_features), (0, [member])),
+  )
   share, found = hosts.share(steps_on_devices.BATCH), {}
   for name in devices.MAPS:
-    with mock.patch.object(devices, 'MAP', name):
-      mapped, state = devices.parallel(step, donate=True), devices.replicate(start)
-    for i in range(2):
+    state = devices.replicate(steps.init_state(start, optimizer))
+    for i, (step, common) in enumerate(kinds):
+      with mock.patch.object(devices, 'MAP', name):
+        mapped = devices.parallel(step, donate=True)
       batch = {key: x_B[share] for key, x_B in steps_on_devices.batch(i).items()}
-      state, metrics = mapped(state, devices.shard(batch), 0)
+      state, metrics = mapped(state, devices.shard(batch), common)
       for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
         found[f'{name}/{i}{jax.tree_util.keystr(path)}'] = np.asarray(leaf)
   return found

@@ -52,7 +52,8 @@ class Network(nn.Module):
   def __call__(self, x, train):
     x = nn.Conv(4, (3, 3), use_bias=False)(x)
     x = nn.tanh(models.NORMS['batch'](train)()(x))
-    return nn.Dense(self.num_classes)(x.mean((1, 2))), {}
+    pooled = x.mean((1, 2))
+    return nn.Dense(self.num_classes)(pooled), {'pooled': pooled}
 
 
 class Dropped(nn.Module):
@@ -90,15 +91,15 @@ def dropout_masks(*seeds_and_steps: tuple[int, int]) -> list[np.ndarray]:
 
 
 def trained() -> dict[str, np.ndarray]:
-  """The logs and states of four steps, predictions, and the masks of dropout. Noise takes labels away."""
+  """The logs and states of five steps, predictions, and the masks of dropout. Noise takes labels away."""
   model = Network(CLASSES)
   optimizer = optimizers.make_optimizer(SECTION, 10)
   clean, view = (views.make_view(names, AUGMENTATION) for names in ((), ('flip', 'noise')))
-  # The first loss sees each example alone, the second one the whole batch.
-  one, other = (
+  # The first loss sees each example alone, the others the whole batch. The last one sees features.
+  one, other, featured = (
     devices.parallel(
       partial(
-        steps.student_step,
+        kind,
         model=model,
         optimizer=optimizer,
         view=view,
@@ -106,20 +107,28 @@ def trained() -> dict[str, np.ndarray]:
         temperature=partial(losses.temperature_at, num_steps=4, start=4.0, final=1.0),
         alpha=0.3,
       ),
-      num_sharded=2,
+      num_sharded=num_sharded,
       donate=True,
     )
-    for name in ('cross_entropy', 'dist')
+    for name, kind, num_sharded in (
+      ('cross_entropy', steps.student_step, 2),
+      ('dist', steps.student_step, 2),
+      ('cka', partial(steps.featured_student_step, teacher=model), 1),
+    )
   )
   predict = partial(steps.predict_step, model=model, view=clean)
   variables = models.init(model, jax.random.key(0), (8, 8, 1))
   state = devices.replicate(steps.init_state(variables, optimizer))
   found = {}
-  for i in range(4):
+  members = [models.init(model, jax.random.key(i), (8, 8, 1)) for i in (1, 2)]
+  for i in range(5):
     logits = np.random.RandomState(i).randn(BATCH, CLASSES).astype(np.float32)
     teacher = devices.shard(jax.nn.log_softmax(logits))
-    step = one if i < 3 else other
-    state, metrics = step(state, devices.shard(batch(i)), teacher, SEED)
+    if i < 4:
+      step = one if i < 3 else other
+      state, metrics = step(state, devices.shard(batch(i)), teacher, SEED)
+    else:
+      state, metrics = featured(state, devices.shard(batch(i)), (SEED, members))
     for name in metrics.names:
       found[f'{i}/{name}'] = np.asarray(metrics[name])
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):

@@ -64,7 +64,7 @@ def test_the_loss_is_the_students_less_the_teachers(study, measured):
   np.testing.assert_allclose(measured.objective('cross_entropy')(logits_BC, batch), nll_B)
 
 
-@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('name', [name for name in losses.LOSSES if name != 'cka'])
 def test_the_teacher_is_the_zero_of_every_loss(name):
   """The gradient is that of the plain loss: the subtracted term does not depend on the student."""
   logits_BC, other_BC = (3 * jax.random.normal(jax.random.key(i), (4, 5)) for i in range(2))

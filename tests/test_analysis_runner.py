@@ -263,6 +263,15 @@ def test_a_piece_that_is_zero_is_not_missing(tmp_path):
   assert len(count) == 1
 
 
+def test_parts_that_measure_a_loss_on_features_are_left_out(study, made, monkeypatch):
+  study.experiment.config.student.loss = 'cka'
+  parts = {'made': made.part(), 'free': made.part('free', measures_loss=False)}
+  monkeypatch.setattr(runner, 'PARTS', parts)
+  assert runner.plan(study, Settings()).left_out == {
+    'made': "student.loss = 'cka' depends on features, and an analysis has logits alone"
+  }
+
+
 def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
   never = made.part('never', unavailable=lambda study: 'the teacher has another architecture')
   monkeypatch.setattr(runner, 'PARTS', {'never': never, 'made': made.part()})

@@ -127,14 +127,24 @@ def test_what_the_code_of_kdjax_counts():
     'kdjax.data.order._permutations',
     'kdjax.data.views.augmented',
     'kdjax.keys.stream',
-    'kdjax.losses.cross_entropy',
+    'kdjax.losses.basic.cross_entropy',
   }
   assert not {'kdjax.models._lenet', 'kdjax.data.augmentations.rotation'} & covered['teacher']
   assert covered['student'] - covered['teacher'] >= {
-    'kdjax.losses.distillation',
-    'kdjax.losses.temperature_at',
+    'kdjax.losses.on_logits.distillation',
+    'kdjax.losses.basic.temperature_at',
     'kdjax.train.steps.student_step',
   }
-  assert not {'kdjax.losses.brier', 'kdjax.losses.dist'} & covered['student']
+  others = {'on_logits.brier', 'on_logits.dist', 'on_features.cka'}
+  assert not {f'kdjax.losses.{name}' for name in others} & covered['student']
+  config.student.loss, config.predictions.mode = 'cka', 'online'
+  online = set(fingerprints.code_record(config, 'student')['code'])
+  assert online - covered['student'] == {
+    *('kdjax.losses.on_features.cka', 'kdjax.losses.on_features._linear_cka'),
+    *('kdjax.losses.on_features._centred_gram', 'kdjax.losses.on_features._one_device'),
+    *('kdjax.losses.on_features.MIN_EXAMPLES', 'kdjax.losses.on_features._SMALL'),
+    *('kdjax.train.steps.ensemble_step', 'kdjax.train.steps.featured_student_step'),
+    *('kdjax.train.steps._ensemble', 'kdjax.losses.basic.ensemble_log_probs'),
+  }
   wings = {name.split('.')[1] for name in covered['student']}
   assert wings == {'data', 'keys', 'losses', 'models', 'train'}

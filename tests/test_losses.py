@@ -11,8 +11,10 @@ import scipy.stats
 
 from kdjax import losses, metrics, similarity
 from kdjax.interface import fidelity
+from kdjax.losses import basic, on_features, on_logits
 
 LABELS = np.array([2, 0, 1, 0, 2])  # of the five examples of `make_inputs`
+ON_LOGITS = [name for name, loss in losses.LOSSES.items() if 'student_features' not in loss.needs]
 FUNCTIONS = {  # of (student logits, teacher log_probs, labels)
   'cross_entropy': lambda student, teacher, labels: losses.cross_entropy(student, labels),
   'kl_divergence': lambda student, teacher, labels: losses.kl_divergence(student, teacher),
@@ -23,7 +25,7 @@ FUNCTIONS = {  # of (student logits, teacher log_probs, labels)
     f'distillation: {name}': lambda student, teacher, labels, name=name: value(
       name, student, teacher, 4.0, labels
     )
-    for name in losses.LOSSES
+    for name in ON_LOGITS
   },
 }
 OF_A_BATCH = 'distillation: dist'  # a value depends on the other examples of the batch
@@ -176,7 +178,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('name', ON_LOGITS)
 def test_distillation_losses_golden(name):
   teacher_BC, student_BC = jnp.log(jnp.array([[0.2, 0.8]])), jnp.log(jnp.array([[0.1, 0.9]]))
   losses_B = value(name, student_BC, teacher_BC, 2.0, labels=np.array([0]))
@@ -184,7 +186,7 @@ def test_distillation_losses_golden(name):
 
 
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
-@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('name', ON_LOGITS)
 def test_distillation_losses_against_scipy(name, temperature):
   student, teacher, _ = make_inputs()
   for constant in (0, 5):  # softmax does not see it
@@ -233,7 +235,7 @@ def test_jit_and_vmap_equal_eager(name):
     np.testing.assert_allclose(jax.vmap(FUNCTIONS[name])(*inputs), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('name', ON_LOGITS)
 def test_the_temperature_may_be_traced(name):
   student, teacher, _ = make_inputs()
   traced = jax.jit(lambda t: value(name, student, teacher, t))(jnp.float32(3.0))
@@ -264,7 +266,7 @@ def test_extreme_logits_stay_finite(name):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
-@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('name', ON_LOGITS)
 def test_gradients_by_finite_differences(name, temperature):
   student, teacher, _ = make_inputs()
   gradient = gradient_of(name, student, teacher, temperature)
@@ -278,7 +280,7 @@ def test_gradients_by_finite_differences(name, temperature):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
-@pytest.mark.parametrize('name', [name for name in losses.LOSSES if name != 'hard_labels'])
+@pytest.mark.parametrize('name', [name for name in ON_LOGITS if name != 'hard_labels'])
 def test_a_loss_is_least_where_the_student_equals_the_teacher(name, temperature):
   _, teacher, _ = make_inputs()
   at_teacher = value(name, teacher + 3, teacher, temperature)
@@ -427,15 +429,20 @@ def test_decoupled_distillation_with_the_teachers_own_weight_is_kl():
 
 def test_a_loss_tells_what_it_needs_and_its_options():
   needs = {name: loss.needs for name, loss in losses.LOSSES.items() if loss.needs}
-  assert needs == {'decoupled': ('labels_B',), 'dist': ('batch_mean',)}
+  assert needs == {
+    'decoupled': ('labels_B',),
+    'dist': ('batch_mean',),
+    'cka': ('batch_gather', 'student_features', 'teacher_features'),
+  }
   options = {name: loss.options for name, loss in losses.LOSSES.items() if loss.options}
   assert options == {
     'decoupled': {'target_weight': 1.0, 'non_target_weight': 8.0},
     'dist': {'inter_weight': 2.0, 'intra_weight': 2.0},
+    'cka': {'student_feature': 'pooled', 'teacher_feature': 'pooled', 'weight': 1.0},
   }
   assert {name for name, loss in losses.LOSSES.items() if not loss.uses_temperature} == {
     name
-    for name in losses.LOSSES
+    for name in ON_LOGITS
     if np.allclose(*(reference(name, *make_inputs()[:2], t) for t in (1, 4)))
   }
 
@@ -450,7 +457,9 @@ def test_options_are_set():
 
 
 @pytest.mark.parametrize(
-  'module', [losses, metrics, similarity, fidelity], ids=lambda module: module.__name__
+  'module',
+  [basic, on_logits, on_features, metrics, similarity, fidelity],
+  ids=lambda module: module.__name__,
 )
 def test_the_examples_in_docstrings(module):
   found = doctest.testmod(module)

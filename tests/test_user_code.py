@@ -62,7 +62,7 @@ def test_features_and_statistics_of_a_users_model(project):
   model = models.build(project.config(model__name='@Featured').model, 7)
   variables = models.init(model, jax.random.key(0), (2, 2, 1))
   assert variables['batch_stats']['BatchNorm_0']['mean'].shape == (1,)
-  assert models.feature_names(model, (2, 2, 1)) == {'hidden'}
+  assert models.feature_shapes(model, (2, 2, 1))['hidden'].shape == (2, 5)
 
 
 def test_options_of_the_students_model(project):
@@ -118,13 +118,19 @@ def test_alignment_says_what_a_users_model_lacks(project, monkeypatch):
   assert permutations.lacks_spec(model) is None
 
 
-def test_the_example_of_the_documentation_fits(tmp_path):
+def test_the_examples_of_the_documentation_fit(tmp_path):
   text = (ROOT / 'docs' / 'extending.md').read_text()
   for name, content in re.findall(r'```python\n# (\w+\.py)\n(.*?)```', text, re.DOTALL):
     (tmp_path / name).write_text(content)
   config, problems = config_lib.load(str(tmp_path / 'mine_config.py'))
   assert problems == []
   validation.check(config, 1)
+  config.student.loss, config.student.loss_options = 'hints:cosine', {'weight': 3.0}
+  config.predictions.mode, config.evaluation.independent_seed = 'online', None
+  config.teacher.num_epochs = config.student.num_epochs = 1
+  validation.check(config, 1)
+  run = pipeline.run(config, epath.Path(tmp_path), ['teachers', 'student', 'evaluation'])
+  assert 0 < evaluation.result(run)['splits']['test']['fidelity']['predictive_kl'] < 5
 
 
 # Refusals, with one error each.

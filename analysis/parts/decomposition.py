@@ -316,5 +316,6 @@ PARTS = (
     'or a residual that training does not reach?',
     depends=_fingerprints,
     compares_others=True,
+    measures_loss=False,
   ),
 )

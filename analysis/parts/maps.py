@@ -129,6 +129,7 @@ PARTS = (
     table=drawing.table_pca,
     answers='does training move in fewer directions than a random walk?',
     unavailable=pca_unavailable,
+    measures_loss=False,
   ),
   Part(
     name='predictions',
@@ -140,6 +141,7 @@ PARTS = (
     caption=drawing.caption_predictions,
     table=drawing.table_predictions,
     compares_others=True,
+    measures_loss=False,
     version=2,
   ),
 )

@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
   config.student.batch_size = 128
   _optimizer(config.student, learning_rate=5e-2, final_learning_rate=1e-6, nesterov=True)
   config.student.loss = 'cross_entropy'  # of kdjax.losses.LOSSES, or 'module:function'
-  config.student.loss_options = ConfigDict()  # arguments of the loss by name; see kdjax/losses.py
+  config.student.loss_options = ConfigDict()  # arguments of the loss by name; see kdjax/losses/
   config.student.temperature = 4.0  # τ
   config.student.final_temperature = placeholder(float)  # τ falls to it geometrically; None: stays
   config.student.alpha = 0.0  # α, the weight of the true labels where there are any; 1: labels only

@@ -23,7 +23,7 @@ from kdjax import given
 REGISTRIES = {
   'kdjax.models.MODELS',
   'kdjax.models.SHAPED_BY',
-  'kdjax.losses.LOSSES',
+  'kdjax.losses.registry.LOSSES',
   'kdjax.train.optimizers.OPTIMIZERS',
   'kdjax.data.augmentations.AUGMENTATIONS',
   'kdjax.data.augmentations.FUNCTIONS',

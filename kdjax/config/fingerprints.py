@@ -145,6 +145,8 @@ def _roots(config: ConfigDict, artefact: str) -> list[str]:
     roots.append(_root(models.MODELS, model.name))
   if is_trained or artefact == 'student':
     roots.append(_root(optimizers.OPTIMIZERS, config[artefact].optimizer))
+  if artefact == 'student' and config.predictions.mode == 'online':
+    roots += ['kdjax.train.steps:ensemble_step', 'kdjax.train.steps:featured_student_step']
   if artefact == 'student' and 0 < config.student.init_lambda < 1:
     roots += ['kdjax.train.batch_norm:apply_in_batch', 'kdjax.train.batch_norm:pool']
   if artefact == 'student':

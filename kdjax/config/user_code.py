@@ -3,7 +3,7 @@
 Models, augmentations and optimizers are evaluated abstractly; a loss is computed for a few examples.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from kdjax import data, losses, models
 from kdjax.config import fields
+from kdjax.config.teacher_source import NEEDS_WEIGHTS
 from kdjax.data import augmentations, views
 from kdjax.errors import UserError
 from kdjax.models import user
@@ -21,6 +22,7 @@ from kdjax.runtime import plugins
 from kdjax.train import optimizers
 
 SECTIONS = ('teacher', 'student')
+SHOWN = 4  # random examples that a loss is computed for, or a batch if it has fewer
 
 
 def names(config: ConfigDict) -> dict[tuple[str, str], str]:
@@ -95,44 +97,74 @@ def _loss_problems(config: ConfigDict, description: data.Description) -> Iterato
       f'student.loss = {name!r}: needs the label of every example, and {", ".join(unlabelled)} of the '
       'distillation data has none; allowed: another loss, or other distillation data'
     )
-  if plugins.is_dotted(name) or options:
-    reason = _loss_problem(losses.make(name, options), description.num_classes, section.temperature)
-    if reason is not None:
-      yield f'student.loss = {name!r} with student.loss_options = {options}: {reason}'
+  if 'teacher_features' in loss.needs:
+    yield from _source_problems(config)
+  elif 'student_features' not in loss.needs and (plugins.is_dotted(name) or options):
+    yield from loss_problems(config, description)
 
 
-def _loss_problem(loss: Callable, num_classes: int, temperature: float) -> str | None:
-  """The reason why a loss does not fit, None if it does. It is computed for four examples."""
-  batch = 4
-  rng = np.random.default_rng(0)
-  student_BC, teacher_BC = rng.normal(size=(2, batch, num_classes)).astype(np.float32)
+def _source_problems(config: ConfigDict) -> Iterator[str]:
+  """A line for each teacher that has no features."""
+  for prefix, (source, _) in fields.sources(config).items():
+    if not fields.has_weights(source):
+      yield (
+        f'student.loss = {config.student.loss!r}: {NEEDS_WEIGHTS}, by which its features are computed; '
+        f'allowed with {prefix}source = {source!r}, which gives predictions alone: a loss without '
+        'teacher_features'
+      )
+
+
+def loss_problems(
+  config: ConfigDict, description: data.Description, **features: dict[str, jax.ShapeDtypeStruct]
+) -> Iterator[str]:
+  """A line with the reason why a loss does not fit. It is computed for up to four random examples.
+
+  Args:
+    features: shapes of 'student_features' and 'teacher_features', if the loss needs them.
+  """
+  section = config.student
+  loss = losses.make(section.loss, section.loss_options.to_dict())
+  field = (
+    f'student.loss = {section.loss!r} with student.loss_options = {section.loss_options.to_dict()}'
+  )
+  batch, rng = min(SHOWN, section.batch_size), np.random.default_rng(0)
+  student_BC, teacher_BC = rng.normal(size=(2, batch, description.num_classes)).astype(np.float32)
+  drawn = jax.tree.map(lambda x: rng.normal(size=(batch, *x.shape[1:])).astype(x.dtype), features)
   available = {
-    'labels_B': jnp.arange(batch) % num_classes,
+    'labels_B': jnp.arange(batch) % description.num_classes,
     'batch_mean': partial(jnp.mean, axis=0),
+    'batch_gather': lambda x_BX: x_BX,
   }
 
   @jax.jit
-  def value_and_gradient(student_BC: jax.Array) -> tuple[Any, jax.Array]:
-    def total(student_BC):
-      value = losses.apply(loss, student_BC, teacher_log_probs_BC, temperature, **available)
+  def value_and_gradient(student_BC: jax.Array, drawn: dict[str, Any]) -> tuple[Any, Any]:
+    def total(inputs):
+      value = losses.apply(
+        loss, inputs[0], teacher_log_probs_BC, section.temperature, **available, **inputs[1]
+      )
       return jnp.sum(value), value
 
-    (_, value), gradient_BC = jax.value_and_grad(total, has_aux=True)(student_BC)
-    return value, gradient_BC
+    differentiate = jax.value_and_grad(total, has_aux=True, allow_int=True)
+    (_, value), gradient = differentiate((student_BC, drawn))
+    return value, [x for x in jax.tree.leaves(gradient) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
   teacher_log_probs_BC = jax.nn.log_softmax(teacher_BC)
   try:
-    value_B, gradient_BC = value_and_gradient(student_BC)
+    value_B, gradient = value_and_gradient(student_BC, drawn)
   except Exception as error:
-    return plugins.describe(error)
+    yield f'{field}: {plugins.describe(error)}'
+    return
+  num_wrong = sum(int(np.sum(~np.isfinite(x))) for x in gradient)
   if value_B.shape != (batch,):
-    return f'returns the shape {value_B.shape} for {batch} examples; needed: {(batch,)}, a value for each'
-  if not np.isfinite(value_B).all() or not np.isfinite(gradient_BC).all():
-    return (
-      f'gives {np.asarray(value_B)} for random logits of {batch} examples, and a gradient with '
-      f'{int(np.sum(~np.isfinite(gradient_BC)))} values that are not finite; needed: finite ones'
+    yield (
+      f'{field}: returns the shape {value_B.shape} for {batch} examples; needed: {(batch,)}, a value for '
+      'each'
     )
-  return None
+  elif num_wrong or not np.isfinite(value_B).all():
+    yield (
+      f'{field}: gives {np.asarray(value_B)} for random logits of {batch} examples, and a gradient with '
+      f'{num_wrong} values that are not finite; needed: finite ones'
+    )
 
 
 def _augmentation_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:

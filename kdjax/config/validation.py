@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.config import data_checks, teacher_source, user_code
+from kdjax.config import data_checks, feature_checks, teacher_source, user_code
 from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
 from kdjax.runtime import files, hosts
@@ -42,7 +42,7 @@ def check(
       problems += user_code.problems(config, description)
       problems += teacher_source.content_problems(config, description)
     if not problems:
-      problems += _feature_problems(config, description)
+      problems += feature_checks.problems(config, description)
   if problems:
     raise ConfigError(problems)
 
@@ -195,27 +195,4 @@ def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     yield (
       f'teacher.members_in_parallel = True: allowed: False with {hosts.count()} hosts, which train each '
       'member together'
-    )
-
-
-def _feature_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """Whether teacher and student have features to compare."""
-  sections = [config.model, config_lib.student_model(config)]
-  names = [section.name for section in sections]
-  is_known = len(set(names)) == 1 and names[0] in models.MODELS
-  if not config.evaluation.num_cka_examples or is_known:
-    return
-  of_teacher, of_student = (
-    models.feature_names(
-      models.build(section, description.num_classes, description.vocabulary_size),
-      description.input_shape,
-      'float32' if description.vocabulary_size is None else 'int32',
-    )
-    for section in sections
-  )
-  if not of_teacher & of_student:
-    yield (
-      f'evaluation.num_cka_examples = {config.evaluation.num_cka_examples}: {names[0]} has the features '
-      f'{", ".join(sorted(of_teacher)) or "()"}, and {names[1]} '
-      f'{", ".join(sorted(of_student)) or "()"}: none in common; allowed: 0'
     )

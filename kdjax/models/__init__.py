@@ -45,7 +45,7 @@ __all__ = [
   'PreActResNet',
   'ResNet50',
   'build',
-  'feature_names',
+  'feature_shapes',
   'fields_read',
   'in_float32',
   'init',
@@ -163,16 +163,16 @@ def shapes(
   return _compiled_init().eval_shape(model, key, input_shape, jnp.dtype(dtype))
 
 
-def feature_names(
+def feature_shapes(
   model: nn.Module, input_shape: tuple[int, ...], dtype: Any = jnp.float32
-) -> set[str]:
-  """The names of a model's features. Only shapes are computed."""
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of a model's features for a batch of two examples, by name."""
 
   def features(key: jax.Array) -> Features:
-    inputs = jnp.zeros((1, *input_shape), dtype)
+    inputs = jnp.zeros((2, *input_shape), dtype)
     return model.apply(init(model, key, input_shape, dtype), inputs, train=False)[1]
 
-  return set(jax.eval_shape(features, jax.random.key(0)))
+  return jax.eval_shape(features, jax.random.key(0))
 
 
 def _init(

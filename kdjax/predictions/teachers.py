@@ -102,7 +102,12 @@ class StoredTeacher:
 
 
 class OnlineTeacher:
-  """Runs the members on the devices."""
+  """Runs the members on the devices.
+
+  Attributes:
+    model: the members' model.
+    variables: of each member.
+  """
 
   gives_log_probs = False
 
@@ -113,23 +118,23 @@ class OnlineTeacher:
     inputs: Mapping[str, Inputs],
     predictor: Predictor,
   ):
-    self._model, self._members = model, list(members)
+    self.model, self.variables = model, list(members)
     self._inputs, self._predictor = inputs, predictor
 
   def logits(
     self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
   ) -> np.ndarray:
     return self._predictor.logits(
-      self._model, self._members[member], self._inputs[name], view, indices_N
+      self.model, self.variables[member], self._inputs[name], view, indices_N
     )
 
   def members(self, name: str, view: int = 0) -> np.ndarray:
-    return _members(self, len(self._members), name, view)
+    return _members(self, len(self.variables), name, view)
 
   def batch(self, name: str, batch: steps.Batch) -> jax.Array:
     inputs = self._inputs[name]
-    step = partial(steps.ensemble_step, model=self._model, view=inputs.view)
-    return devices.parallel(step, sharded_output=True)(self._members, batch, inputs.seed)
+    step = partial(steps.ensemble_step, model=self.model, view=inputs.view)
+    return devices.parallel(step, sharded_output=True)(self.variables, batch, inputs.seed)
 
 
 class FunctionTeacher:

@@ -66,12 +66,17 @@ class Distiller:
     role, section = experiment.student, experiment.config.student
     self._experiment, self._teacher, self._plan = experiment, teacher, plan or role.plan
     self._inputs = experiment.data.inputs['distillation']
+    loss = losses.make(section.loss, section.loss_options.to_dict())
+    self._runs_members = 'teacher_features' in losses.needs(loss)  # of an `OnlineTeacher`
+    kind, num_sharded = steps.student_step, 2
+    if self._runs_members:
+      kind, num_sharded = partial(steps.featured_student_step, teacher=teacher.model), 1
     step = partial(
-      steps.student_step,
+      kind,
       model=role.model,
       optimizer=role.optimizer,
       view=self._inputs.view,
-      loss=losses.make(section.loss, section.loss_options.to_dict()),
+      loss=loss,
       temperature=partial(
         losses.temperature_at,
         num_steps=self._plan.num_steps,
@@ -80,7 +85,7 @@ class Distiller:
       ),
       alpha=section.alpha,
     )
-    mapped = partial(devices.parallel, num_sharded=2, donate=True)
+    mapped = partial(devices.parallel, num_sharded=num_sharded, donate=True)
     self._step, self._multi_step = mapped(step), mapped(partial(steps.multi_step, step=step))
     self._held_out = {name: ensemble(teacher, name) for name in experiment.data.held_out}
 
@@ -111,7 +116,10 @@ class Distiller:
   def _batches(self, order_seed: int, start: int) -> Iterator[tuple]:
     plan, inputs = self._plan, self._inputs
     for batch in inputs.training(order_seed, plan.batch_size, plan.num_steps, start):
-      yield batch, self._teacher.batch('distillation', batch), inputs.seed
+      if self._runs_members:
+        yield batch, (inputs.seed, self._teacher.variables)
+      else:
+        yield batch, self._teacher.batch('distillation', batch), inputs.seed
 
   def _evaluate(self, state: steps.State) -> dict[str, float]:
     """Generalization and fidelity on the held-out splits, for the log."""

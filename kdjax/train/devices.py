@@ -52,7 +52,7 @@ def parallel(
 
   Args:
     step: (state or variables, `num_sharded` arguments from `shard`, seed) → outputs. A function, or a
-      partial of one.
+      partial of one. In place of the seed may be a tree with it, of which each device gets a copy.
     sharded_output: outputs differ between devices and get a leading device axis, as inputs have;
       otherwise they are equal on all devices and come back as one.
     gathered_output: as `sharded_output`, but of the devices of all hosts.
@@ -136,11 +136,9 @@ def _shard_map(
     donate_argnums=(0,) if donate else (),
   )
 
-  def on_all_hosts(*arguments):  # whose arrays are parts of global ones
-    *trees, seed = arguments
-    parts = multihost_utils.host_local_array_to_global_array(
-      (*trees, np.asarray(seed)), mesh, in_specs
-    )
+  def on_all_hosts(*arguments):  # JAX takes parts of global arrays
+    as_arrays = jax.tree.map(lambda x: x if hasattr(x, 'shape') else np.asarray(x), arguments)
+    parts = multihost_utils.host_local_array_to_global_array(as_arrays, mesh, in_specs)
     return multihost_utils.global_array_to_host_local_array(mapped(*parts), mesh, out_specs)
 
   return mapped if hosts.count() == 1 or device is not None else on_all_hosts

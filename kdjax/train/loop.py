@@ -118,7 +118,8 @@ def advance(
     name: for messages.
     like: shapes and dtypes of the state.
     step: (state, *inputs) → (state, metrics); the state is donated.
-    inputs: start → the other arguments of `step` for steps start, start + 1, ...; the last is a seed.
+    inputs: start → the other arguments of `step` for steps start, start + 1, ...; the last is the same for
+      all steps: a seed, or a tree with it.
     evaluate: state → values to log, called after the steps of `plan.evals`.
     learning_rate: step → its learning rate, for the log.
     multi_step: `steps.multi_step` of the step. Without it each step is a call of its own.
@@ -180,8 +181,8 @@ def _as_one_call(block: list[tuple]) -> tuple[int, tuple]:
   """The number of steps of a block, and the arguments of `step`, or of `multi_step` if there are more."""
   if len(block) == 1:
     return 1, block[0]
-  *batches, seeds = zip(*block, strict=True)
-  return len(block), (*map(devices.stack, batches), seeds[0])
+  *batches, common = zip(*block, strict=True)
+  return len(block), (*map(devices.stack, batches), common[0])
 
 
 class _Log:

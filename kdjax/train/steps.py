@@ -17,7 +17,7 @@ import optax
 
 from kdjax import keys, losses
 from kdjax.data.views import Batch, View
-from kdjax.models import AXIS_NAME
+from kdjax.models import AXIS_NAME, Features
 from kdjax.train import batch_norm
 
 Variables = dict[str, Any]  # 'params' and 'batch_stats'
@@ -71,7 +71,8 @@ def teacher_step(
 ) -> tuple[State, Metrics]:
   """One step on the cross-entropy with the labels. `seed` decides the views and the dropout."""
 
-  def losses_and_metrics(logits_BC, labels_B, _):
+  def losses_and_metrics(logits_BC, features, labels_B, labelled):
+    del features, labelled
     return losses.cross_entropy(logits_BC, labels_B), {}
 
   return _update(
@@ -91,6 +92,7 @@ def student_step(
   loss: Callable[..., jax.Array],
   temperature: Callable[[jax.Array], float | jax.Array],
   alpha: float,
+  teacher_features: Features | None = None,
 ) -> tuple[State, Metrics]:
   """One step on α L_NLL + (1 − α) L_KD (paper, Section 3) against the teacher's predictions.
 
@@ -98,9 +100,10 @@ def student_step(
     teacher_log_probs_BC: the ensemble's, for the views that `seed` and the batch give.
     loss: L_KD, as `losses.make` returns it.
     temperature: step → τ.
+    teacher_features: the members' for the same views, (B, M, ...) by name, for a loss that needs them.
   """
 
-  def losses_and_metrics(logits_BC, labels_B, labelled):
+  def losses_and_metrics(logits_BC, features, labels_B, labelled):
     loss_B = losses.apply(
       loss,
       logits_BC,
@@ -108,6 +111,9 @@ def student_step(
       temperature(state.step),
       labels_B=labels_B,
       batch_mean=lambda x_BX: jax.lax.pmean(x_BX.mean(axis=0), AXIS_NAME),
+      batch_gather=lambda x_BX: jax.lax.all_gather(x_BX, AXIS_NAME, tiled=True),
+      student_features=features,
+      teacher_features=teacher_features,
     )
     if alpha:
       loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, labelled)
@@ -120,12 +126,36 @@ def student_step(
   )
 
 
+def featured_student_step(
+  state: State,
+  batch: Batch,
+  seed_and_members: tuple[jax.Array, Sequence[Variables]],
+  *,
+  teacher: nn.Module,
+  view: View,
+  **how: Any,
+) -> tuple[State, Metrics]:
+  """A `student_step` that runs the members itself, for a loss that needs their features.
+
+  The compiler leaves out the features that the loss does not read.
+
+  Args:
+    seed_and_members: the seed, and the variables of each member.
+    teacher: the members' model.
+    how: the other keyword arguments of `student_step`.
+  """
+  seed, members = seed_and_members
+  log_probs_BC, features_M = _ensemble(members, view(seed, batch)[0], teacher)
+  features = jax.tree.map(lambda *x_MBX: jnp.stack(x_MBX, axis=1), *features_M)
+  return student_step(state, batch, log_probs_BC, seed, view=view, teacher_features=features, **how)
+
+
 def _update(
   state: State,
   batch: Batch,
   seed: jax.Array,
   losses_and_metrics: Callable[
-    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+    [jax.Array, Features, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
   ],
   *,
   model: nn.Module,
@@ -137,10 +167,10 @@ def _update(
 
   def mean_loss(params):
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    (logits_BC, _), updated = model.apply(
+    (logits_BC, features), updated = model.apply(
       variables, inputs, train=True, mutable=['batch_stats'], rngs={'dropout': dropout}
     )
-    loss_B, metrics_B = losses_and_metrics(logits_BC, labels_B, num_labelled / count)
+    loss_B, metrics_B = losses_and_metrics(logits_BC, features, labels_B, num_labelled / count)
     metrics_B |= {'loss': loss_B, 'accuracy': logits_BC.argmax(-1) == labels_B}
     return loss_B.sum() / count, (metrics_B, updated.get('batch_stats', {}))
 
@@ -187,9 +217,15 @@ def ensemble_step(
   members: Sequence[Variables], batch: Batch, seed: jax.Array, *, model: nn.Module, view: View
 ) -> jax.Array:
   """log_probs_BC of the ensemble of `members` for the views of the batch."""
-  inputs, _ = view(seed, batch)
-  logits_MBC = jnp.stack([model.apply(m, inputs, train=False)[0] for m in members])
-  return losses.ensemble_log_probs(logits_MBC)
+  return _ensemble(members, view(seed, batch)[0], model)[0]
+
+
+def _ensemble(
+  members: Sequence[Variables], inputs: jax.Array, model: nn.Module
+) -> tuple[jax.Array, Sequence[Features]]:
+  """log_probs_BC of the ensemble, and the named features of each member."""
+  logits_MBC, features_M = zip(*(model.apply(m, inputs, train=False) for m in members), strict=True)
+  return losses.ensemble_log_probs(jnp.stack(logits_MBC)), features_M
 
 
 def batch_moments_step(
@@ -201,5 +237,5 @@ def batch_moments_step(
 
 def multi_step(state: State, *arguments: Any, step: Callable) -> tuple[State, Metrics]:
   """K steps in one call. Batches and metrics have a leading axis of K; otherwise as `step`."""
-  *batches, seed = arguments
-  return jax.lax.scan(lambda state, batch: step(state, *batch, seed), state, tuple(batches))
+  *batches, common = arguments
+  return jax.lax.scan(lambda state, batch: step(state, *batch, common), state, tuple(batches))
