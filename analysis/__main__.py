@@ -12,7 +12,7 @@ Flags:
   --SETTING=VALUE  size of the computation
 
 Results are written to WORKDIR/analysis/<student>/ and shown in
-WORKDIR/report.html of the last reported student.
+WORKDIR/students/<student>/report.html.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from absl import app, flags
 
 from kdjax.errors import UserError
 from kdjax.runtime import compiler, progress
-from kdjax.stages import pipeline
+from kdjax.stages import pipeline, report
 
 from . import runner, runs
 from .part import Settings
@@ -123,7 +123,7 @@ def _report(study: runs.Study) -> None:
     )
     return
   pipeline.run(study.experiment.config, study.experiment.workdir, ['report'])
-  progress.console.print(f'report: {study.experiment.workdir / "report.html"}', soft_wrap=True)
+  progress.console.print(f'report: {report.path(study.experiment)}', soft_wrap=True)
 
 
 def main(argv: list[str]) -> None:

@@ -58,9 +58,10 @@ from kdjax.config.described import described
 from kdjax.config.loading import EXPERIMENTS
 from kdjax.config.sweep import Sweep, SweepRun
 from kdjax.errors import ConfigError, UserError
+from kdjax.report import index as report_index
 from kdjax.report import sweep_page, tables
 from kdjax.runtime import compiler, files, hosts, progress
-from kdjax.stages import evaluation, pipeline, verification
+from kdjax.stages import evaluation, pipeline, report, verification
 from kdjax.stages.experiment import Experiment
 
 DEFAULT_CONFIG, BASE = EXPERIMENTS / 'digits_resnet.py', pathlib.Path(base.__file__)
@@ -172,7 +173,8 @@ def _run() -> None:
   run = pipeline.run(config, _workdir(), _STAGES.value)
   if 'report' in _STAGES.value:
     progress.console.print(*tables.terminal(evaluation.result(run)))
-    progress.console.print(f'report: {run.workdir / "report.html"}', soft_wrap=True)
+    progress.console.print(f'report: {report.path(run)}', soft_wrap=True)
+    progress.console.print(f'all students: {run.workdir / report_index.NAME}', soft_wrap=True)
 
 
 def _run_sweep(problems: list[str]) -> None:
@@ -202,6 +204,7 @@ def _run_sweep(problems: list[str]) -> None:
   finally:  # what is done is shown, whatever failed
     results = evaluation.results(configs, workdir)
     paths = sweep_page.write(workdir, name, sweep, results, command=_command_of)
+    paths += [path for path in [workdir / report_index.NAME] if path.exists()]
     progress.console.print(*sweep_page.terminal_tables(sweep, results))
     progress.console.print('\n'.join(map(str, paths)), soft_wrap=True)
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,10 @@ class Launch:
     self._process.kill()
     self.wait()
     return alive
+
+  def interrupt(self) -> None:
+    """Sends SIGINT, as Ctrl-C does."""
+    os.kill(self._process.pid, signal.SIGINT)
 
   def wait(self, seconds: float | None = None) -> int | None:
     """Returns its exit status, −N if signal N ended it, or None if it still runs after `seconds`."""

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from kdjax import data
+from kdjax.report import index
 from kdjax.report import page as report
 
 STUDENT, OTHER = 'aaa111', 'bbb222'
@@ -92,13 +93,14 @@ LABELS = [0, 1, 2, 0, 2, 0]
 
 
 class Run:
-  """A run's folder, and `write` on it."""
+  """A workdir with two finished students; one of them has what its page needs."""
 
   def __init__(self, workdir: epath.Path):
     self.workdir = workdir
     self.students = workdir / 'students'
     self.members = [workdir / 'teachers' / 'ccc333' / f'member_{i}' for i in range(2)]
-    self.page, self.table = workdir / 'report.html', workdir / 'results.csv'
+    self.page = self.students / STUDENT / 'report.html'
+    self.index, self.table = workdir / 'report.html', workdir / 'results.csv'
     for temperature, name in ((4.0, STUDENT), (1.0, OTHER)):
       config = CONFIG | {'student': CONFIG['student'] | {'temperature': temperature}}
       self.put(name, 'config.json', json.dumps(config))
@@ -131,8 +133,11 @@ class Run:
     inputs_N = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
     return data.Split(inputs_N, np.array(LABELS, np.int32))
 
-  def write(self, student: str = STUDENT) -> bool:
-    return report.write(self.workdir, self.students / student, self.members, self.test_split, NAMES)
+  def write(self, student: str = STUDENT, **more) -> bool:
+    return report.write(self.students / student, self.members, self.test_split, NAMES, **more)
+
+  def write_index(self) -> bool:
+    return index.write(self.workdir)
 
   def rows(self) -> list[dict[str, str]]:
     return list(csv.DictReader(self.table.read_text().splitlines()))

@@ -87,7 +87,7 @@ def test_a_part_is_drawn_and_stands_in_the_report(analysed, name):
   assert (study.folder / f'{name}.png').read_bytes().startswith(b'\x89PNG')
   assert (study.folder / f'{name}.pdf').read_bytes().startswith(b'%PDF')
   about = files.read_json(study.folder / f'{name}.json')
-  report = (study.experiment.workdir / 'report.html').read_text()
+  report = (study.experiment.folders.student / 'report.html').read_text()
   assert PARTS[name].title in report
   assert about['caption']
   for heading in about['table'][:1]:

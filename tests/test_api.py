@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,13 +15,13 @@ from etils import epath
 
 import kdjax
 from kdjax import config as config_lib
-from kdjax import given
+from kdjax import data, given
 from kdjax.data.arrays import digits
 from kdjax.errors import ConfigError, DamageError, MissingInputError, UserError
 from kdjax.interface import distillation, opened
 from kdjax.predictions.store import PredictionStore
 from kdjax.runtime import files, progress
-from kdjax.stages import independent, pipeline, student, teachers
+from kdjax.stages import finished, independent, pipeline, student, teachers
 from kdjax.train import loop
 
 CONFIG = {
@@ -254,10 +255,48 @@ def test_what_does_not_fit_is_refused(tmp_path, arguments, expected):
   assert not list(tmp_path.glob('*/*/member_*'))
 
 
-def test_other_data_in_the_same_workdir_are_refused(done):
-  workdir, _ = done
-  with pytest.raises(DamageError, match='was made from other data'):
-    distil(workdir, config={'teacher.num_members': 2}, **splits(count=59))
+def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
+  workdir, path = tmp_path / 'workdir', tmp_path / 'mine.npz'
+  shutil.copytree(done[0], workdir)
+  arrays = files.read_arrays(epath.Path(next((workdir / 'data').glob('*.npz'))))
+  of_file = {'dataset.name': 'arrays', 'dataset.path': str(path), 'teacher.num_members': 2}
+
+  def run(**changes):
+    """What runs again with these arrays in the file: their (split, pixel) differ by 1."""
+    content = {name: array.copy() for name, array in arrays.items()}
+    for name, place in changes.items():
+      content[name][place] ^= 1
+    np.savez_compressed(path, **content)
+    before = state_of(workdir)
+    result = distil(workdir, config=of_file, train=None, test=None)
+    new = [
+      path for path in state_of(workdir) if path.endswith('complete.json') and path not in before
+    ]
+    return result.student.name, sorted(
+      {pathlib.Path(path).relative_to(workdir).parts[0] for path in new}
+    )
+
+  name = done[1].student.name
+  assert run() == (name, [])
+  os.utime(path)
+  assert run() == (name, [])
+  with caplog.at_level('WARNING', logger=progress.logger.name):
+    other, made = run(x_test=(3, 2, 1, 0))
+  assert other != name and made == ['students']  # teachers learn nothing of the test images
+  assert 'teacher: made anew' not in caplog.text
+  assert 'student: made anew, since what decides it has changed: the data of test' in caplog.text
+  last, made = run(x_train=(5, 4, 3, 0))
+  assert last not in (name, other) and made == ['students', 'teachers']
+  records = [epath.Path(workdir / 'students' / x / 'data.json') for x in (name, other, last)]
+  assert len({record.read_text() for record in records}) == 3  # each was trained on its own data
+  assert run(y_test=0)[0] not in (name, other, last)
+  assert run() == (name, [])
+  folder = epath.Path(workdir / 'students' / name)
+  assert finished.experiment(folder).folders.student == folder
+  np.savez(path, **{**arrays, 'y_train': 9 - arrays['y_train']})
+  data.forget()
+  with pytest.raises(DamageError, match='what decided it has changed since: the data of train'):
+    finished.experiment(folder)
 
 
 # Fidelity. The student agrees on the first of two examples, and on neither of the next.

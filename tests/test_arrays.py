@@ -76,6 +76,73 @@ def test_inputs_of_any_shape(tmp_path, shape):
   np.testing.assert_array_equal(data.load(config)['test'].inputs_N, inputs[8:])
 
 
+def changed(inputs, place, value):
+  found = inputs.copy()
+  found[place] = value
+  return found
+
+
+@pytest.mark.parametrize(
+  ('changes', 'splits'),
+  [
+    ({}, []),
+    ({'x_train': np.asfortranarray(IMAGES[:8])}, []),
+    ({'y_train': LABELS[:8].astype(np.uint8)}, []),
+    ({'class_names': np.array(['a', 'b', 'c'])}, []),  # names decide nothing, their number does
+    ({'class_names': np.array(['a', 'b', 'c', 'd'])}, ['test', 'train']),
+    ({'x_train': changed(IMAGES[:8], (7, 4, 3, 1), 255 - IMAGES[7, 4, 3, 1])}, ['train']),
+    ({'x_test': changed(IMAGES[8:], (0, 0, 0, 0), 255 - IMAGES[8, 0, 0, 0])}, ['test']),
+    ({'y_test': changed(LABELS[8:], 0, 0)}, ['test']),
+    ({'x_train': IMAGES[:8, ::-1]}, ['train']),
+    ({'x_train': IMAGES[[1, 0, *range(2, 8)]]}, ['train']),
+    (
+      {'x_train': IMAGES[:8].reshape(8, 4, 5, 2), 'x_test': IMAGES[8:].reshape(4, 4, 5, 2)},
+      ['test', 'train'],
+    ),
+  ],
+)
+def test_content_is_known_by_split(tmp_path, changes, splits):
+  before, after = (
+    data.content(npz(tmp_path / 'a.npz')),
+    data.content(npz(tmp_path / 'b.npz', **changes)),
+  )
+  assert sorted(split for split in before if before[split] != after[split]) == splits
+
+
+def test_content_is_read_once_until_it_is_forgotten(tmp_path):
+  config = npz(tmp_path / 'a.npz')
+  before = data.content(config)
+  npz(tmp_path / 'a.npz', x_test=IMAGES[:4])
+  assert data.content(config) == before
+  data.forget()
+  after = data.content(config)
+  assert (after['train'], after['test'] != before['test']) == (before['train'], True)
+  assert data.content(section(name='digits')) == {}
+
+
+def test_inputs_that_are_read_one_by_one_count_by_a_sample():
+  class Counted(Stored):
+    num_read = 0
+
+    def __getitem__(self, i):
+      Counted.num_read += 1
+      return super().__getitem__(i)
+
+  many = np.repeat(IMAGES, 100, axis=0)
+
+  def digest(images):
+    pair = Counted(images), np.arange(len(images)) % 3
+    source = Arrays('many', {'train': pair, 'test': pair}, 'many')
+    Counted.num_read = 0
+    return source.digests['train']
+
+  before = digest(many)
+  assert Counted.num_read == 2 * 64  # of both splits; 1,200 / 64 is 18.75
+  assert digest(many) == before
+  assert digest(many[::-1]) != before
+  assert digest(many[:-1]) != before
+
+
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
 def test_streamed_objects_give_what_arrays_do(tmp_path, monkeypatch, dtype):
   images = IMAGES if dtype == np.uint8 else (IMAGES / 255).astype(np.float32)

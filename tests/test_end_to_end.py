@@ -5,11 +5,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
 from conftest import DATA, QUICK, ROOT, TINY, copied
 
+from kdjax import cli
 from tests import launched
 
 # The stages that have something to do here: there is no GAN, and no independent student.
@@ -136,6 +138,17 @@ def test_a_loss_that_diverges_stops_with_one_clear_error(tmp_path):
   assert 'Traceback' not in done.stderr
   assert 'teacher 0: the' in done.stderr
   assert 'at step' in done.stderr
+
+
+def test_an_interrupted_run_says_that_it_resumes(tmp_path):
+  started = launched.start(tmp_path, config=QUICK)
+  while not list(tmp_path.glob('teachers/*/*/checkpoints/*')):
+    assert started.is_alive(), started.told
+    time.sleep(0.01)
+  started.interrupt()
+  assert started.wait() == cli.INTERRUPTED == 130
+  assert started.told.splitlines()[-1] == 'interrupted; the same command resumes'
+  assert 'Traceback' not in started.told
 
 
 @pytest.mark.skipif(DATA is None, reason='real data sets are not here: set TFDS_DATA_DIR')

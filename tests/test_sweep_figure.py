@@ -390,6 +390,23 @@ def test_page_says_what_the_interval_is_over(tmp_path):
   ]
 
 
+def test_the_page_links_to_the_pages_of_the_students_that_are_there(tmp_path):
+  results = {i: of | {'fingerprints': {'student': f'run{i}'}} for i, of in RESULTS.items()}
+  for i in (1, 3, 5):
+    files.write_text(epath.Path(tmp_path) / 'students' / f'run{i}' / 'report.html', '')
+  text = written(tmp_path, results=results)['html'].read_text()
+  values = [re.sub('<.*?>', '', row[-1]) for row in page_table(text) if len(row) > 1]
+  assert values == ['students', '', 'trial 0 trial 1', '', 'trial 0']
+  links = re.findall('href="([^"]*html)">(trial .)', text)
+  assert links == [
+    ('students/run1/report.html', 'trial 0'),
+    ('students/run5/report.html', 'trial 1'),
+    ('students/run3/report.html', 'trial 0'),
+  ]
+  assert '<a href="report.html">All students' in text
+  assert 'report.html' not in written(tmp_path / 'elsewhere', results=results)['html'].read_text()
+
+
 def test_page_takes_the_callers_command(tmp_path):
   text = written(tmp_path, command=lambda run: f'do <{run.index}>')['html'].read_text()
   assert 'do &lt;7&gt;' in text

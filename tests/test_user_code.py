@@ -335,4 +335,4 @@ def test_a_changed_model_is_trained_anew_and_the_reason_is_told(tmp_path, caplog
   with caplog.at_level(logging.WARNING):
     teachers.STAGE.run(run)
   (message,) = [r.getMessage() for r in caplog.records if 'made anew' in r.getMessage()]
-  assert message == (f'teacher: made anew, since code has changed that decides it: {activation}')
+  assert message == (f'teacher: made anew, since what decides it has changed: {activation}')

@@ -1,8 +1,9 @@
-"""Fingerprints: the name of an artefact, from the fields and the code that can change it.
+"""Fingerprints: the name of an artefact, from the fields, the code and the user's data that can change it.
 
 `ARTEFACT_VERSION` and the code that `_roots` names stand for kdjax; what a config names as
 'module:attribute' stands for the user. Code that only reads artefacts, such as reports and analyses, does
-not count.
+not count. Data of the user, in an .npz file or from a function, count by their content; other data sets by
+their name.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax import losses, models
+from kdjax import data, losses, models
 from kdjax.config import code, fields, teacher_source
 from kdjax.data import augmentations, views
 from kdjax.runtime import plugins
@@ -26,12 +27,13 @@ def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
   """The fingerprint of every member: its index is not part of it.
 
   Args:
-    with_code: whether the code counts; without, artefacts that differ in code alone are found.
+    with_code: whether code and content of data count; without, artefacts that differ in these alone are found.
   """
   common = {
     'code': _digest(config, 'teacher', with_code),
     'seed': config.seed,  # of the views, too, which a teacher from elsewhere is shown
     'dataset': _dataset(config),
+    **_content(config, 'teacher', with_code),
   }
   if config.teacher.source != fields.TRAINED:
     return _hash(**common, **teacher_source.identity(config))
@@ -50,6 +52,7 @@ def gan_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
   return _hash(
     code=_digest(config, 'gan', with_code),
     dataset=_dataset(config),
+    **_content(config, 'gan', with_code),
     gan=fields.without(config.gan, 'num_samples'),
   )
 
@@ -61,6 +64,7 @@ def predictions_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
     code=_digest(config, 'predictions', with_code),
     teacher=teacher_fingerprint(config, with_code),
     num_test=config.dataset.num_test,
+    **_content(config, 'predictions', with_code),
     dtype=predictions.dtype if predictions.mode == 'stored' else None,
     distillation=_distillation_data(config, with_code),
     subset=_subset(config, 'predictions'),
@@ -91,7 +95,9 @@ FINGERPRINTS: dict[str, Callable[..., str]] = {
 
 
 def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
-  """The record that `outdated` compares: 'fields', a fingerprint without the code, and 'code', its digests.
+  """The record that `outdated` compares.
+
+  It has 'fields', a fingerprint without code and content of data, and 'code', the digests of these by name.
 
   Args:
     artefact: of FINGERPRINTS.
@@ -101,12 +107,16 @@ def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
     *before.get(artefact, []),
     *['gan'] * (fields.needs_gan(config) and artefact != 'teacher'),
   ]
-  digests = {k: v for name in [*before, artefact] for k, v in _digests(config, name).items()}
+  digests = {}
+  for name in [*before, artefact]:
+    digests |= _digests(config, name)
+    for content in _content(config, name).values():
+      digests |= {f'the data of {split}': digest for split, digest in content.items()}
   return {'fields': FINGERPRINTS[artefact](config, with_code=False), 'code': digests}
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str] | None:
-  """The definitions in which two records of the same fields differ; None for other fields."""
+  """The definitions and data in which two records of the same fields differ; None for other fields."""
   if old['fields'] != new['fields']:
     return None
   names = old['code'].keys() | new['code'].keys()
@@ -178,6 +188,21 @@ def _distillation_data(config: ConfigDict, with_code: bool) -> dict[str, Any]:
   unused += [] if predictions.extra else ['num_extra', 'augment_extra']
   gan = gan_fingerprint(config, with_code) if fields.needs_gan(config) else None
   return fields.without(predictions, *unused) | {'gan': gan}
+
+
+def _content(
+  config: ConfigDict, artefact: str, with_code: bool = True
+) -> dict[str, dict[str, str]]:
+  """{'content': digests by split} of data of the user that decide an artefact, besides those of earlier ones.
+
+  Teachers and GANs learn nothing of the test split, which decides predictions and students. It is {} for other
+  data sets and artefacts.
+  """
+  if not with_code or artefact == 'student':
+    return {}
+  of_test = artefact == 'predictions'
+  found = {k: v for k, v in data.content(config.dataset).items() if (k == 'test') == of_test}
+  return {'content': found} if found else {}
 
 
 def _subset(config: ConfigDict, section: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Records of the code behind artefacts, which tell why an artefact is made anew."""
+"""Records of the code and data behind artefacts, which tell why an artefact is made anew."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ RECORD = 'code.json'
 def record(folder: epath.Path, config: ConfigDict, artefact: str) -> None:
   """Writes the record of an artefact that is about to be made, unless it is there.
 
-  If the workdir has an artefact of the same fields and other code, a warning names the code.
+  If the workdir has an artefact of the same fields and other code or data, a warning names these.
 
   Args:
     folder: the artefact's folder. The members of a teacher share a record in the folder above theirs.
@@ -28,14 +28,12 @@ def record(folder: epath.Path, config: ConfigDict, artefact: str) -> None:
   found = [names for path in others if (names := _changes(path, new))]
   if found:  # of several, the most similar one
     names = ', '.join(min(found, key=len))
-    progress.logger.warning(
-      '%s: made anew, since code has changed that decides it: %s', artefact, names
-    )
+    progress.logger.warning('%s: made anew, since what decides it has changed: %s', artefact, names)
   files.write_json(folder / RECORD, new)
 
 
 def changes(folder: epath.Path, config: ConfigDict, artefact: str) -> list[str]:
-  """The definitions that have changed since an artefact of these fields was made; [] if it has no record."""
+  """The definitions and data that have changed since an artefact of these fields was made; [] without a record."""
   path = folder / RECORD
   return _changes(path, fingerprints.code_record(config, artefact)) if path.exists() else []
 

@@ -3,7 +3,8 @@
 The examples of a split have a fixed order, and an example's index is its position there.
 """
 
-from kdjax.data.load import EXTRA, describe, extra_size, load, load_extra
+from kdjax.data.arrays import content
+from kdjax.data.load import EXTRA, describe, extra_size, forget, load, load_extra
 from kdjax.data.order import balanced_order, training_batch, training_batches
 from kdjax.data.splits import SAMPLED, Description, Split, checksum, part, part_size, split_sizes
 
@@ -14,8 +15,10 @@ __all__ = [
   'Split',
   'balanced_order',
   'checksum',
+  'content',
   'describe',
   'extra_size',
+  'forget',
   'load',
   'load_extra',
   'part',

@@ -4,6 +4,7 @@ Axes: N example, H W C image.
 """
 
 import functools
+import hashlib
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from kdjax.runtime import plugins
 
 NAME = 'arrays'  # the `dataset.name` of an .npz file
 NUM_DIGITS_TEST = 360
+NUM_DIGESTED = 64  # examples of inputs that are read one by one that count in a digest
 SPLITS = ('train', 'test', 'val')
 _NEEDED = (
   "Needed: {'train': (x, y), 'test': (x, y)}, perhaps with 'val': (x, y) and 'class_names': a list of "
@@ -54,12 +56,36 @@ def is_arrays(name: str) -> bool:
 
 
 def open_arrays(config: ConfigDict) -> 'Arrays':
-  """The set that the `dataset` section names. It is made once in a process.
+  """The set that the `dataset` section names. It is made once in a process, until `forget`.
 
   Raises:
     UserError: it cannot be loaded, or does not fit; the message gives the reason.
   """
   return _opened(config.name, config.path if config.name == NAME else None)
+
+
+def content(config: ConfigDict) -> dict[str, str]:
+  """The digest of each split of a set of the user (`Arrays.digests`).
+
+  It is {} for any other set, whose name says what it holds.
+
+  Raises:
+    UserError: as `open_arrays`.
+  """
+  if not is_arrays(config.name) or config.name in EMBEDDED:
+    return {}
+  return _digests(config.name, config.path if config.name == NAME else None)
+
+
+def forget() -> None:
+  """Has files read again and functions called again, which may give other data by now."""
+  for function in (_opened, _digests):
+    function.cache_clear()
+
+
+@functools.lru_cache(64)
+def _digests(name: str, path: str | None) -> dict[str, str]:
+  return _opened(name, path).digests
 
 
 @functools.lru_cache(2)
@@ -161,6 +187,23 @@ class Arrays:
 
   def place(self, split: str, index: int) -> str:
     return f'{self.set_name}, example {index} of {split!r}'
+
+  @property
+  def digests(self) -> dict[str, str]:
+    """A digest of each split: inputs, labels and the number of classes.
+
+    Of inputs that are read one by one, the number and a sample of 64 count.
+    """
+    found = {}
+    for split, inputs in self._inputs.items():
+      if not isinstance(inputs, np.ndarray):
+        inputs, _ = self.fetch(split, np.arange(len(inputs))[:: -(-len(inputs) // NUM_DIGESTED)])
+      labels_N = self._labels[split]
+      sha = hashlib.sha256(f'{inputs.shape} {inputs.dtype} {len(self.class_names)}'.encode())
+      for array in (inputs, labels_N):
+        sha.update(np.ascontiguousarray(array))
+      found[split] = sha.hexdigest()[:16]
+    return found
 
   def _checked(self, split: str, pair: Any) -> tuple[Any, np.ndarray]:
     if not isinstance(pair, Sequence) or len(pair) != 2:

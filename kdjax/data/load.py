@@ -23,6 +23,12 @@ from kdjax.errors import UserError
 EXTRA = 'predictions.extra'  # the field that names a set of unlabelled inputs
 
 
+def forget() -> None:
+  """Has data of the user read again, which may have changed. Otherwise they are read once in a process."""
+  arrays.forget()
+  _opened.cache_clear()
+
+
 def describe(config: ConfigDict, prepare: bool = True) -> Description:
   """Describes the source of the `dataset` section.
 

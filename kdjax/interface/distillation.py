@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import models
+from kdjax import data, models
 from kdjax.config import validation
 from kdjax.config.objects import Objects
 from kdjax.data import arrays
@@ -90,7 +90,6 @@ def distil(
   _require_right()
   if not progress.logger.handlers:
     progress.setup_logging()
-  _require_same_data(Experiment(made, _folder(workdir)))
   experiment = pipeline.run(made, _folder(workdir), list(pipeline.STAGES))
   return Result(evaluation.result(experiment), Student(experiment.folders.student))
 
@@ -112,6 +111,7 @@ def make_config(
   Raises:
     ConfigError: something does not fit.
   """
+  data.forget()
   workdir, names = _folder(workdir), Objects()
   given = {name: _named(value, names) for name, value in (config or {}).items()}
   values: dict[str, Any] = {
@@ -298,17 +298,6 @@ def _differences(needed: nn.Module, module: nn.Module) -> str:
   return ', '.join(f'{name} = {a!r}, not {b!r}' for name, a, b in pairs if a != b)
 
 
-def _require_same_data(experiment: Experiment) -> None:
-  """Raises DamageError if the workdir has artefacts of this config that were made from other data.
-
-  Fingerprints cover the names of data sets, and stages trust what is complete. Arrays have no names.
-  """
-  for folder in experiment.folders.members:
-    experiment.data.training.check(folder)
-  for folder in (experiment.folders.predictions, experiment.folders.student):
-    experiment.data.everything.check(folder)
-
-
 @functools.cache
 def _require_right() -> None:
   compiler.require_right(insist=False)
@@ -334,6 +323,7 @@ def views(
     ConfigError: the config is wrong.
     MissingInputError: images of a GAN are needed, and `workdir` is None.
   """
+  data.forget()
   problems: list[str] = []
   if isinstance(config, str):
     config, problems = config_lib.load(config)

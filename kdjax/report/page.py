@@ -1,30 +1,25 @@
-"""The page about a student, `report.html`, and the table of all students, `results.csv`.
+"""The page about a student, `report.html` in its folder.
 
 The page is self-contained. This module reads the files that stages wrote and imports no stage. Axes: N
 example, C class.
 """
 
 import base64
-import csv
 import dataclasses
-import hashlib
-import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from etils import epath
 from scipy.special import softmax
 
 from kdjax import data, losses, metrics
 from kdjax.errors import DamageError
-from kdjax.report import figures, formats, tables
-from kdjax.report.formats import NOTHING
+from kdjax.report import figures, rendering, tables
 from kdjax.runtime import files
 
-TEMPLATE = epath.Path(__file__).parent / 'report.html.j2'
-STYLE = TEMPLATE.parent / 'page.css'
+NAME = 'report.html'
+TEMPLATE = 'report.html.j2'
 NUM_EXAMPLES = 12  # the number of test images shown on which teacher and student disagree
 
 
@@ -50,51 +45,43 @@ class Example:
 
 
 def write(
-  workdir: epath.Path,
-  student_folder: epath.Path,
+  folder: epath.Path,
   member_folders: Sequence[epath.Path],
   test: Callable[[], data.Split],
   class_names: Sequence[str],
   gan_folder: epath.Path | None = None,
 ) -> bool:
-  """Writes report.html for one student, and results.csv with a row for every finished one.
+  """Writes the page of one student into its folder, WORKDIR/students/FINGERPRINT.
 
   Args:
-    workdir: where both are written; every `students/*/result.json` in it counts as finished.
-    student_folder: the folder of the student that the page is about.
+    folder: of a student with a result.json.
     member_folders: the folders of the teacher's members; missing ones are left out of the page.
     test: loads the test images; it is called only if there is something to write.
     class_names: the names of the classes, by label.
     gan_folder: the folder of the GAN whose images the student was distilled on, if any.
 
-  Returns: False if both were up to date, so that nothing was done.
+  Returns: False if the page was up to date, so that nothing was done.
 
   Raises:
     DamageError: a file of the student is damaged.
   """
-  folders = sorted(path.parent for path in (workdir / 'students').glob('*/result.json'))
-  logs = [folder / 'metrics.jsonl' for folder in (student_folder, *member_folders)]
-  inputs = [folder / name for folder in folders for name in ('config.json', 'result.json')]
+  logs = [place / 'metrics.jsonl' for place in (folder, *member_folders)]
   gan = (
     [] if gan_folder is None else [gan_folder / name for name in ('samples.png', 'quality.json')]
   )
-  analyses = sorted((workdir / 'analysis' / student_folder.name).glob('*.json'))
+  analyses = sorted((folder.parents[1] / 'analysis' / folder.name).glob('*.json'))
   analyses = [
     path for path in analyses if _picture(path).exists()
   ]  # one may be drawn at this moment
-  environment = student_folder / 'environment.json'
-  made_from = [*inputs, environment, *logs, *gan, *analyses, *map(_picture, analyses)]
-  digest = _digest([TEMPLATE, STYLE, *made_from])
-  page, table = workdir / 'report.html', workdir / 'results.csv'
-  if table.exists() and page.exists() and _is_sealed(page, table, digest):
+  own = [folder / name for name in ('config.json', 'result.json', 'environment.json')]
+  inputs = rendering.digest(TEMPLATE, [*own, *logs, *gan, *analyses, *map(_picture, analyses)])
+  if rendering.is_sealed(folder / NAME, inputs):
     return False
-  students = [_read_student(folder) for folder in folders]
-  this = next(student for student in students if student.fingerprint == student_folder.name)
+  this, environment = read_student(folder), own[-1]
   student_rows, *member_rows = [files.read_json_lines(path) for path in logs]
-  template = _environment().get_template(TEMPLATE.name)
-  html = template.render(
-    digest=digest,
-    nothing=NOTHING,
+  html = rendering.render(
+    TEMPLATE,
+    digest=inputs,
     this=this,
     measures=tables.MEASURES,
     splits=tables.headline(this.result, tables.SPLITS),
@@ -107,45 +94,22 @@ def write(
     analyses=_analyses(analyses),
     environment=files.read_json(environment) if environment.exists() else None,
     figures=_curves(this, student_rows, [rows for rows in member_rows if rows]),
-    **_on_test(student_folder, test(), class_names),
-    **_comparison(students),
+    **_on_test(folder, test(), class_names),
   )
-  rows = _csv(students)
-  files.write_text(table, rows)
-  # The page is written last: its seal says that both files are complete and up to date.
-  files.write_text(page, html + _seal(html.encode(), rows.encode(), digest))
+  files.write_text(folder / NAME, html + rendering.seal(inputs, html.encode()))
   return True
 
 
 # Reading.
 
 
-def _digest(paths: Iterable[epath.Path]) -> str:
-  """A checksum of the files' names and contents. A missing file counts as empty."""
-  digest = hashlib.sha256()
-  for path in paths:
-    content = path.read_bytes() if path.exists() else b''
-    digest.update(f'{path.parent.name}/{path.name} {len(content)}\n'.encode())
-    digest.update(content)
-  return f'sha256-{digest.hexdigest()}'
-
-
-def _seal(html: bytes, rows: bytes, digest: str) -> str:
-  return f'\n<!-- {files.checksum(html + rows + digest.encode())} -->\n'
-
-
-def _is_sealed(page: epath.Path, table: epath.Path, digest: str) -> bool:
-  """Whether both files are undamaged and up to date."""
-  content, size = page.read_bytes(), len(_seal(b'', b'', ''))
-  return content[-size:] == _seal(content[:-size], table.read_bytes(), digest).encode()
-
-
-def _read_student(folder: epath.Path) -> Student:
+def read_student(folder: epath.Path) -> Student:
+  """A student with its result; raises DamageError if config.json is missing or either file is damaged."""
   if not (folder / 'config.json').exists():
     raise DamageError(
       f'{folder / "config.json"} is missing. Run the command of that student again, or delete {folder}.'
     )
-  config = _flatten(files.read_json(folder / 'config.json'))
+  config = flatten(files.read_json(folder / 'config.json'))
   return Student(folder.name, config, files.read_json(folder / 'result.json'))
 
 
@@ -161,12 +125,12 @@ def _read_test_logits(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     ) from error
 
 
-def _flatten(nested: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(nested: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'a': {'b': 1}} → {'a.b': 1}."""
   flat = {}
   for name, value in nested.items():
     if isinstance(value, dict):
-      flat |= _flatten(value, f'{prefix}{name}.')
+      flat |= flatten(value, f'{prefix}{name}.')
     else:
       flat[f'{prefix}{name}'] = value
   return flat
@@ -240,86 +204,3 @@ def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -
     'num_disagreements': int(differs_N.sum()),
     'examples': examples,
   }
-
-
-def _comparison(students: list[Student]) -> dict[str, Any]:
-  """A table of all students with the config fields in which they differ, sorted by these fields."""
-  names = dict.fromkeys(name for student in students for name in student.config)
-  values = {name: [student.config.get(name) for student in students] for name in names}
-  differing = [name for name, of in values.items() if any(value != of[0] for value in of)]
-
-  def order(student: Student) -> list[tuple[str, Any]]:
-    fields = [student.config.get(name) for name in differing]
-    return [(type(value).__name__, value) for value in fields]  # values of one type compare
-
-  def row(student: Student) -> dict[str, Any]:
-    fields = [_plain(student.config.get(name)) for name in differing]
-    test = student.result['splits']['test']
-    cells = [NOTHING if field is None else field for field in fields]
-    cells += tables.cells(test['student'], ['accuracy'])
-    for key in tables.FIDELITY:
-      cells += tables.cells(test['fidelity'], [key]) + tables.cells(
-        test.get('independent', {}), [key]
-      )
-      cells += tables.difference_cells(test, key)
-    return {'fingerprint': student.fingerprint, 'cells': cells}
-
-  headings = [f'test {tables.MEASURES["accuracy"]}']
-  for key in tables.FIDELITY:
-    label = tables.MEASURES[key]
-    headings += [f'test {label}', 'independent student', 'difference', 'verdict']
-  return {
-    'students': [row(student) for student in sorted(students, key=order)],
-    'differing': differing,
-    'compared': headings,
-  }
-
-
-def _csv(students: Sequence[Student]) -> str:
-  """A row for each student: config fields, then all measures in the order of SPLITS.
-
-  A measure that a student does not have is empty.
-  """
-  configs = {}
-  results = {}
-  for student in students:
-    configs |= dict.fromkeys(student.config)
-    results |= dict.fromkeys(_measures(student))
-  buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, ['fingerprint', *configs, *results], lineterminator='\n')
-  writer.writeheader()
-  for student in students:
-    config = {name: _plain(value) for name, value in student.config.items()}
-    writer.writerow({'fingerprint': student.fingerprint} | config | _measures(student))
-  return buffer.getvalue()
-
-
-def _measures(student: Student) -> dict[str, Any]:
-  """Numbers and words of result.json by dotted name; an interval's ends are NAME.low and NAME.high."""
-  splits = student.result['splits']
-  flat = {}
-  for name, value in _flatten(
-    {name: splits[name] for name in tables.SPLITS if name in splits}
-  ).items():
-    if not isinstance(value, list):
-      flat[name] = value
-    elif not name.endswith('.members'):
-      flat |= {f'{name}.low': value[0], f'{name}.high': value[1]}
-  return flat
-
-
-def _plain(value: Any) -> Any:
-  """['crop', 'flip'] → '(crop, flip)'. None stays, which CSV writes as nothing."""
-  return f'({", ".join(map(str, value))})' if isinstance(value, list) else value
-
-
-def _environment() -> jinja2.Environment:
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('kdjax', 'report'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters['percent'] = formats.percent
-  return environment

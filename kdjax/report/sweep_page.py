@@ -3,6 +3,7 @@
 The same input gives the same bytes.
 """
 
+import collections
 import csv
 import dataclasses
 import io
@@ -11,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from etils import epath
 from rich import box
 from rich.table import Table
@@ -20,7 +20,7 @@ from rich.text import Text
 from kdjax.config import claims as claims_lib
 from kdjax.config import sweep as sweep_lib
 from kdjax.config.sweep import Cell, Panel, Row, Sweep, SweepRun
-from kdjax.report import figures, formats, sweep_figure
+from kdjax.report import figures, formats, page, rendering, sweep_figure
 from kdjax.report.formats import NOTHING
 from kdjax.report.sweep_figure import x_text
 from kdjax.runtime import files
@@ -50,7 +50,8 @@ def write(
   - NAME.png: the figure. NAME.pdf: the same for a paper, 5.2 inches wide with 8 pt text.
   - NAME.csv: a row for each finished run, see `_csv`.
   - NAME.json: the summary of each point and the findings about the claims, see `_json`.
-  - NAME.html: a self-contained page of figure, values and claims.
+  - NAME.html: a self-contained page of figure, values and claims. It links to the pages of the students
+    that lie in the folder.
 
   Args:
     folder: where; it is made if it is not there.
@@ -72,7 +73,7 @@ def write(
     }
     colors = {'ink': figures.COLORS['ink'], **sweep_figure.COLORS}
     svg = figures.svg(figure, sweep.title, colors)
-  contents['html'] = _html(sweep, rows, results, svg, command).encode()
+  contents['html'] = _html(sweep, rows, results, svg, command, _pages(folder, results)).encode()
   paths = []
   for suffix, content in contents.items():
     path = folder / f'{name}.{suffix}'
@@ -302,42 +303,54 @@ def _known(values: Any) -> Any:
   return None if isinstance(values, float) and math.isnan(values) else values
 
 
+def _pages(folder: epath.Path, results: Results) -> dict[int, str]:
+  """Links from the folder to the students' pages, by index of the run."""
+  found = {}
+  for index, result in results.items():
+    path = f'students/{sweep_lib.look_up(result, "fingerprints.student")}/{page.NAME}'
+    if (folder / path).exists():
+      found[index] = path
+  return found
+
+
 def _html(
   sweep: Sweep,
   rows: Sequence[Row],
   results: Results,
   svg: str,
   command: Callable[[SweepRun], str],
+  pages: Mapping[int, str],
 ) -> str:
   columns = _all_columns(sweep, rows)
   missing = sorted((run for row in rows for run in row.missing), key=lambda run: run.index)
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('kdjax', 'report'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  links = collections.defaultdict(list)
+  for run in sweep_lib.expand(sweep):
+    if run.index in pages:
+      text = f'trial {run.trial}' if sweep.trials > 1 else 'report'
+      links[run.point.key].append((text, pages[run.index]))
   of_series = {
     series: [
-      (x_text(row.point.x), [text(row) for _, text in columns])
+      (x_text(row.point.x), [text(row) for _, text in columns], links[row.point.key])
       for row in rows
       if row.point.series == series
     ]
     for series in sweep_lib.series_names(sweep)
   }
   of_differences = {
-    label: [(_name(row), cells) for row, cells in own] for label, own in _differences(sweep, rows)
+    label: [(_name(row), cells, ()) for row, cells in own]
+    for label, own in _differences(sweep, rows)
   }
-  return environment.get_template(TEMPLATE).render(
+  return rendering.render(
+    TEMPLATE,
     sweep=sweep,
     svg=svg,
     headings=[heading for heading, _ in columns],
     groups=of_series,
+    has_pages=bool(pages),
     difference_headings=DIFFERENCE_HEADINGS,
     differences=of_differences,
     claim_headings=CLAIM_HEADINGS,
-    claims={'': [(c['text'], claim_cells(c)) for c in _claims(sweep, results)]}
+    claims={'': [(c['text'], claim_cells(c), ()) for c in _claims(sweep, results)]}
     if sweep.claims
     else {},
     num_runs=len(rows) * sweep.trials,

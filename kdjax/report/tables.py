@@ -42,6 +42,7 @@ ANSWERS = {  # the verdict on agreement, student against independent student
   intervals.LOWER: 'No, less',
   intervals.UNDECIDED: 'No difference was found',
 }
+UNKNOWN = 'Unknown'  # without an independent student
 KL_ANSWERS = {
   intervals.HIGHER: 'is farther from the teacher than',
   intervals.LOWER: 'is nearer to the teacher than',
@@ -128,7 +129,7 @@ def answer(values: Mapping[str, Any]) -> str:
   """
   if 'difference' not in values:
     return (
-      f'Unknown: the student agrees with its teacher on {_estimate(values, "fidelity", "top1_agreement")}, and '
+      f'{UNKNOWN}: the student agrees with its teacher on {_estimate(values, "fidelity", "top1_agreement")}, and '
       'no independent student was trained to compare it with.'
     )
   agreement, kl = (values['difference'][key]['verdict'] for key in FIDELITY)
@@ -140,6 +141,19 @@ def answer(values: Mapping[str, Any]) -> str:
     f'{ANSWERS[agreement]}: it agrees with its teacher on {own} of the test examples, a student of another '
     f'teacher on {other}. Its KL of {own_kl} {KL_ANSWERS[kl]} the other’s, {other_kl}.'
   )
+
+
+def answers(tests: Iterable[Mapping[str, Any]]) -> str:
+  """'Yes: 3; Unknown: 1.': how many students have each answer to QUESTION, by the verdict on agreement.
+
+  Args:
+    tests: the test split of each result.json.
+  """
+  counts = dict.fromkeys([*ANSWERS.values(), UNKNOWN], 0)
+  for test in tests:
+    found = test.get('difference', {}).get('top1_agreement')
+    counts[ANSWERS[found['verdict']] if found else UNKNOWN] += 1
+  return '; '.join(f'{answer}: {count}' for answer, count in counts.items() if count) + '.'
 
 
 def _estimate(values: Mapping[str, Any], who: str, key: str) -> str:

@@ -51,7 +51,8 @@ class Data:
 
   @cached_property
   def splits(self) -> dict[str, data.Split]:
-    return _load_splits(self._config.dataset.to_json())
+    dataset = self._config.dataset
+    return _load_splits(dataset.to_json(), tuple(data.content(dataset).values()))
 
   def part(self, section: ConfigDict) -> data.Split:
     """The training examples that the section `teacher` or `predictions` of the config takes."""
@@ -132,8 +133,13 @@ class Data:
 
 
 @functools.lru_cache(1)
-def _load_splits(dataset: str) -> dict[str, data.Split]:
-  """The splits of the section `dataset`, given as JSON. All experiments of a sweep share them."""
+def _load_splits(dataset: str, content: tuple[str, ...]) -> dict[str, data.Split]:
+  """The splits of the section `dataset`, given as JSON. All experiments of a sweep share them.
+
+  Args:
+    content: of `data.content`; other content is read anew.
+  """
+  del content
   splits = data.load(ConfigDict(json.loads(dataset)))
   for split in splits.values():
     for array in (split.inputs_N, split.labels_N):

@@ -62,7 +62,7 @@ def experiment(folder: epath.Path) -> Experiment:
 
   Raises:
     MissingInputError: the config names code that is not there.
-    DamageError: config.json is damaged, or of another version of kdjax; or the code has changed.
+    DamageError: config.json is damaged, or of another version of kdjax; or code or data have changed.
   """
   found = Experiment(read_config(folder), folder.parents[1])
   plugins.add_folder('.')
@@ -70,8 +70,8 @@ def experiment(folder: epath.Path) -> Experiment:
     raise MissingInputError('\n  '.join([f'{folder}: it needs code that is not there:', *missing]))
   if names := outdated.changes(folder, found.config, 'student'):
     raise DamageError(
-      f'{folder}: the code that decided it has changed since: {", ".join(names)}. Train the student again, '
-      'or bring the old code back.'
+      f'{folder}: what decided it has changed since: {", ".join(names)}. Train the student again, or bring '
+      'the old version back.'
     )
   if found.folders.student != folder:
     raise DamageError(

@@ -31,8 +31,8 @@ STAGES: dict[str, stage.Stage] = {
     report,
   )
 }
-# The stages of a sweep that compare students.
-COMPARING = ('independent', 'evaluation')
+# The stages of a sweep that compare students, and show what they found.
+COMPARING = ('independent', 'evaluation', 'report')
 
 
 def problems(names: Sequence[str]) -> list[str]:
@@ -77,7 +77,7 @@ def run_sweep(
 
   A config is claimed by one process at a time; the others go on to the next, and come back to it when
   nothing else is left. All students come first, and then what compares them: by then the independent
-  student of one is often another of the sweep. There is one report for the workdir, of the last config.
+  student of one is often another of the sweep.
 
   Args:
     configs: by the index of the run.
@@ -99,17 +99,11 @@ def run_sweep(
     return stage.claimed(folder, lambda: work(index), wait)
 
   for phase in (
-    [name for name in names if name not in (*COMPARING, 'report')],
+    [name for name in names if name not in COMPARING],
     [name for name in names if name in COMPARING],
   ):
     if phase:
       failures |= stage.in_turn([i for i in configs if i not in failures], attempt, 'run %d')
-  done = [i for i in configs if i not in failures]
-  if 'report' in names and done:
-    try:
-      run(configs[done[-1]], workdir, ['report'])
-    except UserError as error:
-      failures[done[-1]] = error
   if failures:
     lines = [f'{len(failures)} of {len(configs)} runs of the sweep failed; the others are done:']
     raise UserError('\n  '.join(lines + [f'run {i}: {error}' for i, error in failures.items()]))

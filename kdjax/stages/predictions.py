@@ -149,7 +149,8 @@ def _store(experiment: Experiment, source: Source) -> None:
   hosts.barrier()
   num_values = sum(count * len(inputs[name].split) for name, count in num_views.items())
   num_bytes = num_values * num_members * num_classes * DTYPES[dtype].itemsize
-  progress.logger.info('predictions: up to %.0f MB, before compression', num_bytes / 1e6)
+  title = f'{experiment.label}predictions'
+  progress.logger.info('%s: up to %.0f MB, before compression', title, num_bytes / 1e6)
   wanted = [
     (name, member, view)
     for name in num_views
@@ -158,7 +159,7 @@ def _store(experiment: Experiment, source: Source) -> None:
   ]
   missing = _missing(store, wanted)
   with (
-    progress.bar(f'{experiment.label}predictions', len(wanted), 'views') as show,
+    progress.bar(title, len(wanted), 'views') as show,
     ThreadPoolExecutor(1) as writer,
   ):
     writing = None

@@ -1,10 +1,12 @@
-"""Stage 'report': report.html for the student, and results.csv for all students of the workdir."""
+"""Stage 'report': the page of the student, and the index and results.csv of all students of the workdir."""
 
 from collections.abc import Sequence
 from functools import partial
 
+from etils import epath
+
 from kdjax import config as config_lib
-from kdjax.report import page
+from kdjax.report import index, page
 from kdjax.runtime import hosts
 from kdjax.stages import evaluation
 from kdjax.stages.experiment import Experiment
@@ -12,21 +14,30 @@ from kdjax.stages.stage import Job, Stage
 
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
-  # The page itself knows whether it is up to date. Its files are written whole, so it needs no lock.
-  return [Job(None, is_complete=lambda: False, make=partial(_make, experiment))]
+  # A page itself knows whether it is up to date. Its files are written whole, so it needs no lock.
+  return [
+    Job(None, is_complete=lambda: False, make=partial(make, experiment))
+    for make in (_make_page, _make_index)
+  ]
 
 
 STAGE = Stage('report', _jobs, requires=lambda experiment: [evaluation.ANY_RESULT])
 
 
-def _make(experiment: Experiment) -> bool:
-  if not hosts.is_main():
-    return False
-  return page.write(
-    experiment.workdir,
+def path(experiment: Experiment) -> epath.Path:
+  """The page of the student."""
+  return experiment.folders.student / page.NAME
+
+
+def _make_page(experiment: Experiment) -> bool:
+  return hosts.is_main() and page.write(
     experiment.folders.student,
     experiment.folders.members,
     test=lambda: experiment.data.splits['test'],
     class_names=experiment.data.description.class_names,
     gan_folder=experiment.folders.gan if config_lib.needs_gan(experiment.config) else None,
   )
+
+
+def _make_index(experiment: Experiment) -> bool:
+  return hosts.is_main() and index.write(experiment.workdir)

@@ -38,6 +38,7 @@ class Job:
     provenance: what it is made from. None: the folder has no such records.
     artefact: its kind in `fingerprints.FINGERPRINTS`; the code that decides it is recorded. '': none.
     num_steps: how often `advance` yields, for the progress bar.
+    bar: the name of the progress bar of jobs that are made at once.
     advance: `make` on one device, step by step. If all jobs of a stage have it, as many jobs as there
       are devices are made at once. It yields after each step the number of steps so far, and a text.
   """
@@ -49,6 +50,7 @@ class Job:
   provenance: Provenance | None = None
   artefact: str = ''
   num_steps: Callable[[], int] = lambda: 0
+  bar: str = ''
   advance: Callable[[jax.Device], Iterator[tuple[int, str]]] | None = None
 
 
@@ -125,7 +127,7 @@ class Stage:
 
   def _make(self, jobs: Sequence[Job], wait: bool) -> bool | None:
     if all(job.advance for job in jobs):
-      _make_on_devices(self.name, jobs)
+      _make_on_devices(jobs)
       return True
     made = False
     for waiting in (False, True)[: 1 + wait]:
@@ -200,7 +202,7 @@ def _make(job: Job, wait: bool) -> bool | None:
     return job.make() is not False if is_mine else is_mine
 
 
-def _make_on_devices(name: str, jobs: Sequence[Job]) -> None:
+def _make_on_devices(jobs: Sequence[Job]) -> None:
   """Makes each job on one device, on all devices at once.
 
   A device works alone even if there is only one job, so that the bits depend neither on the number of
@@ -209,7 +211,7 @@ def _make_on_devices(name: str, jobs: Sequence[Job]) -> None:
   """
   devices, done = jax.local_devices()[: len(jobs)], [0] * len(jobs)
   num_steps = [job.num_steps() for job in jobs]
-  with progress.bar(name, sum(num_steps), 'steps') as show:
+  with progress.bar(jobs[0].bar, sum(num_steps), 'steps') as show:
     for wait in (False, True):
       with contextlib.ExitStack() as begun:  # if one fails, the others still finish their writes
         waiting, running = collections.deque(range(len(jobs))), {}

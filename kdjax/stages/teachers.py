@@ -41,6 +41,7 @@ def _jobs(experiment: Experiment) -> Sequence[Job]:
       provenance=experiment.data.training,
       artefact='teacher',
       num_steps=lambda: experiment.teacher.plan.num_steps,
+      bar=f'{experiment.label}teachers',
       advance=(lambda device, member=member: trainer(device).advance(member))
       if in_parallel
       else None,

@@ -1,0 +1,54 @@
+"""Pages from templates, and the seals that tell whether a page is up to date."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import jinja2
+from etils import epath
+
+from kdjax.report import formats
+from kdjax.runtime import files
+
+FOLDER = epath.Path(__file__).parent
+STYLE = FOLDER / 'page.css'
+
+
+def render(template: str, **values: Any) -> str:
+  """The page of a template of this folder. Values are escaped, and each that the template names is needed."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('kdjax', 'report'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['percent'] = formats.percent
+  return environment.get_template(template).render(nothing=formats.NOTHING, **values)
+
+
+def digest(template: str, paths: Iterable[epath.Path]) -> str:
+  """A checksum of what a page is made from: template, style, and files with their names.
+
+  A missing file counts as empty.
+  """
+  sha = hashlib.sha256()
+  for path in [FOLDER / template, STYLE, *paths]:
+    content = path.read_bytes() if path.exists() else b''
+    sha.update(f'{path.parent.name}/{path.name} {len(content)}\n'.encode())
+    sha.update(content)
+  return f'sha256-{sha.hexdigest()}'
+
+
+def seal(inputs: str, *contents: bytes) -> str:
+  """The last line of a page: a checksum of the digest of its inputs, the page, and files that belong to it."""
+  return f'\n<!-- {files.checksum(b"".join(contents) + inputs.encode())} -->\n'
+
+
+def is_sealed(page: epath.Path, inputs: str, *others: epath.Path) -> bool:
+  """Whether a page and the files that belong to it are there, undamaged and up to date."""
+  if not all(path.exists() for path in (page, *others)):
+    return False
+  content, size = page.read_bytes(), len(seal(''))
+  found = [content[:-size], *(path.read_bytes() for path in others)]
+  return content[-size:] == seal(inputs, *found).encode()

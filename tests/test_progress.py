@@ -1,0 +1,40 @@
+"""Bars of progress on a terminal of 80 columns."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from kdjax.runtime import progress
+
+METRICS = 'loss 12.345 accuracy 0.123 agreement 0.456'
+
+
+def last_frame(monkeypatch, name, total, unit) -> str:
+  """The line of a bar as it is left at the end, without colours."""
+  screen = io.StringIO()
+  monkeypatch.setattr(progress, 'console', Console(file=screen, width=80, force_terminal=True))
+  with progress.bar(name, total, unit) as show:
+    show(total, METRICS)
+  lines = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', screen.getvalue()).splitlines()
+  return next(line for line in reversed(lines) if line.strip())
+
+
+@pytest.mark.parametrize(
+  ('name', 'total', 'unit'),
+  [
+    ('student', 1234, 'steps'),
+    ('independent student', 123_456, 'steps'),
+    ('independent teacher 12', 1_000_000, 'steps'),
+    ('independent predictions', 100_000, 'views'),
+    ('trajectory', 100, 'checkpoints'),
+  ],
+)
+def test_count_and_time_are_whole_and_metrics_give_way(monkeypatch, name, total, unit):
+  line = last_frame(monkeypatch, name, total, unit)
+  assert len(line) <= 80
+  assert line.startswith(f'{name} ')
+  assert re.search(rf' {total}/{total} {unit} 0:00:00 ', line), line
+  shown = line.rpartition('0:00:00 ')[2].strip()
+  assert shown == METRICS or (shown.endswith('…') and METRICS.startswith(shown[:-1])), line
