@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.*)'", (ROOT / 'kdjax' / '__init__.py').read_text())[1]
+# The address of the repository, set here alone: `python -m tests.notebooks` writes it to README.md and the notebooks.
+REPOSITORY = 'https://github.com/OWNER/kdjax'
 # A wheel installs no other top-level name than kdjax: there, `analysis` and `configs` are packages of it.
 INSIDE = {'analysis': 'kdjax.analysis', 'configs': 'kdjax.experiments'}
 
@@ -23,6 +25,7 @@ setup(
   long_description=(ROOT / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
+  url=REPOSITORY,
   python_requires='>=3.11',
   packages=packages(),
   package_dir={name: folder for folder, name in INSIDE.items()},
@@ -59,6 +62,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.7',
       'ruff>=0.9',
+      'safetensors>=0.8',  # reads an exported network
       'setuptools>=70.1',  # builds the wheel that a test installs
       'scikit-learn>=1.4',  # its digits and metrics are the reference of ours
     ],
@@ -68,6 +72,13 @@ setup(
       'etils[epath-gcs]',  # WORKDIR on gs://
       'google-cloud-storage',  # event files on gs://
     ],
+    'safetensors': ['safetensors>=0.8'],  # writes a network to a file of that format
+    # Trackers, which --trackers names. mlflow-skinny with the two packages of its SQL store (the default, and
+    # the only one that MLflow 3 writes without a server) logs as the full MLflow does, without its web page,
+    # pandas and pyarrow; `mlflow ui` of a full installation shows the same store.
+    'wandb': ['wandb>=0.24.2'],
+    'mlflow': ['mlflow-skinny>=3.7', 'sqlalchemy>=2.0.40', 'alembic>=1.14'],
+    'trackio': ['trackio>=0.38.1'],
     'prepare': ['tensorflow'],  # TFDS needs it to download and prepare a data set, once
   },
 )

@@ -9,6 +9,7 @@ What to run
   --help_config                 prints every field with its default and its meaning
   --workdir=DIR                 where everything is written, on gs:// too (default: runs/<config name>)
   --stages=A,B                  a subset of {stages}
+  --trackers=A,B                sends trainings and results to any of {trackers}, besides TensorBoard
   --verify                      checks the stored predictions against the teachers, and runs no stage
 
 Sweeps
@@ -63,12 +64,14 @@ from kdjax.report import sweep_page, tables
 from kdjax.runtime import compiler, files, hosts, progress
 from kdjax.stages import evaluation, pipeline, report, verification
 from kdjax.stages.experiment import Experiment
+from kdjax.train import trackers
 
 DEFAULT_CONFIG, BASE = EXPERIMENTS / 'digits_resnet.py', pathlib.Path(base.__file__)
 
 _CONFIG = flags.DEFINE_string('config', str(DEFAULT_CONFIG), 'FILE.py or FILE.py:ARGUMENT.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
 _STAGES = flags.DEFINE_list('stages', list(pipeline.STAGES), 'Which stages to run.')
+_TRACKERS = flags.DEFINE_list('trackers', [], 'Which trackers take trainings and results.')
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
 _LIST = flags.DEFINE_bool('list', False, 'Print the points of the sweep; run nothing.')
 _SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
@@ -109,7 +112,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def help_text() -> str:
   """The flags, and the experiments with the first sentence of their docstrings."""
-  lines = [HELP.format(stages=','.join(pipeline.STAGES)), 'Experiments']
+  lines = [
+    HELP.format(stages=','.join(pipeline.STAGES), trackers=','.join(trackers.TRACKERS)),
+    'Experiments',
+  ]
   for path in sorted(EXPERIMENTS.rglob('*.py')):
     tree = ast.parse(path.read_text())
     if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
@@ -153,28 +159,32 @@ def _run() -> None:
     progress.setup_logging(errors_only=True)
   compiler.require_right(insist=_ALLOW_WRONG_XLA.value)
   if sweeps:
-    _run_sweep(pipeline.problems(_STAGES.value))
+    _run_sweep(_flag_problems())
     return
   config, problems = config_lib.load(_CONFIG.value, _overrides)
   if hosts.count() > 1:
     hosts.require_same(
-      f'{config} {problems} {_workdir()} {_STAGES.value} {_VERIFY.value}',
-      '--config, --workdir, --stages or --verify',
+      f'{config} {problems} {_workdir()} {_STAGES.value} {_TRACKERS.value} {_VERIFY.value}',
+      '--config, --workdir, --stages, --trackers or --verify',
     )
-  check = partial(
-    validation.check, config, jax.device_count(), problems + pipeline.problems(_STAGES.value)
-  )
+  check = partial(validation.check, config, jax.device_count(), problems + _flag_problems())
   hosts.decide(lambda: check() is None)  # which prepares the data, once
   if not hosts.is_main():
     check(prepare=False)
   if _VERIFY.value:
     progress.console.print(verification.verify(Experiment(config, _workdir())))
     return
-  run = pipeline.run(config, _workdir(), _STAGES.value)
+  run = pipeline.run(config, _workdir(), _STAGES.value, _TRACKERS.value)
   if 'report' in _STAGES.value:
     progress.console.print(*tables.terminal(evaluation.result(run)))
     progress.console.print(f'report: {report.path(run)}', soft_wrap=True)
     progress.console.print(f'all students: {run.workdir / report_index.NAME}', soft_wrap=True)
+
+
+def _flag_problems() -> list[str]:
+  """The problems of --stages and --trackers, one line each. Only the main host needs a tracker's package."""
+  of_trackers = trackers.problems(_TRACKERS.value, '--trackers') if hosts.is_main() else []
+  return pipeline.problems(_STAGES.value) + of_trackers
 
 
 def _run_sweep(problems: list[str]) -> None:
@@ -200,7 +210,7 @@ def _run_sweep(problems: list[str]) -> None:
   workdir = _workdir()
   try:
     titles = {run.index: _fields(run) for run in sweep_lib.expand(sweep)}
-    pipeline.run_sweep(chosen, workdir, _STAGES.value, titles)
+    pipeline.run_sweep(chosen, workdir, _STAGES.value, titles, _TRACKERS.value)
   finally:  # what is done is shown, whatever failed
     results = evaluation.results(configs, workdir)
     paths = sweep_page.write(workdir, name, sweep, results, command=_command_of)

@@ -1,5 +1,6 @@
 """The interface for Python: `kdjax.distil` and what reads a workdir."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -8,10 +9,13 @@ import sys
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from conftest import ROOT, copied
 from etils import epath
+from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
@@ -23,6 +27,7 @@ from kdjax.predictions.store import PredictionStore
 from kdjax.runtime import files, progress
 from kdjax.stages import finished, independent, pipeline, student, teachers
 from kdjax.train import loop
+from kdjax.train.checkpoint import digest
 
 CONFIG = {
   'evaluation.num_bootstrap': 50,
@@ -418,6 +423,56 @@ def test_repr_says_what_a_thing_is(done):
   assert repr(found[1]).endswith('not evaluated)')
   assert repr(found).startswith('2 students, 1 of them evaluated')
   assert 'distillation (2, 1, 60, 10)' in repr(kdjax.open_predictions(workdir))
+
+
+def exported(path):
+  """Arrays by name, and the metadata, as the package safetensors reads them."""
+  with safetensors.safe_open(path, 'numpy') as file:
+    names = file.keys()
+    return {name: file.get_tensor(name) for name in names}, file.metadata()
+
+
+def test_an_exported_network_has_every_bit_and_its_config(finished, tmp_path):
+  one = kdjax.open(finished.workdir)[0]
+  member = jax.device_get(teachers.load(finished, 1))
+  folders = finished.folders
+  for index, variables, name, folder, fingerprint in (
+    (None, one.variables, 'student', folders.student, one.name),
+    (1, member, 'teacher member 1', folders.member(1), folders.member(1).parent.name),
+  ):
+    path = tmp_path / f'{index}.safetensors'
+    one.export(path, index)
+    arrays, metadata = exported(path)
+    assert {'params/stage1_block1/Conv_0/kernel', 'batch_stats/BatchNorm_0/mean'} <= arrays.keys()
+    assert digest(traverse_util.unflatten_dict(arrays, sep='/')) == digest(variables)
+    assert (metadata['network'], metadata['fingerprint']) == (name, fingerprint)
+    assert json.loads(metadata['model'])['width'] == 4
+    assert json.loads(metadata['config']) == json.loads(json.dumps(finished.config.to_dict()))
+    assert json.loads(metadata['environment']) == files.read_json(folder / 'environment.json')
+  with pytest.raises(UserError, match='member = 2: the teacher has the members 0 to 1'):
+    one.export(tmp_path / 'no.safetensors', member=2)
+  with one.experiment.config.unlocked():
+    one.experiment.config.teacher.source = 'file'
+  with pytest.raises(UserError, match=r"teacher\.source = 'file' gives predictions alone"):
+    one.export(tmp_path / 'no.safetensors', member=0)
+  assert not (tmp_path / 'no.safetensors').exists()
+
+
+def test_arrays_of_any_type_and_layout_are_exported(tmp_path, monkeypatch):
+  values = jnp.arange(6.0).reshape(2, 3)
+  given = {
+    'a': {'bf16': np.asarray(values, jnp.bfloat16), 'T': np.asarray(values).T},
+    's': values[0, 1],
+  }
+  (tmp_path / 'x').write_bytes(opened.safetensors_bytes(given, {'k': 'v'}))
+  arrays, metadata = exported(tmp_path / 'x')
+  assert metadata == {'k': 'v'} and arrays.keys() == {'a/bf16', 'a/T', 's'}
+  assert arrays['a/bf16'].dtype == jnp.bfloat16 and arrays['s'].shape == ()
+  np.testing.assert_array_equal(arrays['a/bf16'].astype(np.float32), values)
+  np.testing.assert_array_equal(arrays['a/T'], values.T)
+  monkeypatch.setitem(sys.modules, 'safetensors.numpy', None)
+  with pytest.raises(UserError, match=r"pip install 'kdjax\[safetensors\]'"):
+    opened.safetensors_bytes(given, {})
 
 
 def test_what_is_not_there_is_said(tmp_path):

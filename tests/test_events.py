@@ -1,4 +1,4 @@
-"""The event file holds what was appended, and a full disk is told at once."""
+"""The event file holds what was written, and a full disk is reported at once."""
 
 import struct
 
@@ -13,7 +13,7 @@ from kdjax.train.events import Events
 
 
 def read(folder):
-  """The events of the one file: each is a length of 8 bytes, its checksum of 4, and itself with another."""
+  """The events of the one file. Each has its length in 8 bytes and a checksum of 4 before it, and another behind it."""
   (path,) = folder.iterdir()
   assert path.name.startswith('events.out.tfevents.')
   content, found = path.read_bytes(), []
@@ -24,16 +24,16 @@ def read(folder):
   return found
 
 
-def test_scalars_are_on_the_disk_as_soon_as_they_are_appended(tmp_path):
+def test_scalars_are_on_the_disk_as_soon_as_they_are_written(tmp_path):
   written = Events(epath.Path(tmp_path / 'tensorboard'), start=7)
-  written.append(8, {'train/loss': 0.5, 'epoch': 2})
+  written.scalars(8, {'train/loss': 0.5, 'epoch': 2})
   version, began, *scalars = read(tmp_path / 'tensorboard')
   assert version.file_version == 'brain.Event:2'
   assert (began.step, began.session_log.status) == (7, SessionLog.START)
   found = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in scalars]
   assert found == [(8, 'train/loss', 0.5), (8, 'epoch', 2.0)]
   assert all(event.wall_time > 0 for event in scalars)
-  written.close()
+  written.finish(failed=False)
 
 
 def test_a_full_disk_is_told_in_one_error(tmp_path, monkeypatch):

@@ -4,12 +4,10 @@ import base64
 import dataclasses
 import importlib.util
 import io
-import os
 import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 import types
 
 import jax
@@ -19,30 +17,23 @@ import PIL.Image
 import pytest
 from conftest import ROOT, copied
 from etils import epath
-from ipykernel.kernelspec import write_kernel_spec
 from matplotlib.figure import Figure
-from nbclient import NotebookClient
-from traitlets.config import Config
 
 from analysis import runs
 from analysis.parts import PARTS
+from kdjax import config as config_lib
 from kdjax import metrics
 from kdjax.runtime import files
-from kdjax.stages import evaluation
+from kdjax.stages import evaluation, pipeline
 from kdjax.stages.experiment import Experiment
+from tests import notebooks
+from tests.notebooks import FROM_PYTHON, INSPECT
 
-PATH = ROOT / 'analysis' / 'inspect_checkpoint.ipynb'
-FROM_PYTHON = ROOT / 'docs' / 'distil.ipynb'
 PICTURE = PIL.Image.new('RGB', (3, 2), 'red')  # of an analysis that was done before
-TIMEOUT_SECONDS = 280  # for a cell
-
-
-def read(path: pathlib.Path = PATH) -> nbformat.NotebookNode:
-  return nbformat.read(path, as_version=4)
 
 
 def source(cell: str) -> str:
-  return next(c.source for c in read().cells if c.id == cell)
+  return next(c.source for c in notebooks.read(INSPECT).cells if c.id == cell)
 
 
 class Executed:
@@ -79,33 +70,9 @@ def executed(finished, tmp_path_factory) -> Executed:
     analyses / 'earlier.json', {'title': 'An earlier part', 'caption': 'It found 3.'}
   )
   before = state_of(run.workdir)
-  notebook = execute(PATH, KDJAX_WORKDIR=run.workdir)
+  notebook = notebooks.execute(INSPECT, {'KDJAX_WORKDIR': str(run.workdir)})
   assert state_of(run.workdir) == before  # it may be a bucket that cannot be written to
   return Executed(notebook, run)
-
-
-def execute(path: pathlib.Path, **environment) -> nbformat.NotebookNode:
-  """The notebook with its outputs."""
-  notebook = read(path)
-  # Paths of sockets are short, and pytest's folders too deep for them.
-  with (
-    tempfile.TemporaryDirectory(prefix='kdjax_') as jupyter,
-    pytest.MonkeyPatch.context() as patch,
-  ):
-    for name in ('JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTER_CONFIG_DIR', 'IPYTHONDIR'):
-      patch.setenv(name, jupyter)
-    for name, value in environment.items():
-      patch.setenv(name, str(value))
-    patch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    write_kernel_spec(f'{jupyter}/kernels/python3')
-    manager = {'transport': 'ipc', 'connection_file': f'{jupyter}/kernel.json'}
-    NotebookClient(
-      notebook,
-      config=Config(KernelManager=manager),
-      timeout=TIMEOUT_SECONDS,
-      resources={'metadata': {'path': jupyter}},  # not the repository, which PYTHONPATH must find
-    ).execute()
-  return notebook
 
 
 # Outputs.
@@ -207,7 +174,7 @@ def test_what_was_analysed_before_is_shown(executed):
 
 
 def test_distillation_from_a_notebook(tmp_path):
-  notebook = execute(FROM_PYTHON, KDJAX_WORKDIR=tmp_path, KDJAX_EPOCHS=1)
+  notebook = notebooks.execute(FROM_PYTHON, {'KDJAX_WORKDIR': str(tmp_path), 'KDJAX_EPOCHS': '1'})
   outputs = {c.id: c.outputs for c in notebook.cells if c.cell_type == 'code'}
   text = {
     cell: ''.join(o.get('text', '') + o.get('data', {}).get('text/plain', '') for o in found)
@@ -215,7 +182,8 @@ def test_distillation_from_a_notebook(tmp_path):
   }
   (path,) = tmp_path.glob('students/*/result.json')
   test = files.read_json(epath.Path(path))['splits']['test']
-  assert f'Result of the student {path.parent.name}' in text['distil']
+  shown = outputs['distil'][-1].data['text/plain']
+  assert shown.startswith(f'Result of the student {path.parent.name}')
   for name in ('distil', 'fidelity'):
     assert f'{100 * test["fidelity"]["top1_agreement"]:.2f}' in text[name]
   assert f"'{test['difference']['top1_agreement']['verdict']}'" in text['fidelity']
@@ -275,33 +243,97 @@ def test_installation_where_kdjax_is_missing_and_only_there(monkeypatch):
   commands = []
   monkeypatch.setattr(subprocess, 'run', lambda command, check: commands.append(command))
   monkeypatch.setattr(sys, 'path', sys.path.copy())
-  code = source('install')
-  exec(code, {})
+  exec(source('install'), {})
   assert commands == []
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(ValueError, match='set REPOSITORY'):
-    exec(code, {})
-  assert commands == []
-  assert code.count("REPOSITORY = ''") == 1
-  exec(code.replace("REPOSITORY = ''", "REPOSITORY = 'git@host:kdjax'"), {})
+  exec(source('install'), {})
   (clone, install) = commands
-  assert clone[:3] == ['git', 'clone', 'git@host:kdjax']
+  assert clone[:3] == ['git', 'clone', f'https://github.com/{notebooks.repository()}']
   assert install[:4] == [sys.executable, '-m', 'pip', 'install'] and clone[3] in install
   assert sys.path[0] == str(pathlib.Path(clone[3]).resolve())
 
 
-# The file.
+@pytest.mark.parametrize('own', ['', 'gs://bucket/mine'])
+@pytest.mark.parametrize('found', [[], ['result.json']])
+def test_the_default_experiment_is_trained_where_there_is_no_workdir(own, found, monkeypatch):
+  calls = []
+  monkeypatch.setattr(pipeline, 'run', lambda *arguments: calls.append(arguments))
+  monkeypatch.setattr(pathlib.Path, 'glob', lambda *_: iter(found))
+  monkeypatch.setenv('KDJAX_WORKDIR', own)
+  names = {'pathlib': pathlib}
+  exec(source('train').removeprefix('%matplotlib inline\n'), names)
+  default = ROOT / 'runs' / 'digits_resnet'
+  assert names['WORKDIR'] == (own or default)
+  if own or found:
+    assert not calls
+  else:
+    ((config, workdir, stages),) = calls
+    assert str(config) == str(config_lib.load(str(ROOT / 'configs' / 'digits_resnet.py'))[0])
+    assert workdir == epath.Path(default) and stages == list(pipeline.STAGES)
 
 
-@pytest.mark.parametrize('path', [PATH, FROM_PYTHON], ids=lambda path: path.name)
-def test_the_file_has_no_outputs_and_no_one_elses_paths(path):
-  notebook = read(path)
-  nbformat.validate(notebook)
-  assert set(notebook.metadata) == {'kernelspec'} and notebook.metadata.kernelspec.name == 'python3'
-  for cell in notebook.cells:
-    assert not cell.metadata
-    if cell.cell_type == 'code':
-      assert cell.outputs == [] and cell.execution_count is None
-  sources = '\n'.join(cell.source for cell in notebook.cells)
-  assert not re.search(r'[\'"`\s(]~?/\w+/\w', sources)  # an absolute path
-  assert not re.search(r'https?:|gs://\w', sources)
+# The files.
+
+
+@pytest.fixture(params=[INSPECT, FROM_PYTHON], ids=lambda path: path.name)
+def committed(request) -> nbformat.NotebookNode:
+  return notebooks.read(request.param)
+
+
+def test_the_outputs_are_those_of_the_code(committed):
+  nbformat.validate(committed)
+  kernelspec, ours = (committed.metadata[name] for name in ('kernelspec', 'kdjax'))
+  assert set(committed.metadata) == {'kernelspec', 'kdjax'} and kernelspec.name == 'python3'
+  assert ours == {'code': notebooks.code_digest(committed)}, 'Run python -m tests.notebooks'
+  code = [cell for cell in committed.cells if cell.cell_type == 'code']
+  assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+  assert sum(bool(cell.outputs) for cell in code) > len(code) / 2
+  outputs = [output for cell in code for output in cell.outputs]
+  assert not [o for o in outputs if o.output_type == 'error']
+  log = ''.join(o.text for o in outputs if o.get('name') == 'stderr').splitlines()
+  assert all(notebooks.LOG_LINE.match(line) for line in log)
+  pictures = [o.data['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
+  assert all(len(encoded) < 80_000 for encoded in pictures)
+
+
+def test_no_file_has_a_path_of_one_machine_or_a_foreign_address(committed):
+  assert not any(cell.metadata for cell in committed.cells)
+  texts = [cell.source for cell in committed.cells]
+  for output in (o for cell in committed.cells for o in cell.get('outputs', [])):
+    texts += [output.get('text', '')]
+    texts += [x for kind, x in output.get('data', {}).items() if kind.startswith('text/')]
+  for text in texts:
+    assert not re.search(r'(?:^|[\'"`\s(=])~?/\w+/\w', text, re.MULTILINE)  # an absolute path
+    own = text.replace(f'https://github.com/{notebooks.repository()}', '')
+    assert not re.search(r'https?:|gs://\w', own)
+
+
+def test_the_address_of_the_repository_is_that_of_setup_py(monkeypatch):
+  readme = (ROOT / 'README.md').read_text()
+  place = f'{notebooks.repository()}/blob/main/{INSPECT.relative_to(ROOT)}'
+  assert f'(https://colab.research.google.com/github/{place})' in readme
+  for text in (readme, INSPECT.read_text(), FROM_PYTHON.read_text()):
+    assert notebooks.addressed(text) == text, 'Run python -m tests.notebooks'
+  monkeypatch.setattr(notebooks, 'repository', lambda: 'me/fork')
+  assert '(https://colab.research.google.com/github/me/fork/blob/main/' in notebooks.addressed(
+    readme
+  )
+  assert "REPOSITORY = 'https://github.com/me/fork'\n" in notebooks.addressed(source('install'))
+
+
+def test_a_stored_notebook_has_no_warnings_and_no_folder_of_this_machine():
+  buffer = io.BytesIO()
+  PIL.Image.effect_noise((40, 40), 99).save(buffer, 'PNG')
+  encoded = base64.b64encode(buffer.getvalue()).decode()
+  outputs = [
+    nbformat.v4.new_output('stream', name='stderr', text='/x/y.py: UserWarning\n12:00:00 done\n'),
+    nbformat.v4.new_output('stream', name='stderr', text='UserWarning\n'),
+    nbformat.v4.new_output('display_data', {'text/plain': 'in /x/runs/a', 'image/png': encoded}),
+  ]
+  notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1', outputs=outputs)])
+  notebook.metadata = nbformat.from_dict({'kernelspec': {'name': 'python3'}, 'widgets': {}})
+  (cell,) = notebooks.stored(notebook, {'/x/': ''}).cells
+  assert [o.get('text') for o in cell.outputs] == ['12:00:00 done\n', None]
+  data = cell.outputs[1].data
+  assert data['text/plain'] == 'in runs/a' and len(data['image/png']) < len(encoded)
+  assert set(notebook.metadata) == {'kernelspec', 'kdjax'}

@@ -27,6 +27,7 @@ from kdjax.runtime import compiler, files, plugins, progress
 from kdjax.stages import evaluation, pipeline
 from kdjax.stages.experiment import Experiment
 from kdjax.train import devices
+from kdjax.train import trackers as trackers_lib
 from kdjax.train.inputs import Inputs
 
 Pair = tuple[Any, Any]  # inputs (N, ...) and labels (N,)
@@ -43,6 +44,7 @@ def distil(
   workdir: epath.PathLike,
   num_epochs: int | None = None,
   config: Mapping[str, Any] | None = None,
+  trackers: Sequence[str] = (),
 ) -> Result:
   """Trains teachers and a student, and measures the student's fidelity to them.
 
@@ -69,6 +71,7 @@ def distil(
     num_epochs: of teachers and student; by default 200 and 300.
     config: fields of kdjax/config/base.py by dotted name; callables are named automatically. The defaults are those
       of base.py, with one teacher, without augmentation, and so with one view.
+    trackers: which of 'wandb', 'mlflow' and 'trackio' take trainings and results, besides TensorBoard.
 
   Returns: the content of result.json.
 
@@ -76,6 +79,8 @@ def distil(
     ConfigError: something does not fit; nothing was run.
     UserError: what `launch.py` prints as an error.
   """
+  if problems := trackers_lib.problems(trackers, 'trackers'):
+    raise ConfigError(problems)
   made = make_config(
     student=student,
     teacher=teacher,
@@ -90,7 +95,7 @@ def distil(
   _require_right()
   if not progress.logger.handlers:
     progress.setup_logging()
-  experiment = pipeline.run(made, _folder(workdir), list(pipeline.STAGES))
+  experiment = pipeline.run(made, _folder(workdir), list(pipeline.STAGES), trackers)
   return Result(evaluation.result(experiment), Student(experiment.folders.student))
 
 

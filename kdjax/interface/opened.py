@@ -4,6 +4,7 @@ Arrays are NumPy's. Axes: M member, V view, N example, B batch, C class.
 """
 
 import io
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +26,7 @@ from kdjax.predictions.store import PredictionStore
 from kdjax.predictions.teachers import StoredTeacher
 from kdjax.report import tables
 from kdjax.runtime import files
-from kdjax.stages import finished, student
+from kdjax.stages import finished, stage, student, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.train import loop
 
@@ -165,6 +167,40 @@ class Student:
     """{'params', 'batch_stats'} of `model`; raises what `experiment` raises, or DamageError."""
     return jax.tree.map(np.asarray, jax.device_get(student.load(self.experiment)))
 
+  def export(self, path: epath.PathLike, member: int | None = None) -> None:
+    """Writes weights as a safetensors file, which needs no kdjax to be read.
+
+    Arrays are named 'params/Conv_0/kernel', 'batch_stats/BatchNorm_0/mean', ..., in the layout and type of Flax.
+    The metadata, all of them text, are 'network' ('student' or 'teacher member 0'), 'fingerprint' and the JSON texts
+    'model' (the section of the config), 'config' and 'environment' (where, when and by which versions the network was
+    trained). `flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep='/')` gives `variables` back.
+
+    Args:
+      path: the file, ending on .safetensors; it is replaced.
+      member: exports this member of the student's teacher instead of the student.
+
+    Raises:
+      UserError: the package safetensors is missing, or the teacher has no such member or no weights.
+      MissingInputError, DamageError: the weights are missing or damaged, or what `experiment` raises.
+    """
+    experiment = self.experiment
+    if member is None:
+      network, model = 'student', config_lib.student_model(self.config)
+      variables, fingerprint, folder = self.variables, self.name, self.folder
+    else:
+      network, model = f'teacher member {member}', self.config.model
+      variables, folder = _member(experiment, member)
+      fingerprint = folder.parent.name
+    environment = folder / stage.ENVIRONMENT
+    metadata = {
+      'network': network,
+      'fingerprint': fingerprint,
+      'model': json.dumps(model.to_dict()),
+      'config': json.dumps(self.config.to_dict()),
+      'environment': json.dumps(files.read_json(environment) if environment.exists() else {}),
+    }
+    files.write_bytes(epath.Path(path).expanduser(), safetensors_bytes(variables, metadata))
+
   def _made(self, name: str) -> epath.Path:
     path = self.folder / name
     if not path.exists():
@@ -297,10 +333,48 @@ class Predictions:
     return f'Predictions({self.folder}: (member, view, example, class) of {sizes})'
 
 
+def safetensors_bytes(variables: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+  """The content of a safetensors file with the leaves of nested dicts, named by their keys joined with '/'.
+
+  Raises:
+    UserError: the package safetensors is missing.
+  """
+  try:
+    from safetensors.numpy import save
+  except ImportError as error:
+    raise UserError("export needs a package: pip install 'kdjax[safetensors]'") from error
+  # The package writes the memory of an array as it lies there, so that a transposed one would come out wrong.
+  flat = traverse_util.flatten_dict(dict(variables), sep='/')
+  return save({name: np.asarray(array, order='C') for name, array in flat.items()}, dict(metadata))
+
+
+def _member(experiment: Experiment, member: int) -> tuple[dict[str, Any], epath.Path]:
+  """A teacher's member: its variables and its folder."""
+  section = experiment.config.teacher
+  if not config_lib.has_weights(section.source):
+    raise UserError(
+      f'member = {member}: teacher.source = {section.source!r} gives predictions alone; there are no weights'
+    )
+  if not 0 <= member < section.num_members:
+    raise UserError(
+      f'member = {member}: the teacher has the members 0 to {section.num_members - 1}'
+    )
+  return jax.device_get(teachers.load(experiment, member)), experiment.folders.member(member)
+
+
 def drawn(*parts: Any) -> str:
   """Texts and tables as one text."""
   text = io.StringIO()
-  Console(file=text, width=WIDTH, markup=False, highlight=False).print(*parts, sep='\n')
+  # Left to itself, rich shows the text in a notebook instead of writing it, and adds colours.
+  console = Console(
+    file=text,
+    width=WIDTH,
+    markup=False,
+    highlight=False,
+    force_jupyter=False,
+    force_terminal=False,
+  )
+  console.print(*parts, sep='\n')
   return text.getvalue().rstrip()
 
 

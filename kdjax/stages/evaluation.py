@@ -20,7 +20,7 @@ from kdjax.runtime import files, hosts
 from kdjax.stages import independent, predictions, student, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
-from kdjax.train import loop
+from kdjax.train import loop, trackers
 from kdjax.train.inputs import Inputs
 
 # The version of result.json; a result of another version is computed again. Raise it when a change of the
@@ -28,6 +28,7 @@ from kdjax.train.inputs import Inputs
 VERSION = 1
 # Models that are compared with the teacher, by their names in result.json: their names in logits.npz.
 WRITTEN = {comparison.STUDENT: 'student', comparison.INDEPENDENT: 'independent'}
+SUMMARISED = ('accuracy', 'nll', 'top1_agreement', 'predictive_kl')  # for trackers
 
 
 def _job(experiment: Experiment, is_complete: Callable[[Experiment], bool]) -> Job:
@@ -133,7 +134,24 @@ def _make(experiment: Experiment) -> None:
   }
   if experiment.config.evaluation.num_cka_examples:
     result['cka'] = _cka(experiment, pupils[comparison.STUDENT])
+  # Before result.json: if a tracker fails, the same command evaluates the student again.
+  if hosts.is_main() and experiment.tracked_by:
+    rows = files.read_json_lines(experiment.folders.student / 'metrics.jsonl')
+    tracking = trackers.Tracking(student.tracked(experiment), rows, is_finished=True)
+    tracking.summary(summary(result))
+    tracking.finish(failed=False)
   files.write_json(experiment.folders.student / 'result.json', result)
+
+
+def summary(result: dict[str, Any]) -> dict[str, float]:
+  """The main numbers of a result for trackers: {'result/test/student/accuracy': 0.97, ...}."""
+  return {
+    f'result/{split}/{who}/{name}': values[who][name]
+    for split, values in result['splits'].items()
+    for who in ('student', 'teacher', 'fidelity', 'independent')
+    for name in SUMMARISED
+    if values.get(who, {}).get(name) is not None
+  }
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:

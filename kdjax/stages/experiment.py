@@ -1,6 +1,8 @@
 """An experiment: a config in a workdir."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -14,6 +16,7 @@ from kdjax.stages.datasets import Data
 from kdjax.stages.folders import Folders
 from kdjax.stages.provenance import Provenance
 from kdjax.stages.role import Role
+from kdjax.train import trackers
 from kdjax.train.predictor import Predictor
 
 
@@ -23,9 +26,22 @@ class Experiment:
   Each attribute is made when it is first asked for. Nothing here writes.
   """
 
-  def __init__(self, config: ConfigDict, workdir: epath.Path, label: str = ''):
-    """Takes a label for progress bars and messages, which tells an experiment from its counterpart."""
-    self.config, self.label = config, label
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: epath.Path,
+    label: str = '',
+    tracked_by: Sequence[str] = (),
+    title: str = '',
+  ):
+    """An experiment.
+
+    Args:
+      label: for progress bars and messages; tells an experiment from its counterpart.
+      tracked_by: names of trackers that its trainings are sent to.
+      title: the name of its student in trackers.
+    """
+    self.config, self.label, self.tracked_by, self.title = config, label, tracked_by, title
     workdir = workdir.expanduser()
     # Orbax needs absolute paths. Those on gs:// are; `absolute` would break them.
     self.workdir = workdir if workdir.is_absolute() else workdir.absolute()
@@ -54,6 +70,19 @@ class Experiment:
   @cached_property
   def predictor(self) -> Predictor:
     return Predictor(self.config.evaluation.batch_size)
+
+  def tracked(self, name: str, folder: epath.Path) -> trackers.Run:
+    """A training of this experiment for trackers. The workdir's name is their project.
+
+    Args:
+      name: the name of the run.
+      folder: where the training writes.
+    """
+    config: dict[str, Any] = {'folder': str(folder)}
+    for field, value in config_lib.leaves(self.config).items():
+      options = value if isinstance(value, dict) else {}
+      config |= {f'{field}.{key}': x for key, x in options.items()} or {field: value}
+    return trackers.Run(self.tracked_by, self.workdir.name, name, folder, config)
 
   def _role(
     self, section: ConfigDict, model: ConfigDict, num_examples: int, provenance: Provenance | None

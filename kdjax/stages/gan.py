@@ -99,6 +99,7 @@ def _train(experiment: Experiment) -> None:
     learning_rate=optax.linear_schedule(
       section.learning_rate, section.final_learning_rate, section.num_steps
     ),
+    run=experiment.tracked(f'GAN {experiment.folders.gan.name}', experiment.folders.gan),
   )
 
 

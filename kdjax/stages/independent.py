@@ -65,4 +65,5 @@ def has_diverged(experiment: Experiment) -> bool:
 
 def counterpart(experiment: Experiment) -> Experiment:
   config = config_lib.independent(experiment.config)
-  return Experiment(config, experiment.workdir, label='independent ')
+  title = experiment.title and f'{experiment.title}, independent student'
+  return Experiment(config, experiment.workdir, 'independent ', experiment.tracked_by, title)

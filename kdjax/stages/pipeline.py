@@ -46,9 +46,20 @@ def problems(names: Sequence[str]) -> list[str]:
   ]
 
 
-def run(config: ConfigDict, workdir: epath.Path, names: Sequence[str]) -> Experiment:
-  """Runs the named stages in their order; each has written its results when it returns."""
-  experiment = Experiment(config, workdir)
+def run(
+  config: ConfigDict,
+  workdir: epath.Path,
+  names: Sequence[str],
+  trackers: Sequence[str] = (),
+  title: str = '',
+) -> Experiment:
+  """Runs the named stages in their order; each has written its results when it returns.
+
+  Args:
+    trackers: names of trackers that trainings and results are sent to.
+    title: the student's name in them.
+  """
+  experiment = Experiment(config, workdir, tracked_by=trackers, title=title)
   experiment.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
   files.require_shared(experiment.workdir)
   chosen = [this for name, this in STAGES.items() if name in names]
@@ -72,6 +83,7 @@ def run_sweep(
   workdir: epath.Path,
   names: Sequence[str],
   titles: Mapping[int, str] | None = None,
+  trackers: Sequence[str] = (),
 ) -> None:
   """Runs the named stages of every config. Any number of processes may do so in one workdir.
 
@@ -81,7 +93,8 @@ def run_sweep(
 
   Args:
     configs: by the index of the run.
-    titles: a few words about each run, for the log.
+    titles: a few words about each run, for the log, and the name of its student in trackers.
+    trackers: names of trackers that trainings and results are sent to.
 
   Raises:
     UserError: some could not be run, for the reasons that it gives. All others are done.
@@ -92,7 +105,7 @@ def run_sweep(
   def work(index: int) -> None:
     place, title = list(configs).index(index) + 1, (titles or {}).get(index, '')
     progress.logger.info('run %d, %d of %d: %s', index, place, len(configs), title)
-    run(configs[index], workdir, phase)
+    run(configs[index], workdir, phase, trackers, title)
 
   def attempt(index: int, wait: bool) -> bool:
     folder = Experiment(configs[index], workdir).folders.student

@@ -13,6 +13,7 @@ from kdjax.stages import predictions, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
 from kdjax.train import batch_norm, devices, loop, steps
+from kdjax.train.trackers import Run
 
 
 def jobs(experiment: Experiment, name: str = 'student') -> Sequence[Job]:
@@ -50,7 +51,19 @@ def _make(experiment: Experiment, name: str) -> None:
   def init() -> steps.State:
     return steps.init_state(initial_variables(experiment), experiment.student.optimizer)
 
-  distiller.fit(experiment.folders.student, name, config_lib.student_seed(experiment.config), init)
+  distiller.fit(
+    experiment.folders.student,
+    name,
+    config_lib.student_seed(experiment.config),
+    init,
+    tracked(experiment),
+  )
+
+
+def tracked(experiment: Experiment) -> Run:
+  """The training of the student for trackers."""
+  folder = experiment.folders.student
+  return experiment.tracked(experiment.title or f'{experiment.label}student {folder.name}', folder)
 
 
 class Distiller:
@@ -90,7 +103,12 @@ class Distiller:
     self._held_out = {name: ensemble(teacher, name) for name in experiment.data.held_out}
 
   def fit(
-    self, folder: epath.Path, name: str, order_seed: int, init: Callable[[], steps.State]
+    self,
+    folder: epath.Path,
+    name: str,
+    order_seed: int,
+    init: Callable[[], steps.State],
+    run: Run | None = None,
   ) -> None:
     """Trains a student to its end, from its newest checkpoint or from `init()`.
 
@@ -98,6 +116,7 @@ class Distiller:
       name: for the progress bar and messages.
       order_seed: decides the order of the examples. Their views and the dropout follow from the
         experiment's seed.
+      run: the training for trackers.
     """
     role = self._experiment.student
     loop.fit(
@@ -111,6 +130,7 @@ class Distiller:
       inputs=partial(self._batches, order_seed),
       evaluate=self._evaluate,
       learning_rate=role.learning_rate,
+      run=run,
     )
 
   def _batches(self, order_seed: int, start: int) -> Iterator[tuple]:

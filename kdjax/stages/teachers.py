@@ -179,9 +179,10 @@ class Trainer:
       variables = state.variables if device is None else devices.replicate(state.variables)
       return evaluate(experiment, variables)
 
+    folder, name = experiment.folders.member(member), f'{experiment.label}teacher {member}'
     return {
-      'folder': experiment.folders.member(member),
-      'name': f'{experiment.label}teacher {member}',
+      'folder': folder,
+      'name': name,
       'plan': self._plan,
       'like': experiment.teacher.abstract_state,
       'init': lambda: steps.init_state(initial(experiment, member), self._optimizer),
@@ -191,6 +192,7 @@ class Trainer:
       'place': partial(devices.replicate, device=device),
       'evaluate': evaluated,
       'learning_rate': experiment.teacher.learning_rate,
+      'run': experiment.tracked(f'{name} {folder.parent.name}', folder),
     }
 
 

@@ -14,17 +14,17 @@ from kdjax.errors import StorageError
 
 
 class Events:
-  """Scalars, on the disk as soon as they are appended.
+  """Scalars, on the disk as soon as they are written.
 
-  Not tensorboardX's `SummaryWriter`: it writes from a thread and once more at the interpreter's exit,
-  where a full disk cannot be told in one clear error.
+  tensorboardX's own `SummaryWriter` writes from a thread and once more at the interpreter's exit, where a
+  full disk cannot be reported as one clear error.
   """
 
   def __init__(self, folder: epath.Path, start: int):
-    """Begins a file. TensorBoard then leaves out what earlier ones have of steps from `start` on.
+    """Begins a file. TensorBoard then ignores the events of earlier files from step `start` on.
 
     Raises:
-      StorageError: it cannot be written; `append` too.
+      StorageError: the file cannot be written; `scalars` raises it too.
     """
     self._folder = folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,10 +33,10 @@ class Events:
     began = Event(step=start, session_log=SessionLog(status=SessionLog.START))
     self._write([Event(file_version='brain.Event:2'), began])
 
-  def append(self, step: int, values: Mapping[str, float]) -> None:
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
     self._write(Event(step=step, summary=summary.scalar(key, x)) for key, x in values.items())
 
-  def close(self) -> None:
+  def finish(self, failed: bool) -> None:
     self._file.close()
 
   def _write(self, events: Iterable[Event]) -> None:
@@ -46,9 +46,9 @@ class Events:
         self._file.write(event.SerializeToString())
       self._file.flush()
     except OSError as error:
-      with contextlib.suppress(OSError):  # it tries once more to write what is left
+      with contextlib.suppress(OSError):  # closing tries once more to write what is left
         self._file.close()
       raise StorageError(
-        f'{self._folder}: the events for TensorBoard could not be written ({error}). Make room, or mend '
-        'what else is wrong there, and run the same command: it goes on where it was.'
+        f'{self._folder}: the events for TensorBoard could not be written ({error}). Make room or fix the '
+        'disk, and run the same command again: it resumes.'
       ) from error

@@ -1,5 +1,6 @@
 """The training loop of teachers, students and GANs: dispatch, log, evaluate, save and resume."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -16,6 +17,7 @@ from kdjax.train import devices
 from kdjax.train.checkpoint import Checkpoints
 from kdjax.train.events import Events
 from kdjax.train.steps import Metrics, State
+from kdjax.train.trackers import Run, Tracking
 
 LAST_EPOCH = ('train/top1_agreement', 'train/predictive_kl', 'train/loss')
 DIVERGED = 'diverged.json'  # marks a training that diverged, so that it is not repeated
@@ -109,6 +111,7 @@ def advance(
   learning_rate: Callable[[int], Any],
   multi_step: Callable[..., tuple[State, Metrics]] | None = None,
   place: Callable[[State], State] = devices.replicate,
+  run: Run | None = None,
 ) -> Iterator[tuple[int, str]]:
   """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
 
@@ -124,6 +127,7 @@ def advance(
     learning_rate: step → its learning rate, for the log.
     multi_step: `steps.multi_step` of the step. Without it each step is a call of its own.
     place: puts a state of the host on the devices that `step` runs on.
+    run: the training for trackers; without it, the log goes to TensorBoard alone.
 
   Yields: after each dispatched call, the number of steps so far and the newest values as text.
 
@@ -133,9 +137,12 @@ def advance(
   hosts.decide(lambda: _require_none(folder / DIVERGED))
   per_dispatch = plan.steps_per_dispatch if multi_step else 1
   in_flight = max(2, STEPS_IN_FLIGHT // per_dispatch)
-  with Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints:
+  with (
+    Checkpoints(folder / 'checkpoints', plan.keeps) as checkpoints,
+    contextlib.ExitStack() as stack,
+  ):
     done, state = _start(checkpoints, like, init, plan, place)
-    log = _Log(folder, done, checkpoints.log() if done else [])
+    log = stack.enter_context(_Log(folder, done, checkpoints.log() if done else [], run))
     metrics, since, began = [], done, time.monotonic()  # since the last row of the log
     yield done, 'compiling'
     blocks = map(_as_one_call, _blocks(inputs(done), done, plan.stops, per_dispatch))
@@ -155,7 +162,6 @@ def advance(
           checkpoints.save(done, state, log.rows)
         metrics, since, began = [], done, time.monotonic()
       yield done, log.text
-    log.close()
   complete = {'step': plan.num_steps, 'log_sha256': files.checksum(files.json_lines(log.rows))}
   files.write_json(folder / 'complete.json', complete)
   hosts.barrier()
@@ -186,19 +192,32 @@ def _as_one_call(block: list[tuple]) -> tuple[int, tuple]:
 
 
 class _Log:
-  """A row for each stop in metrics.jsonl, and the same values for TensorBoard."""
+  """A row for each stop in metrics.jsonl, and the same values for TensorBoard and trackers."""
 
-  def __init__(self, folder: epath.Path, start: int, rows: list[dict[str, Any]]):
+  def __init__(
+    self, folder: epath.Path, start: int, rows: list[dict[str, Any]], run: Run | None = None
+  ):
     """Resumes from the rows up to the restored step. Later rows of an interrupted run are written again."""
     self._path, self.rows = folder / 'metrics.jsonl', rows
     files.write_bytes(self._path, files.json_lines(self.rows))
-    self._events = Events(folder / 'tensorboard', start) if hosts.is_main() else None
+    self._sinks: list[Events | Tracking] = []
+    if hosts.is_main():
+      self._sinks.append(Events(folder / 'tensorboard', start))
+      if run:
+        self._sinks.append(Tracking(run, rows))
+
+  def __enter__(self) -> '_Log':
+    return self
+
+  def __exit__(self, _: type[BaseException] | None, error: BaseException | None, *__) -> None:
+    for sink in self._sinks:
+      sink.finish(failed=error is not None)
 
   def append(self, step: int, row: dict[str, float]) -> None:
     self.rows.append({'step': step} | row)
     files.write_bytes(self._path, files.json_lines(self.rows))
-    if self._events:
-      self._events.append(step, row)
+    for sink in self._sinks:
+      sink.scalars(step, row)
 
   @property
   def text(self) -> str:
@@ -212,10 +231,6 @@ class _Log:
     }
     row = self.rows[-1]
     return ' '.join(f'{label} {row[key]:.3f}' for key, label in shown.items() if key in row)
-
-  def close(self) -> None:
-    if self._events:
-      self._events.close()
 
 
 def last_epoch_means(folder: epath.Path, plan: Plan) -> dict[str, float]:
