@@ -51,6 +51,7 @@ __all__ = [
 SETS = ('distillation', 'test')
 Objective = Callable[..., jax.Array]  # (logits_BC, batch), and perhaps temperature= → losses_B
 OF_LABELS = ('accuracy', 'nll')  # the measures that need a label
+LOWEST = np.float32(-1e30)  # a log-probability whose exponential is 0 at any temperature
 
 
 def example_losses(
@@ -237,10 +238,12 @@ def _examples(
     log_probs_MNC = log_softmax(np.stack(logits), axis=-1)
   batches = inputs.evaluation(indices_N, 0, run.config.evaluation.batch_size)
   seen = [_seen(inputs.view, inputs.seed, batch, count) for batch, count in batches]
+  teacher_NC = combine(log_probs_MNC)
   return {
     'inputs': np.concatenate([x for x, _ in seen]),
     'labels': np.concatenate([y for _, y in seen]),
-    'teacher_log_probs': combine(log_probs_MNC),
+    # A probability that is stored as 0 stays 0, and its loss at the teacher itself is not 0 · ∞.
+    'teacher_log_probs': np.where(np.isneginf(teacher_NC), LOWEST, teacher_NC),
   }
 
 

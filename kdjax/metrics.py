@@ -109,10 +109,10 @@ def fidelity_values(
   student_NC = log_softmax(np.asarray(student_logits_NC, np.float64), axis=-1)
   teacher_NC = log_softmax(np.asarray(teacher_log_probs_NC, np.float64), axis=-1)
   probs_NC = np.exp(teacher_NC)
-  terms_NC = np.where(probs_NC > 0, probs_NC * (teacher_NC - student_NC), 0.0)  # 0 log 0 = 0
+  ratios_NC = np.where(probs_NC > 0, teacher_NC - student_NC, 0.0)  # 0 log 0 = 0
   return {
     'top1_agreement': (student_NC.argmax(-1) == teacher_NC.argmax(-1)).astype(np.float64),
-    'predictive_kl': terms_NC.sum(-1),
+    'predictive_kl': (probs_NC * ratios_NC).sum(-1),
   }
 
 

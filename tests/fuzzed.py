@@ -20,7 +20,7 @@ from kdjax import config as config_lib
 from kdjax import data, losses, models
 from kdjax.data import tfds_sets, views
 from kdjax.models import resnet, resnet50
-from kdjax.predictions import store
+from kdjax.predictions import encodings
 from kdjax.stages import gan, predictions, student, teachers
 from kdjax.stages.datasets import Data
 from kdjax.stages.experiment import Experiment
@@ -62,10 +62,11 @@ _NAMES = sorted(
     *models.NORMS,
     *optimizers.OPTIMIZERS,
     *losses.LOSSES,
-    *store.DTYPES,
+    *encodings.DTYPES,
+    *encodings.ESTIMATORS,
     *views.NAMES,
     *(name.rpartition('/')[0] for name in SETS),
-    *('digits', 'folder', 'gan', 'stored', 'online', 'initial', 'final'),
+    *('digits', 'folder', 'gan', 'stored', 'online', 'top_k', 'initial', 'final'),
   }
 )
 _STRINGS = [

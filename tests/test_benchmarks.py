@@ -8,9 +8,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from analysis import runs
-from kdjax import losses
+from kdjax.predictions.encodings import Dense, TopK
 from kdjax.runtime import files
 from tests.benchmarks import (
   dispatch,
@@ -24,6 +25,7 @@ from tests.benchmarks import (
   store,
   students,
   timing,
+  top_k,
   views,
 )
 
@@ -58,23 +60,47 @@ def test_the_programs_of_the_benchmark_of_huge_pages_take_turns(small_loop, monk
   assert capsys.readouterr().out == 'done\ndone\n'
 
 
-def test_the_cost_of_a_way_of_storing():
+def test_the_cost_of_a_dtype():
   log_probs_MNC, labels_N = store.simulated(num_members=2, num_examples=300, num_classes=20)
   costs = {cost.stored_as: cost for cost in store.costs(log_probs_MNC, labels_N)}
   assert costs['float32'].top1_agreement == 1
   assert costs['float32'].predictive_kl == 0
-  assert [costs[name].num_bytes for name in costs] == [80, 40, 40, 20, 40]
-  kls = [costs[name].predictive_kl for name in ('float16', 'bfloat16')]
-  kls += [costs[name].predictive_kl for name in ('top-10 with tail', 'top-5 with tail')]
-  assert kls == sorted(kls)
-  assert kls[-1] > 1e-3
+  assert {name: cost.num_bytes for name, cost in costs.items()} == {
+    'float16': 40,
+    'bfloat16': 40,
+    'float32': 80,
+  }
+  assert 0 < costs['float16'].predictive_kl < costs['bfloat16'].predictive_kl < 1e-3
 
 
-def test_top_k_keeps_the_mass_and_spreads_the_tail():
-  log_probs_MNC = np.log(np.array([[[0.5, 0.25, 0.15, 0.07, 0.03]]], np.float32))
-  stored = np.exp(store.top_k_with_tail(log_probs_MNC, k=2))
-  np.testing.assert_allclose(stored, [[[0.5, 0.25, 1 / 12, 1 / 12, 1 / 12]]], rtol=1e-3)
-  np.testing.assert_allclose(np.exp(losses.ensemble_log_probs(np.log(stored))).sum(), 1, rtol=1e-3)
+def test_the_budget_of_top_k():
+  log_probs_MNC, student_NC = top_k.simulated(20, num_examples=200, num_members=2)
+  probs_MNC = np.exp(log_probs_MNC)
+  assert probs_MNC[0].max(axis=-1).mean() == pytest.approx(top_k.CONFIDENCE, abs=1e-3)
+  norm = np.linalg.norm(softmax(student_NC, axis=-1) - probs_MNC.mean(axis=0))
+  kept_MNC = np.where(probs_MNC >= np.sort(probs_MNC)[..., -3, None], probs_MNC, 0)
+  rest_MNC = (1 - kept_MNC.sum(-1, keepdims=True)) * (kept_MNC == 0) / 17
+  truncated_MNC = kept_MNC / kept_MNC.sum(-1, keepdims=True)
+  biases = {
+    'truncated': np.linalg.norm((truncated_MNC - probs_MNC).mean(axis=0)),
+    'tail': np.linalg.norm((kept_MNC + rest_MNC - probs_MNC).mean(axis=0)),
+    'sampled': 0,
+    'systematic': 0,
+  }
+  # Of two members whose draws are independent: p (1 − p) / k, and less for systematic ones.
+  noise = np.sqrt((probs_MNC * (1 - probs_MNC)).sum() / 3) / 2 / norm
+  budgets = {
+    name: top_k.budget(TopK(3, name, 20, 0), log_probs_MNC, student_NC, 50) for name in biases
+  }
+  for name, bias in biases.items():
+    assert budgets[name].bias == pytest.approx(bias / norm, rel=0.01, abs=0.05 * noise)
+  assert [of.noise for of in budgets.values()][:2] == [0, 0]
+  assert budgets['sampled'].noise == pytest.approx(noise, rel=0.05)
+  assert 0 < budgets['systematic'].noise < 0.9 * noise
+  assert [of.num_bytes for of in budgets.values()] == [12, 14, 6, 6]
+  exact = top_k.budget(Dense('float16', 20), log_probs_MNC, student_NC)
+  assert exact.kl < 1e-6 and exact.bias < 1e-3 and exact.num_bytes == 40
+  assert top_k.table(log_probs_MNC, student_NC).row_count == 1 + 4 * len(top_k.SIZES[10])
 
 
 def test_the_throughput_of_the_store():

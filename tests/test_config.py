@@ -174,6 +174,7 @@ def test_optional_fields_are_those_that_base_makes_references():
   others = {
     'dataset.subset_seed',
     'predictions.num_extra',
+    'predictions.top_k',
     'teacher.path',
     'teacher.independent_path',
     'student.seed',

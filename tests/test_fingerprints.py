@@ -72,6 +72,8 @@ FIELDS = {
   'predictions.mode': ('online', PREDICTIONS),
   'predictions.num_views': (200, STUDENT),  # views can be added to a store
   'predictions.dtype': ('float32', PREDICTIONS),
+  'predictions.top_k': (5, NONE),
+  'predictions.top_k_estimator': ('sampled', NONE),
   'predictions.examples': ((0, 100), PREDICTIONS),
   'predictions.augmentation': ((), PREDICTIONS),
   'predictions.extra': ('svhn_cropped', PREDICTIONS),
@@ -205,6 +207,14 @@ def test_fields_of_the_gan_count_where_its_images_are_used():
 def test_fields_of_extra_images_count_where_there_are_any(field):
   config = load(('predictions.extra', 'svhn_cropped'))
   assert changed_artefacts(config, field, FIELDS[field][0]) == PREDICTIONS
+
+
+@pytest.mark.parametrize('field', ['predictions.top_k', 'predictions.top_k_estimator'])
+def test_fields_of_top_k_count_where_it_is_stored(field):
+  config = load(('predictions.dtype', 'top_k'))
+  assert changed_artefacts(config, field, FIELDS[field][0]) == PREDICTIONS
+  config = load(('predictions.dtype', 'top_k'), ('predictions.mode', 'online'))
+  assert changed_artefacts(config, field, FIELDS[field][0]) == NONE
 
 
 @pytest.mark.parametrize(

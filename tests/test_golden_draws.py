@@ -23,6 +23,7 @@ import kdjax
 from kdjax import data, intervals, keys, models
 from kdjax.data import views
 from kdjax.gan import steps as gan_steps
+from kdjax.predictions.encodings import TopK
 from kdjax.stages import evaluation, gan, teachers
 from kdjax.stages.role import Role
 from kdjax.train import devices
@@ -152,6 +153,12 @@ def sampled_checksum():
   return [int(found.removeprefix(data.SAMPLED)[:8], 16)]
 
 
+def classes_drawn(estimator):
+  """Of 1,000 equally probable classes, for the first and last example that share a generator, and the next."""
+  encoding = TopK(3, estimator, 1000, seed=3)
+  return encoding.encode(np.full((3, 1000), np.log(1e-3)), 1, 2, np.array([0, 255, 256])).ravel()
+
+
 # CRC-32 of the images in 8 bits.
 IMAGES = {
   'flip': 3779639250,
@@ -227,6 +234,12 @@ DRAWS = {
     [25, 20, 22, 15, 13, 9, 37, 32],
   ),
   'record': (record, [2452815639, 1396069934]),
+  # Stored classes.
+  'top_k': (lambda: classes_drawn('sampled'), [256, 676, 893, 13, 230, 660, 168, 202, 940]),
+  'top_k systematic': (
+    lambda: classes_drawn('systematic'),
+    [85, 418, 752, 259, 593, 926, 313, 646, 980],
+  ),
   # The GAN.
   'gan': (lambda: [gan.seed_of(Fake(config=Fake(gan=Fake(seed=3))))], [1535363874]),
   'generator': (lambda: summary(gan_state().generator), -6.079),

@@ -37,6 +37,7 @@ ONLY = {
   'data': {'errors', 'keys', 'runtime.plugins'},
   'train': {'data', 'errors', 'keys', 'losses', 'models', 'runtime'},
   'predictions': {'data.order', 'errors', 'losses', 'runtime', 'train'},
+  'predictions.encodings': {'keys'},
   'predictions.functions': {'errors', 'runtime'},
   'predictions.store': {'errors', 'runtime'},
   'gan': {'data', 'keys', 'models', 'runtime', 'train'},

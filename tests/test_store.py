@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 from kdjax import losses
 from kdjax.errors import DamageError, StorageError
 from kdjax.predictions import store as store_lib
-from kdjax.predictions.store import DTYPES, PredictionStore, kvstore
+from kdjax.predictions.encodings import DTYPES
+from kdjax.predictions.store import PredictionStore, kvstore
 
 SHAPE = (2, 3, 50, 4)  # members, views, examples, classes
 
@@ -94,7 +95,7 @@ def test_what_cannot_be_read_for_another_reason_is_not_called_damaged(tmp_path, 
   store = filled(tmp_path, logits)
 
   class Refused:
-    chunk_layout = store._open('train').chunk_layout
+    chunk_layout = store._open('train')[0].chunk_layout
     shape = SHAPE
 
     def __getitem__(self, where):
@@ -103,7 +104,7 @@ def test_what_cannot_be_read_for_another_reason_is_not_called_damaged(tmp_path, 
     def read(self):
       raise ValueError('RESOURCE_EXHAUSTED: Too many open files')
 
-  store._arrays['train'] = Refused()
+  store._arrays['train'] = Refused(), store.encoding('train')
   for read in (lambda: store.read_ensemble('train', 1, 0), lambda: store.digest('train', 0, 0)):
     with pytest.raises(StorageError, match=r'could not be read .*Too many open files'):
       read()

@@ -47,6 +47,8 @@ BROKEN = {
   'predictions.mode': 'saved',
   'predictions.num_views': 0,
   'predictions.dtype': 'float64',
+  'predictions.top_k': 0,
+  'predictions.top_k_estimator': 'top_p',
   'predictions.examples': (10, 10),
   'predictions.augmentation': ('shear',),
   'predictions.num_extra': 0,

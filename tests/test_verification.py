@@ -91,14 +91,14 @@ def test_drift_between_machines_is_told_with_its_size(finished, monkeypatch):
   assert 2e-5 < drift < 2e-4  # a log-probability takes up that of all classes
 
 
-def sample(difference_NC, dtype=np.float32, computed_in='float32') -> Sample:
-  fresh_NC = np.full(difference_NC.shape, -1.0)
-  return Sample(fresh_NC + difference_NC, fresh_NC, np.dtype(dtype), computed_in)
+def sample(difference_NX, dtype=np.float32, computed_in='float32') -> Sample:
+  fresh_NX = np.full(difference_NX.shape, -1.0)
+  return Sample(fresh_NX + difference_NX, fresh_NX, np.dtype(dtype), computed_in)
 
 
 def test_rounding_explains_half_a_place_and_no_more():
   half = np.finfo(np.float16).eps / 2  # of a value of 1
-  found = sample(np.array([[half, 2 * half, -half]]), np.float16).excess_NC
+  found = sample(np.array([[half, 2 * half, -half]]), np.float16).excess_NX
   np.testing.assert_allclose(found, [[0, half / 2, 0]], atol=1e-12)
 
 
@@ -108,7 +108,7 @@ def test_differences_of_one_size_are_drift_and_a_single_one_is_damage(computed_i
   size = (3 * NOISE[computed_in]) ** (1 - place) * DRIFT[computed_in] ** place
   noise_NC = np.random.default_rng(0).uniform(-size, size, (256, 10))
   assert len(sample(noise_NC, computed_in=computed_in).outliers) == 0
-  assert 'drift' in verification.summary(sample(noise_NC, computed_in=computed_in))
+  assert 'drift' in verification.summary([sample(noise_NC, computed_in=computed_in)])
   noise_NC[17, 2] += 300 * size
   assert list(sample(noise_NC, computed_in=computed_in).outliers) == [17]
 
@@ -136,5 +136,5 @@ def test_what_a_compiler_joins_in_bfloat16_is_drift():
   logits = lambda variables: model.apply(variables, images, train=False)[0]
   joined, each = (log_softmax(f(variables), axis=-1) for f in (jax.jit(logits), logits))
   found = Sample(np.asarray(joined), np.asarray(each), np.dtype(np.float16), 'bfloat16')
-  assert found.difference_NC.max() > 1e-3
+  assert found.difference_NX.max() > 1e-3
   assert len(found.outliers) == 0

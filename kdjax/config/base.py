@@ -77,7 +77,14 @@ def get_config() -> ConfigDict:
   config.predictions = ConfigDict()
   config.predictions.mode = 'stored'  # 'stored', or 'online': run the teachers beside the student
   config.predictions.num_views = 300  # student epoch e reads view e mod num_views
-  config.predictions.dtype = 'float16'  # of the stored log_probs: float16, bfloat16 or float32
+  # How log_probs are stored: 'float16', 'bfloat16', 'float32', or 'top_k': `top_k` classes of each example of
+  # the distillation data. The splits as they are stay in float16 then.
+  config.predictions.dtype = 'float16'
+  config.predictions.top_k = placeholder(int)  # k, for 'top_k'
+  # For 'top_k': 'tail' (the k most probable classes; the others share what is left), 'truncated' (no
+  # others), 'sampled' or 'systematic' (k random draws, an unbiased estimate: for a cross_entropy at
+  # temperature 1). See kdjax/predictions/encodings.py.
+  config.predictions.top_k_estimator = 'tail'
   # The distillation data: which training examples, what is done to them, and what else.
   config.predictions.examples = ()  # as teacher.examples; (0, 0): none, with `extra`
   # Names as in teacher.augmentation, and also 'mixup' and 'noise'; applied in this order.

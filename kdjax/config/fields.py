@@ -4,6 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from kdjax.predictions.encodings import TOP_K
+
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
 # Values of `teacher.source`; others name a function as 'module:attribute'.
 TRAINED, FILE, WORKDIR = SOURCES = ('', 'file', 'workdir')
@@ -48,6 +50,11 @@ def student_seed(config: ConfigDict) -> int:
 def num_extra(config: ConfigDict) -> int:
   """The number of unlabelled inputs in the distillation data."""
   return config.predictions.num_extra if config.predictions.extra else 0
+
+
+def is_top_k(config: ConfigDict) -> bool:
+  """Whether the predictions of the distillation data are stored as `encodings.TopK`."""
+  return config.predictions.mode == 'stored' and config.predictions.dtype == TOP_K
 
 
 def needs_gan(config: ConfigDict) -> bool:

@@ -65,7 +65,7 @@ def predictions_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
     teacher=teacher_fingerprint(config, with_code),
     num_test=config.dataset.num_test,
     **_content(config, 'predictions', with_code),
-    dtype=predictions.dtype if predictions.mode == 'stored' else None,
+    dtype=_stored_as(config),
     distillation=_distillation_data(config, with_code),
     subset=_subset(config, 'predictions'),
     augmentation=views.fields(predictions.augmentation, config.augmentation),
@@ -141,6 +141,8 @@ def _roots(config: ConfigDict, artefact: str) -> list[str]:
   source = config.teacher.source
   if artefact == 'teacher' and source != fields.TRAINED:
     roots = [source]
+  if artefact == 'predictions' and fields.is_top_k(config):
+    roots.append('kdjax.predictions.encodings:TopK')
   if artefact == 'predictions' and not fields.has_weights(source):
     roots.remove('kdjax.train.steps:predict_step')
   if artefact in ('teacher', 'gan') and plugins.is_dotted(config.dataset.name):
@@ -184,7 +186,7 @@ def _digest(config: ConfigDict, artefact: str, with_code: bool) -> str | None:
 def _distillation_data(config: ConfigDict, with_code: bool) -> dict[str, Any]:
   """The fields that say what a student is distilled on, as far as they count."""
   predictions = config.predictions
-  unused = ['mode', 'num_views', 'dtype']
+  unused = ['mode', 'num_views', 'dtype', 'top_k', 'top_k_estimator']
   unused += [] if predictions.extra else ['num_extra', 'augment_extra']
   gan = gan_fingerprint(config, with_code) if fields.needs_gan(config) else None
   return fields.without(predictions, *unused) | {'gan': gan}
@@ -203,6 +205,14 @@ def _content(
   of_test = artefact == 'predictions'
   found = {k: v for k, v in data.content(config.dataset).items() if (k == 'test') == of_test}
   return {'content': found} if found else {}
+
+
+def _stored_as(config: ConfigDict) -> Any:
+  """The fields that say how predictions are stored."""
+  predictions = config.predictions
+  if fields.is_top_k(config):
+    return [predictions.dtype, predictions.top_k, predictions.top_k_estimator]
+  return predictions.dtype if predictions.mode == 'stored' else None
 
 
 def _subset(config: ConfigDict, section: str) -> int | None:

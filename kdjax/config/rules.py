@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from kdjax import losses, models
 from kdjax.config import fields
 from kdjax.data import augmentations, views
-from kdjax.predictions import store
+from kdjax.predictions import encodings
 from kdjax.runtime import files, plugins
 from kdjax.train import optimizers
 
@@ -157,7 +157,9 @@ RULES = {
   'teacher.augmentation': _are_named(augmentations.AUGMENTATIONS),
   'predictions.mode': _is_one_of(('stored', 'online')),
   'predictions.num_views': _is_whole(1, 10**6),
-  'predictions.dtype': _is_one_of(store.DTYPES),
+  'predictions.dtype': _is_one_of((*encodings.DTYPES, encodings.TOP_K)),
+  'predictions.top_k': _is_whole(1),
+  'predictions.top_k_estimator': _is_one_of(encodings.ESTIMATORS),
   'predictions.examples': _PART_OR_NONE,
   'predictions.augmentation': _are_named(views.NAMES),
   'predictions.extra': _PLACE,

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.config import data_checks, feature_checks, teacher_source, user_code
+from kdjax.config import data_checks, feature_checks, teacher_source, top_k, user_code
 from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
+from kdjax.predictions.encodings import TOP_K
 from kdjax.runtime import files, hosts
 
 
@@ -37,11 +38,12 @@ def check(
   except UserError as error:
     problems.append(str(error))
   else:
-    problems += data_checks.problems(config, description)
+    problems += [*data_checks.problems(config, description), *top_k.problems(config, description)]
     if not problems:  # these build the models
       problems += user_code.problems(config, description)
       problems += teacher_source.content_problems(config, description)
     if not problems:
+      problems += top_k.loss_problems(config, description)
       problems += feature_checks.problems(config, description)
   if problems:
     raise ConfigError(problems)
@@ -165,6 +167,13 @@ def _distillation_problems(config: ConfigDict) -> Iterator[str]:
     yield (
       f'predictions.num_extra = {predictions.num_extra}: of what? allowed: None, or with '
       'predictions.extra'
+    )
+  if predictions.dtype == TOP_K and predictions.top_k is None:
+    yield "predictions.top_k = None: allowed with predictions.dtype = 'top_k': a number of classes"
+  if predictions.dtype != TOP_K and predictions.top_k is not None:
+    yield (
+      f'predictions.top_k = {predictions.top_k}: of what? allowed: None, or with predictions.dtype = '
+      "'top_k'"
     )
   if predictions.examples == (0, 0) and not predictions.extra:
     yield (

@@ -264,6 +264,8 @@ class Predictions:
   Attributes:
     folder: where they lie.
     num_members, num_views: up to which all predictions are there. Splits as they are have one view.
+    stored_as: how 'distillation' is stored, such as 'float16', or 'top_k, k = 20, tail', whose
+      log-probabilities are an estimate.
   """
 
   def __init__(self, folder: epath.Path):
@@ -274,6 +276,7 @@ class Predictions:
         f'{folder}: has no complete predictions; run launch.py with --stages=teachers,predictions first'
       )
     self.num_members, self.num_views = max(complete, key=lambda pair: pair[0] * pair[1])
+    self.stored_as = str(self._store.encoding('distillation'))
     self._teacher = StoredTeacher(self._store, self.num_members, self.num_views)
 
   @cached_property
@@ -330,7 +333,7 @@ class Predictions:
 
   def __repr__(self) -> str:
     sizes = ', '.join(f'{name} {shape}' for name, shape in self.shapes.items())
-    return f'Predictions({self.folder}: (member, view, example, class) of {sizes})'
+    return f'Predictions({self.folder}: (member, view, example, class) of {sizes}; distillation as {self.stored_as})'
 
 
 def safetensors_bytes(variables: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:

@@ -3,9 +3,10 @@
 One TensorStore array (zarr3) for each split, with axes (member, view, example, class), cut into
 chunks of one member, one view and a block of examples; each chunk is compressed and carries a
 checksum. A chunk is written whole or not at all, and missing chunks read as NaN. So members and views
-can be added at any time and in any order, and a killed run resumes.
+can be added at any time and in any order, and a killed run resumes. The last axis may have an encoding of
+the classes instead (`encodings`), which is decoded when it is read.
 
-Axes of arrays: M member, N example, C class.
+Axes of arrays: M member, N example, C class, X compared value.
 """
 
 import contextlib
@@ -13,23 +14,19 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
 from scipy.special import log_softmax
 
 from kdjax.errors import DamageError, StorageError
+from kdjax.predictions.encodings import Dense, Encoding, of_array
 from kdjax.runtime import files
 
-DTYPES = {
-  'float16': np.dtype(np.float16),
-  'bfloat16': np.dtype(jnp.bfloat16),
-  'float32': np.dtype(np.float32),
-}
 CHUNK_BYTES = 2**20
+CHUNK_VALUES = 2**21  # that a chunk may be decoded to
 BLOCK_VALUES = 2**19  # values of a member that are converted or combined at once; bounds the memory
-AXES = ('member', 'view', 'example', 'class')
+AXES = ('member', 'view', 'example')
 
 
 class PredictionStore:
@@ -37,7 +34,7 @@ class PredictionStore:
 
   def __init__(self, folder: epath.Path):
     self.folder = folder
-    self._arrays: dict[str, ts.TensorStore] = {}
+    self._arrays: dict[str, tuple[ts.TensorStore, Encoding]] = {}
 
   @property
   def meta(self) -> dict[str, Any]:
@@ -48,49 +45,62 @@ class PredictionStore:
   def write_meta(self, meta: dict[str, Any]) -> None:
     files.write_json(self.folder / 'meta.json', meta)
 
-  def reserve(self, split: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+  def reserve(
+    self, split: str, shape: tuple[int, int, int, int], stored_as: str | Encoding
+  ) -> None:
     """Makes room for at least (members, views, examples, classes). Stored values stay.
 
+    Args:
+      stored_as: an encoding, or the name of a dtype for `Dense`.
+
     Raises:
-      DamageError: the array has another number of examples or classes.
+      DamageError: the array has another number of examples or another encoding.
       StorageError: it cannot be written.
     """
-    _, _, num_examples, num_classes = shape
-    block = max(1, min(num_examples, CHUNK_BYTES // (num_classes * DTYPES[dtype].itemsize)))
+    *shape, num_classes = shape
+    encoding = Dense(stored_as, num_classes) if isinstance(stored_as, str) else stored_as
+    shape.append(encoding.width)
+    block = min(shape[2], CHUNK_BYTES // encoding.num_bytes, CHUNK_VALUES // num_classes)
     codecs = [
       {'name': 'bytes', 'configuration': {'endian': 'little'}},
       {'name': 'zstd', 'configuration': {'level': 3}},
       {'name': 'crc32c'},
     ]
     metadata = {
-      'data_type': dtype,
-      'dimension_names': AXES,
-      'fill_value': 'NaN',
+      'data_type': encoding.data_type,
+      'dimension_names': (*AXES, encoding.axis),
+      'fill_value': encoding.fill_value,
       'chunk_grid': {
         'name': 'regular',
-        'configuration': {'chunk_shape': (1, 1, block, num_classes)},
+        'configuration': {'chunk_shape': (1, 1, max(1, block), encoding.width)},
       },
       'codecs': codecs,
+      **({'attributes': encoding.attributes} if encoding.attributes else {}),
     }
     spec = self._spec(split)
     if not (self.folder / 'logits' / split / 'zarr.json').exists():
       with self._writing(split):
         array = ts.open(spec | {'metadata': metadata | {'shape': shape}}, create=True).result()
     else:
-      self.check(split, *shape[2:])
-      array = self._open(split)
+      self.check(split, shape[2], encoding)
+      array, _ = self._open(split)
       room = [max(size, wanted) for size, wanted in zip(array.shape, shape, strict=True)]
       with self._writing(split):
         array = array.resize(exclusive_max=room, expand_only=True).result()
-    self._arrays[split] = array
+    self._arrays[split] = array, encoding
 
-  def check(self, split: str, num_examples: int, num_classes: int) -> None:
-    """Raises DamageError unless the array of a split has that size."""
-    size = tuple(self._open(split).shape[2:])
-    if size != (num_examples, num_classes):
+  def encoding(self, split: str) -> Encoding:
+    """The encoding of a split's predictions; raises DamageError if there are none."""
+    return self._open(split)[1]
+
+  def check(self, split: str, num_examples: int, encoding: Encoding) -> None:
+    """Raises DamageError unless the array of a split has that size and encoding."""
+    array, found = self._open(split)
+    if (array.shape[2], found) != (num_examples, encoding):
+      text = '{} examples and {} classes as {}'.format
       raise DamageError(
-        f'{self._where(split)} has {size[0]} examples and {size[1]} classes instead of {num_examples} '
-        f'and {num_classes}. {self._mend_metadata(split)}'
+        f'{self._where(split)} has {text(array.shape[2], found.num_classes, found)} instead of '
+        f'{text(num_examples, encoding.num_classes, encoding)}. {self._mend_metadata(split)}'
       )
 
   def write(
@@ -104,19 +114,21 @@ class PredictionStore:
     Raises:
       StorageError: they cannot be written.
     """
-    array = self._open(split)
-    for block in _blocks(array):
+    array, encoding = self._open(split)
+    for block in self._blocks(split):
       log_probs_NC = logits_NC[block].astype(np.float64)
       if not are_log_probs:
         log_probs_NC = log_softmax(log_probs_NC, axis=-1)
+      indices_N = np.arange(block.start, block.stop)
       with self._writing(split):
-        array[member, view, block].write(log_probs_NC.astype(array.dtype.numpy_dtype)).result()
+        rows_NW = encoding.encode(log_probs_NC, member, view, indices_N)
+        array[member, view, block].write(rows_NW).result()
 
   def has(self, split: str, member: int, view: int) -> bool:
     """Whether the predictions of all examples are stored."""
-    array = self._open(split)
-    blocks = (self._stored(split, member, view, block) for block in _blocks(array))
-    return not any(np.isnan(values.astype(np.float32)).any() for values in blocks)
+    is_missing = self.encoding(split).is_missing
+    blocks = (self._stored(split, member, view, block) for block in self._blocks(split))
+    return not any(is_missing(rows_NW).any() for rows_NW in blocks)
 
   def digest(self, split: str, member: int, view: int) -> str:
     """SHA-256 of one member's stored values of one view, a block of examples at a time.
@@ -125,7 +137,7 @@ class PredictionStore:
       DamageError: a chunk has changed since it was written.
     """
     sha = hashlib.sha256()
-    for block in _blocks(self._open(split)):
+    for block in self._blocks(split):
       values = self._stored(split, member, view, block)
       sha.update(np.ascontiguousarray(values).view(np.uint8))
     return sha.hexdigest()
@@ -138,16 +150,13 @@ class PredictionStore:
     Raises:
       DamageError: a chunk is missing, or has changed since it was written.
     """
-    num_examples, num_classes = self._open(split).shape[2:]
-    shape = (len(members), len(range(num_examples)[examples]), num_classes)
+    array, encoding = self._open(split)
+    shape = (len(members), len(range(array.shape[2])[examples]), encoding.num_classes)
     log_probs_MNC = np.empty(shape, np.float32)
     for i, member in enumerate(members):
-      log_probs_MNC[i] = self._stored(split, member, view, examples)
+      encoding.decode(self._stored(split, member, view, examples), log_probs_MNC[i])
       if np.isnan(log_probs_MNC[i]).any():
-        raise DamageError(
-          f'{self._where(split)} lacks predictions of view {view} by member {member}. '
-          f'{self.mend(split, member, view)}'
-        )
+        raise self._incomplete(split, member, view)
     return log_probs_MNC
 
   def read_ensemble(self, split: str, num_members: int, view: int) -> np.ndarray:
@@ -156,11 +165,30 @@ class PredictionStore:
     It is computed on the host, so that reading the next view does not wait for steps on the devices, and in
     blocks of examples, to save memory.
     """
-    array = self._open(split)
-    log_probs_NC = np.empty(array.shape[2:], np.float32)
-    for block in _blocks(array):
+    array, encoding = self._open(split)
+    log_probs_NC = np.empty((array.shape[2], encoding.num_classes), np.float32)
+    for block in self._blocks(split):
       log_probs_NC[block] = _combined(self.read(split, range(num_members), view, block))
     return log_probs_NC
+
+  def compared(
+    self, split: str, member: int, view: int, indices_N: np.ndarray, log_probs_NC: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(stored_NX, fresh_NX) in nats: some examples as they are stored, and predicted again.
+
+    Args:
+      log_probs_NC: the predictions anew of the examples `indices_N`.
+
+    Raises:
+      DamageError: a chunk is missing, or has changed since it was written.
+    """
+    encoding, rows_NW = (
+      self.encoding(split),
+      self._stored(split, member, view, slice(None))[indices_N],
+    )
+    if encoding.is_missing(rows_NW).any():
+      raise self._incomplete(split, member, view)
+    return encoding.compared(rows_NW, log_probs_NC, member, view, indices_N)
 
   def mend(self, split: str, member: int, view: int) -> str:
     """Advice for an error: what to do when one member's predictions of one view are damaged."""
@@ -168,6 +196,12 @@ class PredictionStore:
     return (
       f'Delete {chunks} and {self.folder / "meta.json"}, and run with --stages=predictions: the teacher '
       'predicts what is missing again.'
+    )
+
+  def _incomplete(self, split: str, member: int, view: int) -> DamageError:
+    return DamageError(
+      f'{self._where(split)} lacks predictions of view {view} by member {member}. '
+      f'{self.mend(split, member, view)}'
     )
 
   def _mend_metadata(self, split: str) -> str:
@@ -191,7 +225,7 @@ class PredictionStore:
     return f'the prediction store {self.folder / "logits" / split}'
 
   def _stored(self, split: str, member: int, view: int, examples: slice) -> np.ndarray:
-    array = self._open(split)
+    array, _ = self._open(split)
     try:
       values = array[member, view, examples]
     except IndexError as error:
@@ -205,10 +239,12 @@ class PredictionStore:
       mend = self.mend(split, member, view)
       raise DamageError(f'{self._where(split)} is damaged: {error}. {mend}') from error
 
-  def _open(self, split: str) -> ts.TensorStore:
+  def _open(self, split: str) -> tuple[ts.TensorStore, Encoding]:
     if split not in self._arrays:
       try:
-        self._arrays[split] = ts.open(self._spec(split), open=True).result()
+        array = ts.open(self._spec(split), open=True).result()
+        attributes = array.spec().to_json()['metadata'].get('attributes', {})
+        self._arrays[split] = array, of_array(attributes, array.dtype.name, array.shape[3])
       except ValueError as error:
         if files.is_refused(error):
           raise files.refusal(self.folder, error) from error
@@ -217,17 +253,16 @@ class PredictionStore:
         ) from error
     return self._arrays[split]
 
+  def _blocks(self, split: str) -> Iterator[slice]:
+    """Slices over all examples, each of whole chunks and of about `BLOCK_VALUES` log-probabilities."""
+    array, encoding = self._open(split)
+    chunk = array.chunk_layout.read_chunk.shape[2]
+    size = chunk * max(1, BLOCK_VALUES // (chunk * encoding.num_classes))
+    for start in range(0, array.shape[2], size):
+      yield slice(start, min(start + size, array.shape[2]))
+
   def _spec(self, split: str) -> dict[str, Any]:
     return {'driver': 'zarr3', 'kvstore': kvstore(self.folder / 'logits' / split)}
-
-
-def _blocks(array: ts.TensorStore) -> Iterator[slice]:
-  """Slices over all examples, each of whole chunks and of about `BLOCK_VALUES` values."""
-  _, _, num_examples, num_classes = array.shape
-  chunk = array.chunk_layout.read_chunk.shape[2]
-  size = chunk * max(1, BLOCK_VALUES // (chunk * num_classes))
-  for start in range(0, num_examples, size):
-    yield slice(start, min(start + size, num_examples))
 
 
 def _combined(log_probs_MNC: np.ndarray) -> np.ndarray:
@@ -235,7 +270,7 @@ def _combined(log_probs_MNC: np.ndarray) -> np.ndarray:
   # Log-probabilities are at most 0, up to rounding, so no exponential overflows.
   log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
   largest_NC = log_probs_MNC.max(axis=0)
-  # If all members have −∞, as float16 does below −65,504, so has the ensemble.
+  # If all members have −∞, as float16 does below −65,504 and classes that are not kept have, so has the ensemble.
   shift_NC = np.where(np.isneginf(largest_NC), 0, largest_NC)
   with np.errstate(divide='ignore'):
     return shift_NC + np.log(np.exp(log_probs_MNC - shift_NC).mean(axis=0))

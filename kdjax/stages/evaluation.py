@@ -258,6 +258,10 @@ def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
     'student': metrics.generalization_means(student_sums) if num_labelled else {},
     'teacher': metrics.generalization_means(teacher_sums) if num_labelled else {},
   }
+  # A teacher that is stored with a probability of 0 for some label has no finite NLL.
+  means = {
+    who: {k: x if np.isfinite(x) else None for k, x in of.items()} for who, of in means.items()
+  }
   models = {who: comparison.over_views(fidelities) for who, fidelities in views.items()}
   return {'num_examples': num_examples} | means | _compared(models, num_resamples)
 

@@ -13,7 +13,8 @@ from etils import epath
 from kdjax import config as config_lib
 from kdjax import metrics
 from kdjax.errors import DamageError
-from kdjax.predictions.store import DTYPES, PredictionStore
+from kdjax.predictions.encodings import Dense, Encoding, TopK
+from kdjax.predictions.store import PredictionStore
 from kdjax.predictions.teachers import Source, StoredTeacher, Teacher, combine, log_probs
 from kdjax.runtime import files, hosts, progress
 from kdjax.stages import gan, teachers
@@ -26,6 +27,7 @@ VIEWS = (
   0,
   1,
 )  # the recorded views of the distillation data; they are the same for any number of views
+NUM_COMPARED = 4096  # examples on which the cost of storing is measured with `TopK`
 
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
@@ -69,7 +71,7 @@ def open_teacher(experiment: Experiment) -> Teacher:
   data.everything.content.require(store.meta['data_checksum'], store.folder)
   require_same_inputs(experiment)
   for name, inputs in data.inputs.items():
-    store.check(name, len(inputs.split), data.description.num_classes)
+    store.check(name, len(inputs.split), encoding(experiment, name))
   return StoredTeacher(store, config.teacher.num_members, config.predictions.num_views)
 
 
@@ -139,18 +141,26 @@ def _store(experiment: Experiment, source: Source) -> None:
 
   They take turns to write: a chunk is written by one, while all go on to predict the next view.
   """
-  dtype, inputs = experiment.config.predictions.dtype, experiment.data.inputs
-  num_classes = experiment.data.description.num_classes
+  inputs, num_classes = experiment.data.inputs, experiment.data.description.num_classes
   store = PredictionStore(experiment.folders.predictions)
   num_views, num_members = views_of(experiment), experiment.config.teacher.num_members
-  if hosts.is_main():
-    for name, count in num_views.items():
-      store.reserve(name, (num_members, count, len(inputs[name].split), num_classes), dtype)
+  num_bytes = 0
+  for name, count in num_views.items():
+    stored_as, num_examples = encoding(experiment, name), len(inputs[name].split)
+    num_bytes += num_members * count * num_examples * stored_as.num_bytes
+    if hosts.is_main():
+      store.reserve(name, (num_members, count, num_examples, num_classes), stored_as)
   hosts.barrier()
-  num_values = sum(count * len(inputs[name].split) for name, count in num_views.items())
-  num_bytes = num_values * num_members * num_classes * DTYPES[dtype].itemsize
   title = f'{experiment.label}predictions'
   progress.logger.info('%s: up to %.0f MB, before compression', title, num_bytes / 1e6)
+  compact, dense = encoding(experiment, 'distillation'), Dense('float16', num_classes)
+  if isinstance(compact, TopK) and compact.num_bytes >= dense.num_bytes:
+    progress.logger.warning(
+      'predictions.top_k = %d: takes %d bytes an example, and predictions.dtype=float16, which is exact, %d',
+      compact.k,
+      compact.num_bytes,
+      dense.num_bytes,
+    )
   wanted = [
     (name, member, view)
     for name in num_views
@@ -192,6 +202,17 @@ def views_of(experiment: Experiment) -> dict[str, int]:
   return {name: num_views if name == 'distillation' else 1 for name in experiment.data.inputs}
 
 
+def encoding(experiment: Experiment, name: str) -> Encoding:
+  """How predictions of some inputs are stored. Splits as they are stay exact, to measure fidelity on."""
+  section, num_classes = experiment.config.predictions, experiment.data.description.num_classes
+  if not config_lib.is_top_k(experiment.config):
+    return Dense(section.dtype, num_classes)
+  if name != 'distillation':
+    return Dense('float16', num_classes)
+  seed = experiment.config.seed
+  return TopK(section.top_k, section.top_k_estimator, num_classes, seed)
+
+
 def _meta(experiment: Experiment, store: PredictionStore, source: Source) -> dict:
   config = experiment.config
   complete = [
@@ -224,13 +245,27 @@ def _digests(experiment: Experiment, store: PredictionStore) -> dict[str, dict[s
 def _dtype_error(
   experiment: Experiment, store: PredictionStore, source: Source
 ) -> dict[str, float]:
-  """The cost of storing, on the test set: the stored ensemble against the one just computed."""
+  """The cost of storing: the stored ensemble against the one just computed.
+
+  It is measured on the test set or, with `TopK`, on view 0 of up to `NUM_COMPARED` examples of the
+  distillation data. There, KL is that of the stored ensemble from the exact one, which stays finite where the
+  estimate of a probability is 0.
+  """
   members = range(experiment.config.teacher.num_members)
-  fresh_MNC = np.stack([log_probs(source, member, 'test') for member in members])
-  stored_MNC = store.read('test', members, 0)
-  fidelity = metrics.fidelity(combine(stored_MNC), combine(fresh_MNC))
-  return {
-    'max_abs_log_prob': float(np.abs(stored_MNC - fresh_MNC).max()),
+  is_top_k = config_lib.is_top_k(experiment.config)
+  name = 'distillation' if is_top_k else 'test'
+  size = len(experiment.data.inputs[name].split)
+  count = min(size, NUM_COMPARED) if is_top_k else size
+  indices_N = np.linspace(0, size - 1, count).astype(int)
+  fresh_MNC = np.stack([log_probs(source, member, name, 0, indices_N) for member in members])
+  stored_MNC = np.stack([store.read(name, [member], 0)[0][indices_N] for member in members])
+  ensembles = combine(stored_MNC), combine(fresh_MNC)
+  fidelity = metrics.fidelity(*(reversed(ensembles) if is_top_k else ensembles))
+  if is_top_k:
+    largest = {'max_abs_prob': float(np.abs(np.exp(stored_MNC) - np.exp(fresh_MNC)).max())}
+  else:
+    largest = {'max_abs_log_prob': float(np.abs(stored_MNC - fresh_MNC).max())}
+  return largest | {
     'ensemble_top1_disagreement': 1 - fidelity['top1_agreement'],
     'ensemble_predictive_kl': fidelity['predictive_kl'],
   }

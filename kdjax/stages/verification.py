@@ -3,10 +3,11 @@
 The digests in meta.json find every value that has changed since it was written. A sample of all
 predictions is computed again, which finds other teachers, and measures numerical drift between machines.
 Drift is small and about as large for all examples; damage is large or in single examples.
-Axes: N example, C class.
+Axes: N example, X compared value.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from kdjax import config as config_lib
 from kdjax import keys
 from kdjax.errors import DamageError, MissingInputError
-from kdjax.predictions.store import DTYPES, PredictionStore
+from kdjax.predictions.encodings import Dense
+from kdjax.predictions.store import PredictionStore
 from kdjax.predictions.teachers import Source, log_probs
 from kdjax.runtime import progress
 from kdjax.stages import predictions, teachers
@@ -31,28 +33,29 @@ OUTLIER = 100  # drift stays below so many times the median example's difference
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """Stored and fresh predictions of some examples."""
+  """Stored and fresh predictions of some examples, as `PredictionStore.compared` gives them."""
 
-  stored_NC: np.ndarray  # log_probs
-  fresh_NC: np.ndarray  # log_probs
+  stored_NX: np.ndarray  # nats
+  fresh_NX: np.ndarray  # nats
   dtype: np.dtype  # of the store
   computed_in: str = 'float32'  # `model.dtype`
+  has_classes: bool = True  # whether X is the class
 
   @property
-  def difference_NC(self) -> np.ndarray:
+  def difference_NX(self) -> np.ndarray:
     """Absolute differences in nats."""
-    return np.abs(self.stored_NC - self.fresh_NC)
+    return np.abs(self.stored_NX - self.fresh_NX)
 
   @property
-  def excess_NC(self) -> np.ndarray:
+  def excess_NX(self) -> np.ndarray:
     """The differences beyond the rounding of the dtype, relative to 1 + |log_prob|."""
-    rounding_NC = float(jnp.finfo(self.dtype).eps) / 2 * np.abs(self.fresh_NC)
-    return np.maximum(self.difference_NC - rounding_NC, 0) / (1 + np.abs(self.fresh_NC))
+    rounding_NX = float(jnp.finfo(self.dtype).eps) / 2 * np.abs(self.fresh_NX)
+    return np.maximum(self.difference_NX - rounding_NX, 0) / (1 + np.abs(self.fresh_NX))
 
   @property
   def outliers(self) -> np.ndarray:
     """Positions of single examples that differ more than drift can explain."""
-    worst_N = self.excess_NC.max(axis=-1)
+    worst_N = self.excess_NX.max(axis=-1)
     usual = max(float(np.median(worst_N)), NOISE[self.computed_in])
     return np.flatnonzero((worst_N > DRIFT[self.computed_in]) | (worst_N > OUTLIER * usual))
 
@@ -77,31 +80,29 @@ def verify(experiment: Experiment) -> str:
     for name in experiment.data.inputs
     for member in range(experiment.config.teacher.num_members)
   ]
-  joined = Sample(
-    np.concatenate([sample.stored_NC for sample in samples]),
-    np.concatenate([sample.fresh_NC for sample in samples]),
-    samples[0].dtype,
-    samples[0].computed_in,
-  )
-  return f'{store.folder}: {num_read} views are as they were written. {summary(joined)}'
+  return f'{store.folder}: {num_read} views are as they were written. {summary(samples)}'
 
 
-def summary(sample: Sample) -> str:
+def summary(samples: Sequence[Sample]) -> str:
   """A text about the size and the cause of the differences."""
-  difference_NC, excess_NC, dtype = sample.difference_NC, sample.excess_NC, sample.dtype.name
-  within = np.mean(excess_NC <= NOISE[sample.computed_in])
+  joined = lambda of: np.concatenate([np.ravel(of(sample)) for sample in samples])
+  difference, excess = joined(lambda s: s.difference_NX), joined(lambda s: s.excess_NX)
+  dtypes = ' and '.join(dict.fromkeys(sample.dtype.name for sample in samples))
+  within = np.mean(excess <= NOISE[samples[0].computed_in])
   text = (
-    f'{difference_NC.size:,} log-probabilities of a sample, predicted again, differ by at most '
-    f'{difference_NC.max():.2g} nats, on average by {difference_NC.mean():.2g}; the rounding of {dtype} '
+    f'{difference.size:,} log-probabilities of a sample, predicted again, differ by at most '
+    f'{difference.max():.2g} nats, on average by {difference.mean():.2g}; the rounding of {dtypes} '
     f'explains {100 * within:.1f} %'
   )
   if within == 1:
     return f'{text}: equal up to that rounding.'
-  drift = (excess_NC * (1 + np.abs(sample.fresh_NC))).max()
-  same = np.sum(sample.stored_NC.argmax(-1) == sample.fresh_NC.argmax(-1))
+  drift = (excess * (1 + np.abs(joined(lambda s: s.fresh_NX)))).max()
+  same = np.concatenate(
+    [s.stored_NX.argmax(-1) == s.fresh_NX.argmax(-1) for s in samples if s.has_classes]
+  )
   return (
     f'{text}, and the rest is numerical drift of up to {drift:.2g} nats, as on another machine or with '
-    f'another version of a library: {same} of {len(difference_NC)} most likely classes are the same.'
+    f'another version of a library: {same.sum()} of {len(same)} most likely classes are the same.'
   )
 
 
@@ -128,12 +129,12 @@ def _checked(
   rng = keys.numpy_rng(experiment.config.seed, f'verify/{name}', member)
   view = int(rng.integers(predictions.views_of(experiment)[name]))
   indices = np.sort(rng.permutation(len(inputs.split))[:NUM_EXAMPLES])
-  fresh_NC = log_probs(source, member, name, view, indices)
-  stored_NC = store.read(name, [member], view)[0][indices]
-  dtype = DTYPES[experiment.config.predictions.dtype]
+  log_probs_NC = log_probs(source, member, name, view, indices)
+  compared = store.compared(name, member, view, indices, log_probs_NC)
+  encoding = store.encoding(name)
   section, model = experiment.config.teacher, experiment.config.model
   computed_in = model.dtype if config_lib.has_weights(section.source) else 'float32'
-  sample = Sample(stored_NC, fresh_NC, dtype, computed_in)
+  sample = Sample(*compared, encoding.precision, computed_in, isinstance(encoding, Dense))
   if len(sample.outliers):
     which = (
       f'{len(sample.outliers)} of {len(indices)} examples, as of {indices[sample.outliers[0]]},'
@@ -141,7 +142,7 @@ def _checked(
     raise DamageError(
       f'{store.folder}: the stored predictions of member {member} for view {view} of {name} are not '
       f'those of the teacher {teachers.place(experiment, member)}: for {which} log-probabilities differ by up '
-      f'to {sample.difference_NC.max():.3g} nats, which is more than machines drift apart. One of the '
+      f'to {sample.difference_NX.max():.3g} nats, which is more than machines drift apart. One of the '
       f'two was replaced. Delete {store.folder} and run with --stages=predictions to make them anew.'
     )
   return sample

@@ -1,20 +1,18 @@
-"""The prediction store: bytes, throughput, and what each way of storing costs in accuracy of the teacher.
+"""The prediction store: bytes, throughput, and what each dtype costs in accuracy of the teacher.
 
     python -m tests.benchmarks.store              # simulated predictions of 1000 classes
     python -m tests.benchmarks.store WORKDIR      # of the teachers of a finished run, on its test set; and
                                                   # how much of its student's epochs reading would take
 
-Axes: M member, N example, C class, K stored class.
+Axes: M member, N example, C class.
 """
 
 import dataclasses
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from rich.table import Table
@@ -22,6 +20,7 @@ from scipy.special import log_softmax
 
 from analysis import runs
 from kdjax import losses, metrics
+from kdjax.predictions.encodings import DTYPES
 from kdjax.predictions.store import PredictionStore
 from kdjax.runtime import files, progress
 from tests.benchmarks import timing
@@ -31,7 +30,7 @@ NUM_EXAMPLES, NUM_CLASSES, NUM_MEMBERS = 10_000, 1000, 5
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """The error of storing the members' predictions in one way: the ensemble of what is stored to the exact one."""
+  """The error of storing the members' predictions in one dtype: the stored ensemble against the exact one."""
 
   stored_as: str
   num_bytes: int  # of one member's prediction for one example, before compression
@@ -46,38 +45,16 @@ class Cost:
 
 
 def costs(log_probs_MNC: np.ndarray, labels_N: np.ndarray) -> list[Cost]:
-  """The cost of every way. The labels decide the calibration error."""
-  num_classes = log_probs_MNC.shape[-1]
-  ways: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
-    name: (jnp.dtype(name).itemsize * num_classes, partial(_rounded, dtype=name))
-    for name in ('float32', 'float16', 'bfloat16')
-  }
-  for k in (5, 10):
-    if k < num_classes:  # a float16 value and a uint16 class for each
-      ways[f'top-{k} with tail'] = 4 * k, partial(top_k_with_tail, k=k)
+  """The cost of every dtype. The labels decide the calibration error."""
   exact_NC = losses.ensemble_log_probs(log_probs_MNC)
   found = []
-  for name, (num_bytes, way) in ways.items():
-    stored_NC = losses.ensemble_log_probs(way(log_probs_MNC))
+  for name, dtype in DTYPES.items():
+    stored_NC = losses.ensemble_log_probs(log_probs_MNC.astype(dtype).astype(np.float32))
     fidelity = metrics.fidelity(stored_NC, exact_NC)
     ece = metrics.generalization(stored_NC, labels_N)['ece']
+    num_bytes = dtype.itemsize * log_probs_MNC.shape[-1]
     found.append(Cost(name, num_bytes, fidelity['top1_agreement'], fidelity['predictive_kl'], ece))
   return found
-
-
-def _rounded(log_probs: np.ndarray, dtype: str) -> np.ndarray:
-  return log_probs.astype(jnp.dtype(dtype)).astype(np.float32)
-
-
-def top_k_with_tail(log_probs_MNC: np.ndarray, k: int) -> np.ndarray:
-  """The k most probable classes in float16; what is left of the probability, equally to all others."""
-  top_MNK = np.argpartition(log_probs_MNC, -k, axis=-1)[..., -k:]
-  kept_MNK = _rounded(np.take_along_axis(log_probs_MNC, top_MNK, axis=-1), 'float16')
-  left_MN1 = np.maximum(1 - np.exp(kept_MNK).sum(-1, keepdims=True), np.finfo(np.float32).tiny)
-  tail_MN1 = np.log(left_MN1 / (log_probs_MNC.shape[-1] - k))
-  stored_MNC = np.broadcast_to(tail_MN1, log_probs_MNC.shape).astype(np.float32)
-  np.put_along_axis(stored_MNC, top_MNK, kept_MNK, axis=-1)
-  return stored_MNC
 
 
 def simulated(

@@ -1,0 +1,263 @@
+"""Predictions stored as k classes of each example, through the stages; and the configs that are refused."""
+
+import json
+import shutil
+
+import checked_config
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checked_config import load, problems_of
+from conftest import copied
+
+import kdjax
+from kdjax import losses
+from kdjax.config import fingerprints, top_k, validation
+from kdjax.errors import DamageError
+from kdjax.predictions.encodings import ESTIMATORS
+from kdjax.predictions.store import PredictionStore
+from kdjax.stages import evaluation, pipeline, predictions, verification
+
+AT_ONE = {'student__temperature': 1.0}
+
+
+def top_k_run(finished, folder, k, estimator, **fields):
+  fields |= {'predictions__dtype': 'top_k', 'predictions__top_k': k}
+  return copied(finished, folder, predictions__top_k_estimator=estimator, **fields)
+
+
+def predicted(finished, folder, k, estimator, **fields):
+  run = top_k_run(finished, folder, k, estimator, **fields)
+  assert predictions.STAGE.run(run)
+  return run
+
+
+# Through the stages.
+
+
+@pytest.mark.parametrize('estimator', ['truncated', 'tail'])
+def test_all_classes_give_what_float16_gives(finished, tmp_path, estimator):
+  run = predicted(finished, tmp_path, 10, estimator)
+  dense = predictions.open_teacher(finished)
+  stored = predictions.open_teacher(run)
+  for view in range(3):
+    found, expected = (of.members('distillation', view) for of in (stored, dense))
+    np.testing.assert_allclose(found, expected, rtol=2**-10)  # a place of float16
+  for stage in ('student', 'evaluation'):
+    assert pipeline.STAGES[stage].run(run)
+  found, expected = (evaluation.result(of)['splits'] for of in (run, finished))
+  for split in expected:
+    for who in ('student', 'teacher', 'fidelity'):
+      for name, value in expected[split][who].items():
+        assert found[split][who][name] == pytest.approx(value, rel=2e-3, abs=2e-3), (split, name)
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_a_store_of_some_classes_is_complete_small_and_verified(finished, tmp_path, estimator):
+  run = predicted(finished, tmp_path, 2, estimator)
+  store, exact = PredictionStore(run.folders.predictions), predictions.open_teacher(finished)
+  found = predictions.open_teacher(run)
+  for name in ('test', 'val', 'train'):
+    np.testing.assert_array_equal(found.members(name), exact.members(name))
+  probs_MNC, exact_MNC = (np.exp(of.members('distillation', 1)) for of in (found, exact))
+  np.testing.assert_allclose(probs_MNC.sum(-1), 1, atol=2e-3)
+  if estimator == 'tail':
+    np.testing.assert_array_equal(probs_MNC.argmax(-1), exact_MNC.argmax(-1))
+    assert (probs_MNC > 0).all()
+  else:
+    assert ((probs_MNC > 0).sum(-1) <= 2).all()
+  assert 0 < np.abs(probs_MNC - exact_MNC).mean() < 0.2  # of nearly uniform predictions
+  meta = store.meta
+  assert meta['dtype'] == 'top_k' and meta['complete'] == [[2, 3]]
+  assert 0 < meta['dtype_error']['ensemble_predictive_kl'] < 1.5
+  assert f'distillation as top_k, k = 2, {estimator}' in repr(
+    kdjax.open_predictions(run.folders.predictions)
+  )
+  said = verification.verify(run)
+  assert '12 views are as they were written' in said and 'explains 100.0 %: equal' in said
+
+
+def test_the_error_of_storing_is_that_of_the_distillation_data(finished, tmp_path):
+  run = predicted(finished, tmp_path, 2, 'tail')
+  found, exact = (predictions.open_teacher(of) for of in (run, finished))
+  stored_NC, exact_NC = (
+    losses.ensemble_log_probs(of.members('distillation')) for of in (found, exact)
+  )
+  told = PredictionStore(run.folders.predictions).meta['dtype_error']
+  kl_N = losses.kl_divergence(exact_NC, stored_NC)
+  assert told['ensemble_predictive_kl'] == pytest.approx(float(kl_N.mean()), rel=0.02)
+  agreement = jnp.mean(stored_NC.argmax(-1) == exact_NC.argmax(-1))
+  assert told['ensemble_top1_disagreement'] == pytest.approx(1 - float(agreement), abs=0.01)
+
+
+@pytest.mark.parametrize('estimator', ['truncated', 'systematic'])
+def test_other_teachers_are_found_even_if_one_class_is_stored(finished, tmp_path, estimator):
+  run = predicted(finished, tmp_path, 1, estimator)
+  shutil.rmtree(run.folders.member(0) / 'checkpoints')
+  shutil.copytree(run.folders.member(1) / 'checkpoints', run.folders.member(0) / 'checkpoints')
+  store = PredictionStore(run.folders.predictions)
+  for name in ('test', 'val', 'train'):  # so that the distillation data alone differ
+    log_probs_NC = store.read(name, [1], 0)[0]
+    store.write(name, 0, 0, log_probs_NC, are_log_probs=True)
+    meta = store.meta
+    meta['digests'][name]['0/0'] = store.digest(name, 0, 0)
+    store.write_meta(meta)
+  with pytest.raises(
+    DamageError, match=r'of member 0 for view \d of distillation are not those of'
+  ):
+    verification.verify(run)
+
+
+def test_a_missing_chunk_is_predicted_again_with_the_same_bits(finished, tmp_path):
+  run = predicted(finished, tmp_path, 3, 'sampled')
+  folder = run.folders.predictions / 'logits' / 'distillation' / 'c'
+  expected = {path: path.read_bytes() for path in folder.glob('*/*/0/0')}
+  assert len(expected) == 2 * 3
+  shutil.rmtree(folder / '1' / '2')
+  store = PredictionStore(run.folders.predictions)
+  assert [store.has('distillation', 1, view) for view in range(3)] == [True, True, False]
+  with pytest.raises(
+    DamageError, match=rf'lacks predictions of view 2 by member 1. Delete {folder}'
+  ):
+    store.read('distillation', [1], 2)
+  (run.folders.predictions / 'meta.json').unlink()
+  assert predictions.STAGE.run(run)
+  assert {path: path.read_bytes() for path in expected} == expected
+  verification.verify(run)
+
+
+def test_a_student_of_draws_is_evaluated_where_a_label_has_no_probability(finished, tmp_path):
+  fields = {'student__num_epochs': 2, 'student__keep_checkpoints': (), 'training__num_evals': 1}
+  run = predicted(finished, tmp_path, 1, 'sampled', **AT_ONE, **fields)
+  for stage in ('student', 'evaluation'):
+    assert pipeline.STAGES[stage].run(run)
+  text = (run.folders.student / 'result.json').read_text()
+  assert 'Infinity' not in text and 'NaN' not in text
+  splits = json.loads(text)['splits']
+  assert splits['distillation']['teacher']['nll'] is None  # its probability is 0 somewhere
+  assert splits['test']['teacher']['nll'] > 0
+  assert splits['distillation']['fidelity']['predictive_kl'] > 0
+  assert pipeline.STAGES['report'].run(run)
+
+
+def test_the_array_says_how_it_is_to_be_read(finished, tmp_path):
+  run = predicted(finished, tmp_path, 2, 'tail')
+  metadata = run.folders.predictions / 'logits' / 'distillation' / 'zarr.json'
+  text = metadata.read_text()
+  assert '"k":2' in text.replace(' ', '')
+  metadata.write_text(text.replace('tail', 'taij'))
+  with pytest.raises(DamageError, match=rf'cannot be opened.*Delete {metadata}'):
+    predictions.open_teacher(run)
+  metadata.unlink()
+  (run.folders.predictions / 'meta.json').unlink()
+  expected = predictions.open_teacher(finished).members('distillation').argmax(-1)
+  assert predictions.STAGE.run(run)
+  found = predictions.open_teacher(run).members('distillation').argmax(-1)
+  np.testing.assert_array_equal(found, expected)
+
+
+# Configs.
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+  checked_config.pretend(monkeypatch)
+
+
+def fields(estimator, k=5, **student):
+  found = {'predictions.dtype': 'top_k', 'predictions.top_k': k}
+  found |= {'predictions.top_k_estimator': estimator, 'student.temperature': 1.0}
+  return found | {f'student.{name}': value for name, value in student.items()}
+
+
+ZEROS = 'is ∞ or NaN, or its gradient is, where a probability of the teacher is 0, as'
+LINEAR = "its gradient is not linear in the teacher's probabilities, so that"
+REFUSED = [
+  ({'predictions.dtype': 'top_k'}, 'predictions.top_k = None: allowed with'),
+  ({'predictions.top_k': 5}, 'predictions.top_k = 5: of what? allowed: None, or with'),
+  (
+    fields('tail', k=11),
+    "predictions.top_k = 11: allowed: up to the 10 classes of dataset.name = 'cifar10'",
+  ),
+  (
+    fields('sampled', temperature=4.0),
+    f"student.loss = 'cross_entropy' with student.temperature = 4.0: {LINEAR} "
+    "predictions.top_k_estimator = 'sampled'",
+  ),
+  (
+    fields('systematic', final_temperature=2.0),
+    f"student.loss = 'cross_entropy' with student.final_temperature = 2.0: {LINEAR}",
+  ),
+  (fields('sampled', loss='hard_labels'), f"student.loss = 'hard_labels': {LINEAR}"),
+  *(
+    (
+      fields(estimator, loss=loss),
+      f"student.loss = '{loss}' with student.temperature = 1.0: {ZEROS}",
+    )
+    for estimator in ('truncated', 'sampled')
+    for loss in ('reverse_kl', 'symmetric_kl', 'standardised_kl')
+  ),
+  (fields('truncated', loss='logit_mse'), f"student.loss = 'logit_mse': {ZEROS}"),
+  # Only the label may be left, and then there are no other classes to compare.
+  (fields('truncated', k=1, loss='decoupled', alpha=0.0), "student.loss = 'decoupled' with"),
+]
+
+
+@pytest.mark.parametrize(('changed', 'start'), REFUSED)
+def test_what_cannot_be_learnt_from_is_refused(pretended, changed, start):
+  (problem,) = problems_of(load(fields=changed))
+  assert problem.startswith(start)
+
+
+@pytest.mark.parametrize(
+  'changed',
+  [
+    fields('tail', loss='reverse_kl', temperature=4.0),
+    fields('tail', loss='logit_mse'),
+    fields('tail', k=10),
+    fields('truncated', temperature=4.0, final_temperature=1.0),
+    fields('truncated', k=10, loss='reverse_kl'),  # no class is left out
+    fields('truncated', loss='decoupled'),
+    fields('truncated', loss='hard_labels'),
+    fields('sampled'),
+    fields('sampled', loss='brier', alpha=0.5),  # squared, but linear in p
+    fields('systematic', final_temperature=1.0),
+    fields('sampled', temperature=4.0) | {'predictions.mode': 'online'},  # stores nothing
+  ],
+)
+def test_what_can_be_learnt_from_is_allowed(pretended, changed):
+  validation.check(load(fields=changed), 1)
+
+
+def test_the_code_of_the_encoding_counts_where_it_is_used():
+  compact, dense = (
+    set(fingerprints.code_record(load(fields=changed), 'predictions')['code'])
+    for changed in (fields('tail'), {})
+  )
+  found = {f'kdjax.predictions.encodings.{name}' for name in ('TopK', '_most_probable')}
+  assert found <= compact
+  assert not [name for name in dense if 'encodings' in name]
+
+
+def linear(student_BC, teacher_BC, temperature):
+  return -(jnp.exp(teacher_BC) * student_BC).sum(-1)
+
+
+def squared(student_BC, teacher_BC, temperature):
+  return -(jnp.exp(teacher_BC) ** 2 * student_BC).sum(-1)
+
+
+def test_a_loss_of_a_user_is_judged_by_its_gradient(pretended):
+  name = f'{__name__}:linear'
+  validation.check(load(fields=fields('sampled', loss=name, temperature=4.0)), 1)
+  (problem,) = problems_of(load(fields=fields('sampled', loss=f'{__name__}:squared')))
+  assert problem.startswith(f"student.loss = '{__name__}:squared' with")
+  assert LINEAR in problem
+
+
+@pytest.mark.parametrize('num_classes', [2, 10, 1000])
+@pytest.mark.parametrize('loss', ['cross_entropy', 'brier'])
+def test_what_is_linear_is_found_for_any_number_of_classes(num_classes, loss):
+  gradient = top_k._gradient(loss, {}, num_classes)
+  assert top_k._is_linear(gradient, num_classes, 1.0)
+  assert not top_k._is_linear(gradient, num_classes, 1.01)
