@@ -1,15 +1,18 @@
 """The results that are kept in docs/results, and the tables that are made from them."""
 
 import csv
+import dataclasses
+import json
 
 import pytest
 from checked_config import ROOT
 from etils import epath
 
-from configs.paper import results
+from configs.paper import results, times
 from kdjax import config as config_lib
 from kdjax.config import sweep as sweep_lib
-from kdjax.errors import MissingInputError
+from kdjax.errors import MissingInputError, UserError
+from kdjax.report import sweep_page
 from kdjax.runtime import files
 from kdjax.stages import evaluation
 from kdjax.stages.experiment import Experiment
@@ -84,12 +87,12 @@ def test_a_partial_sweep_is_reported_and_says_what_is_missing(kept):
   (agreement, *_) = summary['claims']
   # m = 4 against m = 1, in trial 0 alone: 74 − 71.
   assert agreement['effect'] == {'mean': pytest.approx(3), 'low': None, 'high': None}
-  assert (agreement['n'], agreement['verdict'], agreement['paper']) == (1, 'not decided', 8.5)
+  assert (agreement['n'], agreement['verdict'], agreement['paper']) == (1, 'not decided', None)
   text = results.updated(MARKERS.format('claims'), kept)
   assert text.startswith('# Title') and text.endswith('<!-- end of results -->\nend\n')
   assert 'old' not in text
   assert '5 of 6 runs' in text and f'![Figure 10: ensemble size](results/{NAME}.png)' in text
-  assert '| +3.00 | – | +8.5 | 1 | not decided |' in text
+  assert '| +3.00 | – | – | 1 | not decided |' in text
   assert 'Without a result yet' not in text  # every point has one
 
 
@@ -114,7 +117,7 @@ def test_headlines_have_the_first_claim_of_each_sweep(kept):
     '<!-- results: headlines -->',
     '|  | claim | effect | 95 % interval | paper | n | verdict |',
     '| --- | --- | --- | --- | --- | --- | --- |',
-    '| Figure 10 | agreement, test (%): higher for m = 4 than for m = 1 | +3.00 | – | +8.5 | 1 | not decided |',
+    '| Figure 10 | agreement, test (%): higher for m = 4 than for m = 1 | +3.00 | – | – | 1 | not decided |',
     '<!-- end of results -->',
   ]
 
@@ -126,15 +129,68 @@ def test_pages_are_up_to_date(name):
   assert text == results.updated(text, epath.Path(ROOT))
 
 
-def test_results_that_are_kept_are_of_sweeps_as_they_are_now():
-  """The claims of each summary are those of its config; its runs can be repeated."""
-  for path in epath.Path(ROOT / 'docs' / 'results').glob('*.csv'):
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    spec = str(ROOT / rows[0]['command'].split('--config=')[1].split()[0])
-    sweep = config_lib.load_sweep(spec)
-    runs = sweep_lib.expand(sweep)
-    for row in rows:
-      run = runs[int(row['run'])]
-      assert (row['series'], row['x']) == (run.point.series, str(run.point.x))
-    claims = files.read_json(path.with_suffix('.json'))['claims']
-    assert [claim['text'] for claim in claims] == [claim.text for claim in sweep.claims]
+def test_results_are_made_once_more_from_the_csv(kept):
+  """Each file is as `collect` wrote it. The claims are those of the config and the csv, not of the old summary."""
+  folder = kept / 'docs' / 'results'
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  (folder / f'{NAME}.json').write_text('{}')
+  results.redraw(folder / f'{NAME}.csv')
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_csv_of_points_that_are_no_more_is_refused(kept):
+  path = kept / 'docs' / 'results' / f'{NAME}.csv'
+  path.write_text(path.read_text().replace('\n1,,2,0,', '\n1,,3,0,'))
+  with pytest.raises(UserError, match="run 1 is at '', x = 3, trial 0; "):
+    results.redraw(path)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'docs' / 'results').glob('*.csv')), ids=str)
+def test_kept_summaries_follow_from_their_csv_and_config(path):
+  """If this fails: python -m configs.paper.results."""
+  _, _, sweep, found = results.read(epath.Path(path))
+  kept = files.read_json(epath.Path(path.with_suffix('.json')))
+  del kept['sha256']
+  assert kept == json.loads(json.dumps(sweep_page.summary(sweep, found)))
+
+
+# Times.
+
+# One trial of two points: students of 40 epochs of 5,000 images, a teacher of 40, and 40 views that it looks at.
+IMAGES = 16**2 * 40 * 5000
+
+
+def test_the_work_of_a_sweep():
+  """Figure 6b: 4 teachers and as many sets of predictions; 9 students in each trial, as two series share λ = 0."""
+  work = times.work('fig6b_lambda.py:small')
+  assert (work.model, work.num_students, work.num_members, work.num_gans) == ('resnet', 36, 4, 0)
+  assert work.images == pytest.approx(IMAGES * (36 + 4 + 4 / 3))
+  # The larger student of Figure 12 is twice as wide.
+  wide = times.work('fig12_capacity.py:small')
+  assert wide.images == pytest.approx(IMAGES * (4 + 4 * 4 + 4 + 4 / 3))
+
+
+def test_hours_are_those_of_the_measured_rate(tmp_path):
+  """The csv's one student reads 200,000 images in 400 s; two cores do twice as much."""
+  header = 'run,seconds,command'
+  command = 'python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep_index=0'
+  (tmp_path / 'x.csv').write_text(f'{header}\n0,400,{command}\n')
+  rates = times.rates(epath.Path(tmp_path))
+  assert rates['resnet'] == pytest.approx(IMAGES / 400)
+  assert rates['lenet'] == 2000 * 16**2
+  work = times.Work('resnet', 9, 0, 9 * IMAGES, 0)
+  assert times.hours(work, rates) == pytest.approx(9 * 400 / 2 / 3600)
+  with_gan = dataclasses.replace(work, num_gans=1)
+  assert times.hours(with_gan, rates) == pytest.approx((9 * 400 + 240) / 2 / 3600)
+
+
+@pytest.mark.parametrize('spec', times.SMALL)
+def test_no_small_sweep_takes_more_than_six_hours(spec):
+  rates = times.rates(epath.Path(ROOT / 'docs' / 'results'))
+  assert 0.1 < times.hours(times.work(spec), rates) < 6
+
+
+def test_every_small_sweep_has_its_time():
+  named = {spec.partition(':')[0] for spec in times.SMALL}
+  there = {path.name for path in (ROOT / 'configs' / 'paper').glob('*_*.py')}
+  assert there - named == {'__init__.py', 'fig8_teachers.py', 'in_order.py', 'table2_imagenet.py'}

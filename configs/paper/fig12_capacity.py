@@ -1,10 +1,11 @@
 """Figure 12: a student larger than its teacher agrees with it a little more (CIFAR-100).
 
     python launch.py --config=configs/paper/fig12_capacity.py --sweep          # GPUs, days; not run
-    python launch.py --config=configs/paper/fig12_capacity.py:small --sweep    # 8 students; 1 hour on one core (estimated)
+    python launch.py --config=configs/paper/fig12_capacity.py:small --sweep    # 8 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig12_capacity.py:smoke --sweep    # 4 minutes on one core
 
-The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. The smaller sizes widen instead.
+The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. The smaller sizes widen instead. `:small` was not
+yet run at this size; `recipes.py` says what is known of its regime.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
 """Figure 13: the distillation data of Figure 3 for VGG-16 (CIFAR-100, m = 5), at τ = 1.
 
     python launch.py --config=configs/paper/fig13_vgg.py --sweep          # a GPU node, days; not run
-    python launch.py --config=configs/paper/fig13_vgg.py:small --sweep    # 24 students; hours; not tried
+    python launch.py --config=configs/paper/fig13_vgg.py:small --sweep    # 12 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig13_vgg.py:smoke --sweep    # 23 minutes on one core
 
 The paper: more varied data lowers the NLL, and agreement rises from 81.5 to 84.5 % (mixup).
-`:small` was not tried: its networks are narrow, and may not learn enough for the effect to show.
+`:small` has half of the kinds of data. It was not yet run at this size. Its networks are a quarter as wide as the paper's and
+may not learn enough for the effect to show: at the smoke size teachers get 21 % of the test set right (chance: 10 %).
 """
 
 from ml_collections import ConfigDict
@@ -24,13 +25,11 @@ PAPER = {  # accuracy, NLL, agreement
   'combined': (72.3, 1.0, 84.0),
   'mixup': (74.0, 1.2, 84.5),
 }
-# Not tried: the smoke recipe, twice as wide and five times as long, with fresh augmentation.
-SMALL = {
-  'model.width': 16,
-  'teacher.num_epochs': 40,
-  'predictions.num_views': 40,
-  'student.num_epochs': 40,
-}
+FEW = (
+  'baseline',
+  'combined',
+  'mixup',
+)  # kinds of data of `:small`, where all six would take nine hours
 PANELS = (recipes.ACCURACY, recipes.NLL, recipes.AGREEMENT)
 
 
@@ -41,7 +40,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.dataset.name = 'cifar100'
   config.student.temperature = 1.0
   if arg == 'small':
-    config.update_from_flattened_dict(SMALL)
+    config.update_from_flattened_dict(recipes.VGG_SMALL)
   return config
 
 
@@ -53,7 +52,9 @@ def get_sweep(arg: str = '') -> Sweep:
   return Sweep(
     title='Figure 13: distillation data for VGG-16',
     x_label='distillation data',
-    points=[Point(recipes.DISTILLATION_DATA[name], name) for name in PAPER],
+    points=[
+      Point(recipes.DISTILLATION_DATA[name], name) for name in (FEW if arg == 'small' else PAPER)
+    ],
     panels=PANELS,
     trials=recipes.TRIALS[arg],
     paper={} if arg else paper,
@@ -62,6 +63,11 @@ def get_sweep(arg: str = '') -> Sweep:
         'mixup raises agreement',
         *(recipes.AGREEMENT.measure, ('', 'mixup'), ('', 'baseline'), HIGHER),
         paper=3.0,
+      ),
+      Claim(
+        'all three augmentations raise agreement',
+        *(recipes.AGREEMENT.measure, ('', 'combined'), ('', 'baseline'), HIGHER),
+        paper=2.5,
       ),
       Claim(
         'all three augmentations lower the NLL',

@@ -1,14 +1,18 @@
 """Figures 1 and 5 (left): GAN images added to the distillation data (CIFAR-100, ResNet-56, τ = 1).
 
     python launch.py --config=configs/paper/fig1_gan.py --sweep          # a GPU node, days; not run
-    python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # 12 students; about half an hour on one core (estimated)
+    python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # 12 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig1_gan.py:smoke --sweep    # minutes
 
 The paper: they raise agreement on the test set, not accuracy, and lower agreement on the distillation data
-to 95 %. An epoch has as many more steps as images are added, neither cropped nor flipped. The smaller sizes
-are another task: LeNet-5 on 2,000 images of MNIST and samples of a small SN-GAN, which has learnt all 60,000, so
-that it brings in more data than the student has.
+to 95 %. An epoch has as many more steps as images are added, neither cropped nor flipped. Two cores cannot
+train a GAN on CIFAR, so the smaller sizes are another task: LeNet-5 on 2,000 images of MNIST and samples of a small
+SN-GAN, which has learnt all 60,000 and so brings in more data than the student has. `:small` was not yet run at this
+size. In Figure 2 its teachers, which learn 200 examples, get 86 % of the test set right (chance: 10 %), and students of
+all 60,000 images agree with them on 98 %, independent students on 83 %: there is room for an effect.
 """
+
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -34,16 +38,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config = recipes.cifar100()
     config.student.temperature = 1.0  # as its values are those of Figure 14 at α = 0
     return config
-  config = recipes.mnist()
-  config.predictions.examples = (0, 2000)
-  config.student.num_epochs = None
-  config.student.num_steps = 1000  # of each student, whatever the size of its data
-  recipes.small_gan(config)
-  if arg == 'smoke':
-    config.student.num_steps = 200
-    config.gan.num_steps = 100
-    config.gan.num_samples = 2000
-  return config
+  return recipes.mnist_gan(arg)
 
 
 def get_sweep(arg: str = '') -> Sweep:
@@ -65,20 +60,28 @@ def get_sweep(arg: str = '') -> Sweep:
     ),
     trials=recipes.TRIALS[arg],
     paper={} if arg else PAPER,
-    claims=_claims(NUM_GAN[arg][-1]),
+    claims=_claims(NUM_GAN[arg][-1], NUM_MEMBERS[arg]),
   )
 
 
-def _claims(most: int) -> list[Claim]:
-  of = 'm = 1'
+def _claims(most: int, num_members: Sequence[int]) -> list[Claim]:
+  """The claims of Section 1: fidelity rises, but accuracy falls with one teacher and rises with three."""
+  agreement, accuracy, train = recipes.AGREEMENT, recipes.ACCURACY, recipes.TRAIN_AGREEMENT
+  claims = [
+    ('m = 1', 'raise agreement on the test set', agreement, HIGHER, 2.0),
+    ('m = 1', 'lower accuracy', accuracy, LOWER, -1.0),
+    ('m = 1', 'lower agreement on the distillation data', train, LOWER, -5.0),
+  ]
+  if 3 in num_members:
+    claims += [
+      ('m = 3', 'raise agreement on the test set', agreement, HIGHER, 3.0),
+      ('m = 3', 'raise accuracy', accuracy, HIGHER, None),
+    ]
   return [
-    Claim(text, panel.measure, (of, most), (of, 0), direction, paper=effect)
-    for text, panel, direction, effect in (
-      (f'{most} GAN images raise agreement on the test set', recipes.AGREEMENT, HIGHER, 2.0),
-      (f'{most} GAN images lower accuracy', recipes.ACCURACY, LOWER, -1.0),
-      (
-        f'{most} GAN images lower agreement on the distillation data',
-        *(recipes.TRAIN_AGREEMENT, LOWER, -5.0),
-      ),
+    Claim(
+      f'{of}: {most} GAN images {text}',
+      *(panel.measure, (of, most), (of, 0), direction),
+      paper=effect,
     )
+    for of, text, panel, direction, effect in claims
   ]

@@ -1,13 +1,17 @@
 """Figure 2: self-distillation on MNIST, where agreement can be had: LeNet-5 from 200 examples.
 
     python launch.py --config=configs/paper/fig2_mnist.py --sweep          # with EMNIST; a GPU, minutes
-    python launch.py --config=configs/paper/fig2_mnist.py:small --sweep    # 9 students; about half an hour on one core
+    python launch.py --config=configs/paper/fig2_mnist.py:small --sweep    # 9 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig2_mnist.py:smoke --sweep    # minutes
 
 The teacher learns 200 examples for 100 epochs, others in each trial, and gets 84 to 86 % of the test set
 right. In the paper its student, distilled on all of MNIST or on EMNIST in its place, agrees with it on over
-99 %. `:small` has the full recipe, with parts of MNIST (ours) and without EMNIST. The paper does not say for
-how long the student trains: here for 10 epochs.
+99 %. The paper does not say for how long the student trains: here for 10 epochs.
+
+`:small` is the paper's regime itself: the full recipe on real MNIST, with parts of it (ours) and without EMNIST. Measured
+with 60,000 images, in three trials: teachers get 85.8 to 86.2 % of the test set right; students agree with them on 97.6 to
+97.8 %, independent students on 83 % (chance: 10 %). Agreement on the test set changes by about 0.1 points in the last
+two epochs, so the students are flat below the paper's 99 %. Longer schedules were not tried.
 """
 
 from ml_collections import ConfigDict
@@ -23,12 +27,7 @@ NUM_EMNIST = 697_932  # training images of emnist/byclass
 
 def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, *recipes.SIZES)
-  config = recipes.mnist()
-  if arg == 'smoke':
-    config.dataset.num_test = 2000
-    config.teacher.num_epochs = 20
-    config.student.num_epochs = 1
-  return config
+  return recipes.mnist(arg)
 
 
 def get_sweep(arg: str = '') -> Sweep:
@@ -65,8 +64,7 @@ def _claims(x: str) -> list[Claim]:
   return [
     Claim(
       f'distilled on {x}, the student agrees with its teacher on over 99 % of the test set',
-      *(recipes.AGREEMENT.measure, ('', x), 99.0, HIGHER),
-      paper=0.0,
+      *(recipes.AGREEMENT.measure, ('', x), 99.0, HIGHER),  # the paper has no exact number
     ),
     Claim(
       f'distilled on {x}, it is as accurate as its teacher, within 1 point',

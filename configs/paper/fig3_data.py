@@ -1,18 +1,21 @@
 """Figure 3: what the distillation data does to accuracy and fidelity (CIFAR-100, m = 5 ResNet-56).
 
     python launch.py --config=configs/paper/fig3_data.py --sweep          # a GPU node, days; not run
-    python launch.py --config=configs/paper/fig3_data.py:small --sweep    # 40 students; 5 hours on one core (estimated)
+    python launch.py --config=configs/paper/fig3_data.py:small --sweep    # 40 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig3_data.py:smoke --sweep    # 34 minutes on one core
 
 In the paper more varied data brings no more than 85.5 % agreement, and the best for accuracy (mixup) is
 not the best for fidelity. GAN images and images out of domain are added, 1 to 4 of CIFAR, so that an epoch
 has a quarter more steps; noise replaces images. The smaller sizes leave out the GAN, and take
 MNIST for the images out of domain.
+
+`:small` was not yet run at this size, with BatchNorm and three teachers. `recipes.py` says what was measured with
+LayerNorm and one teacher: a student that has stopped changing, far from chance and from perfect agreement.
 """
 
 from ml_collections import ConfigDict
 
-from kdjax.config.sweep import Claim, Point, Sweep
+from kdjax.config.sweep import EQUAL, Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
 
 from . import recipes
@@ -79,6 +82,7 @@ def _claims() -> list[Claim]:
   agreement, accuracy, train = (
     panel.measure for panel in (recipes.AGREEMENT, recipes.ACCURACY, recipes.TRAIN_AGREEMENT)
   )
+  combined = ('', 'combined')
   claims = [
     Claim(
       'τ = 4 gives a higher agreement than τ = 1', agreement, plain_at_4, plain, HIGHER, paper=4.5
@@ -93,18 +97,46 @@ def _claims() -> list[Claim]:
     ),
     Claim(
       'all three augmentations raise agreement on the test set',
-      *(agreement, ('', 'combined'), plain, HIGHER),
+      *(agreement, combined, plain, HIGHER),
       paper=4.5,
     ),
     Claim(
       'all three augmentations lower agreement on the distillation data',
-      *(train, ('', 'combined'), plain, LOWER),
+      *(train, combined, plain, LOWER),
     ),
   ]
-  for name, effects in (('noise', (-0.5, -1.0)), ('out of domain', (0.5, 0.0))):
-    for measure, what, effect in zip(
-      (agreement, accuracy), ('agreement', 'accuracy'), effects, strict=True
-    ):
-      text = f'{name}: lower {what} than the baseline'
-      claims.append(Claim(text, measure, ('', name), plain, LOWER, paper=effect))
+  for name in ('rotation', 'vertical flip', 'colour jitter'):
+    effect = PAPER['combined'][1] - PAPER[name][1]
+    claims += [
+      Claim(
+        f'all three augmentations give a higher agreement on the test set than {name} alone',
+        *(agreement, combined, ('', name), HIGHER),
+        paper=effect,
+      ),
+      Claim(
+        f'all three augmentations give a lower agreement on the distillation data than {name} alone',
+        *(train, combined, ('', name), LOWER),
+      ),
+    ]
+  # The best data for accuracy are not the best for fidelity: mixup at τ = 1 against all three augmentations.
+  claims += [
+    Claim(
+      'mixup gives a higher accuracy than all three augmentations',
+      *(accuracy, ('', 'mixup, τ = 1'), combined, HIGHER),
+      paper=2.0,
+    ),
+    Claim(
+      'mixup is not better for fidelity: agreement is within 1 point of all three augmentations',
+      *(agreement, ('', 'mixup, τ = 1'), combined, EQUAL),
+      margin=1.0,
+      paper=0.0,
+    ),
+  ]
+  # The text calls noise and images out of domain worse than the baseline on all measures. Their values in the figure
+  # are within 1 point of it, as far as they can be read, and give no size of the effect.
+  claims += [
+    Claim(f'{name}: lower {what} than the baseline', measure, ('', name), plain, LOWER)
+    for name in ('noise', 'out of domain')
+    for measure, what in ((agreement, 'agreement'), (accuracy, 'accuracy'))
+  ]
   return claims

@@ -1,7 +1,7 @@
 """Figure 6b: a student that starts near enough to its teacher matches it; from afar it does not.
 
     python launch.py --config=configs/paper/fig6b_lambda.py --sweep          # a GPU, a day; not run
-    python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep    # 40 students; 2 hours on one core (estimated)
+    python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep    # 40 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig6b_lambda.py:smoke --sweep    # about 20 minutes on one core
 
 The student of a ResNet-20 with LayerNorm starts at λ θ_t + (1 − λ) θ_r, between random weights and its
@@ -14,9 +14,10 @@ Two series, which share λ = 0:
   the student that starts at its teacher hardly moves (its rate is the final one, 1e-6). This series is
   comparable with the paper's curve, but mixes the start with the rate.
 
-`:small` is the paper's regime: from a random start agreement has stopped rising at about the paper's level, far
-from chance and from 100 % (`recipes.py` has the numbers). So a student that starts nearer can gain as much as in
-the paper. Four trials have other teachers and other random weights.
+`:small` is the paper's regime in the student: from a random start agreement has stopped rising at about the paper's level,
+80 % (three trials), far from chance and from 100 %. So a student that starts nearer can gain as much as in the paper. It is
+not the paper's regime in the teacher, which gets 48 to 49 % of the augmented training images right: see `recipes.py`. Four
+trials have other teachers and other random weights.
 """
 
 from ml_collections import ConfigDict
@@ -67,22 +68,50 @@ def get_sweep(arg: str = '') -> Sweep:
 
 
 def _claims() -> list[Claim]:
-  """The claims of Section 6.1, for the rate as configured."""
-  measure, random = recipes.TRAIN_AGREEMENT.measure, (CONFIGURED, 0.0)
-  claims = []
-  for x, effect in ((0.5, 20.0), (0.375, 20.0), (0.25, 15.0), (1.0, 20.0)):
-    text = f'λ = {x:g} gives a higher agreement on the distillation data than a random start'
-    claims.append(Claim(text, measure, (CONFIGURED, x), random, HIGHER, paper=effect))
-  text = 'from a random start agreement on the distillation data stays below 90 %'
-  claims.append(Claim(text, measure, random, 90.0, LOWER, paper=-10.0))
-  text = 'beyond the threshold the start matters no more: λ = 1 is within 2 points of λ = 0.5'
-  claims.append(
-    Claim(text, measure, (CONFIGURED, 1.0), (CONFIGURED, 0.5), EQUAL, margin=2.0, paper=0.0)
+  """The claims of Section 6.1: for the rate as configured, and with the paper's effects for the scaled rate."""
+  agreement, kl, accuracy = (
+    panel.measure for panel in (recipes.TRAIN_AGREEMENT, recipes.TRAIN_KL, recipes.ACCURACY)
   )
-  text = 'λ = 0.5 reaches a lower KL on the distillation data than a random start'
-  claims.append(Claim(text, recipes.TRAIN_KL.measure, (CONFIGURED, 0.5), random, LOWER))
+  random, near = (CONFIGURED, 0.0), (CONFIGURED, 0.5)
+  text = 'λ = {} gives a higher agreement on the distillation data than a random start'
+  claims = [
+    Claim(text.format(f'{x:g}'), agreement, (CONFIGURED, x), random, HIGHER)
+    for x in (0.5, 0.375, 0.25, 1.0)
+  ]
+  claims += [
+    Claim(
+      'from a random start agreement on the distillation data stays below 90 %',
+      *(agreement, random, 90.0, LOWER),
+      paper=-10.0,
+    ),
+    Claim(
+      'beyond the threshold the start matters no more: λ = 1 is within 2 points of λ = 0.5',
+      *(agreement, (CONFIGURED, 1.0), near, EQUAL),
+      margin=2.0,
+    ),
+    Claim(
+      'λ = 0.5 reaches a lower KL on the distillation data than a random start',
+      *(kl, near, random, LOWER),
+    ),
+    Claim(
+      'the closest match does not generalise better: accuracy at λ = 0.5 is within 1 point of λ = 0',
+      *(accuracy, near, random, EQUAL),
+      margin=1.0,
+    ),
+  ]
+  claims += [
+    Claim(
+      f'{SCALED}: {text.format(f"{x:g}")}',
+      agreement,
+      (SCALED, x),
+      (SCALED, 0.0),
+      HIGHER,
+      0.0,
+      effect,
+    )
+    for x, effect in ((0.25, 15.0), (0.375, 20.0), (0.5, 20.0), (1.0, 20.0))
+  ]
   text = (
-    'the closest match does not generalise better: accuracy at λ = 0.5 is within 1 point of λ = 0'
+    f'{SCALED}: λ = 0.5 matches its teacher, with an agreement on the distillation data above 95 %'
   )
-  claims.append(Claim(text, recipes.ACCURACY.measure, (CONFIGURED, 0.5), random, EQUAL, margin=1.0))
-  return claims
+  return [*claims, Claim(text, agreement, (SCALED, 0.5), 95.0, HIGHER, paper=5.0)]

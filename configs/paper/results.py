@@ -1,12 +1,14 @@
 """Keeps the results of sweeps in docs/results/, and writes the tables that are made from them.
 
-    python -m configs.paper.results    # writes the tables of docs/results.md and README.md once more
     python -m configs.paper.results --config=configs/paper/fig6b_lambda.py:small --workdir=DIR
+    python -m configs.paper.results
 
-The second command first reads the runs that are finished in DIR; a sweep may be under way. It writes NAME.csv,
-a row for each run with the command that repeats it, NAME.json, the summary and the verdicts on the claims, and
-NAME.png. Tables stand between lines `<!-- results: KIND -->` and `<!-- end of results -->`, where KIND is 'claims'
-(each sweep with all its claims) or 'headlines' (the first claim of each sweep).
+The first command reads the runs that are finished in DIR; a sweep may be under way. It writes NAME.csv, a row for each run
+with the command that repeats it, NAME.json, the summary and the verdicts on the claims, and NAME.png. Both commands
+then make every json and png from its csv, and the tables of docs/results.md and README.md. So an edit of a claim, a
+panel or a figure needs no workdir. Tables stand between lines `<!-- results: KIND -->` and
+`<!-- end of results -->`, where KIND is 'claims' (each sweep with all its claims), 'headlines' (the first claim of each
+sweep) or 'times' (how long each sweep at the size `small` takes).
 """
 
 import argparse
@@ -29,6 +31,8 @@ from kdjax.runtime import files
 from kdjax.stages import evaluation
 from kdjax.stages.experiment import Experiment
 
+from . import times
+
 ROOT = epath.Path(__file__).parents[2]
 KEPT = ('csv', 'json', 'png')
 PAGES = ('docs/results.md', 'README.md')
@@ -37,7 +41,11 @@ HEADINGS = ('claim', *sweep_page.CLAIM_HEADINGS)
 
 
 def collect(
-  spec: str, workdir: epath.Path, folder: epath.Path, environment: str
+  spec: str,
+  workdir: epath.Path,
+  folder: epath.Path,
+  environment: str,
+  overrides: Sequence[tuple[str, str]] = (),
 ) -> list[epath.Path]:
   """Writes the results of a sweep's finished runs into a folder.
 
@@ -45,6 +53,7 @@ def collect(
     spec: FILE.py or FILE.py:ARGUMENT.
     workdir: where the sweep runs or ran.
     environment: versions and machine of the runs, for the csv.
+    overrides: (field, value) of what all runs were given in place of the config's.
 
   Returns: the paths of the files.
 
@@ -52,7 +61,7 @@ def collect(
     MissingInputError: no run is finished.
   """
   sweep = config_lib.load_sweep(spec)
-  configs, _ = config_lib.sweep_configs(spec, sweep, [])
+  configs, _ = config_lib.sweep_configs(spec, sweep, overrides)
   results = evaluation.results(configs, workdir)
   if not results:
     raise MissingInputError(
@@ -62,14 +71,82 @@ def collect(
     index: {'seconds': _seconds(Experiment(configs[index], workdir)), 'environment': environment}
     for index in results
   }
-  paths = sweep_page.write(
-    folder,
-    config_lib.config_name(spec),
-    sweep,
-    results,
-    command=lambda run: _command(spec, run),
-    notes=notes,
+  return _write(folder, spec, sweep, results, notes, lambda run: _command(spec, run, overrides))
+
+
+def redraw(path: epath.Path) -> list[epath.Path]:
+  """Writes the files of a sweep once more from its csv, with the panels and claims that its config has now.
+
+  Raises:
+    UserError: as `read`.
+  """
+  rows, spec, sweep, results = read(path)
+  notes = {
+    index: {name: row[name] for name in ('seconds', 'environment')} for index, row in rows.items()
+  }
+  missing = {'command': ''}  # on the page, which is not kept
+  return _write(
+    *(path.parent, spec, sweep, results, notes),
+    command=lambda run: rows.get(run.index, missing)['command'],
   )
+
+
+def read(
+  path: epath.Path,
+) -> tuple[dict[int, dict[str, str]], str, sweep_lib.Sweep, dict[int, dict[str, Any]]]:
+  """(rows of a csv by run, FILE.py:ARGUMENT of the sweep, the sweep, results by run as in result.json).
+
+  Raises:
+    UserError: the config has another point in place of one of the csv's.
+  """
+  rows = {int(row['run']): row for row in csv.DictReader(path.read_text().splitlines())}
+  spec = spec_of(next(iter(rows.values())))
+  sweep = config_lib.load_sweep(str(ROOT / spec))
+  places = {run.index: _place(run) for run in sweep_lib.expand(sweep)}
+  for index, row in rows.items():
+    if places.get(index) != (row['series'], row['x'], row['trial']):
+      raise UserError(
+        f'{path}: run {index} is at {row["series"]!r}, x = {row["x"]}, trial {row["trial"]}; {spec} has no '
+        'such run there now. Collect the results again with --config and --workdir.'
+      )
+  return rows, spec, sweep, {index: result_of(row) for index, row in rows.items()}
+
+
+def spec_of(row: Mapping[str, str]) -> str:
+  """The FILE.py:ARGUMENT of a row of a csv, from its command."""
+  (spec,) = re.findall(r'--config=(\S+)', row['command'])
+  return spec
+
+
+def result_of(row: Mapping[str, str]) -> dict[str, Any]:
+  """The measures and fingerprints of a row of a csv, nested as in result.json."""
+  result: dict[str, Any] = {}
+  for name, text in row.items():
+    path = name.replace('fingerprint.', 'fingerprints.').split('.')
+    if path[0] not in ('splits', 'cka', 'fingerprints') or not text:
+      continue
+    place = result
+    for part in path[:-1]:
+      place = place.setdefault(part, {})
+    place[path[-1]] = text if path[0] == 'fingerprints' else float(text)
+  return result
+
+
+def _place(run: sweep_lib.SweepRun) -> tuple[str, str, str]:
+  return run.point.series, str(run.point.x), str(run.trial)
+
+
+def _write(
+  folder: epath.Path,
+  spec: str,
+  sweep: sweep_lib.Sweep,
+  results: Mapping[int, Mapping[str, Any]],
+  notes: Mapping[int, Mapping[str, Any]],
+  command: Callable[[sweep_lib.SweepRun], str],
+) -> list[epath.Path]:
+  """Writes the files of KEPT; see `sweep_page.write`."""
+  name = config_lib.config_name(spec)
+  paths = sweep_page.write(folder, name, sweep, results, command=command, notes=notes)
   for path in paths:
     if path.suffix[1:] not in KEPT:
       path.unlink()
@@ -127,9 +204,22 @@ def _headlines(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
   return _table(('', *HEADINGS), rows)
 
 
+def _times(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
+  """What each sweep at the size `small` trains, and the projected hours."""
+  del summaries
+  rates = times.rates(folder)
+  rows = []
+  for spec in times.SMALL:
+    work = times.work(spec)
+    hours = f'{times.hours(work, rates):.1f}'
+    rows.append([f'`{spec}`', str(work.num_students), str(work.num_members), hours])
+  return _table(('sweep', 'students', 'teachers', 'hours on two cores'), rows)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any], epath.Path], list[str]]] = {
   'claims': _claims,
   'headlines': _headlines,
+  'times': _times,
 }
 
 
@@ -158,11 +248,13 @@ def _seconds(run: Experiment) -> int:
   return round(seconds)
 
 
-def _command(spec: str, run: sweep_lib.SweepRun) -> str:
-  return shlex.join(['python', 'launch.py', f'--config={spec}', f'--sweep_index={run.index}'])
+def _command(spec: str, run: sweep_lib.SweepRun, overrides: Sequence[tuple[str, str]]) -> str:
+  fields = [f'--config.{field}={value}' for field, value in overrides]
+  flags = [f'--config={spec}', *fields, f'--sweep_index={run.index}']
+  return shlex.join(['python', 'launch.py', *flags])
 
 
-def _environment() -> str:
+def environment() -> str:
   return f'JAX {jax.__version__}, Python {platform.python_version()}, {platform.machine()} CPU'
 
 
@@ -176,19 +268,20 @@ def main() -> None:
   parser.add_argument('--config', help='FILE.py:ARGUMENT, whose finished runs are read')
   parser.add_argument('--workdir', help='where they are', type=epath.Path)
   parser.add_argument(
-    '--environment', help='versions and machine of the runs', default=_environment()
+    '--environment', help='versions and machine of the runs', default=environment()
   )
   parser.add_argument('--root', help='whose docs are written', type=epath.Path, default=ROOT)
   flags = parser.parse_args()
   if (flags.config is None) != (flags.workdir is None):
     parser.error('--config and --workdir go together')
-  if flags.config:
-    folder = flags.root / 'docs' / 'results'
-    try:
-      for path in collect(flags.config, flags.workdir, folder, flags.environment):
-        print(path)
-    except UserError as error:
-      sys.exit(f'error: {error}')
+  folder = flags.root / 'docs' / 'results'
+  try:
+    if flags.config:
+      collect(flags.config, flags.workdir, folder, flags.environment)
+    for path in sorted(folder.glob('*.csv')):
+      print(*redraw(path), sep='\n')
+  except UserError as error:
+    sys.exit(f'error: {error}')
   update_pages(flags.root)
 
 

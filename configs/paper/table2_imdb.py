@@ -1,11 +1,14 @@
 """Table 2, IMDB: bidirectional LSTMs that tell good reviews from bad ones.
 
     python launch.py --config=configs/paper/table2_imdb.py --sweep          # a GPU, hours; not run
-    python launch.py --config=configs/paper/table2_imdb.py:small --sweep    # 8 students; about 25 minutes on one core (estimated)
+    python launch.py --config=configs/paper/table2_imdb.py:small --sweep    # 8 students; hours: docs/results.md
     python launch.py --config=configs/paper/table2_imdb.py:smoke --sweep    # 11 minutes on one core
 
 The smaller sizes have 10,000 reviews, a cell of 32, and Adam for 4 epochs: the same task, so that the paper's
-values stand beside it, too. They differ in the number of trials.
+values stand beside it, too. They differ in the number of trials. The regime is near the paper's: two
+teachers of this size get 79.3 % of the test reviews right (the paper: 79.36 for one, chance: 50), and at `:smoke` students
+agree with one teacher on 83 % (86.49). Whether students of 4 epochs have stopped changing was not measured, and `:small`
+was not yet run with its four trials.
 """
 
 from ml_collections import ConfigDict

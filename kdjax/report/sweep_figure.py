@@ -38,6 +38,7 @@ PANEL_INCHES = (3.7, 3.1)
 LABEL_LETTERS = 30  # in a line of the label of a panel's axis
 PAPER_POINTS = 8  # text in a figure for a paper, which has panels of PAPER_SCALE times the size
 PAPER_SCALE, PAPER_COLUMNS = 0.7, 2  # so that it is 5.2 inches wide
+MARGIN = 0.06  # on either side of the first and the last x, in their distance
 WIDE = 12  # positive x whose largest is more than this many times the smallest get a log scale
 
 
@@ -72,7 +73,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure'
     axes.remove()
   for letter, axes, (label, i, draw_panel) in zip(LETTERS, grid.flat, panels, strict=False):
     draw_panel(axes, sweep, rows, i)
-    label = '\n'.join(textwrap.fill(line, LABEL_LETTERS) for line in label.splitlines())
+    label = '\n'.join(_wrapped(line) for line in label.splitlines())
     if len(panels) > 1:
       axes.set_title(letter, loc='left', fontweight='bold', fontsize='medium')
     if named:
@@ -251,6 +252,15 @@ def _size_inches(sweep: Sweep, num_rows: int, num_columns: int) -> tuple[float, 
   )
 
 
+def _wrapped(label: str) -> str:
+  """A label in as few lines of at most LABEL_LETTERS as it needs, which are about as long as each other."""
+  num_lines = len(textwrap.wrap(label, LABEL_LETTERS))
+  for width in range(-(-len(label) // max(1, num_lines)), LABEL_LETTERS):
+    if len(lines := textwrap.wrap(label, width, break_long_words=False)) == num_lines:
+      return '\n'.join(lines)
+  return textwrap.fill(label, LABEL_LETTERS)
+
+
 def _label_names(figure: 'Figure', first_column: Sequence['Axes'], sweep: Sweep) -> None:
   names = sweep_lib.x_values(sweep)
   num_letters = int(10 * figure.get_figheight())  # as many as there is room for, once
@@ -262,13 +272,15 @@ def _label_names(figure: 'Figure', first_column: Sequence['Axes'], sweep: Sweep)
 
 
 def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
-  """A log scale for x that span more than a decade; ticks at the sweep's own x, with labels where they fit."""
+  """A log scale for x that span more than a decade; ticks at the sweep's own x, with labels where they fit.
 
+  All points of the sweep are in view, with room beside them, whichever have results.
+  """
   xs = sorted(sweep_lib.x_values(sweep))
-  place = float
+  place, back = float, float
   if 0 < WIDE * xs[0] < xs[-1]:
     axes.set_xscale('log')
-    place = math.log
+    place, back = math.log, math.exp
   span = place(xs[-1]) - place(xs[0])
   room = 0.04 + 0.03 * max(len(x_text(x)) for x in xs)  # of a label, in widths of the panel
   shown = xs[:1]
@@ -277,6 +289,8 @@ def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
       shown.append(x)
   axes.set_xticks(shown, [x_text(x) for x in shown])
   axes.set_xticks(xs, [''] * len(xs), minor=True)
+  if span:
+    axes.set_xlim(back(place(xs[0]) - MARGIN * span), back(place(xs[-1]) + MARGIN * span))
 
 
 def _add_legend(figure: 'Figure', sweep: Sweep, rows: Sequence[Row]) -> None:

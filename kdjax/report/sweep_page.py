@@ -49,7 +49,7 @@ def write(
 
   - NAME.png: the figure. NAME.pdf: the same for a paper, 5.2 inches wide with 8 pt text.
   - NAME.csv: a row for each finished run, see `_csv`.
-  - NAME.json: the summary of each point and the findings about the claims, see `_json`.
+  - NAME.json: the summary of each point and the findings about the claims, see `summary`.
   - NAME.html: a self-contained page of figure, values and claims. It links to the pages of the students
     that lie in the folder.
 
@@ -69,7 +69,7 @@ def write(
       'png': _bytes(figure, 'png', dpi=DOTS_PER_INCH, metadata={'Software': None}),
       'pdf': _paper_pdf(sweep, rows),
       'csv': _csv(sweep, results, command, notes).encode(),
-      'json': files.json_text(_json(sweep, rows, results)).encode(),
+      'json': files.json_text(summary(sweep, results)).encode(),
     }
     colors = {'ink': figures.COLORS['ink'], **sweep_figure.COLORS}
     svg = figures.svg(figure, sweep.title, colors)
@@ -271,11 +271,12 @@ def _csv(
   return buffer.getvalue()
 
 
-def _json(sweep: Sweep, rows: Sequence[Row], results: Results) -> dict[str, Any]:
-  """The summary of every point and measure, and the findings, in the units of the labels.
+def summary(sweep: Sweep, results: Results) -> dict[str, Any]:
+  """The content of NAME.json: every point and measure, and the findings, in the units of the labels.
 
   'difference' is the student minus the independent student with its 95 % interval.
   """
+  rows = sweep_lib.summarise(sweep, results)
   points = [
     {
       'series': row.point.series,

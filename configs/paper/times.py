@@ -1,0 +1,123 @@
+"""Projects how long the sweeps at the size `small` take on two CPU cores.
+
+The unit is an image that a student of this network is trained on. Its rate is measured: the median over the students
+in docs/results/*.csv of the same network, and for networks that have none there, RATES. Passes of a teacher over a view
+count a third of a training step. Evaluation and compilation are left out.
+"""
+
+import csv
+import dataclasses
+import statistics
+from collections.abc import Mapping
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kdjax import config as config_lib
+
+ROOT = epath.Path(__file__).parents[2]
+SMALL = (
+  'fig1_gan.py:small',
+  'fig2_mnist.py:small',
+  'fig3_data.py:small',
+  'fig4_recycling.py:small',
+  'fig4_recycling.py:small_temperature',
+  'fig5_train_agreement.py:small',
+  'fig6a_optimizers.py:small',
+  'fig6b_lambda.py:small',
+  'fig9_temperature.py:small',
+  'fig10_ensemble_size.py:small',
+  'fig11_measures.py:small',
+  'fig12_capacity.py:small',
+  'fig13_vgg.py:small',
+  'fig14_alpha.py:small',
+  'table1_initialisation.py:small',
+  'table2_imdb.py:small',
+)
+# Images trained in a second on one core, and the width that this is about. Derived from the durations of
+# fig13_vgg.py:smoke (23 minutes) and table2_imdb.py:smoke (11 minutes); that of LeNet from fig2_mnist.py:small.
+RATES = {'vgg': (460.0, 8), 'bilstm': (600.0, 32), 'lenet': (2000.0, 16)}
+GAN_SECONDS = 240.0  # for the small SN-GAN on MNIST
+PASS = 1 / 3  # a pass without gradients, in training steps
+NUM_TRAIN = {'mnist': 60_000}  # where a recipe takes the whole set
+NUM_CORES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a sweep trains. A larger ensemble and students of equal fields are counted once."""
+
+  model: str
+  num_students: int
+  num_members: int  # teachers in all
+  images: float  # trained on, as if all networks had the width 1
+  num_gans: int
+
+
+def work(spec: str) -> Work:
+  """The work of the sweep FILE.py:ARGUMENT of configs/paper."""
+  path = str(ROOT / 'configs' / 'paper' / spec)
+  configs, _ = config_lib.sweep_configs(path, config_lib.load_sweep(path), [])
+  students = {config_lib.student_fingerprint(config): config for config in configs}
+  teachers = _largest(configs, config_lib.teacher_fingerprint)
+  predictions = _largest(configs, config_lib.predictions_fingerprint)
+  gans = {config_lib.gan_fingerprint(config) for config in configs if config_lib.needs_gan(config)}
+  images = 0.0
+  for config in students.values():
+    width = config_lib.student_model(config).width
+    images += width**2 * _trained(config.student, _num_distilled(config))
+  for config in teachers:
+    num_members, learned = config.teacher.num_members, _part(config, config.teacher.examples)
+    images += config.model.width**2 * num_members * _trained(config.teacher, learned)
+  for config in predictions:
+    num_views = config.teacher.num_members * config.predictions.num_views
+    images += config.model.width**2 * PASS * num_views * _num_distilled(config)
+  num_members = sum(config.teacher.num_members for config in teachers)
+  return Work(configs[0].model.name, len(students), num_members, images, len(gans))
+
+
+def rates(folder: epath.Path) -> dict[str, float]:
+  """By network, images of width 1 that one core trains on in a second: measured in `folder`, else RATES."""
+  found = {name: rate * width**2 for name, (rate, width) in RATES.items()}
+  measured: dict[str, list[float]] = {}
+  for path in folder.glob('*.csv'):
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    spec = str(ROOT / rows[0]['command'].split('--config=')[1].split()[0])
+    configs, _ = config_lib.sweep_configs(spec, config_lib.load_sweep(spec), [])
+    for row in rows:
+      config = configs[int(row['run'])]
+      images = config.model.width**2 * _trained(config.student, _num_distilled(config))
+      measured.setdefault(config.model.name, []).append(images / float(row['seconds']))
+  return found | {name: statistics.median(of) for name, of in measured.items()}
+
+
+def hours(work: Work, rates: Mapping[str, float]) -> float:
+  """The projected hours of a sweep in two processes on two cores."""
+  seconds = work.images / rates[work.model] + work.num_gans * GAN_SECONDS
+  return seconds / NUM_CORES / 3600
+
+
+def _largest(configs, fingerprint) -> list[ConfigDict]:
+  """The config with the largest ensemble for each value of a fingerprint."""
+  found: dict[str, ConfigDict] = {}
+  for config in sorted(configs, key=lambda config: config.teacher.num_members):
+    found[fingerprint(config)] = config
+  return list(found.values())
+
+
+def _trained(section: ConfigDict, num_examples: int) -> float:
+  """How many images the steps of a teacher or student read."""
+  if section.num_epochs is not None:
+    return section.num_epochs * num_examples
+  return section.num_steps * section.batch_size
+
+
+def _part(config: ConfigDict, part: tuple[int, ...]) -> int:
+  """The number of training examples in (start, stop), or in the whole set for ()."""
+  num_train = config.dataset.num_train or NUM_TRAIN[config.dataset.name]
+  start, stop = part or (0, num_train)
+  return stop - start
+
+
+def _num_distilled(config: ConfigDict) -> int:
+  return _part(config, config.predictions.examples) + (config.predictions.num_extra or 0)
