@@ -29,7 +29,7 @@ setup(
   python_requires='>=3.11',
   packages=packages(),
   package_dir={name: folder for folder, name in INSIDE.items()},
-  entry_points={'console_scripts': ['kdjax = kdjax.cli:run']},
+  entry_points={'console_scripts': ['kdjax = kdjax.interface.command_line:run']},
   package_data={'kdjax': ['py.typed', 'report/*.html.j2', 'report/*.css', 'data/digits.npz']},
   install_requires=[
     'absl-py>=2.1',  # flags and logging

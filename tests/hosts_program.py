@@ -17,9 +17,10 @@ import steps_on_devices
 from absl import app
 from etils import epath
 
-from kdjax import cli, data, losses, models
+from kdjax import data, losses, models
 from kdjax.data import views
 from kdjax.errors import DamageError, UserError
+from kdjax.interface import command_line, commands
 from kdjax.runtime import files, hosts
 from kdjax.train import devices, steps
 from kdjax.train.checkpoint import Checkpoints, digest
@@ -151,8 +152,8 @@ def main(
 ) -> None:
   hosts.initialise(coordinator, num_processes, process_id)
   if is_refused:
-    cli._run = partial(refused, epath.Path(folder))
-    app.run(cli.main, argv=['launch.py'])
+    commands._run = partial(refused, epath.Path(folder))
+    app.run(command_line.main, argv=['launch.py'])
   own = folder / str(process_id)
   own.mkdir()
   found = decisions() | shared_files(epath.Path(folder)) | loaded()

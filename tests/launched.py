@@ -17,17 +17,25 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from kdjax import cli
+from kdjax.interface import command_line
 from kdjax.runtime import progress
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
 COLUMNS = 200  # width of the terminal that a program writes to
 
-# The server has imported JAX but not used it, and forks for each program, which so need not import it.
+# The server has imported JAX and matplotlib but not used them, and forks for each program, which so need not import them.
 # Its only threads are those of OpenBLAS, which survive a fork.
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['kdjax.cli', 'analysis.runner'])
+CONTEXT.set_forkserver_preload(
+  [
+    'kdjax.interface.commands',
+    'analysis.runner',
+    'matplotlib.figure',
+    'matplotlib.style',
+    'matplotlib.backends.backend_svg',
+  ]
+)
 
 
 class Launch:
@@ -133,11 +141,11 @@ def _completed(launched: Launch) -> subprocess.CompletedProcess:
 
 
 def _launch(arguments: list[str]) -> None:
-  app.run(cli.main, argv=['launch.py', *arguments], flags_parser=cli._parse_flags)
+  app.run(command_line.main, argv=['launch.py', *arguments], flags_parser=command_line.parse_flags)
 
 
 def _analyse(arguments: tuple[str, ...]) -> None:
-  for flag in list(flags.FLAGS.flags_by_module_dict()['kdjax.cli']):
+  for flag in list(flags.FLAGS.flags_by_module_dict()['kdjax.interface.command_line']):
     delattr(flags.FLAGS, flag.name)  # the analysis has its own
   from analysis import __main__ as analysis
 

@@ -2,16 +2,16 @@
 
 import pytest
 
-from kdjax import cli
 from kdjax import config as config_lib
 from kdjax.config import ad_hoc, base
 from kdjax.config import sweep as sweep_lib
+from kdjax.interface import command_line
 from tests import launched
 
 
 def parsed(*arguments):
   with pytest.raises(SystemExit) as stopped:
-    cli._parse_flags(['launch.py', *arguments])
+    command_line.parse_flags(['launch.py', *arguments])
   return stopped.value.code
 
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 from conftest import DATA, QUICK, ROOT, TINY, copied
 
-from kdjax import cli
+from kdjax.interface import commands
 from tests import launched
 
 # The stages that have something to do here: there is no GAN, and no independent student.
@@ -146,7 +146,7 @@ def test_an_interrupted_run_says_that_it_resumes(tmp_path):
     assert started.is_alive(), started.told
     time.sleep(0.01)
   started.interrupt()
-  assert started.wait() == cli.INTERRUPTED == 130
+  assert started.wait() == commands.INTERRUPTED == 130
   assert started.told.splitlines()[-1] == 'interrupted; the same command resumes'
   assert 'Traceback' not in started.told
 

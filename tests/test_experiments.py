@@ -10,11 +10,11 @@ import pytest
 from checked_config import ROOT
 from etils import epath
 
-from kdjax import cli
 from kdjax import config as config_lib
 from kdjax.config import claims, validation
 from kdjax.config import sweep as sweep_lib
 from kdjax.errors import ConfigError
+from kdjax.interface import command_line
 from kdjax.intervals import Estimate
 from kdjax.stages import pipeline
 from kdjax.stages.experiment import Experiment
@@ -172,12 +172,12 @@ def test_the_docstring_has_the_commands_of_the_experiment(file):
 
 
 def test_launch_explains_every_flag_and_stage():
-  launch = (ROOT / 'kdjax' / 'cli.py').read_text()
+  launch = (ROOT / 'kdjax' / 'interface' / 'command_line.py').read_text()
   defined = re.findall(r"flags\.DEFINE_\w+\('(\w+)'", launch)
   explained = re.findall(r'^  --(\w+)', launch, re.MULTILINE)
   handled = {'help', 'help_config'}  # before absl parses
   assert set(explained) == {*defined, *handled} >= {'config', 'sweep'}
-  assert f'a subset of {",".join(pipeline.STAGES)}\n' in cli.help_text()
+  assert f'a subset of {",".join(pipeline.STAGES)}\n' in command_line.help_text()
 
 
 # Artefacts that trials and points share.

@@ -22,7 +22,7 @@ WINGS = [
   ['config'],
   ['report'],
   ['stages'],
-  ['interface', 'cli'],
+  ['interface'],
 ]
 DEPTH = {wing: depth for depth, wings in enumerate(WINGS) for wing in wings}
 # Stricter than the wings: a module or a wing imports from these alone, and from its own wing.

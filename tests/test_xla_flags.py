@@ -48,7 +48,7 @@ def test_this_xla_knows_the_flags():
   assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('program', ['kdjax/cli.py', 'analysis/__main__.py', 'tests/conftest.py'])
+@pytest.mark.parametrize('program', ['analysis/__main__.py', 'tests/conftest.py'])
 def test_programs_set_flags_before_they_import_jax(program):
   body = ast.parse((ROOT / program).read_text()).body
   texts = [ast.unparse(statement) for statement in body]

@@ -5,7 +5,6 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
-import pathlib
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +19,7 @@ from kdjax.config.fields import is_free, is_optional, leaves
 from kdjax.config.sweep import Sweep
 from kdjax.errors import ConfigError
 from kdjax.runtime import files, plugins
-
-PACKAGE = pathlib.Path(__file__).parents[1]
-# The built-in experiments: `configs/` in a clone, `kdjax/experiments/` in an installed wheel.
-EXPERIMENTS = next(
-  folder
-  for folder in (PACKAGE.parent / 'configs', PACKAGE / 'experiments')
-  if (folder / 'digits_resnet.py').exists()
-)
+from kdjax.runtime.plugins import EXPERIMENTS
 
 
 def load(

@@ -15,6 +15,13 @@ from typing import Any
 
 from kdjax.errors import UserError
 
+PACKAGE = pathlib.Path(__file__).parents[1]
+# The built-in experiments: `configs/` in a clone, `kdjax/experiments/` in an installed wheel.
+EXPERIMENTS = next(
+  folder
+  for folder in (PACKAGE.parent / 'configs', PACKAGE / 'experiments')
+  if (folder / 'digits_resnet.py').exists()
+)
 _DOTTED = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
 _folders: list[str] = []  # the folders that were added to sys.path, the newest first
 FORM = "'module:attribute' of your own code"

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from kdjax import cli
+from kdjax.interface import commands
 from kdjax.runtime import progress
 from tests.launched import CONTEXT, Launch
 
@@ -27,7 +27,7 @@ def _silence() -> None:
   progress.setup_logging(errors_only=True)
   progress.logger.setLevel('CRITICAL')
   logging.getLogger('asyncio').setLevel('CRITICAL')  # of reads that ended in the error already told
-  cli._quiet_closed_loop()
+  commands._quiet_closed_loop()
 
 
 def kill_after(launched: Launch, workdir: pathlib.Path, pattern: str, seconds: float) -> bool:

@@ -1,0 +1,203 @@
+"""What the flags of the command line ask for: an experiment, a sweep, a list, a check."""
+
+import faulthandler
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NoReturn
+
+import jax
+from etils import epath
+from rich.table import Table
+
+from kdjax import config as config_lib
+from kdjax.config import sweep as sweep_lib
+from kdjax.config import validation
+from kdjax.config.ad_hoc import from_flags
+from kdjax.config.sweep import Sweep, SweepRun
+from kdjax.errors import ConfigError, UserError
+from kdjax.interface.command_line import (
+  ALLOW_WRONG_XLA,
+  CONFIG,
+  COORDINATOR,
+  LIST,
+  NUM_PROCESSES,
+  OVERRIDES,
+  PROCESS_ID,
+  STAGES,
+  SWEEP,
+  SWEEP_INDEX,
+  SWEPT,
+  TRACKERS,
+  VERIFY,
+  WORKDIR,
+)
+from kdjax.report import index as report_index
+from kdjax.report import sweep_page, tables
+from kdjax.runtime import compiler, files, hosts, progress
+from kdjax.stages import evaluation, pipeline, report, verification
+from kdjax.stages.experiment import Experiment
+from kdjax.train import trackers
+
+INTERRUPTED = 130  # the exit status after Ctrl-C: 128 + SIGINT
+
+
+def _workdir() -> epath.Path:
+  name = config_lib.config_name(CONFIG.value)
+  workdir = WORKDIR.value or f'runs/{name}'
+  if not files.is_reachable(workdir):
+    raise ConfigError([f'--workdir = {workdir!r}: {files.NEEDS_CLOUD}'])
+  return epath.Path(workdir).expanduser()
+
+
+def _run() -> None:
+  modes = {
+    '--sweep': SWEEP.value,
+    '--sweep_index': SWEEP_INDEX.value is not None,
+    '--list': LIST.value,
+  }
+  given = [flag for flag, on in (modes | {'--verify': VERIFY.value}).items() if on]
+  if SWEPT and not given:
+    given = ['--sweep']
+    modes['--sweep'] = True
+  if len(given) > 1:
+    raise ConfigError([f'{" and ".join(given)}: allowed: one of them'])
+  sweeps = [flag for flag, on in modes.items() if on]
+  if sweeps and COORDINATOR.value is not None:
+    raise ConfigError(
+      [
+        f'{sweeps[0]} and --coordinator: allowed: one of them. Processes of a sweep that are started '
+        'without --coordinator, one on each host, share its runs'
+      ]
+    )
+  hosts.initialise(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if hosts.count() > 1:
+    faulthandler.disable()  # JAX aborts a process that lost another, and says so; no trace after that
+  if not hosts.is_main():
+    progress.setup_logging(errors_only=True)
+  compiler.require_right(insist=ALLOW_WRONG_XLA.value)
+  if sweeps:
+    _run_sweep(_flag_problems())
+    return
+  config, problems = config_lib.load(CONFIG.value, OVERRIDES)
+  if hosts.count() > 1:
+    hosts.require_same(
+      f'{config} {problems} {_workdir()} {STAGES.value} {TRACKERS.value} {VERIFY.value}',
+      '--config, --workdir, --stages, --trackers or --verify',
+    )
+  check = partial(validation.check, config, jax.device_count(), problems + _flag_problems())
+  hosts.decide(lambda: check() is None)  # which prepares the data, once
+  if not hosts.is_main():
+    check(prepare=False)
+  if VERIFY.value:
+    progress.console.print(verification.verify(Experiment(config, _workdir())))
+    return
+  run = pipeline.run(config, _workdir(), STAGES.value, TRACKERS.value)
+  if 'report' in STAGES.value:
+    progress.console.print(*tables.terminal(evaluation.result(run)))
+    progress.console.print(f'report: {report.path(run)}', soft_wrap=True)
+    progress.console.print(f'all students: {run.workdir / report_index.NAME}', soft_wrap=True)
+
+
+def _flag_problems() -> list[str]:
+  """The problems of --stages and --trackers, one line each. Only the main host needs a tracker's package."""
+  of_trackers = trackers.problems(TRACKERS.value, '--trackers') if hosts.is_main() else []
+  return pipeline.problems(STAGES.value) + of_trackers
+
+
+def _run_sweep(problems: list[str]) -> None:
+  name = config_lib.config_name(CONFIG.value)
+  if SWEPT:
+    sweep, more = from_flags(name, SWEPT)
+    problems = problems + more
+    name = '_'.join([name, *(field.rpartition('.')[2] for field, _ in SWEPT)])
+  else:
+    sweep = config_lib.load_sweep(CONFIG.value)
+  configs, wrong = config_lib.sweep_configs(CONFIG.value, sweep, OVERRIDES)
+  chosen, index = dict(enumerate(configs)), SWEEP_INDEX.value
+  if index is not None:
+    if index not in chosen:
+      wrong.append(f'--sweep_index = {index}: allowed: 0 to {len(configs) - 1}')
+    chosen = {index: chosen.get(index)}
+  if LIST.value:
+    if problems + wrong:
+      raise ConfigError(problems + wrong)
+    progress.console.print(_listed(sweep, evaluation.results(configs, _workdir())))
+    return
+  validation.check_sweep(configs, jax.device_count(), problems + wrong)
+  workdir = _workdir()
+  try:
+    titles = {run.index: _fields(run) for run in sweep_lib.expand(sweep)}
+    pipeline.run_sweep(chosen, workdir, STAGES.value, titles, TRACKERS.value)
+  finally:  # what is done is shown, whatever failed
+    results = evaluation.results(configs, workdir)
+    paths = sweep_page.write(workdir, name, sweep, results, command=_command_of)
+    paths += [path for path in [workdir / report_index.NAME] if path.exists()]
+    progress.console.print(*sweep_page.terminal_tables(sweep, results))
+    progress.console.print('\n'.join(map(str, paths)), soft_wrap=True)
+
+
+def _listed(sweep: Sweep, results: Mapping[int, Any]) -> Table:
+  """The runs of the sweep with their fields, and which are done."""
+  runs = sweep_lib.expand(sweep)
+  table = Table(title=f'{len(results)} of {len(runs)} runs are done', title_justify='left')
+  for heading in ('run', 'fields', 'done'):
+    table.add_column(heading)
+  for run in runs:
+    table.add_row(str(run.index), _fields(run), 'yes' if run.index in results else '')
+  return table
+
+
+def _fields(run: SweepRun) -> str:
+  return ', '.join(f'{field}={value}' for field, value in run.fields.items())
+
+
+def _command_of(run: SweepRun) -> str:
+  """The command that runs one point of the sweep."""
+  overrides = [f'--config.{field}={value}' for field, value in OVERRIDES]
+  swept = [f'--sweep.{field}={values}' for field, values in SWEPT]
+  flags = [f'--config={CONFIG.value}', f'--workdir={_workdir()}', *overrides, *swept]
+  return shlex.join(['python', 'launch.py', *flags, f'--sweep_index={run.index}'])
+
+
+def main() -> None:
+  """Does what the flags say, and ends the process with one clear error where that fails."""
+  _quiet_closed_loop()
+  try:
+    _run()
+  except UserError as error:
+    if hosts.is_known_to_all(error):
+      sys.exit(f'error: {error}')
+    _stop(f'error: {error}')
+  except OSError as error:  # a full disk, a folder that cannot be written
+    _stop(f'error: {error}. Fix that and run the same command again: it resumes')
+  except KeyboardInterrupt:
+    _stop('interrupted; the same command resumes', INTERRUPTED)
+  except Exception as error:
+    if hosts.count() == 1:
+      raise
+    if not hosts.is_loss(error):
+      _stop(traceback.format_exc())
+    _stop(
+      f'error: process {hosts.index()} of {hosts.count()} has lost another, which has ended: what that '
+      f'one said tells why. The same command on all hosts goes on where it was. ({error})'
+    )
+
+
+def _quiet_closed_loop() -> None:
+  """A failed write is told in one line; those that Orbax leaves under way behind it say nothing more."""
+  sys.unraisablehook = lambda args: (
+    None if str(args.exc_value) == 'Event loop is closed' else sys.__unraisablehook__(args)
+  )
+
+
+def _stop(message: str, status: int = 1) -> NoReturn:
+  """Prints a message and ends this process. It does not wait for other hosts, which end with it."""
+  print(message, file=sys.stderr, flush=True)
+  if hosts.count() == 1:
+    sys.exit(status)
+  sys.stdout.flush()
+  os._exit(status)
