@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/digits_resnet.py --config.student.temperature=1
 
-`python launch.py --help` lists the flags and the experiments; kdjax/interface/command_line.py implements them.
+`python launch.py --help` lists the flags and the experiments; kdjax/interface/ implements them.
 """
 
 from kdjax.interface import command_line

@@ -18,6 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from kdjax.interface import command_line
+from kdjax.interface import flags as kdjax_flags
 from kdjax.runtime import progress
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -141,11 +142,11 @@ def _completed(launched: Launch) -> subprocess.CompletedProcess:
 
 
 def _launch(arguments: list[str]) -> None:
-  app.run(command_line.main, argv=['launch.py', *arguments], flags_parser=command_line.parse_flags)
+  app.run(command_line.main, argv=['launch.py', *arguments], flags_parser=kdjax_flags.parse_flags)
 
 
 def _analyse(arguments: tuple[str, ...]) -> None:
-  for flag in list(flags.FLAGS.flags_by_module_dict()['kdjax.interface.command_line']):
+  for flag in list(flags.FLAGS.flags_by_module_dict()['kdjax.interface.flags']):
     delattr(flags.FLAGS, flag.name)  # the analysis has its own
   from analysis import __main__ as analysis
 

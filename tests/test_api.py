@@ -19,12 +19,12 @@ from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
-from kdjax import data, given
+from kdjax import data
 from kdjax.data.arrays import digits
 from kdjax.errors import ConfigError, DamageError, MissingInputError, UserError
 from kdjax.interface import distillation, opened
 from kdjax.predictions.store import PredictionStore
-from kdjax.runtime import files, progress
+from kdjax.runtime import files, given, progress
 from kdjax.stages import finished, independent, pipeline, student, teachers
 from kdjax.train import loop
 from kdjax.train.checkpoint import digest
@@ -185,7 +185,10 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
   result = distil(tmp_path, **arguments)
   assert result['splits'].keys() == {'train', 'val', 'test', 'distillation'}
   config = result.student.config
-  assert (config.model.name, config.student.loss) == ('kdjax.given:OfNotebook', 'kdjax.given:loss')
+  assert (config.model.name, config.student.loss) == (
+    'kdjax.runtime.given:OfNotebook',
+    'kdjax.runtime.given:loss',
+  )
   assert result.student.experiment.data.description.class_names == ('a', 'b', 'c')
   loaded = kdjax.open(tmp_path)[0]
   logits = net.apply(loaded.variables, x[40:50].astype(np.float32), train=False)
@@ -200,7 +203,7 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
     MissingInputError, match='OfNotebook: is an object that Python code gave'
   ) as error:
     _ = found.variables
-  assert 'kdjax.given:loss' in str(error.value)
+  assert 'kdjax.runtime.given:loss' in str(error.value)
   again = kdjax.open(tmp_path, notebook_class(), loss)[0].variables
   assert jax.tree.all(jax.tree.map(np.array_equal, again, loaded.variables))
   before = state_of(tmp_path)
@@ -218,7 +221,7 @@ def test_a_module_is_trained_as_it_was_given(tmp_path):
     student=student, teacher=teacher, workdir=tmp_path, **splits()
   )
   config = make(module, Mlp(10, width=16))
-  assert config.student.model.name.startswith('kdjax.given:Mlp_')
+  assert config.student.model.name.startswith('kdjax.runtime.given:Mlp_')
   assert config.model.options.to_dict() == {'width': 16}
   config = make(Mlp(10), Mlp(10, width=16))
   assert config_lib.student_model(config).options.to_dict() == {'width': 8}

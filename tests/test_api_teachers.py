@@ -93,4 +93,4 @@ def test_a_trained_model_is_a_function(tmp_path):
   result = distil(tmp_path / 'second', teacher=teacher, student=Mlp(10, width=4))
   logits = kdjax.open(tmp_path / 'second')[0].logits['test']['teacher']
   np.testing.assert_allclose(logits, jax.nn.log_softmax(first.logits['test']['student']), atol=5e-3)
-  assert result.student.config.teacher.source == 'kdjax.given:lambda'
+  assert result.student.config.teacher.source == 'kdjax.runtime.given:lambda'

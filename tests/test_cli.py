@@ -1,17 +1,23 @@
 """The command line: help, sweeps from flags, and exit statuses."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from kdjax import config as config_lib
 from kdjax.config import ad_hoc, base
 from kdjax.config import sweep as sweep_lib
-from kdjax.interface import command_line
+from kdjax.interface import flags
 from tests import launched
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def parsed(*arguments):
   with pytest.raises(SystemExit) as stopped:
-    command_line.parse_flags(['launch.py', *arguments])
+    flags.parse_flags(['launch.py', *arguments])
   return stopped.value.code
 
 
@@ -21,6 +27,16 @@ def test_help_lists_flags_and_experiments_and_succeeds(capsys):
   for name in ('--sweep.FIELD=V1,V2,...', '--process_id=I', 'teachers,gan,predictions,student'):
     assert name in text
   assert 'paper/fig6b_lambda ' in text and 'Figure 6b: ' in text
+
+
+def test_flags_and_help_import_no_jax():
+  code = (
+    'import sys, kdjax.interface.command_line\nprint({"jax", "flax", "scipy"} & set(sys.modules))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  assert done.stdout == 'set()\n'
 
 
 def test_help_config_has_every_field_with_its_default_and_comment(capsys):

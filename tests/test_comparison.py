@@ -5,7 +5,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from kdjax import comparison, metrics
+from kdjax import metrics
+from kdjax.stages import comparison
 
 MEASURES = {
   'top1_agreement',

@@ -14,10 +14,11 @@ from kdjax import config as config_lib
 from kdjax.config import claims, validation
 from kdjax.config import sweep as sweep_lib
 from kdjax.errors import ConfigError
-from kdjax.interface import command_line
+from kdjax.interface import flags
 from kdjax.intervals import Estimate
 from kdjax.stages import pipeline
 from kdjax.stages.experiment import Experiment
+from kdjax.train import trackers
 
 CONFIGS = ROOT / 'configs'
 NO_EXPERIMENTS = {'__init__', 'fig8_teachers', 'in_order', 'recipes', 'results', 'times'}
@@ -158,9 +159,9 @@ def commands(file):
 @pytest.mark.parametrize('file', FILES)
 def test_the_docstring_has_the_commands_of_the_experiment(file):
   specs = []
-  for _, program, *flags in commands(file):
+  for _, program, *options in commands(file):
     assert program == 'launch.py'
-    values = dict(flag.removeprefix('--').partition('=')[::2] for flag in flags)
+    values = dict(flag.removeprefix('--').partition('=')[::2] for flag in options)
     specs.append(values.pop('config', 'configs/digits_resnet.py'))
     assert ('sweep' in values) == (file in SWEEPS)
     assert values.pop('sweep', '') == ''
@@ -172,12 +173,13 @@ def test_the_docstring_has_the_commands_of_the_experiment(file):
 
 
 def test_launch_explains_every_flag_and_stage():
-  launch = (ROOT / 'kdjax' / 'interface' / 'command_line.py').read_text()
-  defined = re.findall(r"flags\.DEFINE_\w+\('(\w+)'", launch)
+  launch = (ROOT / 'kdjax' / 'interface' / 'flags.py').read_text()
+  defined = re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", launch)
   explained = re.findall(r'^  --(\w+)', launch, re.MULTILINE)
   handled = {'help', 'help_config'}  # before absl parses
   assert set(explained) == {*defined, *handled} >= {'config', 'sweep'}
-  assert f'a subset of {",".join(pipeline.STAGES)}\n' in command_line.help_text()
+  assert f'a subset of {",".join(pipeline.STAGES)}\n' in flags.help_text()
+  assert f'any of {",".join(trackers.TRACKERS)}, besides' in flags.help_text()
 
 
 # Artefacts that trials and points share.

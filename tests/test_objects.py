@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from kdjax import given, models
+from kdjax import models
 from kdjax.config import code, fingerprints, objects
 from kdjax.config.objects import Objects
 from kdjax.errors import UserError
-from kdjax.runtime import plugins
+from kdjax.runtime import given, plugins
 
 _COUNT = itertools.count()
 
@@ -97,9 +97,9 @@ def test_an_edit_of_a_cell_changes_the_digest_of_its_definition(old, new, change
 def test_a_class_with_plain_fields_is_named_by_the_class():
   net = cell(NET)['Net']
   found = Objects().model(net(10, width=3))
-  assert found == {'name': 'kdjax.given:Net', 'options': {'width': 3}}
-  assert plugins.find('kdjax.given:Net', 'model.name') is net
-  assert code.digests(('kdjax.given:Net',)) == objects.digests(net)
+  assert found == {'name': 'kdjax.runtime.given:Net', 'options': {'width': 3}}
+  assert plugins.find('kdjax.runtime.given:Net', 'model.name') is net
+  assert code.digests(('kdjax.runtime.given:Net',)) == objects.digests(net)
 
 
 def test_another_module_is_named_as_it_is():
@@ -167,11 +167,11 @@ def test_the_content_of_an_object_counts(text, values):
 def test_one_name_stands_for_one_object_of_a_call():
   first, second = (cell(f'def f(x):\n  return x + {i}')['f'] for i in range(2))
   names = Objects()
-  assert names.name(first) == names.name(first) == 'kdjax.given:f'
+  assert names.name(first) == names.name(first) == 'kdjax.runtime.given:f'
   with pytest.raises(UserError, match='two different objects are called f'):
     names.name(second)
-  assert Objects().name(second) == 'kdjax.given:f'  # the cell was edited
-  assert plugins.find('kdjax.given:f', '') is second
+  assert Objects().name(second) == 'kdjax.runtime.given:f'  # the cell was edited
+  assert plugins.find('kdjax.runtime.given:f', '') is second
 
 
 def test_an_edited_cell_changes_the_digest_that_fingerprints_use():
@@ -180,12 +180,17 @@ def test_an_edited_cell_changes_the_digest_that_fingerprints_use():
     name = Objects().name(cell(f'def f(x):\n  return x + {i}')['f'])
     seen.append(code.digest((name,)))
   assert seen[0] != seen[1] == seen[2]
-  assert fingerprints.code.digests((name,)).keys() == {'kdjax.given.f', 'kdjax.given.f:value'}
+  assert fingerprints.code.digests((name,)).keys() == {
+    'kdjax.runtime.given.f',
+    'kdjax.runtime.given.f:value',
+  }
 
 
 def test_what_cannot_be_digested_is_refused():
   names = cell('import threading\nlock = threading.Lock()\ndef f(x):\n  return lock')
-  with pytest.raises(UserError, match=r'kdjax\.given\.f\.lock: lock has a content that cannot be'):
+  with pytest.raises(
+    UserError, match=r'kdjax\.runtime\.given\.f\.lock: lock has a content that cannot be'
+  ):
     Objects().name(names['f'])
   names = {'__name__': '__main__'}
   exec('def f(x):\n  return x', names)  # as typed at Python's prompt
@@ -196,8 +201,8 @@ def test_what_cannot_be_digested_is_refused():
 
 
 def test_an_object_that_was_not_given_here_is_named():
-  with pytest.raises(UserError, match=r'kdjax\.given:Net: is an object .* Give it again'):
-    plugins.find('kdjax.given:Net', 'model.name')
+  with pytest.raises(UserError, match=r'kdjax\.runtime\.given:Net: is an object .* Give it again'):
+    plugins.find('kdjax.runtime.given:Net', 'model.name')
 
 
 def test_scripts_have_the_same_digests_in_every_process(tmp_path):
@@ -217,5 +222,5 @@ def test_scripts_have_the_same_digests_in_every_process(tmp_path):
     ).stdout
     for _ in range(2)
   ]
-  assert 'kdjax.given.activation' in found[0]
+  assert 'kdjax.runtime.given.activation' in found[0]
   assert found[0] == found[1]

@@ -17,7 +17,7 @@ import pathlib
 import sysconfig
 from collections.abc import Iterator, Sequence
 
-from kdjax import given
+from kdjax.runtime import given
 
 # Tables from name to function: an artefact follows the entry that its config names, and not all of them.
 REGISTRIES = {

@@ -1,7 +1,7 @@
 """Names, for a config, of the functions, classes and linen modules that Python code hands over.
 
 What can be imported is named 'module:attribute'. Anything else, such as a class of a notebook or a closure,
-is registered as 'kdjax.given:NAME', with digests of its code. The digests cover the object's definition and what it
+is registered as 'kdjax.runtime.given:NAME', with digests of its code. The digests cover the object's definition and what it
 uses: other definitions, the values of global variables and of a closure. Values count by their content, so
 that the same object has the same digests in the next process.
 """
@@ -26,11 +26,11 @@ import jax
 import numpy as np
 from flax.core import unfreeze
 
-from kdjax import given, models
+from kdjax import models
 from kdjax.config import code
 from kdjax.config.rules import is_plain
 from kdjax.errors import UserError
-from kdjax.runtime import plugins
+from kdjax.runtime import given, plugins
 
 _OF_FLAX = ('parent', 'name')  # fields that every linen module has
 

@@ -19,7 +19,7 @@ from kdjax.config import validation
 from kdjax.config.ad_hoc import from_flags
 from kdjax.config.sweep import Sweep, SweepRun
 from kdjax.errors import ConfigError, UserError
-from kdjax.interface.command_line import (
+from kdjax.interface.flags import (
   ALLOW_WRONG_XLA,
   CONFIG,
   COORDINATOR,

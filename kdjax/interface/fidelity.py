@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from kdjax import comparison, keys
+from kdjax import keys
 from kdjax.errors import UserError
 from kdjax.interface.opened import drawn
 from kdjax.intervals import NUM_RESAMPLES, Estimate
 from kdjax.report import tables
+from kdjax.stages import comparison
 
 
 def fidelity(

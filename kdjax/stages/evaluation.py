@@ -13,11 +13,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from kdjax import comparison, keys, metrics, similarity
 from kdjax import config as config_lib
+from kdjax import keys, metrics, similarity
 from kdjax.predictions.teachers import combine
 from kdjax.runtime import files, hosts
-from kdjax.stages import independent, predictions, student, teachers
+from kdjax.stages import comparison, independent, predictions, student, teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
 from kdjax.train import loop, trackers

@@ -1,6 +1,6 @@
 """Objects that Python code gave and that belong to no importable module, such as a class of a notebook.
 
-A config names them as 'kdjax.given:NAME', since they become attributes of this module. They are found in the
+A config names them as 'kdjax.runtime.given:NAME', since they become attributes of this module. They are found in the
 process that gave them, and in no other. `kdjax.config.objects` gives them.
 """
 
@@ -31,7 +31,7 @@ def give(name: str, value: Any, digests: Mapping[str, str]) -> bool:
 
 
 def digests(root: str) -> Mapping[str, str]:
-  """The digests of the object 'kdjax.given:NAME'; {} for any other name."""
+  """The digests of the object 'kdjax.runtime.given:NAME'; {} for any other name."""
   module, _, name = root.partition(':')
   return _digests.get(name, {}) if module == __name__ else {}
 

@@ -1,0 +1,96 @@
+"""The flags of the command line and its help. Imports no JAX, so that help comes at once."""
+
+import ast
+import pathlib
+import sys
+
+from absl import app, flags
+
+from kdjax.runtime.plugins import EXPERIMENTS
+
+HELP = """\
+Usage: python launch.py [--config=EXPERIMENT] [--config.FIELD=VALUE ...] [FLAGS]
+
+What to run
+  --config=FILE.py[:ARGUMENT]   the experiment, or NAME[.py:ARGUMENT] of one listed below (default: digits_resnet)
+  --config.FIELD=VALUE          overrides a field
+  --help_config                 prints every field with its default and its meaning
+  --workdir=DIR                 where everything is written, on gs:// too (default: runs/<config name>)
+  --stages=A,B                  a subset of {stages}
+  --trackers=A,B                sends trainings and results to any of wandb,mlflow,trackio, besides TensorBoard
+  --verify                      checks the stored predictions against the teachers, and runs no stage
+
+Sweeps
+  --sweep                       runs every point of the sweep that the experiment defines, and draws it;
+                                several processes, and several sweeps, may share one workdir
+  --sweep.FIELD=V1,V2,...       runs the experiment once for each value of a field; with several of these
+                                flags, once for each combination
+  --sweep_index=I               runs one point of the sweep, for a job array
+  --list                        prints the points of the sweep, and which are done; runs nothing
+
+Several hosts (the same command on each, in a workdir that all see)
+  --coordinator=auto            on a TPU pod, SLURM, Open MPI or Kubernetes
+  --coordinator=HOST:PORT       elsewhere: a free port of process 0
+  --num_processes=N             the number of processes
+  --process_id=I                the number of this process, 0 to N - 1: the only flag that differs
+
+Other
+  --allow_wrong_xla             runs although a probe finds that this XLA computes wrong results
+  --help                        prints this text
+"""
+
+STAGE_NAMES = ('teachers', 'gan', 'predictions', 'student', 'independent', 'evaluation', 'report')
+
+CONFIG = flags.DEFINE_string(
+  'config', str(EXPERIMENTS / 'digits_resnet.py'), 'FILE.py or FILE.py:ARGUMENT.'
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
+STAGES = flags.DEFINE_list('stages', list(STAGE_NAMES), 'Which stages to run.')
+TRACKERS = flags.DEFINE_list('trackers', [], 'Which trackers take trainings and results.')
+SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
+LIST = flags.DEFINE_bool('list', False, 'Print the points of the sweep; run nothing.')
+SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
+VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
+ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, 'Run though XLA computes wrongly.')
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'auto, or HOST:PORT of process 0.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'That run together.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is.')
+
+OVERRIDES: list[tuple[str, str | None]] = []
+SWEPT: list[tuple[str, str | None]] = []  # the --sweep.FIELD=VALUES
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses all flags. --config.FIELD and --sweep.FIELD are kept as text, so all wrong ones are reported at once."""
+  rest, arguments = [], list(argv)
+  if {'--help', '-h', '-help'} & set(arguments):
+    print(help_text())
+    sys.exit(0)
+  if '--help_config' in arguments:
+    from kdjax.config import base, described
+
+    print(described.described(base.get_config(), pathlib.Path(base.__file__)))
+    sys.exit(0)
+  while arguments:
+    argument = arguments.pop(0)
+    for prefix, found in (('--config.', OVERRIDES), ('--sweep.', SWEPT)):
+      if argument.startswith(prefix):
+        field, equals, value = argument.removeprefix(prefix).partition('=')
+        if not equals:  # the value is the next argument, unless that is a flag
+          value = arguments.pop(0) if arguments and not arguments[0].startswith('--') else None
+        found.append((field, value))
+        break
+    else:
+      rest.append(argument)
+  return app.parse_flags_with_usage(rest)
+
+
+def help_text() -> str:
+  """The flags, and the experiments with the first sentence of their docstrings."""
+  lines = [HELP.format(stages=','.join(STAGE_NAMES)), 'Experiments']
+  for path in sorted(EXPERIMENTS.rglob('*.py')):
+    tree = ast.parse(path.read_text())
+    if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
+      about = (ast.get_docstring(tree) or '').partition('\n')[0]
+      lines.append(f'  {path.relative_to(EXPERIMENTS).with_suffix("").as_posix():<30} {about}')
+  return '\n'.join(lines)
