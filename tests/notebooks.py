@@ -21,9 +21,10 @@ from nbclient import NotebookClient
 from traitlets.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
-INSPECT, FROM_PYTHON = (
+INSPECT, FROM_PYTHON, STORY = (
   ROOT / 'analysis' / 'inspect_checkpoint.ipynb',
   ROOT / 'docs' / 'distil.ipynb',
+  ROOT / 'docs' / 'story.ipynb',
 )
 ADDRESS = re.compile(r'(?<!\.)(github(?:\.com)?/)[\w.-]+/[\w-]+')  # of any repository, on Colab too
 LOG_LINE = re.compile(r'\d\d:\d\d:\d\d ')
@@ -124,9 +125,10 @@ def _small(encoded: str) -> str:
 def main() -> None:
   readme = ROOT / 'README.md'
   readme.write_text(addressed(readme.read_text()))
-  for path in (INSPECT, FROM_PYTHON):
+  for path in (INSPECT, FROM_PYTHON, STORY):
     notebook = read(path)
-    if notebook.metadata.get('kdjax', {}).get('code') != code_digest(notebook):
+    is_quick = path == STORY  # its outputs depend on docs/results/, too
+    if is_quick or notebook.metadata.get('kdjax', {}).get('code') != code_digest(notebook):
       with tempfile.TemporaryDirectory(prefix='kdjax_') as folder:
         environment = {'KDJAX_WORKDIR': folder} if path == FROM_PYTHON else {}
         notebook = stored(execute(path, environment), {f'{ROOT}/': '', folder: 'WORKDIR'})

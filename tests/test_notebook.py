@@ -27,7 +27,7 @@ from kdjax.runtime import files
 from kdjax.stages import evaluation, pipeline
 from kdjax.stages.experiment import Experiment
 from tests import notebooks
-from tests.notebooks import FROM_PYTHON, INSPECT
+from tests.notebooks import FROM_PYTHON, INSPECT, STORY
 
 PICTURE = PIL.Image.new('RGB', (3, 2), 'red')  # of an analysis that was done before
 
@@ -191,6 +191,33 @@ def test_distillation_from_a_notebook(tmp_path):
   assert "'student.model.name'" not in text['open']
   assert '(512, 8, 8, 1) float32 (512, 10)' in text['elsewhere']
   assert 'teachers: done' not in text['again']  # the class of the notebook has the same fingerprint
+
+
+def test_the_story_is_that_of_the_kept_results():
+  """Its outputs are those of docs/results. If this fails: python -m tests.notebooks."""
+
+  def shown(notebook: nbformat.NotebookNode) -> list[tuple[str, str, int]]:
+    """(cell, printed text, number of figures) of the cells of code."""
+    return [
+      (
+        cell.id,
+        ''.join(o.text for o in cell.outputs if o.get('name') == 'stdout'),
+        sum('image/png' in o.get('data', {}) for o in cell.outputs),
+      )
+      for cell in notebook.cells
+      if cell.cell_type == 'code'
+    ]
+
+  again = shown(notebooks.execute(STORY, {}))
+  assert shown(notebooks.read(STORY)) == again
+  assert sum(count for *_, count in again) == 2
+  rows = (ROOT / 'docs' / 'results' / 'fig6b_lambda_small.csv').read_text().splitlines()
+  first = dict(zip(rows[0].split(','), rows[1].split(','), strict=False))
+  agreement = 100 * float(first['splits.test.fidelity.top1_agreement'])
+  assert (
+    f'agreement with its teacher, test images:   {agreement:.1f} %'
+    in {cell: text for cell, text, _ in again}['student']
+  )
 
 
 # Cells that do something else elsewhere.
