@@ -17,6 +17,7 @@ import tempfile
 
 import numpy as np
 from etils import epath
+from rich import box
 from rich.table import Table
 from scipy.special import log_softmax, softmax
 
@@ -59,7 +60,7 @@ class Budget:
   @property
   def row(self) -> list[str]:
     numbers = f'{self.num_bytes:,}', f'{self.on_disk:,.1f}', f'{100 * self.agreement:.2f}'
-    percentages = (f'{100 * x:.2g}' for x in (self.bias, self.noise))
+    percentages = (f'{100 * x:.3g}' for x in (self.bias, self.noise))
     return [self.stored_as, *numbers, f'{self.kl:.2g}', *percentages]
 
 
@@ -161,7 +162,8 @@ def table(log_probs_MNC: np.ndarray, student_NC: np.ndarray) -> Table:
   """The cost of every way."""
   num_classes = log_probs_MNC.shape[-1]
   sizes = SIZES[max((n for n in SIZES if n <= num_classes), default=min(SIZES))]
-  found = Table(title=describe(log_probs_MNC, student_NC), title_justify='left')
+  title = describe(log_probs_MNC, student_NC)
+  found = Table(title=title, title_justify='left', box=box.SIMPLE, pad_edge=False)
   for heading in HEADINGS:
     found.add_column(heading, justify='right', no_wrap=True)
   for encoding in encodings(num_classes, tuple(k for k in sizes if k <= num_classes)):
