@@ -270,7 +270,7 @@ class Recorder:
     self.failing = failing
     self.then = {}  # what to do when a config is run
 
-  def __call__(self, config, workdir, names):
+  def __call__(self, config, workdir, names, trackers, title):
     index = int(config.student.temperature)
     self.calls.append((index, *names))
     self.then.get(index, lambda: None)()

@@ -36,7 +36,7 @@ def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
     **_content(config, 'teacher', with_code),
   }
   if config.teacher.source != fields.TRAINED:
-    return _hash(**common, **teacher_source.identity(config))
+    return _hash(**common, teacher=teacher_source.identity(config))
   places = 'source', 'path', 'independent_source', 'independent_path'
   return _hash(
     **common,
