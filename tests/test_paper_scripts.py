@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from conftest import ROOT
+from etils import epath
 
 import kdjax
 from configs.paper import fig8_teachers, in_order
@@ -118,6 +119,11 @@ def test_figure_8_draws_stored_predictions(finished, capsys):
   assert sum(heights[10:]) == pytest.approx(1, abs=1e-3)  # ten classes: all of them
   names = [label.get_text() for label in first.get_xticklabels()]
   assert f'[{labels_N[3]}]' in names and first.get_title() == 'ResNet-8, m = 1'
+  fig8_teachers.main([str(finished.workdir), '--images', '3'])
+  written = capsys.readouterr().out.split()
+  assert [epath.Path(path).suffix for path in written] == ['.png', '.pdf']
+  for path in written:
+    epath.Path(path).unlink()  # other tests read the workdir
   with pytest.raises(SystemExit, match='--images: has 100000; allowed: 0 to'):
     fig8_teachers.main([str(finished.workdir), '--images', '100000'])
 

@@ -77,7 +77,7 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray]], images: Sequence[int])
   width, height = PANEL_INCHES
   figure = figures.blank((width * len(columns), height * len(images) + 0.5))
   grid = figure.subplots(len(images), len(columns), squeeze=False, sharey=True)
-  for place, (i, row) in enumerate(zip(images, grid, strict=True)):
+  for i, row in zip(images, grid, strict=True):
     for axes, (name, m, log_probs_MNC, labels_N) in zip(row, columns, strict=True):
       classes, probs_TC = distributions(log_probs_MNC[:, i], m)
       places = np.arange(len(classes))
@@ -88,7 +88,7 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray]], images: Sequence[int])
       axes.set_xticks(
         places, [f'[{c}]' if c == labels_N[i] else str(c) for c in classes], rotation=90
       )
-      if place == 0:
+      if i == images[0]:
         axes.set_title(f'{name}, m = {m}', fontsize='medium')
     row[0].set_ylabel(f'image {i}\nprobability')
   handles, _ = grid[0, 0].get_legend_handles_labels()
