@@ -255,6 +255,24 @@ def test_a_loss_of_a_user_is_judged_by_its_gradient(pretended):
   assert LINEAR in problem
 
 
+def on_features(student_BC, teacher_BC, temperature, *, student_features):
+  return -(jnp.exp(teacher_BC) * student_BC).sum(-1) + student_features['pooled'].sum(-1)
+
+
+def relative(student_BC, teacher_BC, temperature, *, batch_gather):
+  return linear(student_BC - batch_gather(student_BC).mean(axis=0)[None], teacher_BC, temperature)
+
+
+def test_a_loss_with_other_needs_is_judged_or_refused(pretended):
+  (problem,) = problems_of(load(fields=fields('sampled', loss=f'{__name__}:on_features')))
+  assert problem.startswith(
+    f"student.loss = '{__name__}:on_features': needs features of the student"
+  )
+  (problem,) = problems_of(load(fields=fields('truncated', loss='cka')))
+  assert 'top_k' not in problem  # of stored predictions
+  validation.check(load(fields=fields('sampled', loss=f'{__name__}:relative')), 1)
+
+
 @pytest.mark.parametrize('num_classes', [2, 10, 1000])
 @pytest.mark.parametrize('loss', ['cross_entropy', 'brier'])
 def test_what_is_linear_is_found_for_any_number_of_classes(num_classes, loss):

@@ -37,6 +37,15 @@ def loss_problems(config: ConfigDict, description: data.Description) -> Iterator
   section, estimator = config.student, config.predictions.top_k_estimator
   if not fields.is_top_k(config) or estimator == TAIL:
     return
+  needs = losses.find(section.loss).needs
+  if 'teacher_features' in needs:  # refused with stored predictions of any dtype
+    return
+  if 'student_features' in needs:
+    yield (
+      f'student.loss = {section.loss!r}: needs features of the student, so that it is not known whether it '
+      f"can learn from predictions.top_k_estimator = {estimator!r}; allowed: 'tail', or a loss on logits"
+    )
+    return
   # A draw may give one class all the probability.
   num_positive = config.predictions.top_k if estimator == TRUNCATED else 1
   gradient = _gradient(section.loss, section.loss_options.to_dict(), description.num_classes)
@@ -69,7 +78,11 @@ Gradient = Callable[[Any, Any, float], tuple[jax.Array, jax.Array]]
 
 def _gradient(name: str, options: dict[str, Any], num_classes: int) -> Gradient:
   loss = losses.make(name, options)
-  available = {'labels_B': _labels(num_classes), 'batch_mean': partial(jnp.mean, axis=0)}
+  available = {
+    'labels_B': _labels(num_classes),
+    'batch_mean': partial(jnp.mean, axis=0),
+    'batch_gather': lambda x_BX: x_BX,
+  }
 
   def total(student_BC: jax.Array, teacher_BC: jax.Array, temperature: float) -> Any:
     value_B = losses.apply(loss, student_BC, teacher_BC, temperature, **available)
