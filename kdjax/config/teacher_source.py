@@ -29,7 +29,8 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     found = {name: files.read_json(path).get(name) for name in ('seed', 'model', 'teacher')}
     found['teacher'].pop('num_members', None)
   name = path.parents[1].name
-  return {'source': section.source, 'model': config.model, 'content': {'fingerprint': name} | found}
+  content = {'fingerprint': name} | found
+  return {'source': section.source, 'model': config.model.to_dict(), 'content': content}
 
 
 def recorded(path: str) -> ConfigDict:
