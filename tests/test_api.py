@@ -270,7 +270,7 @@ def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
   of_file = {'dataset.name': 'arrays', 'dataset.path': str(path), 'teacher.num_members': 2}
 
   def run(**changes):
-    """What runs again with these arrays in the file: their (split, pixel) differ by 1."""
+    """Lists what runs again with these arrays in the file: their (split, pixel) differ by 1."""
     content = {name: array.copy() for name, array in arrays.items()}
     for name, place in changes.items():
       content[name][place] ^= 1

@@ -87,7 +87,7 @@ def test_the_budget_of_top_k():
     'sampled': 0,
     'systematic': 0,
   }
-  # Of two members whose draws are independent: p (1 − p) / k, and less for systematic ones.
+  # The variance of two members with independent draws is p (1 − p) / k, and less for systematic ones.
   noise = np.sqrt((probs_MNC * (1 - probs_MNC)).sum() / 3) / 2 / norm
   budgets = {
     name: top_k.budget(TopK(3, name, 20, 0), log_probs_MNC, student_NC, 50) for name in biases

@@ -153,7 +153,7 @@ def test_predictions_that_are_not_finite_count_as_missing(estimator):
   assert np.isnan(decoded(encoding, rows_NW)).all(axis=-1).tolist() == [True, False]
 
 
-# What --verify compares.
+# The comparison of --verify.
 
 
 def worst_N(encoding, rows_NW, log_probs_NC, view=0):

@@ -447,7 +447,7 @@ def problems_of(config):
   return error.value.problems
 
 
-# From Python.
+# The interface for Python.
 
 
 def test_distil_takes_the_loss_if_the_teacher_is_a_module(tmp_path):

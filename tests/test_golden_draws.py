@@ -154,7 +154,7 @@ def sampled_checksum():
 
 
 def classes_drawn(estimator):
-  """Of 1,000 equally probable classes, for the first and last example that share a generator, and the next."""
+  """Draws of 1,000 equally probable classes, for the first and last example that share a generator, and the next."""
   encoding = TopK(3, estimator, 1000, seed=3)
   return encoding.encode(np.full((3, 1000), np.log(1e-3)), 1, 2, np.array([0, 255, 256])).ravel()
 

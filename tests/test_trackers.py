@@ -275,7 +275,7 @@ def test_a_sweep_is_a_run_for_each_student_with_its_result(tracker, swept):
     assert one['history']['train/predictive_kl'] == pytest.approx(kl) and not one.get('failed')
 
 
-# What is the same for all of them.
+# The following holds for all trackers.
 
 
 class Noted:

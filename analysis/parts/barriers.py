@@ -32,8 +32,7 @@ TOLERANCE = 1e-3  # of ends, relative where they are above 1; float32 gives abou
 CONTINUOUS = ('distillation/loss', 'test/predictive_kl')
 SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')  # along a path
 
-# A curve is trained on more examples than are measured, since it would overfit these alone.
-BEZIER_EXAMPLES = 4  # times the measured ones
+BEZIER_EXAMPLES = 4  # times the measured ones, which a curve would overfit
 BEZIER_LEARNING_RATE = 0.01
 ALL = ('all',)  # value of --pairs
 

@@ -74,7 +74,7 @@ def cifar100(depth: int = 56, num_members: int = 5) -> ConfigDict:
 #   69.6 % of independent students and 100 %. Chance is 10 %.
 # - What is not the paper's: the teacher does not know its training set by heart. It gets 48 to 49 % of the augmented
 #   training images right and 42 to 44 % of the test set, so that its predictions are flatter.
-# With BatchNorm, which most figures have, nothing was measured at this size yet.
+# Most figures have BatchNorm, with which nothing was measured at this size yet.
 SMOKE = {
   'dataset.name': 'cifar10',
   'dataset.num_train': 4000,

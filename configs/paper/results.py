@@ -205,7 +205,7 @@ def _headlines(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
 
 
 def _times(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
-  """What each sweep at the size `small` trains, and the projected hours."""
+  """A table of the trainings of each sweep at the size `small`, with the projected hours."""
   del summaries
   rates = times.rates(folder)
   rows = []

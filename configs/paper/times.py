@@ -45,7 +45,7 @@ NUM_CORES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a sweep trains. A larger ensemble and students of equal fields are counted once."""
+  """The trainings of a sweep. A larger ensemble and students of equal fields are counted once."""
 
   model: str
   num_students: int

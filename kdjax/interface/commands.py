@@ -1,4 +1,4 @@
-"""What the flags of the command line ask for: an experiment, a sweep, a list, a check."""
+"""The commands that the flags ask for: an experiment, a sweep, a list, a check."""
 
 import faulthandler
 import os

@@ -1,4 +1,4 @@
-"""What every loss and step uses: ensembles, cross-entropy, KL divergence, labels and the temperature."""
+"""The functions that losses and steps share: ensembles, cross-entropy, KL, labels and the temperature."""
 
 import jax
 import jax.numpy as jnp

@@ -128,7 +128,7 @@ class TopK:
 
   @property
   def attributes(self) -> dict[str, Any]:
-    """What `of_array` needs to know."""
+    """The attributes of the array, from which `of_array` makes the encoding again."""
     return {TOP_K: dataclasses.asdict(self)}
 
   @property
