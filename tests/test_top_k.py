@@ -174,7 +174,10 @@ ZEROS = 'is ∞ or NaN, or its gradient is, where a probability of the teacher i
 LINEAR = "its gradient is not linear in the teacher's probabilities, so that"
 REFUSED = [
   ({'predictions.dtype': 'top_k'}, 'predictions.top_k = None: allowed with'),
-  ({'predictions.top_k': 5}, 'predictions.top_k = 5: of what? allowed: None, or with'),
+  (
+    {'predictions.top_k': 5},
+    "predictions.top_k = 5: has no effect with predictions.dtype = 'float16'",
+  ),
   (
     fields('tail', k=11),
     "predictions.top_k = 11: allowed: up to the 10 classes of dataset.name = 'cifar10'",

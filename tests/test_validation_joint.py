@@ -64,7 +64,7 @@ TOGETHER = [
   # Images beside the set.
   ({'predictions.extra': 'svhn_cropped'}, 'predictions.num_extra = None: '),
   ({'predictions.extra': 'gan'}, 'predictions.num_extra = None: '),
-  ({NUM_EXTRA: 5}, 'predictions.num_extra = 5: of what?'),
+  ({NUM_EXTRA: 5}, 'predictions.num_extra = 5: has no effect'),
   (
     {'predictions.extra': 'svhn_cropped', NUM_EXTRA: 73_258},
     'predictions.num_extra = 73258: allowed: at most the 73257 images',

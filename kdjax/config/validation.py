@@ -165,15 +165,15 @@ def _distillation_problems(config: ConfigDict) -> Iterator[str]:
     yield f'predictions.num_extra = None: allowed with predictions.extra = {predictions.extra!r}: a number'
   if not predictions.extra and predictions.num_extra is not None:
     yield (
-      f'predictions.num_extra = {predictions.num_extra}: of what? allowed: None, or with '
+      f'predictions.num_extra = {predictions.num_extra}: has no effect; allowed: None, or with '
       'predictions.extra'
     )
   if predictions.dtype == TOP_K and predictions.top_k is None:
     yield "predictions.top_k = None: allowed with predictions.dtype = 'top_k': a number of classes"
   if predictions.dtype != TOP_K and predictions.top_k is not None:
     yield (
-      f'predictions.top_k = {predictions.top_k}: of what? allowed: None, or with predictions.dtype = '
-      "'top_k'"
+      f'predictions.top_k = {predictions.top_k}: has no effect with predictions.dtype = '
+      f"{predictions.dtype!r}; allowed: None, or predictions.dtype = 'top_k'"
     )
   if predictions.examples == (0, 0) and not predictions.extra:
     yield (
