@@ -8,7 +8,8 @@ with the command that repeats it, NAME.json, the summary and the verdicts on the
 then make every json and png from its csv, and the tables of docs/results.md and README.md. So an edit of a claim, a
 panel or a figure needs no workdir. Tables stand between lines `<!-- results: KIND -->` and
 `<!-- end of results -->`, where KIND is 'claims' (each sweep with all its claims), 'headlines' (the first claim of each
-sweep) or 'times' (how long each sweep at the size `small` takes).
+sweep), 'times' (how long each sweep at the size `small` takes) or 'contrast' (docs/basins/measures.csv, which
+`python -m analysis.contrast` wrote).
 """
 
 import argparse
@@ -24,6 +25,7 @@ import jax
 from etils import epath
 
 from kdjax import config as config_lib
+from kdjax import intervals
 from kdjax.config import sweep as sweep_lib
 from kdjax.errors import MissingInputError, UserError
 from kdjax.report import sweep_figure, sweep_page
@@ -35,7 +37,7 @@ from . import times
 
 ROOT = epath.Path(__file__).parents[2]
 KEPT = ('csv', 'json', 'png')
-PAGES = ('docs/results.md', 'README.md')
+PAGES = ('docs/results.md', 'docs/analysis.md', 'README.md')
 MARKED = re.compile(r'(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)', re.DOTALL)
 HEADINGS = ('claim', *sweep_page.CLAIM_HEADINGS)
 
@@ -216,10 +218,32 @@ def _times(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
   return _table(('sweep', 'students', 'teachers', 'hours on two cores'), rows)
 
 
+def _contrast(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
+  """The measures of two points of a sweep, and their difference, paired by trial."""
+  del summaries
+  rows = list(csv.DictReader((folder.parent / 'basins' / 'measures.csv').read_text().splitlines()))
+  first, second = dict.fromkeys(row['point'] for row in rows)
+  values: dict[str, dict[str, dict[str, float]]] = {}
+  for row in rows:
+    name = f'{row["measure"]} ({row["unit"]})' if row['unit'] else row['measure']
+    by_point = values.setdefault(name, {first: {}, second: {}})
+    by_point[row['point']][row['trial']] = float(row['value'])
+  cells = []
+  for name, by_point in values.items():
+    trials = by_point[first].keys() & by_point[second].keys()
+    pairs = [[by_point[point][trial] for trial in sorted(trials)] for point in (first, second)]
+    effect = intervals.paired(*pairs)
+    means = [f'{sum(of_point) / len(trials):.3g}' for of_point in pairs]
+    ends = f'{effect.low:.3g} to {effect.high:.3g}'
+    cells.append([name, *means, f'{effect.mean:+.3g}', ends, str(len(trials)), effect.verdict])
+  return _table(('measure', first, second, 'difference', '95 % interval', 'n', 'verdict'), cells)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any], epath.Path], list[str]]] = {
   'claims': _claims,
   'headlines': _headlines,
   'times': _times,
+  'contrast': _contrast,
 }
 
 

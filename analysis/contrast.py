@@ -1,0 +1,190 @@
+"""Measures what differs between the students of two points of a sweep, over its trials.
+
+    python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep --workdir=DIR
+    python -m analysis.contrast --config=configs/paper/fig6b_lambda.py:small --workdir=DIR \\
+      --points='rate as configured, 0.5; rate as configured, 0' --out=docs/basins
+
+A point is written 'SERIES, X', or 'X' where a sweep has one series. The command runs the parts of `python -m analysis`
+that MEASURES and FIGURES need, none of which trains, on the student of each point and trial, and skips what is done. It writes
+OUT/measures.csv, a row for each measure, point and trial, and the figures of the first trial.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from kdjax.runtime import xla_flags
+
+xla_flags.set_flags()  # before JAX is imported
+
+from etils import epath
+
+from kdjax import config as config_lib
+from kdjax.config import sweep as sweep_lib
+from kdjax.errors import ConfigError, MissingInputError, UserError
+from kdjax.runtime import files, progress
+from kdjax.stages.experiment import Experiment
+
+from . import runner, runs
+from .part import Arrays, Settings
+
+FIGURES = ('plane', 'barriers', 'curvature', 'trajectory')
+FIELDS = ('measure', 'unit', 'point', 'trial', 'value')
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """A number about one student."""
+
+  text: str
+  unit: str
+  part: str  # of the analysis
+  value: Callable[[Arrays], float]
+
+
+def _final(key: str, factor: float = 1.0) -> Callable[[Arrays], float]:
+  """The value of a series over checkpoints at the last one."""
+  return lambda arrays: factor * arrays[key][-1]
+
+
+def _distance(checkpoint: int) -> Callable[[Arrays], float]:
+  """The distance of a kept checkpoint to teacher 0, over all layers."""
+  return lambda arrays: arrays['distance/raw'][checkpoint, 0]
+
+
+def _barrier(key: str, variant: str, factor: float = 1.0) -> Callable[[Arrays], float]:
+  """The barrier on the line from the student to teacher 0."""
+
+  def value(arrays: Arrays) -> float:
+    names = arrays['names'].tolist()
+    ends = {names.index('student'), names.index('teacher 0')}
+    (pair,) = (i for i, pair in enumerate(arrays['pairs'].tolist()) if set(pair) == ends)
+    return factor * arrays[key][pair, arrays['variants'].tolist().index(variant)]
+
+  return value
+
+
+def _curvature(key: str) -> Callable[[Arrays], float]:
+  """A value of the distillation loss at the student; the first, where there are several."""
+  return lambda arrays: arrays[f'student/distillation/{key}'].flat[0]
+
+
+RAW, ALIGNED = 'as they are', 'aligned'
+MEASURES = (
+  Measure(
+    'agreement, distillation data', '%', 'trajectory', _final('distillation/top1_agreement', 100)
+  ),
+  Measure('agreement, test', '%', 'trajectory', _final('test/top1_agreement', 100)),
+  Measure(
+    'KL to the teacher, distillation data',
+    'nats',
+    'trajectory',
+    _final('distillation/predictive_kl'),
+  ),
+  Measure('distance to the teacher, initial student', 'norm', 'trajectory', _distance(0)),
+  Measure('distance to the teacher, final student', 'norm', 'trajectory', _distance(-1)),
+  Measure('barrier to the teacher, loss', 'nats', 'barriers', _barrier('loss', RAW)),
+  Measure('barrier to the teacher, loss, aligned', 'nats', 'barriers', _barrier('loss', ALIGNED)),
+  Measure(
+    'barrier to the teacher, test accuracy', 'points', 'barriers', _barrier('error', RAW, 100)
+  ),
+  Measure(
+    'barrier to the teacher, test accuracy, aligned',
+    'points',
+    'barriers',
+    _barrier('error', ALIGNED, 100),
+  ),
+  Measure('largest eigenvalue of the Hessian', '', 'curvature', _curvature('hessian/eigenvalues')),
+  Measure('trace of the Hessian', '', 'curvature_traces', _curvature('hessian/trace')),
+  Measure('mismatch ‖H − G‖ / ‖G‖', '', 'curvature_traces', _curvature('mismatch')),
+)
+
+
+def studies(
+  spec: str, workdir: epath.Path, points: Sequence[str]
+) -> dict[int, dict[str, runs.Study]]:
+  """The students of the points by trial; trials that lack one are left out.
+
+  Args:
+    spec: FILE.py or FILE.py:ARGUMENT of a sweep.
+    points: as in the text above.
+
+  Raises:
+    ConfigError: the sweep has no such point.
+    MissingInputError: no trial has all of the students.
+  """
+  sweep = config_lib.load_sweep(spec)
+  configs, _ = config_lib.sweep_configs(spec, sweep, [])
+  found: dict[int, dict[str, runs.Study]] = {}
+  names = {run.index: _name(run.point) for run in sweep_lib.expand(sweep)}
+  if unknown := [point for point in points if point not in names.values()]:
+    allowed = '; '.join(dict.fromkeys(names.values()))
+    raise ConfigError(
+      [f'--points: {point!r}: no such point; allowed: {allowed}' for point in unknown]
+    )
+  for run in sweep_lib.expand(sweep):
+    folder = Experiment(configs[run.index], workdir).folders.student
+    if names[run.index] in points and (folder / 'complete.json').exists():
+      found.setdefault(run.trial, {})[names[run.index]] = runs.load(folder)
+  complete = {trial: of for trial, of in found.items() if len(of) == len(points)}
+  if not complete:
+    raise MissingInputError(
+      f'{workdir}: no trial of {spec} has the students of {"; ".join(points)}. Run launch.py '
+      f'--config={spec} --sweep --workdir={workdir} first.'
+    )
+  return complete
+
+
+def _name(point: sweep_lib.Point) -> str:
+  return ', '.join(filter(None, (point.series, f'{point.x}')))
+
+
+def measure(study: runs.Study, settings: Settings) -> dict[Measure, float]:
+  """The measures of one student; parts that are not computed yet are computed."""
+  parts = dict.fromkeys([*FIGURES, *(of.part for of in MEASURES)])
+  runner.run(study, settings, tuple(parts), train=runner.NONE)
+  arrays = {part: files.read_arrays(study.folder / f'{part}.npz') for part in parts}
+  return {of: float(of.value(arrays[of.part])) for of in MEASURES}
+
+
+def write(
+  out: epath.Path, found: Mapping[int, Mapping[str, runs.Study]], settings: Settings
+) -> None:
+  """Writes the measures of all students, and the figures of the first trial, into a folder."""
+  out.mkdir(parents=True, exist_ok=True)
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator='\n')
+  table.writerow(FIELDS)
+  for trial, by_point in found.items():
+    for place, (point, study) in enumerate(by_point.items()):
+      progress.logger.info('trial %s, %s', trial, point)
+      for of, value in measure(study, settings).items():
+        table.writerow([of.text, of.unit, point, trial, f'{value:.6g}'])
+      for name in FIGURES if trial == min(found) else ():
+        content = (study.folder / f'{name}.png').read_bytes()
+        files.write_bytes(out / f'{name}_{place}.png', content)
+  files.write_text(out / 'measures.csv', text.getvalue())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--config', required=True, help='FILE.py:ARGUMENT of the sweep')
+  parser.add_argument('--workdir', required=True, type=epath.Path, help='where the sweep ran')
+  parser.add_argument('--points', required=True, help="two points, such as 'SERIES, 1; SERIES, 0'")
+  parser.add_argument('--out', required=True, type=epath.Path, help='folder of the results')
+  parser.add_argument('--num_examples', type=int, default=Settings.num_examples)
+  flags = parser.parse_args()
+  progress.setup_logging()
+  points = [point.strip() for point in flags.points.split(';')]
+  try:
+    found = studies(flags.config, flags.workdir, points)
+    write(flags.out, found, Settings(num_examples=flags.num_examples))
+  except UserError as error:
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  main()
