@@ -87,9 +87,11 @@ _SETTINGS = {
 def _compiled_once() -> Iterator[None]:
   """Keeps compiled programs on disk, since parts and the students they train share many.
 
-  It does nothing on a GPU, where programs with `xla_flags.GRAPHS` fail when loaded from a cache.
+  It does nothing on a GPU and with oneDNN, whose programs cannot be kept: see `xla_flags.recommended`.
   """
-  if jax.config.jax_compilation_cache_dir is not None or jax.default_backend() == 'gpu':
+  has_onednn = xla_flags.ONEDNN[0] in os.environ['XLA_FLAGS']
+  has_cache = jax.config.jax_compilation_cache_dir is not None
+  if has_cache or has_onednn or jax.default_backend() == 'gpu':
     yield
     return
   with tempfile.TemporaryDirectory() as folder:

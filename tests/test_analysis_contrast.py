@@ -63,10 +63,10 @@ def test_students_are_found_by_their_point(finished, spec):
   found = contrast.studies(spec, finished.workdir, ['start, 0.0'])
   assert {trial: list(by_point) for trial, by_point in found.items()} == {0: ['start, 0.0']}
   assert found[0]['start, 0.0'].experiment.folders.student == finished.folders.student
-  with pytest.raises(MissingInputError, match='no trial of .* has the students of start, 0.0; st'):
+  with pytest.raises(MissingInputError, match=r'no trial of .* has the students of start, 0.0; st'):
     contrast.studies(spec, finished.workdir, ['start, 0.0', 'start, 0.5'])
   with pytest.raises(
-    ConfigError, match="'start, 1': no such point; allowed: start, 0.0; start, 0.5"
+    ConfigError, match=r"'start, 1': no such point; allowed: start, 0.0; start, 0.5"
   ):
     contrast.studies(spec, finished.workdir, ['start, 1'])
 

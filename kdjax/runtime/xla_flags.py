@@ -32,12 +32,14 @@ def recommended(version: Sequence[int] = JAXLIB_VERSION, cached: bool = False) -
 
   Args:
     version: (major, minor, ...) of jaxlib, which ends the process at a flag that it does not know.
-    cached: whether programs come from a compilation cache. CUDA graphs with convolutions fail when they are
-      loaded from a cache ("No DNN support for stream"), so their flags are left out.
+    cached: whether programs come from a compilation cache. Then flags whose programs cannot are left out: CUDA
+      graphs with convolutions fail when they are loaded ("No DNN support for stream"), and programs with
+      calls of oneDNN cannot be written (jaxlib 0.12: "std::bad_alloc").
   """
-  graphs = () if cached else GRAPHS
+  if cached:
+    return DETERMINISTIC
   onednn = ONEDNN if tuple(version) >= ONEDNN_SINCE else ()
-  return (*DETERMINISTIC, *onednn, *graphs)
+  return (*DETERMINISTIC, *onednn, *GRAPHS)
 
 
 def set_flags(environ: MutableMapping[str, str] = os.environ) -> None:
