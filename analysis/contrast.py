@@ -5,8 +5,8 @@
       --points='rate as configured, 0.5; rate as configured, 0' --out=docs/basins
 
 A point is written 'SERIES, X', or 'X' where a sweep has one series. The command runs the parts of `python -m analysis`
-that MEASURES and FIGURES need, none of which trains, on the student of each point and trial, and skips what is done. It writes
-OUT/measures.csv, a row for each measure, point and trial, and the figures of the first trial.
+that MEASURES need, none of which trains, on the student of each point and trial, and skips what is done. It writes
+OUT/measures.csv, a row for each measure, point and trial, and FIGURES of the first trial as NAME_PLACE.png.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from kdjax.stages.experiment import Experiment
 from . import runner, runs
 from .part import Arrays, Settings
 
-FIGURES = ('plane', 'barriers', 'curvature', 'trajectory')
+FIGURES = ('plane', 'barriers', 'curvature')
 FIELDS = ('measure', 'unit', 'point', 'trial', 'value')
 
 
@@ -142,10 +142,12 @@ def _name(point: sweep_lib.Point) -> str:
   return ', '.join(filter(None, (point.series, f'{point.x}')))
 
 
-def measure(study: runs.Study, settings: Settings) -> dict[Measure, float]:
-  """The measures of one student; parts that are not computed yet are computed."""
-  parts = dict.fromkeys([*FIGURES, *(of.part for of in MEASURES)])
-  runner.run(study, settings, tuple(parts), train=runner.NONE)
+def measure(
+  study: runs.Study, settings: Settings, figures: Sequence[str] = ()
+) -> dict[Measure, float]:
+  """The measures of one student; their parts and those of `figures` are computed where they are not."""
+  parts = dict.fromkeys(of.part for of in MEASURES)
+  runner.run(study, settings, tuple(parts | dict.fromkeys(figures)), train=runner.NONE)
   arrays = {part: files.read_arrays(study.folder / f'{part}.npz') for part in parts}
   return {of: float(of.value(arrays[of.part])) for of in MEASURES}
 
@@ -161,9 +163,10 @@ def write(
   for trial, by_point in found.items():
     for place, (point, study) in enumerate(by_point.items()):
       progress.logger.info('trial %s, %s', trial, point)
-      for of, value in measure(study, settings).items():
+      figures = FIGURES if trial == min(found) else ()
+      for of, value in measure(study, settings, figures).items():
         table.writerow([of.text, of.unit, point, trial, f'{value:.6g}'])
-      for name in FIGURES if trial == min(found) else ():
+      for name in figures:
         content = (study.folder / f'{name}.png').read_bytes()
         files.write_bytes(out / f'{name}_{place}.png', content)
   files.write_text(out / 'measures.csv', text.getvalue())
