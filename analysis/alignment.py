@@ -69,10 +69,9 @@ def random_permutations(spec: Spec, rng: np.random.Generator) -> Permutations:
 
 
 class Best(NamedTuple):
-  """The alignment with the lowest loss, and all candidates."""
+  """The name of the alignment with the lowest loss, and all candidates."""
 
   name: str
-  permutations: Permutations
   candidates: dict[str, Permutations]
   heights: dict[str, float]  # of the candidates, on the examples of the choice
 
@@ -122,8 +121,7 @@ def best_alignment(
     visited_heights = [height(apply(spec, found, variables)) for found in visited]
     lowest = int(np.argmin(visited_heights))
     candidates[LEARNED], heights[LEARNED] = visited[lowest], visited_heights[lowest]
-  name = min(heights, key=heights.get)
-  return Best(name, candidates[name], candidates, heights)
+  return Best(min(heights, key=heights.get), candidates, heights)
 
 
 # By weights.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from kdjax import keys, losses
+from kdjax import keys, losses, models
 from kdjax.errors import UserError
 from kdjax.predictions.teachers import combine
 from kdjax.stages import predictions
@@ -29,7 +29,6 @@ from .surface import (
   Values,
   as_given,
   in_batch,
-  in_float32,
   logits,
   reestimated,
   summary,
@@ -42,7 +41,6 @@ __all__ = [
   'Values',
   'as_given',
   'example_losses',
-  'in_float32',
   'logits',
   'reestimated',
   'summary',
@@ -169,7 +167,7 @@ class Measure(Distilled):
     start, size = starts['distillation'], sizes['distillation']
     self.overlap = max(0, min(skip, start + num_examples, size) - start)
     super().__init__(
-      model=in_float32(run.student.model),
+      model=models.in_float32(run.student.model),
       loss={
         'loss': partial(_refuse, study.lacks_loss)
         if study.lacks_loss
@@ -233,7 +231,7 @@ def _examples(
   if members is None:
     log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
   else:
-    model = in_float32(run.teacher.model)
+    model = models.in_float32(run.teacher.model)
     logits = [run.predictor.logits(model, m, inputs, 0, indices_N) for m in members]
     log_probs_MNC = log_softmax(np.stack(logits), axis=-1)
   batches = inputs.evaluation(indices_N, 0, run.config.evaluation.batch_size)

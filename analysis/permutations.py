@@ -212,36 +212,36 @@ def _residual_block(
   return axes, outputs, stream
 
 
-def _preact_resnet(model: models.PreActResNet, flat: Flat) -> tuple[Axes, Outputs]:
-  axes = _affine(flat, ('Conv_0',), FIXED, ('stem',))
-  outputs = {'stem': Output(('Conv_0',), relu=False)}
-  stream = 'stem'
-  for stage in range(1, 4):
-    for i in range(model.blocks_per_stage):
-      name = f'stage{stage}_block{i + 1}'
-      block_axes, block_outputs, stream = _residual_block(
-        flat, name, stream, f'stage{stage}', model.norm, norm_first=True
-      )
-      axes |= block_axes
-      outputs |= block_outputs
-  final_norm = {'batch': 'BatchNorm_0', 'layer': 'LayerNorm_0'}[model.norm]
-  axes |= _norm((final_norm,), stream, model.norm)
-  return axes | _affine(flat, ('Dense_0',), (stream,), FIXED), outputs
-
-
-def _resnet50(model: models.ResNet50, flat: Flat) -> tuple[Axes, Outputs]:
-  axes = _affine(flat, ('stem',), FIXED, ('stem',)) | _norm(('stem_norm',), 'stem', model.norm)
-  outputs = {'stem': Output(('stem_norm',), relu=True)}
-  stream = 'stem'
-  for stage, num_blocks in enumerate(BLOCKS_PER_STAGE, start=1):
+def _residual_stages(
+  flat: Flat, blocks_per_stage: Sequence[int], kind: str, norm_first: bool
+) -> tuple[Axes, Outputs, str]:
+  """Axes and outputs of all residual blocks, and the group of the last stream. The first is 'stem'."""
+  axes, outputs, stream = {}, {}, 'stem'
+  for stage, num_blocks in enumerate(blocks_per_stage, start=1):
     for i in range(num_blocks):
       name = f'stage{stage}_block{i + 1}'
       block_axes, block_outputs, stream = _residual_block(
-        flat, name, stream, f'stage{stage}', model.norm, norm_first=False
+        flat, name, stream, f'stage{stage}', kind, norm_first
       )
       axes |= block_axes
       outputs |= block_outputs
-  return axes | _affine(flat, ('Dense_0',), (stream,), FIXED), outputs
+  return axes, outputs, stream
+
+
+def _preact_resnet(model: models.PreActResNet, flat: Flat) -> tuple[Axes, Outputs]:
+  stages = (model.blocks_per_stage,) * 3
+  axes, outputs, stream = _residual_stages(flat, stages, model.norm, norm_first=True)
+  final_norm = {'batch': 'BatchNorm_0', 'layer': 'LayerNorm_0'}[model.norm]
+  axes = _affine(flat, ('Conv_0',), FIXED, ('stem',)) | axes
+  axes |= _norm((final_norm,), stream, model.norm) | _affine(flat, ('Dense_0',), (stream,), FIXED)
+  return axes, {'stem': Output(('Conv_0',), relu=False)} | outputs
+
+
+def _resnet50(model: models.ResNet50, flat: Flat) -> tuple[Axes, Outputs]:
+  axes, outputs, stream = _residual_stages(flat, BLOCKS_PER_STAGE, model.norm, norm_first=False)
+  stem = _affine(flat, ('stem',), FIXED, ('stem',)) | _norm(('stem_norm',), 'stem', model.norm)
+  axes = stem | axes | _affine(flat, ('Dense_0',), (stream,), FIXED)
+  return axes, {'stem': Output(('stem_norm',), relu=True)} | outputs
 
 
 def _bilstm(_: models.BiLSTM, flat: Flat) -> tuple[Axes, Outputs, Signed]:

@@ -214,8 +214,8 @@ def _stage(part: Part, settings: Settings) -> Stage:
 
 def _is_shown(path: epath.Path, record: dict) -> bool:
   """Whether figures and words are there, and of these numbers."""
-  about = _beside(path, '.json')
-  if not all(_beside(path, end).exists() for end in ('.png', '.pdf', '.json')):
+  about = path.with_suffix('.json')
+  if not all(path.with_suffix(end).exists() for end in ('.png', '.pdf', '.json')):
     return False
   return files.read_json(about).get('numbers') == part_lib.digest(record)
 
@@ -244,7 +244,7 @@ def _show(part: Part, path: epath.Path, record: dict) -> None:
   with figures.style(part.name):
     figure = part.draw(arrays)
     for end in ('.png', '.pdf'):
-      files.write_bytes(_beside(path, end), _image(figure, end))
+      files.write_bytes(path.with_suffix(end), _image(figure, end))
   about = {
     'place': list(PARTS).index(part.name),
     'title': part.title,
@@ -253,7 +253,7 @@ def _show(part: Part, path: epath.Path, record: dict) -> None:
     'checks': json.loads(str(arrays[part_lib.CHECKS])),
     'numbers': part_lib.digest(record),
   }
-  files.write_json(_beside(path, '.json'), about)
+  files.write_json(path.with_suffix('.json'), about)
 
 
 def _image(figure: 'Figure', end: str) -> bytes:
@@ -261,7 +261,3 @@ def _image(figure: 'Figure', end: str) -> bytes:
   nothing = dict.fromkeys({'.png': ('Software',), '.pdf': ('Creator', 'CreationDate')}[end])
   figure.savefig(buffer, format=end[1:], dpi=PIXELS_PER_INCH, facecolor='white', metadata=nothing)
   return buffer.getvalue()
-
-
-def _beside(path: epath.Path, end: str) -> epath.Path:
-  return path.parent / f'{path.stem}{end}'

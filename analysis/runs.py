@@ -198,8 +198,11 @@ class Study:
 
   @property
   def names(self) -> list[str]:
-    """The names of the networks that exist, of 'initial' (where it was kept), 'student', 'teacher 0', ..., 'sibling' and
-    'independent', all weights of the student's architecture, in the order in which they are drawn."""
+    """The names of the networks that exist, in the order in which they are drawn.
+
+    They are 'initial' (if it was kept), 'student', 'teacher 0', ..., 'sibling' and 'independent', all of
+    the student's architecture.
+    """
     return list(self._loaders)
 
   def point(self, name: str) -> Variables:

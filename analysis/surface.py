@@ -182,10 +182,6 @@ def as_given(point: Point, coordinates_K: jax.Array) -> Point:
 # kdjax models.
 
 
-def in_float32(model: nn.Module) -> nn.Module:
-  return models.in_float32(model)
-
-
 @partial(jax.jit, static_argnames='model')
 def logits(variables: Variables, inputs_BX: jax.Array, *, model: nn.Module) -> jax.Array:
   """logits_BC with running statistics and without dropout."""
@@ -235,6 +231,19 @@ def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) ->
   moments = [in_batch(variables, batch['inputs'], model=model)[1] for batch in batches]
   pooled = batch_norm.pool(moments, [len(batch['inputs']) for batch in batches])
   return {'params': variables['params'], 'batch_stats': pooled}
+
+
+def layers(model: nn.Module, inputs_BX: np.ndarray) -> list[str]:
+  """The top-level modules with parameters, in the order in which the network creates them."""
+  order = []
+
+  def init(key):
+    variables = model.init({'params': key, 'dropout': key}, inputs_BX, train=False)
+    order.extend(variables['params'])  # the output of a traced function is sorted by name
+    return variables
+
+  jax.eval_shape(init, jax.random.key(0))
+  return order
 
 
 # Intervals.

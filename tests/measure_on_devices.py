@@ -1,6 +1,6 @@
-"""Measures points on all devices there are, and saves what comes out.
+"""Measures points on all devices and saves the values.
 
-test_analysis_surface.py does it on one CPU device and on three, and takes network and surface from here.
+test_analysis_surface.py runs this on one and on three CPU devices, and uses its network and surface.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ NUM_POINTS, NUM_INPUTS, CLASSES, COUNTS = 8, 6, 4, {'distillation': 11, 'test': 
 
 
 class Network(nn.Module):
-  """It is smooth, so that differences of losses give derivatives."""
+  """A smooth network, so that differences of losses give derivatives."""
 
   @nn.compact
   def __call__(self, x, train):

@@ -21,7 +21,7 @@ def abstract_variables(
 
 
 def random_variables(model: nn.Module, inputs: np.ndarray, low=-0.5, high=0.7) -> dict[str, dict]:
-  """Random ones of a model. Fresh biases and scales are 0 and 1, which would hide errors."""
+  """Random variables of a model. Fresh biases and scales are 0 and 1, which would hide errors."""
   rng = np.random.default_rng(1)
   shapes = abstract_variables(model, inputs.shape[1:], inputs.dtype)
 
@@ -79,7 +79,7 @@ def dense(x, params):
 
 
 def normalise(x, params, stats, axes):
-  """By the given statistics, or by those of `axes` if there are none."""
+  """Normalises by the given statistics, or by those over `axes` if there are none."""
   if stats is None:
     mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
   else:
@@ -91,7 +91,7 @@ def normalise(x, params, stats, axes):
 def assert_logits(
   logits: jax.Array, by_hand: Callable, variables: dict, inputs: np.ndarray, **options
 ) -> None:
-  """That the logits are those of `by_hand`, in float64, up to what float32 may lose."""
+  """Asserts that logits equal those of `by_hand` in float64, up to float32 rounding."""
   variables = jax.tree.map(functools.partial(np.asarray, dtype=np.float64), variables)
   inputs = inputs.astype(np.float64) if inputs.dtype.kind == 'f' else inputs
   expected = by_hand(variables, inputs, **options)

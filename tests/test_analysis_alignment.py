@@ -12,13 +12,24 @@ import scipy.optimize
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 from numpy_layers import abstract_variables, apply
-from scipy.special import log_softmax
 
 from analysis import alignment, permutations
 from analysis.activations import group_activations
 from kdjax import models
+from kdjax.models import resnet50, vgg
 
 NUM_CLASSES = 5
+SHORT = (2, 1)  # blocks or convolutions by stage, which has all kinds of layers
+
+
+@pytest.fixture(scope='module', autouse=True)
+def short_models():
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (resnet50, permutations):
+      patch.setattr(module, 'BLOCKS_PER_STAGE', SHORT)
+    for module in (vgg, permutations):
+      patch.setattr(module, 'CONVS_PER_STAGE', SHORT)
+    yield
 
 
 def make_images(side, count=12):
@@ -26,7 +37,7 @@ def make_images(side, count=12):
 
 
 def make_tokens():
-  """Texts of different lengths, of which one is empty."""
+  """Token sequences of different lengths; one is empty."""
   tokens = np.random.default_rng(0).integers(1, 20, (8, 6)).astype(np.int32)
   return np.where(np.arange(6) < np.array([6, 6, 5, 4, 3, 1, 0, 6])[:, None], tokens, 0)
 
@@ -38,22 +49,21 @@ def preact(block, blocks_per_stage, width, norm):
 # Groups of units by model. The stem's stream continues through stage 1; each block has one more group.
 COUNTS = {
   'lenet': 2 + 2,
-  'vgg': 13 + 2,
+  'vgg': 3 + 2,
   'basic': 3 + 6,
-  'bottleneck': 4 + 2 * 6,
-  'resnet50': 5 + 2 * 16,
+  'bottleneck': 4 + 2 * 3,
+  'resnet50': 3 + 2 * 3,
   'bilstm': 1 + 4,
 }
 # Name: model, inputs. LeNet and VGG flatten 2x2 positions.
 CASES = {
   'lenet': (models.LeNet5(NUM_CLASSES), make_images(16, 24)),
-  'vgg': (models.VGG16(NUM_CLASSES, 2), make_images(64, 8)),
+  'vgg': (models.VGG16(NUM_CLASSES, 2), make_images(8, 8)),
   'basic': (preact(models.BasicBlock, 2, 4, 'batch'), make_images(8)),
   'basic_layer': (preact(models.BasicBlock, 1, 4, 'layer'), make_images(8)),
-  'basic_raw': (preact(models.BasicBlock, 1, 4, 'batch').clone(shortcut='raw'), make_images(8)),
-  'bottleneck': (preact(models.BottleneckBlock, 2, 2, 'batch'), make_images(8)),
-  'resnet50': (models.ResNet50(NUM_CLASSES, 2, 'batch'), make_images(64)),
-  'resnet50_layer': (models.ResNet50(NUM_CLASSES, 2, 'layer'), make_images(64)),
+  'bottleneck': (preact(models.BottleneckBlock, 1, 2, 'batch'), make_images(8)),
+  'resnet50': (models.ResNet50(NUM_CLASSES, 2, 'batch'), make_images(32)),
+  'resnet50_layer': (models.ResNet50(NUM_CLASSES, 2, 'layer'), make_images(32)),
   'bilstm': (models.BiLSTM(NUM_CLASSES, 20, 6), make_tokens()),
 }
 QUICK_CASES = ['lenet', 'vgg', 'basic', 'basic_layer', 'bilstm']
@@ -97,6 +107,13 @@ def make_copy(spec, variables, seed=0):
   return alignment.apply(spec, planted, variables), inverse
 
 
+@functools.cache
+def make_permuted(name):
+  """A case's permuted copy, and what undoes it."""
+  *_, variables, spec = make_case(name)
+  return make_copy(spec, variables)
+
+
 def inner_product(tree, other):
   products = jax.tree.map(lambda x, y: np.vdot(np.float64(x), np.float64(y)), tree, other)
   return math.fsum(jax.tree.leaves(products))
@@ -131,23 +148,8 @@ def test_every_axis_is_fixed_or_made_of_groups(name):
   head = 'Dense_2' if name == 'lenet' else 'Dense_0'
   inputs_and_classes = {first, (head, 'kernel', 1), (head, 'bias', 0)}
   assert fixed == {('params', *place) for place in inputs_and_classes}
-
-
-def test_streams_change_at_projections_alone():
-  *_, spec = make_case('basic')
-  kernels = {
-    f'stage{s}_block{i}': f'stage{s}' if s > 1 else 'stem' for s in (1, 2, 3) for i in (1, 2)
-  }
-  for block, stream in kernels.items():
-    assert spec.axes['params', block, 'Conv_1', 'kernel'][3] == (stream,)
-  assert spec.axes['params', 'stage2_block1', 'shortcut', 'kernel'][2:] == (('stem',), ('stage2',))
-  assert spec.axes['params', 'stage2_block2', 'Conv_0', 'kernel'][2] == ('stage2',)
-
-
-def test_a_flattened_image_is_its_channels_at_each_position():
-  *_, spec = make_case('lenet')
-  assert spec.axes['params', 'Dense_0', 'kernel'] == (('conv2',) * 4, ('dense1',))
-  assert ('params', 'Conv_1', 'bias') in dict(spec.places('conv2'))
+  flipping = [group for group in spec.sizes if spec.flips(group)]
+  assert flipping == (list(spec.sizes) if name == 'bilstm' else [])
 
 
 def test_all_models_have_a_spec():
@@ -180,8 +182,8 @@ def test_a_spec_that_does_not_fit_is_refused():
 def test_permutations_change_the_weights_but_not_the_function(name):
   model, inputs, variables, spec = make_case(name)
   expected = logits_of(model, variables, inputs)
-  assert np.ptp(expected, axis=0).min() > 0.05 * np.abs(expected).max()  # else it tells nothing
-  permuted, _ = make_copy(spec, variables)
+  assert np.ptp(expected, axis=0).min() > 0.02 * np.abs(expected).max()  # else it tells nothing
+  permuted, _ = make_permuted(name)
   assert jax.tree.map(np.shape, permuted) == jax.tree.map(np.shape, variables)
   logits = logits_of(model, permuted, inputs)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -197,21 +199,6 @@ def test_permutations_change_the_weights_but_not_the_function(name):
     broken = {name: {} for name in variables} | unflatten_dict(flat | {path: original[path]})
     change = np.abs(logits_of(model, broken, inputs) - expected).max()
     assert change > 2e-4 * np.abs(expected).max(), path
-
-
-def test_only_the_units_of_lstms_change_sign():
-  for name in CASES:
-    *_, spec = make_case(name)
-    flipping = [group for group in spec.sizes if spec.flips(group)]
-    assert flipping == (list(spec.sizes) if name == 'bilstm' else [])
-  model, tokens, variables, spec = make_case('bilstm')
-  expected = logits_of(model, variables, tokens)
-  for group, size in spec.sizes.items():
-    signs = np.where(np.arange(size) == 2, -1.0, 1.0)
-    flipped = alignment.identity(spec) | {group: alignment.Units(np.arange(size), signs)}
-    other = alignment.apply(spec, flipped, variables)
-    assert max(map(np.ptp, jax.tree.leaves(jax.tree.map(np.subtract, other, variables)))) > 0.1
-    np.testing.assert_allclose(logits_of(model, other, tokens), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_permutation_is_by_the_index_of_the_old_unit():
@@ -233,7 +220,7 @@ def test_a_permutation_is_by_the_index_of_the_old_unit():
 @pytest.mark.parametrize('name', CASES)
 def test_weight_matching_undoes_a_permutation(name):
   _, _, variables, spec = make_case(name)
-  permuted, inverse = make_copy(spec, variables)
+  permuted, inverse = make_permuted(name)
   found = alignment.weight_matching(
     spec, variables['params'], permuted['params'], np.random.default_rng(0)
   )
@@ -241,6 +228,7 @@ def test_weight_matching_undoes_a_permutation(name):
   assert_same(alignment.apply(spec, found, permuted), variables)
 
 
+@functools.cache
 def match(name, start_at_random=False):
   """Matches two independent networks: (spec, target params, params, permutations)."""
   _, _, target, spec = make_case(name, seed=0)
@@ -302,42 +290,15 @@ def test_recurrent_weights_are_matched_where_the_linearised_step_is_a_loss():
   assert products[tuple(found['cell'].indices_U)] == 20
 
 
-def test_weight_matching_of_a_network_with_itself_changes_nothing():
-  *_, variables, spec = make_case('basic')
-  params = variables['params']
-  found = alignment.weight_matching(spec, params, params, np.random.default_rng(0))
-  assert_same(found, alignment.identity(spec))
-
-
-def test_weight_matching_without_any_similarity_ends():
+def test_weight_matching_of_a_network_with_itself_and_with_nothing():
   *_, variables, spec = make_case('lenet')
-  zeros = jax.tree.map(np.zeros_like, variables['params'])
-  found = alignment.weight_matching(spec, zeros, variables['params'], np.random.default_rng(0))
+  params = variables['params']
+  match_to = lambda target: alignment.weight_matching(
+    spec, target, params, np.random.default_rng(0)
+  )
+  assert_same(match_to(params), alignment.identity(spec))
+  found = match_to(jax.tree.map(np.zeros_like, params))  # ends, though nothing is alike
   assert {group: len(units.indices_U) for group, units in found.items()} == spec.sizes
-
-
-@pytest.mark.parametrize('name', ['lenet', 'basic'])
-def test_the_barrier_to_a_permuted_copy_is_zero_once_it_is_aligned(name):
-  model, inputs, variables, spec = make_case(name)
-  labels = logits_of(model, variables, inputs).argmax(-1)
-
-  def barrier(other):
-    losses = []
-    for t in np.linspace(0, 1, 5, dtype=np.float32):
-      between = jax.tree.map(lambda x, y, t=t: (1 - t) * x + t * y, variables, other)
-      log_probs = log_softmax(logits_of(model, between, inputs).astype(np.float64), axis=-1)
-      losses.append(-np.mean(log_probs[np.arange(len(labels)), labels]))
-    assert losses[0] == pytest.approx(losses[-1], rel=1e-4)
-    return max(losses) - losses[0]
-
-  permuted, _ = make_copy(spec, variables)
-  assert barrier(permuted) > 0.05
-  rng = np.random.default_rng(0)
-  by_weights = alignment.weight_matching(spec, variables['params'], permuted['params'], rng)
-  assert barrier(alignment.apply(spec, by_weights, permuted)) == pytest.approx(0, abs=1e-6)
-  activations = [group_activations(model, v, inputs, spec) for v in (variables, permuted)]
-  by_activations = alignment.activation_matching(spec, *activations)
-  assert barrier(alignment.apply(spec, by_activations, permuted)) == pytest.approx(0, abs=1e-4)
 
 
 # Activation matching.
@@ -346,7 +307,7 @@ def test_the_barrier_to_a_permuted_copy_is_zero_once_it_is_aligned(name):
 @pytest.mark.parametrize('name', CASES)
 def test_activation_matching_undoes_a_permutation(name):
   model, inputs, variables, spec = make_case(name)
-  permuted, inverse = make_copy(spec, variables)
+  permuted, inverse = make_permuted(name)
   target, other = (group_activations(model, v, inputs, spec) for v in (variables, permuted))
   found = alignment.activation_matching(spec, target, other)
   num_dead = 0
@@ -357,7 +318,7 @@ def test_activation_matching_undoes_a_permutation(name):
     for of_found, of_inverse in zip(found[group], inverse[group], strict=True):
       np.testing.assert_array_equal(of_found[alive], of_inverse[alive], err_msg=group)
     np.testing.assert_array_equal(np.sort(found[group].indices_U), np.arange(size))
-  assert num_dead < 0.4 * sum(spec.sizes.values())
+  assert num_dead < 0.5 * sum(spec.sizes.values())
 
 
 def test_activations_are_those_that_the_next_layer_reads():
@@ -413,17 +374,6 @@ def test_activation_matching_is_by_correlation(scales, shifts):
     alignment.activation_matching(spec, {'units': target}, {'units': other[:100]})
 
 
-def test_units_that_may_change_sign_are_matched_by_the_size_of_their_correlation():
-  rows = np.random.default_rng(0).normal(size=(200, 2))
-  spec = permutations.Spec(
-    {('params', 'x'): (('units',),)}, {'units': 2}, {}, frozenset({(('params', 'x'), 0)})
-  )
-  other = np.stack([rows[:, 1], -rows[:, 0]], axis=1)
-  found = alignment.activation_matching(spec, {'units': rows}, {'units': other})
-  np.testing.assert_array_equal(found['units'].indices_U, [1, 0])
-  np.testing.assert_array_equal(found['units'].signs_U, [-1, 1])
-
-
 # Alignment by the loss.
 
 TOY = permutations.Spec(
@@ -431,58 +381,52 @@ TOY = permutations.Spec(
 )
 
 
-def toy_ends():
-  """A network, and a copy with its units in another order."""
-  rng = np.random.default_rng(3)
-  target = {'params': {'into': rng.normal(size=(2, 8)), 'out': rng.normal(size=(8, 2))}}
-  return target, *make_copy(TOY, target)
+RNG = np.random.default_rng(3)
+TARGET = {'params': {'into': RNG.normal(size=(2, 8)), 'out': RNG.normal(size=(8, 2))}}
+OTHER, INVERSE = make_copy(TOY, TARGET)  # units in another order
+
+
+def slope(aligned, _):
+  """The gradient of ‖network − target‖² / 2."""
+  return jax.tree.map(np.subtract, aligned['params'], TARGET['params'])
 
 
 def test_a_learned_alignment_goes_down_the_loss():
-  """The loss is ‖network − target‖² / 2, so that the planted order has the lowest."""
-  target, other, inverse = toy_ends()
+  """The planted order has the lowest loss."""
   seen = []
 
   def gradient(aligned, step):
     seen.append(step)
-    return jax.tree.map(np.subtract, aligned['params'], target['params'])
+    return slope(aligned, step)
 
-  start = alignment.identity(TOY)
-  rng = np.random.default_rng(0)
-  found = list(alignment.learned(TOY, start, other, gradient, 40, rng))
+  start, rng = alignment.identity(TOY), np.random.default_rng(0)
+  found = list(alignment.learned(TOY, start, OTHER, gradient, 40, rng))
   assert seen == list(range(40))
-  assert_same(found[-1], inverse)
-  assert not np.array_equal(found[0]['units'].indices_U, inverse['units'].indices_U)
+  assert_same(found[-1], INVERSE)
+  assert not np.array_equal(found[0]['units'].indices_U, INVERSE['units'].indices_U)
   # Where there is no slope it stays where it is.
   flat = lambda aligned, _: jax.tree.map(np.zeros_like, aligned['params'])
-  for stays in alignment.learned(TOY, inverse, other, flat, 3, rng):
-    assert_same(stays, inverse)
+  for stays in alignment.learned(TOY, INVERSE, OTHER, flat, 3, rng):
+    assert_same(stays, INVERSE)
 
 
 def toy_best(height, restarts=2, num_steps=40):
-  target, other, inverse = toy_ends()
-  best = alignment.best_alignment(
+  return alignment.best_alignment(
     TOY,
-    target,
-    other,
+    TARGET,
+    OTHER,
     np.random.default_rng(0),
-    height=height(target),
+    height=height,
     activations=lambda variables: {'units': np.random.default_rng(5).normal(size=(50, 8))},
-    gradient=lambda aligned, _: jax.tree.map(np.subtract, aligned['params'], target['params']),
+    gradient=slope,
     restarts=restarts,
     num_steps=num_steps,
   )
-  return best, inverse
 
 
 def test_the_best_alignment_is_that_with_the_lowest_loss_halfway():
-  distance = lambda target: (
-    lambda x: sum(
-      np.sum((a - b) ** 2)
-      for a, b in zip(*map(jax.tree.leaves, (x['params'], target['params'])), strict=True)
-    )
-  )
-  best, inverse = toy_best(distance)
+  distance = lambda x: sum(np.sum(difference**2) for difference in slope(x, 0).values())
+  best = toy_best(distance)
   assert list(best.candidates) == list(best.heights)
   assert list(best.candidates) == [
     'as they are',
@@ -492,11 +436,11 @@ def test_the_best_alignment_is_that_with_the_lowest_loss_halfway():
     'weights, restart 2',
     'learned',
   ]
-  assert_same(best.permutations, inverse)
+  assert_same(best.candidates[best.name], INVERSE)
   assert best.heights[best.name] == min(best.heights.values()) == pytest.approx(0, abs=1e-12)
   assert best.heights['as they are'] > 1  # and matching noise is of no use
   assert best.heights['activations'] > 1
   # Where the loss prefers the network as it is, it is left so.
-  best, _ = toy_best(lambda target: lambda x: -distance(target)(x), 0, 0)
+  best = toy_best(lambda x: -distance(x), 0, 0)
   assert best.name in ('as they are', 'activations')
   assert list(best.candidates) == ['as they are', 'weights', 'activations']

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import copied, tiny_run
+from conftest import tiny_run
 from etils import epath
 
 from analysis import basins, geometry, measure, paths, runs
 from analysis.curvature import MeanLoss
 from analysis.figures import basins as drawing
-from analysis.figures import one_basin
+from analysis.figures.style import one_basin
 from analysis.part import Blocks, Checks
 from analysis.parts import basins as basins_part
 from analysis.parts import lambdas
@@ -24,6 +24,7 @@ from kdjax.errors import DivergedError, UserError
 from kdjax.report import figures
 from kdjax.stages import student
 from kdjax.train.checkpoint import digest
+from tests import small_run
 
 FORKS, RETURNS = basins_part.PARTS
 (LAMBDAS,) = lambdas.PARTS
@@ -35,7 +36,6 @@ SMALL = {
   'lambdas': (1.0, 0.0),
   'lambda_resolution': 3,
   'curvature_examples': 40,
-  'num_eigenpairs': 2,
   'lanczos_steps': 25,
   'return_radii': (0.3,),
   'return_epochs': 0.5,
@@ -43,8 +43,9 @@ SMALL = {
 
 
 @pytest.fixture(scope='module')
-def study(finished, tmp_path_factory) -> runs.Study:
-  return runs.load(copied(finished, tmp_path_factory.mktemp('basins')).workdir)
+def study(tmp_path_factory) -> runs.Study:
+  finished = small_run.finished(tmp_path_factory)
+  return runs.Study(small_run.copied(finished, tmp_path_factory.mktemp('basins')))
 
 
 @pytest.fixture(scope='module')
@@ -67,69 +68,70 @@ def compiled_once(study, distil):
     yield
 
 
-def found_by(part, study, tmp_path):
-  """Computes and draws a part, given only the settings that it declares."""
-  settings = SimpleNamespace(**{name: SMALL[name] for name in part.reads})
+def settings_of(part, **others):
+  """Only the settings that a part declares."""
+  return SimpleNamespace(**{name: SMALL[name] for name in part.reads} | others)
+
+
+def computed(part, study, tmp_path, **others):
+  """The arrays of a part, and its figure, which is not drawn yet."""
   checks = Checks()
-  arrays = part.compute(study, settings, Blocks(tmp_path), checks)
+  arrays = part.compute(study, settings_of(part, **others), Blocks(tmp_path), checks)
   assert checks.values
   with figures.style(part.name):
-    part.draw(arrays).savefig(tmp_path / 'figure.png')
-  assert len(part.caption(arrays).split()) <= 60
+    figure = part.draw(arrays)
   rows = part.table(arrays)
   assert len({len(row) for row in rows}) == 1 and 'nan' not in str(rows)
+  return arrays, figure
+
+
+def found_by(part, study, tmp_path):
+  arrays, figure = computed(part, study, tmp_path)
+  figure.canvas.draw()
+  assert len(part.caption(arrays).split()) <= 60
   return arrays
 
 
 def trained_by(part, study):
-  """(name, steps) of what the part would train."""
-  settings = SimpleNamespace(**{name: SMALL[name] for name in part.reads})
-  return [(training.name, training.num_steps) for training in part.trains(study, settings)]
+  """The name and the steps of each training that the part would do."""
+  return [(of.name, of.num_steps) for of in part.trains(study, settings_of(part))]
+
+
+def raising(error):
+  """A distiller whose training fails."""
+
+  def fit(*_):
+    raise error
+
+  return SimpleNamespace(fit=fit)
+
+
+DIVERGING = raising(DivergedError('student: the loss is nan'))
 
 
 def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, distil):
-  """So optimizer, schedule, views and order go on as if nothing had happened."""
-  run = study.experiment
-  middle = study.steps[1]
-  assert 0 < middle < study.steps[-1]
-  seeds = [config_lib.student_seed(run.config), basins.order_seed(run, 0)]
-  ends = [
-    basins.continued(run, distil, study.folder / f'{i}', middle, seed, 'fork')
-    for i, seed in enumerate(seeds)
-  ]
-  assert digest(ends[0]) == digest(study.student())
-  assert digest(ends[1]) != digest(study.student())
+  """Optimizer, schedule, views and order go on as if nothing had happened."""
+  run, (_, middle, last) = study.experiment, study.steps
+  assert 0 < middle < last
+  own, other = config_lib.student_seed(run.config), basins.order_seed(run, 0)
+  assert len({own, other, basins.order_seed(run, 1), basins.order_seed(run, 2)}) == 4
 
-  def never(*_):
-    raise AssertionError('trained again')
+  def continued(name, seed, distil=distil):
+    return digest(basins.continued(run, distil, study.folder / name, middle, seed, 'fork'))
 
-  again = basins.continued(run, never, study.folder / '1', middle, seeds[1], 'fork')
-  assert digest(again) == digest(ends[1])
-
-
-def test_a_killed_continuation_goes_on(study, distil):
-  run = study.experiment
-  whole, killed = study.folder / 'whole', study.folder / 'killed'
-  expected = basins.continued(run, distil, whole, study.steps[1], 5, 'fork')
-
-  def kill(*_):
-    raise KeyboardInterrupt
-
+  assert continued('same', own) == digest(study.student())
+  end = continued('other', other)
+  assert end != digest(study.student())
+  assert continued('other', other, None) == end  # it is not trained again
   with pytest.raises(KeyboardInterrupt):
-    basins.continued(run, SimpleNamespace(fit=kill), killed, study.steps[1], 5, 'fork')
-  found = basins.continued(run, distil, killed, study.steps[1], 5, 'fork')
-  assert digest(found) == digest(expected)
+    continued('killed', other, raising(KeyboardInterrupt))
+  assert continued('killed', other) == end
 
 
 def test_forks_are_spread_over_the_kept_steps():
   assert basins.fork_steps([0, 67, 168, 337, 506, 674], 4) == [0, 67, 337, 506]
   assert basins.fork_steps([0, 17, 34], 4) == [0, 17]
   assert basins.fork_steps([0, 17, 34], 1) == [0]
-
-
-def test_order_seeds_differ_from_each_other_and_from_the_students(study):
-  seeds = [basins.order_seed(study.experiment, i) for i in range(3)]
-  assert len({config_lib.student_seed(study.experiment.config), *seeds}) == 4
 
 
 def test_barriers_of_several_paths():
@@ -172,7 +174,7 @@ def test_one_basin_is_a_matter_of_the_interval(low, high, answer):
   assert drawing.verdicts(ends, 'b') == [answer, 'yes']
 
 
-def test_when_it_is_stable():
+def test_the_first_stable_fork_is_the_one_after_the_last_that_is_not():
   yes, no, open_ = 'yes', 'no', 'cannot be told'
   assert drawing.stable_from([no, yes, open_, yes, yes]) == 3
   assert drawing.stable_from([yes, yes]) == 0
@@ -180,7 +182,7 @@ def test_when_it_is_stable():
 
 
 def test_a_shortened_schedule_is_the_whole_one_in_less_time(tmp_path):
-  run = tiny_run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
+  run = small_run.run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
   short = basins.shortened(run, 4.08)  # 17
   assert (run.student.plan.num_steps, short.student.plan.num_steps) == (34, 17)
   whole, half = run.student.learning_rate, short.student.learning_rate
@@ -246,6 +248,9 @@ def test_forks(study, tmp_path):
 
 
 def test_lambdas(study, tmp_path):
+  own, half = (basins.with_lambda(study.experiment, x).folders.student for x in (0.0, 0.5))
+  assert own == study.experiment.folders.student != half
+  assert own.parent == half.parent
   assert trained_by(LAMBDAS, study) == [('student of λ = 0', 0), ('student of λ = 1', 34)]
   found = found_by(LAMBDAS, study, tmp_path)
   assert [steps for _, steps in trained_by(LAMBDAS, study)] == [0, 0]
@@ -278,15 +283,6 @@ def test_lambdas(study, tmp_path):
       assert row[place + 1] == one_basin(low, high)
 
 
-def test_lambda_starts_at_the_final_teacher_and_in_the_same_workdir(study):
-  half = basins.with_lambda(study.experiment, 0.5)
-  assert half.folders.student.parent == study.experiment.folders.student.parent
-  assert half.folders.student != study.experiment.folders.student
-  assert (
-    basins.with_lambda(study.experiment, 0.0).folders.student == study.experiment.folders.student
-  )
-
-
 def test_returns(study, tmp_path):
   assert trained_by(RETURNS, study) == [
     (f'{name}', 2) for name in ('random 0', 'random 0.3', 'sharp 0.3', 'flat 0.3')
@@ -307,8 +303,8 @@ def test_returns(study, tmp_path):
 
 
 def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
-  """One of two continuations from step 0; the other, and the student, are still compared."""
-  monkeypatch.setattr(basins, 'distiller', lambda run: SimpleNamespace(fit=diverging))
+  """One of two continuations diverges; the other is still compared with the student."""
+  monkeypatch.setattr(basins, 'distiller', lambda run: DIVERGING)
   monkeypatch.setattr(basins, 'order_seed', lambda run, index: index)
 
   def continued(run, distil, folder, step, seed, name):
@@ -318,8 +314,7 @@ def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
 
   right = basins.continued
   monkeypatch.setattr(basins, 'continued', continued)
-  settings = SimpleNamespace(**{name: SMALL[name] for name in FORKS.reads} | {'fork_seeds': 2})
-  found = FORKS.compute(study, settings, Blocks(tmp_path), Checks())
+  found, figure = computed(FORKS, study, tmp_path, fork_seeds=2)
   np.testing.assert_array_equal(found['diverged'], [[False, True], [False, False]])
   pairs_KP = found['barrier/test/loss/pairs']  # the student and 1, the student and 2, 1 and 2
   np.testing.assert_array_equal(np.isnan(pairs_KP), [[False, True, True], [False] * 3])
@@ -330,42 +325,28 @@ def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
   np.testing.assert_array_equal(
     np.isnan(found['ends/test/loss']), [[False, False, True], [False] * 3]
   )
-  with figures.style('forks'):
-    figure = FORKS.draw(found)
   marks = [line for line in figure.axes[0].lines if line.get_label() == 'diverged']
   assert [list(line.get_xdata()) for line in marks] == [[0]]
   assert [row[4] for row in FORKS.table(found)[1:3]] == ['1 of 2', '0 of 2']
 
 
-def diverging(*_):
-  raise DivergedError('student: the loss is nan')
-
-
 def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
-  monkeypatch.setattr(basins, 'distiller', lambda run: SimpleNamespace(fit=diverging))
-  settings = SimpleNamespace(
-    **{name: SMALL[name] for name in RETURNS.reads} | {'return_epochs': 1.0}
-  )
-  found = RETURNS.compute(study, settings, Blocks(tmp_path), Checks())
+  monkeypatch.setattr(basins, 'distiller', lambda run: DIVERGING)
+  found, _ = computed(RETURNS, study, tmp_path, return_epochs=1.0)
   assert np.isnan(found['after/test/predictive_kl']).all()
   assert np.isnan(found['distance/after']).all()
   assert np.isfinite(found['before/test/predictive_kl']).all()
-  with figures.style('returns'):
-    RETURNS.draw(found)
-  rows = RETURNS.table(found)[1:]
-  assert [row[3] for row in rows] == ['diverged'] * 4
+  assert [row[3] for row in RETURNS.table(found)[1:]] == ['diverged'] * 4
 
 
 def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monkeypatch):
-  monkeypatch.setattr(basins, 'distiller', lambda run: SimpleNamespace(fit=diverging))
-  few = {'lanczos_steps': 2, 'num_eigenpairs': 1}
-  settings = SimpleNamespace(**{name: SMALL[name] for name in RETURNS.reads} | few)
+  monkeypatch.setattr(basins, 'distiller', lambda run: DIVERGING)
   with pytest.raises(UserError, match=r'--lanczos_steps = 2: too few .* such as 4. Nothing was'):
-    RETURNS.compute(study, settings, Blocks(tmp_path), Checks())
+    computed(RETURNS, study, tmp_path, lanczos_steps=2)
 
 
 def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_path, monkeypatch):
-  """At λ = 0 two more in the workdir: both with the weights of a middle checkpoint."""
+  """The workdir has two more students of λ = 0, both with the weights of a middle checkpoint."""
   own, middle = study.student(), study.student(study.steps[1])
   others = {
     name: SimpleNamespace(folders=SimpleNamespace(student=epath.Path(name))) for name in 'ab'
@@ -381,9 +362,8 @@ def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_p
   monkeypatch.setattr(
     student, 'load', lambda run, step=None: middle if run in others.values() else load(run, step)
   )
-  settings = SimpleNamespace(**{name: SMALL[name] for name in LAMBDAS.reads})
-  assert LAMBDAS.depends(study, settings) == {'0.0': ['a', 'b']}
-  found = LAMBDAS.compute(study, settings, Blocks(tmp_path), Checks())
+  assert LAMBDAS.depends(study, settings_of(LAMBDAS)) == {'0.0': ['a', 'b']}
+  found, _ = computed(LAMBDAS, study, tmp_path)
   assert found['num_students'].tolist() == [3, 1]  # of two, the other does not count
   measured = measure.Measure(study, SMALL['num_examples'])
   key = 'test/predictive_kl'
@@ -395,20 +375,13 @@ def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_p
   np.testing.assert_allclose(
     found[f'final/{key}/high'][0] - found[f'final/{key}'][0], half, rtol=1e-4
   )
-  with figures.style('lambdas'):
-    LAMBDAS.draw(found)
   assert [row[1] for row in LAMBDAS.table(found)[1:]] == ['3', '1']
   assert "Student's t over students" in LAMBDAS.caption(found)
 
 
-def test_what_needs_the_teachers_weights_says_so(tmp_path):
+def test_parts_say_what_they_lack(study, tmp_path):
   other = runs.Study(tiny_run(tmp_path, student__model__width=8))
   for part in (LAMBDAS, RETURNS):
     assert 'another architecture' in part.unavailable(other)
-
-
-def test_forks_need_a_kept_checkpoint_and_no_teacher(study):
-  assert FORKS.unavailable(study) is None
-  assert LAMBDAS.unavailable(study) is None
-  gone = SimpleNamespace(steps=[34])
-  assert 'keep_checkpoints' in FORKS.unavailable(gone)
+  assert FORKS.unavailable(study) is LAMBDAS.unavailable(study) is None
+  assert 'keep_checkpoints' in FORKS.unavailable(SimpleNamespace(steps=[34]))

@@ -1,5 +1,6 @@
 """The parts on curvature for a linear network, whose H and G are equal and known as formulas."""
 
+import dataclasses
 import types
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from kdjax.report import figures
 
 SETTINGS = Settings(curvature_examples=7, num_eigenpairs=3, lanczos_steps=30, num_probes=4)
 PARTS = {part.name: part for part in curvature.PARTS}
-TAU, LABELS = 2.0, np.arange(7) % 4
+TAU, LABELS, NO_LABELS = 2.0, np.arange(7) % 4, np.full(7, -1)
 INPUTS = np.random.default_rng(9).normal(size=(7, 5)).astype(np.float32)
 
 
@@ -50,34 +51,42 @@ def points_of(model):
 
 
 def made_measure(model, labels=LABELS):
-  """Seven examples in two batches; the teacher predicts what `kernel(2)` does."""
+  """Seven examples, with BatchNorm in two batches; the teacher predicts what `kernel(2)` does."""
 
   def make(study, num_examples):
     assert num_examples == 7
     log_probs_NC = np.asarray(jax.nn.log_softmax(INPUTS @ kernel(2)))
     examples = {'inputs': INPUTS, 'labels': labels, 'teacher_log_probs': log_probs_NC}
     loss = {'loss': losses.distillation, 'temperature': TAU, 'alpha': 0.0}
-    return measure.Distilled(model, loss, {'distillation': examples}, 4, isinstance(model, Normed))
+    has_norm = isinstance(model, Normed)
+    sets = {'distillation': examples}
+    return measure.Distilled(model, loss, sets, 4 if has_norm else 7, has_norm)
 
   return make
 
 
-def computed(name, tmp_path, model=None, **kwargs):
+def computed(name, folder, model=None, settings=SETTINGS, **kwargs):
   model, checks = model or Linear(), Checks()
   study = types.SimpleNamespace(seed=0, points=lambda: points_of(model))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(measure, 'Measure', made_measure(model, **kwargs))
-    return PARTS[name].compute(study, SETTINGS, Blocks(epath.Path(tmp_path)), checks), checks
+    return PARTS[name].compute(study, settings, Blocks(epath.Path(folder)), checks), checks
 
 
 @pytest.fixture(scope='module')
-def spectra(tmp_path_factory):
-  return computed('curvature', tmp_path_factory.mktemp('spectra'))
+def folders(tmp_path_factory):
+  """The blocks of both parts."""
+  return {name: tmp_path_factory.mktemp(name) for name in PARTS}
 
 
 @pytest.fixture(scope='module')
-def traces(tmp_path_factory):
-  return computed('curvature_traces', tmp_path_factory.mktemp('traces'))
+def spectra(folders):
+  return computed('curvature', folders['curvature'])
+
+
+@pytest.fixture(scope='module')
+def traces(folders):
+  return computed('curvature_traces', folders['curvature_traces'])
 
 
 def true_hessian(seed, tau):
@@ -155,9 +164,14 @@ def test_traces_of_g_are_exact_those_of_h_hold_the_true_one_and_there_is_no_mism
 
 
 def test_with_batch_norm_there_are_estimates_and_a_mismatch(tmp_path):
-  """Against an explicit matrix, whose derivatives go through the statistics of both batches."""
+  """Compares with an explicit matrix, whose derivatives go through the statistics of both batches.
+
+  Without labels there is no cross-entropy.
+  """
   model = Normed()
-  arrays, _ = computed('curvature_traces', tmp_path, model, labels=np.full(7, -1))
+  arrays, _ = computed('curvature_traces', tmp_path, model, labels=NO_LABELS)
+  assert arrays['objectives'].tolist() == ['distillation']
+  assert not any('cross_entropy' in key for key in arrays)
   of, point = made_measure(model)(None, 7), points_of(model)['student']
   theta_P, unravel = jax.flatten_util.ravel_pytree(point['params'])
 
@@ -181,36 +195,28 @@ def test_with_batch_norm_there_are_estimates_and_a_mismatch(tmp_path):
   assert 'traces of G are exact' not in PARTS['curvature_traces'].caption(arrays)
 
 
-@pytest.mark.parametrize('name', PARTS)
-def test_finished_blocks_are_not_computed_again(tmp_path, name, monkeypatch):
-  first, _ = computed(name, tmp_path)
+def test_finished_blocks_are_not_computed_again(folders, spectra, traces, monkeypatch):
   monkeypatch.setattr(curvature, 'MeanLoss', None)
-  second, _ = computed(name, tmp_path)
-  assert first.keys() == second.keys()
-  assert all(
-    np.array_equal(first[key], second[key], equal_nan=x.dtype.kind == 'f')
-    for key, x in first.items()
-  )
-
-
-def test_without_labels_there_is_no_cross_entropy(tmp_path):
-  arrays, _ = computed('curvature_traces', tmp_path, labels=np.full(7, -1))
-  assert arrays['objectives'].tolist() == ['distillation']
-  assert not any('cross_entropy' in key for key in arrays)
+  for name, (first, _) in zip(PARTS, (spectra, traces), strict=True):
+    second, _ = computed(name, folders[name])
+    assert first.keys() == second.keys()
+    for key, x in first.items():
+      assert np.array_equal(x, second[key], equal_nan=x.dtype.kind == 'f'), key
 
 
 @pytest.mark.parametrize(
-  'name, method, wrong, told',
+  'name, wrong, told',
   [
-    ('curvature', 'gvp', lambda right, v: right + 0.1 * np.roll(v, 1), 'of ggn'),
-    ('curvature_traces', 'gvp', lambda right, v: right + v, 'trace of G against the exact one'),
+    ('curvature', lambda right, v: right + 0.1 * np.roll(v, 1), 'of ggn'),
+    ('curvature_traces', lambda right, v: right + v, 'trace of G against the exact one'),
   ],
 )
-def test_a_wrong_product_is_found(tmp_path, monkeypatch, name, method, wrong, told):
-  right = getattr(curvature.MeanLoss, method)
-  monkeypatch.setattr(curvature.MeanLoss, method, lambda self, v: wrong(right(self, v), v))
+def test_a_wrong_product_is_found(tmp_path, monkeypatch, name, wrong, told):
+  right = curvature.MeanLoss.gvp
+  monkeypatch.setattr(curvature.MeanLoss, 'gvp', lambda self, v: wrong(right(self, v), v))
+  settings = dataclasses.replace(SETTINGS, lanczos_steps=4, num_probes=2)
   with pytest.raises(CheckError, match=told):
-    computed(name, tmp_path)
+    computed(name, tmp_path, settings=settings, labels=NO_LABELS)
 
 
 def test_the_figures_show_all_points_and_objectives(spectra, traces):

@@ -1,6 +1,7 @@
 """The decomposition of a KL, against identities, a linear model and counts by hand."""
 
 import types
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,10 @@ from scipy.special import log_softmax, softmax
 from analysis import decomposition, runs
 from analysis.part import Blocks, Checks, Settings
 from analysis.parts import decomposition as part
+from kdjax import config as config_lib
 from kdjax import intervals, keys, metrics
 from kdjax.report import figures
+from tests import small_run
 
 
 def log_probs(*shape, seed=0, scale=3.0):
@@ -35,13 +38,8 @@ def test_the_mean_kl_is_the_kl_of_the_mean_and_the_variance(num_students):
   expected = (probs_NC * np.log(probs_NC / mean_NC)).sum(axis=-1)
   np.testing.assert_allclose(terms['of_mean'], expected, atol=1e-12)
   assert (terms['variance'] > 0.01).all() or num_students == 1
-
-
-def test_students_that_are_one_have_no_variance():
-  teacher_NC, student_NC = log_probs(9, 4), log_probs(9, 4, seed=1)
-  terms = decomposition.heskes(teacher_NC, np.stack([student_NC] * 3))
-  np.testing.assert_allclose(terms['variance'], 0, atol=1e-12)
-  np.testing.assert_allclose(terms['of_mean'], decomposition.kl(teacher_NC, student_NC), atol=1e-12)
+  same = decomposition.heskes(teacher_NC, np.stack([students_KNC[0]] * 3))
+  np.testing.assert_allclose(same['variance'], 0, atol=1e-12)
 
 
 def test_opposite_students_of_a_uniform_teacher_are_all_variance():
@@ -153,6 +151,11 @@ SETTINGS = Settings(num_examples=48, kernel_examples=2)
 
 
 @pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  return small_run.finished(tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
 def computed(finished, tmp_path_factory):
   """The part on a tiny run whose two siblings are its kept checkpoints: steps, arrays, values of checks."""
   study, checks = runs.Study(finished), Checks()
@@ -231,73 +234,42 @@ def test_the_students_to_compare_are_found_in_the_workdir(finished, monkeypatch)
   groups = part._groups(study)
   assert list(groups) == ['student', 'λ = 1', 'twice the width']
   assert [run.config.student.init_lambda for run in asked] == [1, 0]
-  assert asked[1].student.model.width == 2 * finished.student.model.width
+  wide, own = (config_lib.student_model(run.config).width for run in (asked[1], finished))
+  assert wide == 2 * own
   others = [run.folders.student.name for run in asked]
   expected = {'λ = 1': others[:1], 'twice the width': others[1:]}
   assert part._fingerprints(study, SETTINGS) == expected
 
 
-def made(num_students: int, has_residual: bool, has_fresh: bool):
-  """Arrays as the part makes them, with numbers that a table can be compared with."""
-  sets = ['seen', 'fresh', 'test'] if has_fresh else ['seen', 'test']
-  groups = ['student', 'independent'] if num_students > 1 else ['student']
-  interval = lambda key, x: dict(
-    zip([f'{key}{end}' for end in intervals.ENDS], (x, 0.5 * x, 2 * x), strict=True)
-  )
-  value_S = 0.1 * np.arange(1, len(sets) + 1)
-  arrays = {
-    'sets': np.array(sets),
-    'num_examples': np.full(len(sets), 48),
-    'num_students': np.array(num_students),
-    'groups': np.array(groups),
-    'group_sizes': np.array([num_students, 1][: len(groups)]),
-    'margin/edges': part.EDGES,
-    'margin/counts': np.arange(len(part.EDGES) - 1),
-  } | interval('kl', np.stack([value_S, 10 * value_S])[: len(groups)])
-  for term, factor in (('mean', 3), ('of_mean', 1), ('variance', 2)):
-    arrays[f'plain/{term}'] = factor * value_S
-    if num_students > 1:
-      arrays |= interval(f'heskes/{term}', factor * value_S)
-  if has_fresh:
-    arrays |= interval('fresh_less_seen', np.array([0.02, 0.03])[: len(groups)])
-  if has_residual:
-    arrays |= interval('residual/shares', np.array([0.2, 0.7, 0.1]))
-    arrays |= interval('residual/directions', np.array([0.1, 0.3, 0.6]))
-    arrays['residual/over_students'] = np.array(num_students > 2)
-  for name in groups:
-    arrays |= interval(f'margin/{name}', np.array([np.nan, 0.4, 0.3, 0.2, 0.1, 0.05, 0]))
-  return arrays
-
-
-@pytest.mark.parametrize(
-  ('num_students', 'has_residual', 'has_fresh'),
-  [(1, False, False), (1, True, True), (2, True, True), (4, True, False)],
-)
-def test_the_figure_shows_what_there_is_and_the_table_has_its_numbers(
-  num_students, has_residual, has_fresh
-):
-  arrays = made(num_students, has_residual, has_fresh)
-  (found,) = part.PARTS
-  with figures.style(found.name):
-    figure = found.draw(arrays)
-    figure.canvas.draw()
-  assert len(figure.axes) == 4
-  bias, _, residual, _ = figure.axes
-  bars = [bar.get_height() for bar in bias.patches]
-  expected = [*arrays['heskes/of_mean'], *arrays['heskes/variance']] if num_students > 1 else []
-  assert bars == pytest.approx(expected)
-  assert len(residual.patches) == (6 if has_residual else 0)
-  caption = found.caption(arrays)
-  assert len(caption.split()) <= 60 and f'({num_students} here)' in caption
-  assert ('c: residual' in caption) == has_residual
-  rows = found.table(arrays)
-  value_of = {tuple(row[:3]): row[3] for row in rows}
-  assert len(value_of) == len(rows)
-  count = str(num_students)
-  assert value_of['KL, student (nats)', 'seen views', count] == '0.1 [0.05, 0.2]'
-  assert value_of['KL, twice the width (nats)', '', '0'] == 'not in the workdir'
-  assert ('variance over seeds (nats)', 'test', '∞') in value_of or num_students == 1
-  assert value_of['disagreement, student (%)', '0.1–0.25, n = 1', '1'] == '40 [20, 80]'
-  if has_residual:
-    size = '3' if num_students > 2 else '1'
-    assert value_of['‖p − q‖² (%)', 'not yet', size] == '70 [35, 140]'
+def test_the_figure_shows_what_there_is_and_the_table_has_its_numbers(computed):
+  (found,), (_, whole, _) = part.PARTS, computed
+  lacking = ('heskes/', 'residual/', 'fresh_less_seen')
+  alone = {key: x for key, x in whole.items() if not key.startswith(lacking)}
+  for arrays, count in ((whole, 3), (alone | {'num_students': np.array(1)}, 1)):
+    is_whole, text = arrays is whole, partial(intervals.text, arrays)
+    with figures.style(found.name):
+      figure = found.draw(arrays)
+      figure.canvas.draw()
+    bias, _, residual, _ = figure.axes
+    expected = [*arrays['heskes/of_mean'], *arrays['heskes/variance']] if is_whole else []
+    assert [bar.get_height() for bar in bias.patches] == pytest.approx(expected)
+    assert len(residual.patches) == 6 * is_whole
+    caption = found.caption(arrays)
+    assert len(caption.split()) <= 60 and f'({count} here)' in caption
+    assert ('c: residual' in caption) == is_whole
+    rows = found.table(arrays)
+    value_of = {tuple(row[:3]): row[3] for row in rows}
+    assert len(value_of) == len(rows)
+    mean = value_of['mean KL (nats)', 'test', str(count)]
+    assert mean == f'{arrays["plain/mean"][2]:.3g}'
+    assert value_of['KL, student (nats)', 'seen views', '3'] == text('kl', (0, 0))
+    assert value_of['KL, twice the width (nats)', '', '0'] == 'not in the workdir'
+    place = np.flatnonzero(arrays['margin/counts'])[-1]
+    low, high = part.EDGES[place : place + 2]
+    where = f'{low:g}–{high:g}, n = {arrays["margin/counts"][place]}'
+    expected = text('margin/student', place, 100)
+    assert value_of['disagreement, student (%)', where, '1'] == expected
+    assert (('variance over seeds (nats)', 'test', '∞') in value_of) == is_whole
+    if is_whole:
+      assert value_of['‖p − q‖² (%)', 'not yet', '3'] == text('residual/shares', 1, 100)
+      assert value_of['KL, λ = 1 (nats)', 'fresh − seen', '1'] == text('fresh_less_seen', 1)

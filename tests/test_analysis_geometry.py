@@ -89,15 +89,12 @@ def test_three_points_on_a_line_and_points_that_are_twice_there_are_refused(part
 
 
 def test_the_error_of_directions_that_are_not_orthonormal():
-  x, y = ({'w': np.array(w, np.float32)} for w in ([1, 0], [0, 1]))
-  tilted = {'w': np.array([0.6, 0.8], np.float32)}
-  assert geometry.orthonormality_error(geometry.Plane(x, x, y)) == 0
-  np.testing.assert_allclose(geometry.orthonormality_error(geometry.Plane(x, x, tilted)), 0.6)
-  doubled = {'w': np.array([0, 2], np.float32)}
-  np.testing.assert_allclose(geometry.orthonormality_error(geometry.Plane(x, x, doubled)), 3)
-
-
-def test_inner_products_are_taken_in_float64():
+  x, y, tilted, doubled = (
+    {'w': np.array(w, np.float32)} for w in ([1, 0], [0, 1], [0.6, 0.8], [0, 2])
+  )
+  for second, expected in ((y, 0), (tilted, 0.6), (doubled, 3)):
+    found = geometry.orthonormality_error(geometry.Plane(x, x, second))
+    np.testing.assert_allclose(found, expected, atol=1e-7)
   # In float32 the last 1 would vanish beside 1e8.
   a = {'w': np.array([1e4, 1], np.float32), 'v': np.array([2], np.float32)}
   assert geometry.inner(a, a) == 1e8 + 5
@@ -107,10 +104,9 @@ def test_inner_products_are_taken_in_float64():
 
 
 def test_a_two_by_three_grid_is_filled_by_rows_of_y():
-  xs, ys = np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0])
-  coords_P2 = geometry.grid_coords(xs, ys)
-  values = (coords_P2[:, 0] + 10 * coords_P2[:, 1]).reshape(len(ys), len(xs))
-  np.testing.assert_array_equal(values, [[0, 1, 2], [10, 11, 12]])
+  coords_P2 = geometry.grid_coords(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0]))
+  values_YX = (coords_P2 @ np.array([1, 10])).reshape(2, 3)
+  np.testing.assert_array_equal(values_YX, [[0, 1, 2], [10, 11, 12]])
 
 
 def test_a_grid_has_one_step_and_covers_the_points_with_a_margin():
@@ -134,12 +130,10 @@ def test_a_side_that_is_no_whole_number_of_steps_is_lengthened_evenly(resolution
   assert ys[-1] - ys[0] < 1.7 + step
 
 
-@pytest.mark.parametrize(
-  'points, resolution', [([[0, 0], [1, 2]], 1), ([[3, 3], [3, 3], [3, 3]], 5)]
-)
-def test_no_grid_without_two_points_a_side_or_any_extent(points, resolution):
-  with pytest.raises(ValueError, match='no grid'):
-    geometry.grid(np.array(points), resolution, margin=0.25)
+def test_no_grid_without_two_points_a_side_or_any_extent():
+  for points, resolution in (([[0, 0], [1, 2]], 1), ([[3, 3]] * 3, 5)):
+    with pytest.raises(ValueError, match='no grid'):
+      geometry.grid(np.array(points), resolution, margin=0.25)
 
 
 def test_a_quadratic_bowl_is_round_on_the_grid():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import types
-from functools import partial
 
 import jax
 import numpy as np
@@ -33,32 +32,33 @@ class FakeStudy(types.SimpleNamespace):
 def make_study(**fields):
   """Teacher 0 at (0, 0), the student at (8, 0) and its start at (3, 4) of the first two weights."""
   students = {0: weights(3, 4, 0, 0), 7: weights(5, 2, 3, 0), 9: weights(8, 0, 0, 0)}
-  members = [weights(0, 0, 0, 0), weights(2, 6, 0, 0)]
   section = types.SimpleNamespace(
     loss='cross_entropy', alpha=0.0, init_lambda=0.0, init_from='final'
   )
-  teacher = types.SimpleNamespace(num_members=fields.get('num_members', 2), source='')
+  study = FakeStudy(
+    seed=0,
+    num_members=2,
+    steps=[0, 7, 9],
+    siblings=[],
+    same_architecture=True,
+    has_teachers=True,
+    initial_is_kept=True,
+    student=lambda step=9: students[step],
+  )
+  vars(study).update(fields)
+  teacher = types.SimpleNamespace(num_members=study.num_members, source='')
   config = types.SimpleNamespace(student=section, teacher=teacher)
-  study = {
-    'experiment': types.SimpleNamespace(config=config),
-    'seed': 0,
-    'num_members': 2,
-    'steps': [0, 7, 9],
-    'siblings': [],
-    'same_architecture': True,
-    'has_teachers': True,
-    'initial_is_kept': True,
-    'member': lambda i: members[i],
-    'student': lambda step=9: students[step],
-  } | fields
-  points = {'student': study['student']}
-  if study['initial_is_kept']:
-    points['initial'] = lambda: study['student'](0)
-  if study['same_architecture'] and study['has_teachers']:
-    points |= {f'teacher {i}': partial(study['member'], i) for i in range(study['num_members'])}
-  if study['siblings']:
-    points['sibling'] = lambda: weights(1, 5, 0, 0)
-  return FakeStudy(**study, names=list(points), point=lambda name: points[name]())
+  study.experiment = types.SimpleNamespace(config=config)
+  points = {'student': students[9]}
+  if study.initial_is_kept:
+    points['initial'] = students[0]
+  if study.same_architecture and study.has_teachers:
+    members = weights(0, 0, 0, 0), weights(2, 6, 0, 0)
+    points |= {f'teacher {i}': members[i] for i in range(study.num_members)}
+  if study.siblings:
+    points['sibling'] = weights(1, 5, 0, 0)
+  study.names, study.point = list(points), points.__getitem__
+  return study
 
 
 def weights_of(variables, inputs):
@@ -93,25 +93,38 @@ class FakeMeasure(surface.Surface):
     return super().at(build, shared, coordinates_PK, reestimate, show)
 
 
-@pytest.fixture(autouse=True)
-def fake_measure(monkeypatch):
-  fake = type('Fake', (FakeMeasure,), {})
-  monkeypatch.setattr(measure, 'Measure', fake)
-  return fake
-
-
-def compute(name, tmp_path, study=None, checks=None, **settings):
-  study = study or make_study()
-  blocks = Blocks(epath.Path(tmp_path) / name)
+def compute(name, folder, study=None, checks=None, measured=FakeMeasure, **settings):
+  blocks, checks = Blocks(epath.Path(folder) / name), Checks() if checks is None else checks
   settings = dataclasses.replace(SETTINGS, **settings)
-  return PARTS[name].compute(study, settings, blocks, Checks() if checks is None else checks)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(measure, 'Measure', measured)
+    return PARTS[name].compute(study or make_study(), settings, blocks, checks)
+
+
+@pytest.fixture(scope='module')
+def checks():
+  """The checks that `results` makes, by part."""
+  return {name: Checks() for name in PARTS}
+
+
+@pytest.fixture(scope='module')
+def results(checks, tmp_path_factory):
+  """The arrays of all parts."""
+  folder = tmp_path_factory.mktemp('planes')
+  return {name: compute(name, folder, checks=checks[name]) for name in PARTS}
+
+
+@pytest.fixture(scope='module')
+def figure(results):
+  """The figure of the plane."""
+  return PARTS['plane'].draw(results['plane'])
 
 
 # The plane through teacher, student and initial student.
 
 
-def test_the_grid_has_the_value_of_x_and_y_at_row_y_and_column_x(tmp_path):
-  arrays = compute('plane', tmp_path)
+def test_the_grid_has_the_value_of_x_and_y_at_row_y_and_column_x(results):
+  arrays = results['plane']
   xs, ys = arrays['xs'], arrays['ys']
   np.testing.assert_allclose(xs, np.arange(-2, 10.5))
   np.testing.assert_allclose(ys, np.arange(-2, 6.5))
@@ -126,19 +139,15 @@ def test_the_grid_has_the_value_of_x_and_y_at_row_y_and_column_x(tmp_path):
   np.testing.assert_allclose(high_YX - low_YX, (high_YX - low_YX)[0, 0], atol=1e-4)
 
 
-def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(tmp_path):
-  checks = Checks()
-  arrays = compute('plane', tmp_path, checks=checks)
+def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(results, checks):
+  arrays, values = results['plane'], checks['plane'].values
   assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'initial']
   np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [3, 4]], atol=1e-6)
   np.testing.assert_allclose(arrays['corners/distillation/loss'], [100, 108, 143], atol=1e-6)
   np.testing.assert_allclose(arrays['corners/test/predictive_kl'], [0, 64, 25], atol=1e-6)
-  assert {'orthonormality', 'corners reproduced: test/predictive_kl'} <= checks.values.keys()
-  assert max(value for value, _ in checks.values.values()) < 1e-5
-
-
-def test_checkpoints_have_their_height_above_the_plane(tmp_path):
-  arrays = compute('plane', tmp_path)
+  assert {'orthonormality', 'corners reproduced: test/predictive_kl'} <= values.keys()
+  assert max(value for value, _ in values.values()) < 1e-5
+  # Checkpoints have their height above the plane.
   assert arrays['path/steps'].tolist() == [0, 7, 9]
   np.testing.assert_allclose(arrays['path/xy'], [[3, 4], [5, 2], [8, 0]], atol=1e-6)
   np.testing.assert_allclose(arrays['path/height'], [0, 3, 0], atol=1e-6)
@@ -172,17 +181,18 @@ def test_the_grid_covers_a_path_that_leaves_the_triangle(tmp_path):
   np.testing.assert_allclose(arrays['xs'][[0, -1]], [-7, 11])  # 12 and a quarter on both sides
 
 
-def test_a_killed_plane_goes_on_and_a_kl_of_zero_is_not_missing(tmp_path, fake_measure):
-  whole = compute('plane', tmp_path / 'whole')
-  all_points, num_columns = fake_measure.points, len(whole['xs'])
+def test_a_killed_plane_goes_on_and_a_kl_of_zero_is_not_missing(results, tmp_path):
+  whole, measured = results['plane'], type('Killed', (FakeMeasure,), {'points': 0})
+  num_rows, num_columns = whole['test/predictive_kl'].shape
   row, column = np.argwhere(np.abs(whole['test/predictive_kl']) < 1e-9)[0]  # of teacher 0
-  fake_measure.points, fake_measure.stop_at = 0, all_points - 2 * num_columns
+  assert row < num_rows - 2  # finished when it is killed
+  num_corners = 2 * 3  # each is measured itself, and on the plane
+  measured.stop_at = num_corners + (num_rows - 2) * num_columns
   with pytest.raises(KeyboardInterrupt):
-    compute('plane', tmp_path)
-  assert row < len(whole['ys']) - 2  # was finished when it was killed
-  fake_measure.points, fake_measure.stop_at = 0, None
-  resumed = compute('plane', tmp_path)
-  assert fake_measure.points == all_points - (len(whole['ys']) - 2) * num_columns
+    compute('plane', tmp_path, measured=measured)
+  measured.points, measured.stop_at = 0, None
+  resumed = compute('plane', tmp_path, measured=measured)
+  assert measured.points == num_corners + 2 * num_columns
   assert resumed['test/predictive_kl'][row, column] == whole['test/predictive_kl'][row, column]
   for key, values in whole.items():
     np.testing.assert_array_equal(resumed[key], values, err_msg=key)
@@ -191,14 +201,11 @@ def test_a_killed_plane_goes_on_and_a_kl_of_zero_is_not_missing(tmp_path, fake_m
 # The other planes.
 
 
-def test_the_ensemble_plane_goes_through_two_teachers(tmp_path):
-  arrays = compute('ensemble_plane', tmp_path)
+def test_the_ensemble_plane_goes_through_two_teachers_or_a_sibling(results, tmp_path):
+  arrays = results['ensemble_plane']
   assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'teacher 1']
   np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [2, 6]], atol=1e-6)
   assert not any(key.startswith('path/') for key in arrays)
-
-
-def test_a_sibling_stands_in_for_the_second_teacher(tmp_path):
   study = make_study(num_members=1, siblings=['sister'])
   arrays = compute('ensemble_plane', tmp_path, study)
   assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'sibling']
@@ -240,9 +247,9 @@ def test_corners_that_there_are_not(corners):
   assert misnamed(names, Settings(corners=tuple(names))) == misnamed(names, Settings()) == []
 
 
-def test_the_random_plane_is_round_around_the_student_in_filter_norms(tmp_path):
+def test_the_random_plane_is_round_around_the_student_in_filter_norms(results):
   """KL = |w|² = 64 |e + x u + y v|² with unit u, v and e: the one filter has the norm 8."""
-  arrays = compute('random_plane', tmp_path)
+  arrays = results['random_plane']
   xs = arrays['xs']
   np.testing.assert_allclose(xs, [-1, -0.5, 0, 0.5, 1])
   np.testing.assert_array_equal(arrays['ys'], xs)
@@ -257,31 +264,22 @@ def test_the_random_plane_is_round_around_the_student_in_filter_norms(tmp_path):
 # When there is none.
 
 
-@pytest.mark.parametrize(
-  'name, fields, reason',
-  [
+def test_a_plane_that_lacks_a_point_says_which():
+  for name, fields, reason in (
     ('plane', {'same_architecture': False}, 'architecture'),
     ('plane', {'has_teachers': False}, 'checkpoints are gone'),
     ('plane', {'initial_is_kept': False}, 'keep_checkpoints'),
     ('ensemble_plane', {'same_architecture': False}, 'architecture'),
     ('ensemble_plane', {'has_teachers': False}, 'checkpoints are gone'),
     ('ensemble_plane', {'num_members': 1}, 'no sibling'),
-  ],
-)
-def test_a_plane_that_lacks_a_point_says_which(name, fields, reason):
-  assert reason in PARTS[name].unavailable(make_study(**fields))
-
-
-def test_planes_that_have_their_points_are_available():
+  ):
+    assert reason in PARTS[name].unavailable(make_study(**fields))
   assert all(part.unavailable(make_study()) is None for part in planes.PARTS)
   assert PARTS['ensemble_plane'].unavailable(make_study(num_members=1, siblings=['x'])) is None
   gone = make_study(same_architecture=False, has_teachers=False, initial_is_kept=False)
   assert PARTS['random_plane'].unavailable(gone) is None
-
-
-def test_a_student_that_began_at_the_teacher_spans_no_plane_with_it():
   study = make_study()
-  study.experiment.config.student.init_lambda = 1.0
+  study.experiment.config.student.init_lambda = 1.0  # the student began at the teacher
   assert 'init_lambda' in PARTS['plane'].unavailable(study)
   study.experiment.config.student.init_from = 'initial'
   assert PARTS['plane'].unavailable(study) is None
@@ -290,23 +288,17 @@ def test_a_student_that_began_at_the_teacher_spans_no_plane_with_it():
 # Figures and captions.
 
 
-def contours(axes):
-  return next(c for c in axes.collections if hasattr(c, 'levels'))
-
-
-def test_contours_lie_where_the_values_are_and_axes_are_true(tmp_path):
-  arrays = compute('plane', tmp_path)
-  figure = PARTS['plane'].draw(arrays)
+def test_contours_lie_where_the_values_are_and_axes_are_true(figure):
   axes = figure.axes[0]
   assert axes.get_aspect() == 1
-  filled = contours(axes)  # of 100 + x + 10 y, for x in [-2, 10] and y in [-2, 6]
+  filled = next(c for c in axes.collections if hasattr(c, 'levels'))
+  # The values are 100 + x + 10 y, for x in [-2, 10] and y in [-2, 6]
   lowest, highest = (filled.get_paths()[i].vertices for i in (0, -1))
   np.testing.assert_allclose(highest[:, 1].min(), (filled.levels[-2] - 110) / 10, atol=1e-4)
   np.testing.assert_allclose(lowest[:, 1].max(), (filled.levels[1] - 98) / 10, atol=1e-4)
 
 
-def test_the_figure_shows_corners_checkpoints_and_heights(tmp_path):
-  figure = PARTS['plane'].draw(compute('plane', tmp_path))
+def test_the_figure_shows_corners_checkpoints_and_heights(figure):
   panels = figure.axes[:6]
   for axes in panels:
     points = {line.get_label(): np.ravel(line.get_xydata()) for line in axes.lines}
@@ -322,9 +314,9 @@ def test_the_figure_shows_corners_checkpoints_and_heights(tmp_path):
 
 
 @pytest.mark.parametrize('name', PARTS)
-def test_every_part_draws_and_describes_itself(name, tmp_path):
-  arrays = compute(name, tmp_path)
-  PARTS[name].draw(arrays).savefig(tmp_path / 'figure.png')
+def test_every_part_draws_and_describes_itself(name, results, figure):
+  arrays = results[name]
+  (figure if name == 'plane' else PARTS[name].draw(arrays)).canvas.draw()
   caption = PARTS[name].caption(arrays)
   points = f'{len(arrays["xs"])} × {len(arrays["ys"])} points, interpolated linearly'
   for text in (points, 'n = 3 distillation, 3 test', 're-estimated', '0 at a perfect match'):
@@ -336,19 +328,16 @@ def test_every_part_draws_and_describes_itself(name, tmp_path):
     assert rows['teacher 0'][3] == 'student 8, initial student 5'
 
 
-def masked(*values):
-  return np.ma.masked_invalid(np.array([values], np.float64))
+def levels_of(*values, log=True):
+  return drawing._levels(np.ma.masked_invalid(np.array([values])), log=log)
 
 
 def test_a_wide_scale_is_logarithmic_from_the_smallest_positive_value():
-  levels, norm, floored = drawing._levels(masked(0.0, 0.01, 10.0, np.inf), log=True)
+  levels, norm, floored = levels_of(0.0, 0.01, 10.0, np.inf)
   np.testing.assert_allclose(levels[[0, -1]], [0.01, 10])
   np.testing.assert_allclose(np.diff(np.log(levels)), np.log(1000) / 11)
   assert floored and norm.vmin == levels[0]
-
-
-def test_a_logarithmic_scale_spends_no_colours_on_rounding_errors():
-  levels, _, floored = drawing._levels(masked(-1e-9, 1e-9, 0.1, 10.0), log=True)
+  levels, _, floored = levels_of(-1e-9, 1e-9, 0.1, 10.0)  # no colours for rounding errors
   np.testing.assert_allclose(levels[[0, -1]], [1e-4, 10])
   assert floored
 
@@ -364,7 +353,7 @@ def test_a_logarithmic_scale_spends_no_colours_on_rounding_errors():
   ],
 )
 def test_other_scales_are_linear(values, log, ends):
-  levels, norm, floored = drawing._levels(masked(*values), log=log)
+  levels, norm, floored = levels_of(*values, log=log)
   np.testing.assert_allclose(levels, np.linspace(*ends, len(levels)))
   assert norm is None and not floored
 

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import types
 
 import numpy as np
 import pytest
-from conftest import copied
 from etils import epath
 
 from analysis import runner, runs
@@ -16,6 +16,7 @@ from analysis.parts import PARTS
 from kdjax.errors import ConfigError, UserError
 from kdjax.report import figures
 from kdjax.runtime import files, progress
+from tests import small_run
 
 NUM_PIECES = 3
 
@@ -45,9 +46,9 @@ class Made:
 
 
 def draw(arrays):
-  figure = figures.blank()
-  figure.subplots().plot(arrays['x'])
-  return figure
+  """A figure that costs nothing."""
+  write = lambda buffer, format, **_: buffer.write(f'{format} of {arrays["x"]}'.encode())
+  return types.SimpleNamespace(savefig=write)
 
 
 def caption(arrays):
@@ -61,41 +62,63 @@ def made(monkeypatch):
   return made
 
 
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  return small_run.finished(tmp_path_factory)
+
+
 @pytest.fixture
-def study(finished, tmp_path):
-  return runs.load(copied(finished, tmp_path).workdir)
+def study(finished, tmp_path, monkeypatch):
+  """The finished student, with a folder of its own for its analyses."""
+  monkeypatch.setattr(runs.Study, 'folder', epath.Path(tmp_path) / 'analysis')
+  return runs.Study(finished)
+
+
+def kill(*_):
+  raise KeyboardInterrupt
+
+
+def run_killed(study, *args):
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(study, *args)
+
+
+def about(study, name='made'):
+  return files.read_json(study.folder / f'{name}.json')
+
+
+def problems_of(study, *args, **kwargs):
+  with pytest.raises(ConfigError) as error:
+    runner.run(study, *args, **kwargs)
+  return error.value.problems
 
 
 def test_a_part_leaves_numbers_pictures_and_words(study, made):
   assert runner.run(study, Settings(num_probes=5)) == ['made']
   arrays = files.read_arrays(study.folder / 'made.npz')
   np.testing.assert_array_equal(arrays['x'], [0, 5, 10])
-  record = json.loads(str(arrays['record']))
+  record, config, checks = (json.loads(str(arrays[key])) for key in ('record', 'config', 'checks'))
   assert record['settings'] == {'num_probes': 5}
   assert record['fingerprints'] == study.fingerprints
-  assert json.loads(str(arrays['config'])) == json.loads(
-    json.dumps(study.experiment.config.to_dict())
-  )
-  assert json.loads(str(arrays['checks'])) == {'small': [0.25, 1.0]}
-  about = files.read_json(study.folder / 'made.json')
-  assert about['title'] == 'Title of made'
-  assert about['caption'] == 'The last is 10.'
-  assert about['table'] == [['last'], ['10']]
-  assert (study.folder / 'made.png').read_bytes().startswith(b'\x89PNG')
-  assert (study.folder / 'made.pdf').read_bytes().startswith(b'%PDF')
-  assert not (study.folder / 'blocks' / 'made').exists()
+  assert config == json.loads(json.dumps(study.experiment.config.to_dict()))
+  assert checks == {'small': [0.25, 1.0]}
+  told = about(study)
+  assert told['title'] == 'Title of made'
+  assert told['caption'] == 'The last is 10.'
+  assert told['table'] == [['last'], ['10']]
+  for end in ('png', 'pdf'):
+    assert (study.folder / f'made.{end}').read_bytes().startswith(end.encode())
   assert list((study.folder / 'blocks').glob('*/*')) == []
 
 
 def test_a_part_that_was_killed_before_its_figure_is_drawn(study, made, monkeypatch):
-  """The numbers are new, and what was drawn of the old ones must go."""
+  """The figure of the old numbers is replaced."""
   runner.run(study, Settings(num_probes=5))
   with monkeypatch.context() as patch:
-    patch.setattr(runner, '_show', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-      runner.run(study, Settings(num_probes=7))
+    patch.setattr(runner, '_show', kill)
+    run_killed(study, Settings(num_probes=7))
   runner.run(study, Settings(num_probes=7))
-  assert files.read_json(study.folder / 'made.json')['caption'] == 'The last is 14.'
+  assert about(study)['caption'] == 'The last is 14.'
 
 
 def test_checks_of_finished_pieces_are_kept(study, made, monkeypatch):
@@ -111,18 +134,10 @@ def test_checks_of_finished_pieces_are_kept(study, made, monkeypatch):
 
   monkeypatch.setattr(runner, 'PARTS', {'p': Part('p', 'P', (), compute, draw, caption)})
   made.die_after = 0
-  with pytest.raises(KeyboardInterrupt):
-    runner.run(study, Settings())
+  run_killed(study, Settings())
   made.die_after = None
   runner.run(study, Settings())
-  assert files.read_json(study.folder / 'p.json')['checks'] == {'inside': [0.5, 1.0]}
-
-
-def test_another_version_of_a_part_is_computed_again(study, made, monkeypatch):
-  runner.run(study, Settings())
-  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(version=2)})
-  runner.run(study, Settings())
-  assert len(made.computed) == 2 * NUM_PIECES
+  assert about(study, 'p')['checks'] == {'inside': [0.5, 1.0]}
 
 
 def test_a_part_that_another_process_is_at_comes_last(study, made, monkeypatch):
@@ -139,7 +154,7 @@ def test_a_part_that_another_process_is_at_comes_last(study, made, monkeypatch):
   assert [wait for wait in waits if wait[1]] == [('made', True)] == waits[-1:]
 
 
-def test_what_is_finished_is_not_computed_again(study, made):
+def test_what_is_finished_is_not_computed_again(study, made, monkeypatch):
   runner.run(study, Settings())
   times = {path.name: path.stat().mtime for path in study.folder.glob('made.*')}
   runner.run(study, Settings(num_examples=99))  # which this part does not read
@@ -151,36 +166,30 @@ def test_what_is_finished_is_not_computed_again(study, made):
   assert (study.folder / 'made.png').exists()
   runner.run(study, Settings(num_probes=9))
   assert len(made.computed) == 2 * NUM_PIECES
-  assert files.read_json(study.folder / 'made.json')['caption'] == 'The last is 18.'
+  assert about(study)['caption'] == 'The last is 18.'
+  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(version=2)})
+  runner.run(study, Settings(num_probes=9))
+  assert len(made.computed) == 3 * NUM_PIECES
 
 
-def test_a_killed_part_goes_on_with_the_same_numbers(study, made):
+@pytest.mark.parametrize(('num_probes', 'computed'), [(4, [0, 1, 2]), (7, [0, 1, 0, 1, 2])])
+def test_a_killed_part_goes_on_with_the_pieces_of_its_settings(study, made, num_probes, computed):
   made.die_after = 2
-  with pytest.raises(KeyboardInterrupt):
-    runner.run(study, Settings(num_probes=4))
+  run_killed(study, Settings(num_probes=4))
   assert not (study.folder / 'made.npz').exists()
   made.die_after = None
-  runner.run(study, Settings(num_probes=4))
-  assert made.computed == [0, 1, 2]
-  np.testing.assert_array_equal(files.read_arrays(study.folder / 'made.npz')['x'], [0, 4, 8])
-
-
-def test_pieces_of_other_settings_are_not_used(study, made):
-  made.die_after = 2
-  with pytest.raises(KeyboardInterrupt):
-    runner.run(study, Settings())
-  made.die_after = None
-  runner.run(study, Settings(num_probes=7))
-  np.testing.assert_array_equal(files.read_arrays(study.folder / 'made.npz')['x'], [0, 7, 14])
+  runner.run(study, Settings(num_probes=num_probes))
+  assert made.computed == computed
+  found = files.read_arrays(study.folder / 'made.npz')['x']
+  np.testing.assert_array_equal(found, np.arange(3) * num_probes)
 
 
 def test_abandoned_pieces_go_when_the_part_is_finished(study, made, monkeypatch):
   """The blocks of an unfinished part whose name begins alike stay."""
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'made_too': made.part('made_too')})
-  for name, die_after, num_probes in (('made', 2, 5), ('made_too', 4, 5)):
+  for name, die_after in (('made', 2), ('made_too', 4)):
     made.die_after = die_after
-    with pytest.raises(KeyboardInterrupt):
-      runner.run(study, Settings(num_probes=num_probes), [name])
+    run_killed(study, Settings(num_probes=5), [name])
   made.die_after = None
   blocks = study.folder / 'blocks'
   assert sorted(path.name for path in blocks.iterdir()) == ['made', 'made_too']
@@ -204,26 +213,21 @@ def test_names_that_are_not_there_are_told_before_anything_runs(study, made, mon
 
   fields = {'misnamed': misnamed}
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': made.part('of', **fields)})
-  with pytest.raises(ConfigError) as error:
-    runner.run(study, Settings(corners=('teacher 5',)), ['made'])
-  assert error.value.problems == ['--corners: it is of , which --parts leaves out']
+  told = problems_of(study, Settings(corners=('teacher 5',)), ['made'])
+  assert told == ['--corners: it is of , which --parts leaves out']
   part = dataclasses.replace(made.part('of', **fields), reads=('corners',))
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': part})
-  with pytest.raises(ConfigError) as error:
-    runner.run(study, Settings(corners=('teacher 5', 'student')))
-  assert error.value.problems == ['--corners = teacher 5']
+  told = problems_of(study, Settings(corners=('teacher 5', 'student')))
+  assert told == ['--corners = teacher 5']
   assert made.computed == []
 
 
-def test_settings_are_finite():
+def test_settings_are_finite_and_go_together():
   told = Settings(return_radii=(0.1, math.inf), return_epochs=1e308).problems()
   assert told == [
     '--return_radii = (0.1, inf): allowed: 1e-06 or more, for each of one or more',
     '--return_epochs = 1e+308: allowed: 0.01 to 1000000.0',
   ]
-
-
-def test_settings_that_do_not_go_together():
   (told,) = Settings(lanczos_steps=2).problems()
   assert told.startswith('--lanczos_steps = 2: allowed: --num_eigenpairs = 10 or more')
   assert Settings(lanczos_steps=2, num_eigenpairs=2).problems() == []
@@ -263,8 +267,8 @@ def test_a_piece_that_is_zero_is_not_missing(tmp_path):
   assert len(count) == 1
 
 
-def test_parts_that_measure_a_loss_on_features_are_left_out(study, made, monkeypatch):
-  study.experiment.config.student.loss = 'cka'
+def test_parts_that_measure_a_loss_on_features_are_left_out(finished, made, monkeypatch):
+  study = runs.Study(small_run.run(finished.workdir, student__loss='cka'))
   parts = {'made': made.part(), 'free': made.part('free', measures_loss=False)}
   monkeypatch.setattr(runner, 'PARTS', parts)
   assert runner.plan(study, Settings()).left_out == {
@@ -276,16 +280,14 @@ def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
   never = made.part('never', unavailable=lambda study: 'the teacher has another architecture')
   monkeypatch.setattr(runner, 'PARTS', {'never': never, 'made': made.part()})
   assert runner.run(study, Settings()) == ['made']
-  with pytest.raises(ConfigError) as error:
-    runner.run(study, Settings(num_probes=1, resolution=2), ['never', 'nothing'])
-  assert error.value.problems == [
+  told = problems_of(study, Settings(num_probes=1, resolution=2), ['never', 'nothing'])
+  assert told == [
     '--resolution = 2: allowed: 3 or more',
     '--num_probes = 1: allowed: 2 or more',
     "--parts: 'nothing': no such part; allowed: any of never,made",
   ]
-  with pytest.raises(ConfigError) as error:
-    runner.run(study, Settings(), ['never', 'made'])
-  assert error.value.problems == ["--parts: 'never': the teacher has another architecture"]
+  told = problems_of(study, Settings(), ['never', 'made'])
+  assert told == ["--parts: 'never': the teacher has another architecture"]
 
 
 # Trainings.
@@ -328,15 +330,14 @@ def test_no_more_is_trained_than_is_allowed(study, costly, train, trained, left_
   done = runner.run(study, Settings(), train=train)
   assert done == [name for name in ('free', 'short', 'long', 'shared') if name not in left_out]
   if train == 'none':
-    with pytest.raises(ConfigError) as error:
-      runner.run(study, Settings(), ['long', 'free'], train)
-    (told,) = error.value.problems
+    (told,) = problems_of(study, Settings(), ['long', 'free'], train)
     assert told.startswith("--parts: 'long': it would train 2 students, 35 steps, ")
     assert told.endswith('; --train=none does not')
 
 
-def test_what_will_be_trained_is_said_with_its_time(study, costly, monkeypatch):
+def test_what_will_be_trained_is_said_with_its_time(finished, tmp_path, costly, monkeypatch):
   rows = [{'step': 1, 'examples_per_second': x} for x in (8.0, 0.8, 1.6)]  # of 48 in a batch
+  study = runs.Study(small_run.copied(finished, tmp_path))
   path = study.experiment.folders.student / 'metrics.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   assert study.steps_per_second == pytest.approx(1.6 / 48)
@@ -371,10 +372,17 @@ def test_help_breaks_no_name_over_lines():
     assert {f'--{setting}' for setting in part.reads} <= words
 
 
-def test_figures_are_the_same_bytes_twice(study, made):
+def test_figures_are_the_same_bytes_twice(study, made, monkeypatch):
+  def plot(arrays):
+    figure = figures.blank()
+    figure.subplots().plot(arrays['x'])
+    return figure
+
+  monkeypatch.setattr(runner, 'PARTS', {'made': dataclasses.replace(made.part(), draw=plot)})
   runner.run(study, Settings())
   before = [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')]
   for end in ('png', 'pdf'):
     (study.folder / f'made.{end}').unlink()
   runner.run(study, Settings())
   assert [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')] == before
+  assert before[0].startswith(b'\x89PNG') and before[1].startswith(b'%PDF')

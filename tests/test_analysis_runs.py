@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import copied, tiny_run
 from etils import epath
 
 from analysis import runs
@@ -17,23 +16,28 @@ from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, progress
 from kdjax.stages import finished as finished_stage
 from kdjax.stages import independent, student, teachers
+from tests import small_run
+from tests.small_run import copied
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  return small_run.finished(tmp_path_factory)
 
 
 def equal(a, b) -> bool:
   return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
-def test_a_workdir_and_a_students_folder_give_the_same_study(finished):
+def test_a_workdir_and_a_students_folder_give_the_same_study(finished, monkeypatch):
   by_workdir = runs.load(finished.workdir)
   assert by_workdir.experiment.folders.student == finished.folders.student
   assert runs.load(str(finished.folders.student)).experiment.workdir == finished.workdir
   assert by_workdir.folder == finished.workdir / 'analysis' / finished.folders.student.name
   assert by_workdir.fingerprints['teacher'] == config_lib.teacher_fingerprint(finished.config)
-
-
-def test_a_relative_folder(finished, monkeypatch):
   monkeypatch.chdir(finished.workdir.parent)
-  assert runs.load(finished.workdir.name).experiment.folders.student == finished.folders.student
+  relative = runs.load(finished.workdir.name)
+  assert relative.experiment.folders.student == finished.folders.student
 
 
 def test_the_config_comes_back_with_its_types(finished):
@@ -61,14 +65,20 @@ def test_variables_are_those_of_the_run(finished):
   assert equal(points['teacher 1'], study.member(1))
 
 
+def neighbour(run, **fields):
+  """A run with other fields and the student's files in the same workdir."""
+  other = small_run.run(run.workdir, **fields)
+  shutil.copytree(run.folders.student, other.folders.student)
+  (other.folders.student / 'config.json').unlink()
+  other.data.everything.restore(other.folders.student)
+  return other
+
+
 def test_siblings_differ_in_the_seed_alone(finished, tmp_path):
   run = copied(finished, tmp_path)
   assert runs.load(tmp_path).siblings == []
-  for fields in ({'student__seed': 5}, {'student__seed': 6, 'student__temperature': 1.0}):
-    other = tiny_run(tmp_path, **fields)
-    shutil.copytree(run.folders.student, other.folders.student)
-    (other.folders.student / 'config.json').unlink()
-    other.data.everything.restore(other.folders.student)
+  neighbour(run, student__seed=5)
+  neighbour(run, student__seed=6, student__temperature=1.0)
   study = runs.load(run.folders.student)
   assert [config_lib.student_seed(other.config) for other in study.siblings] == [5]
   assert equal(study.points()['sibling'], study.student())  # the copy
@@ -92,11 +102,7 @@ def damage(run):
 
 def test_a_damaged_neighbour_is_left_out_with_a_warning(finished, tmp_path, told):
   run = copied(finished, tmp_path)
-  others = [tiny_run(tmp_path, student__seed=seed) for seed in (5, 6, 7)]
-  for other in others:
-    shutil.copytree(run.folders.student, other.folders.student)
-    (other.folders.student / 'config.json').unlink()
-    other.data.everything.restore(other.folders.student)
+  others = [neighbour(run, student__seed=seed) for seed in (5, 6, 7)]
   (others[0].folders.student / 'config.json').write_text('{')
   damage(others[1])
   study = runs.load(run.folders.student)
@@ -155,10 +161,7 @@ def test_a_sibling_is_trained_once(finished, tmp_path):
 
 def test_the_newest_is_the_student_that_was_evaluated_last(finished, tmp_path):
   run = copied(finished, tmp_path)
-  other = tiny_run(tmp_path, student__temperature=1.0)
-  shutil.copytree(run.folders.student, other.folders.student)
-  (other.folders.student / 'config.json').unlink()
-  other.data.everything.restore(other.folders.student)
+  other = neighbour(run, student__temperature=1.0)
   times = {run: 2000, other: 1000}
   for of, time in times.items():
     os.utime(of.folders.student / 'result.json', (time, time))

@@ -94,7 +94,7 @@ def test_the_curvature_of_what_planes_draw_is_the_top_eigenvalue(normed):
 
 
 def test_the_loss_of_training_is_the_same(normed):
-  """That of `paths.batch_loss`, on which curves are trained, and its gradient."""
+  """`paths.batch_loss`, on which curves are trained, has the same value and gradient."""
   model, of, variables = normed
   (batch,), objective = of.batches('distillation'), of.objective('distillation')
   forward = surface.of_params(model, variables)
@@ -102,7 +102,7 @@ def test_the_loss_of_training_is_the_same(normed):
   loss = lambda params: paths.batch_loss(
     variables | {'params': params}, batch, jax.random.key(0), model=model, objective=objective
   )
-  value, gradient = jax.value_and_grad(loss)(variables['params'])
+  value, gradient = jax.jit(jax.value_and_grad(loss))(variables['params'])
   found = mean_loss.gradient()
   assert found[0] == pytest.approx(float(value), rel=1e-5)
   np.testing.assert_allclose(found[1], ravel_pytree(gradient)[0], rtol=1e-4, atol=1e-5)

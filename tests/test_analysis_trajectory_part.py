@@ -1,22 +1,23 @@
 """The parts that follow the training's path, on a finished tiny run, with teachers that are planted."""
 
 import dataclasses
+import functools
 import itertools
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import copied, tiny_run
+from conftest import tiny_run
 from etils import epath
 
-from analysis import alignment, measure, nulls, paths, permutations, runs, trajectory
+from analysis import alignment, matching, measure, nulls, paths, permutations, runs, trajectory
 from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
+from analysis.measure import Measure
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import maps
 from analysis.parts import trajectory as part
@@ -25,6 +26,7 @@ from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions, student
 from kdjax.stages.experiment import Experiment
 from kdjax.train import devices, steps
+from tests import small_run
 
 SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
 BATCH_SIZE = 48  # of tiny_config's student
@@ -41,7 +43,7 @@ class Linear(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Planted(runs.Study):
-  """A study whose first teacher is somebody else, with fewer checkpoints and unrelated teachers."""
+  """A study with another first teacher, fewer checkpoints and unrelated teachers."""
 
   teacher: dict | None = None
   kept: tuple[int, ...] | None = None
@@ -60,8 +62,20 @@ class Planted(runs.Study):
 
 
 @pytest.fixture(scope='module')
-def study(finished, tmp_path_factory) -> runs.Study:
-  return runs.load(copied(finished, tmp_path_factory.mktemp('trajectory')).workdir)
+def study(tmp_path_factory) -> runs.Study:
+  finished = small_run.finished(tmp_path_factory)
+  return runs.Study(small_run.copied(finished, tmp_path_factory.mktemp('trajectory')))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(study):
+  """All parts share the measures of the study with its own teachers, and its model can be aligned."""
+  make = functools.cache(partial(Measure, study))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(permutations.SPECS, small_run.Small, small_run.spec)
+    for module in (matching, measure, maps, part):
+      patch.setattr(module, 'Measure', lambda _, *args, **kwargs: make(*args, **kwargs))
+    yield
 
 
 def random_networks(study, seeds):
@@ -78,19 +92,9 @@ def networks(study):
 @pytest.fixture(scope='module')
 def results(study, networks, tmp_path_factory):
   """The arrays of all four parts."""
-  found = {}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(part, '_networks', lambda *_: networks)
-    for name, of in PARTS.items():
-      checks = Checks()
-      found[name] = of.compute(
-        study, SETTINGS, Blocks(_path(tmp_path_factory.mktemp(name))), checks
-      )
-  return found
-
-
-def _path(path):
-  return epath.Path(path)
+    return {name: compute(name, study, tmp_path_factory.mktemp(name)) for name in PARTS}
 
 
 def last_only(study, teacher, unrelated=()) -> Planted:
@@ -98,7 +102,7 @@ def last_only(study, teacher, unrelated=()) -> Planted:
 
 
 def compute(name, study, tmp_path, checks=None):
-  return PARTS[name].compute(study, SETTINGS, Blocks(_path(tmp_path)), checks or Checks())
+  return PARTS[name].compute(study, SETTINGS, Blocks(epath.Path(tmp_path)), checks or Checks())
 
 
 def vector(params):
@@ -125,9 +129,8 @@ def test_distances_and_the_path_are_those_of_the_checkpoints(study, results):
 
 
 def test_layers_stand_in_order_of_depth(results):
-  expected = ['all', 'Conv_0', 'stage1_block1', 'stage2_block1', 'stage3_block1']
   for name in ('trajectory', 'gradients'):
-    assert results[name]['layers'].tolist() == [*expected, 'BatchNorm_0', 'Dense_0']
+    assert results[name]['layers'].tolist() == ['all', *small_run.LAYERS]
 
 
 def test_fidelity_is_measured_at_every_checkpoint(study, results):
@@ -140,7 +143,11 @@ def test_fidelity_is_measured_at_every_checkpoint(study, results):
   assert kl[-1] < kl[0]
 
 
-def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp_path):
+def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp_path, monkeypatch):
+  for module in (matching, part):
+    monkeypatch.setattr(module, 'Measure', Measure)
+  # The ensemble is the planted teacher alone, so that the loss is 0 where the networks are aligned.
+  monkeypatch.setattr(measure, '_members', lambda study: [study.member()])
   spec = permutations.spec_for(study.experiment.student.model, study.student()['params'])
   mixed = alignment.random_permutations(spec, np.random.default_rng(0))
   teacher = alignment.apply(spec, mixed, jax.device_get(study.student()))
@@ -150,8 +157,10 @@ def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp
   names = arrays['alignments/names'].tolist()
   assert arrays['alignments/distance'][names.index('weights')] == pytest.approx(0, abs=1e-6)
   # Activations leave dead units where they are, which has the same loss.
-  assert arrays['distance/aligned'][0, 0] < 0.2 * arrays['distance/raw'][0, 0]
-  np.testing.assert_allclose(min(arrays['alignments/loss']), arrays['alignments/loss'][1], 1e-4)
+  chosen = arrays['alignments/distance'][names.index(str(arrays['alignments/chosen']))]
+  assert arrays['distance/aligned'][0, 0] == pytest.approx(chosen, abs=1e-6)
+  assert chosen < arrays['distance/raw'][0, 0]
+  assert min(arrays['alignments/loss']) == pytest.approx(arrays['alignments/loss'][1], abs=1e-4)
   assert arrays['alignments/loss'][0] > arrays['alignments/loss'][1] + 1e-3
   assert checks.values['logits unchanged by permutations'][0] < 1e-4
   # A permuted copy is as far as any other permuted copy, and has no unrelated teacher beside it.
@@ -169,7 +178,7 @@ def test_distances_stand_beside_their_nulls(study, results):
   expected_KT = [[norm(x - other) for x in points] for other in others]
   np.testing.assert_allclose(arrays['null/unrelated'][..., 0], expected_KT, rtol=1e-9)
   # All permutations have the norm of the teacher, and so mean inner products decide.
-  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 7)
+  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 4)
   assert len(np.unique(arrays['null/permuted'][:, -1, 0])) == nulls.NUM_PERMUTATIONS
   for null in ('permuted', 'unrelated', 'origin'):
     mean_TL = arrays[f'null/{null}'] if null == 'origin' else arrays[f'null/{null}'].mean(0)
@@ -193,8 +202,8 @@ def test_distances_stand_beside_their_nulls(study, results):
 def test_a_near_teacher_is_told_from_one_more_unrelated_network(
   study, tmp_path, monkeypatch, noise, verdict
 ):
-  """None: the teacher is a random network, as the unrelated ones are. Without a spec, none is aligned."""
-  monkeypatch.delitem(permutations.SPECS, type(study.experiment.student.model))
+  """With noise None the teacher is a random network, like the unrelated ones. None is aligned."""
+  monkeypatch.delitem(permutations.SPECS, small_run.Small)
   final = jax.device_get(study.student())
   rng = np.random.default_rng(0)
   near = jax.tree.map(lambda x: x + (noise or 0) * rng.normal(size=x.shape), final['params'])
@@ -204,7 +213,7 @@ def test_a_near_teacher_is_told_from_one_more_unrelated_network(
   ends = [arrays[f'excess/raw/unrelated/{end}'][0, 0] for end in ('low', 'high')]
   assert intervals.verdict(*ends) == verdict
   assert drawing.compared(arrays) == [('raw', 'unrelated'), ('raw', 'origin')]
-  drawing.draw_trajectory(arrays).canvas.draw()
+  drawing.draw_trajectory(arrays)
   rows = PARTS['trajectory'].table(arrays)
   assert rows[1][0].endswith('null: unrelated teachers (8)') and rows[1][-1] == verdict
   assert rows[-1][0].startswith(
@@ -213,12 +222,9 @@ def test_a_near_teacher_is_told_from_one_more_unrelated_network(
 
 
 def test_an_alignment_that_changes_the_function_is_not_used(study, tmp_path, monkeypatch):
-  def wrong(spec, matched, teacher):
-    del spec, matched
-    return teacher | {'params': jax.tree.map(lambda x: 0.5 * x, teacher['params'])}
-
-  monkeypatch.setattr(alignment, 'apply', wrong)
-  monkeypatch.setattr(runs.Study, 'folder', _path(tmp_path))
+  halved = lambda spec, order, variables: jax.tree.map(lambda x: 0.5 * x, variables)
+  monkeypatch.setattr(alignment, 'apply', halved)
+  monkeypatch.setattr(runs.Study, 'folder', epath.Path(tmp_path))
   with pytest.raises(CheckError, match='logits unchanged by permutations'):
     compute('trajectory', study, tmp_path)
 
@@ -227,9 +233,7 @@ def test_an_alignment_that_changes_the_function_is_not_used(study, tmp_path, mon
 
 
 def step_of(model, objective):
-  return devices.parallel(
-    partial(part.gradient_step, model=model, objective=objective),
-  )
+  return devices.parallel(partial(part.gradient_step, model=model, objective=objective))
 
 
 def test_the_gradient_is_that_of_the_training_step(study):
@@ -260,24 +264,7 @@ def test_the_gradient_is_that_of_the_training_step(study):
   np.testing.assert_allclose(vector(gradient), vector(moved), rtol=0.01, atol=1e-4)
 
 
-def test_at_student_is_teacher_the_gradient_is_zero():
-  model = Linear()
-  variables = models.init(model, jax.random.key(0), (8, 8, 1))
-  inputs = jax.random.normal(jax.random.key(1), (12, 8, 8, 1))
-  norms = []
-  for teacher in (variables, models.init(model, jax.random.key(2), (8, 8, 1))):
-    log_probs = jax.nn.log_softmax(model.apply(teacher, inputs, train=False)[0])
-    batch = {'inputs': inputs, 'labels': jnp.zeros(12, int), 'teacher_log_probs': log_probs}
-
-    def objective(logits_BC, batch, temperature):
-      return losses.distillation(logits_BC, batch['teacher_log_probs'], temperature)
-
-    shared = devices.shard(jax.tree.map(np.asarray, batch))
-    norms.append(float(optax.tree.norm(step_of(model, objective)((variables, 4.0), shared, 0))))
-  assert norms[0] < 1e-5 and norms[1] > 0.1
-
-
-def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path, monkeypatch):
+def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path):
   """The teacher is planted one step of descent from the final student."""
   measured = measure.Measure(study, 4 * BATCH_SIZE)
   fn = step_of(study.experiment.student.model, measured.objective('distillation'))
@@ -285,10 +272,7 @@ def test_a_teacher_down_the_gradient_has_cosine_one(study, tmp_path, monkeypatch
   batches = paths.training_batches(measured.batches('distillation'), BATCH_SIZE)
   gradients = [jax.device_get(fn((final, 4.0), devices.shard(b), study.seed)) for b in batches]
   down = jax.tree.map(lambda x, *g: x - 0.5 * sum(g), final['params'], *gradients)
-  # The ensemble would follow the planted member; the gradient was taken against the true one.
-  planted = last_only(study, final | {'params': down})
-  monkeypatch.setattr(part, 'Measure', lambda *_: measured)
-  arrays = compute('gradients', planted, tmp_path)
+  arrays = compute('gradients', last_only(study, final | {'params': down}), tmp_path)
   np.testing.assert_allclose(arrays['cosine/raw'][0], 1, atol=1e-3)
   norm = np.linalg.norm(vector(jax.tree.map(lambda *g: sum(g) / len(g), *gradients)))
   assert arrays['norm'][0, 0] == pytest.approx(norm, rel=1e-5)
@@ -319,32 +303,27 @@ def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(
   assert (arrays['num_batches'], arrays['batch_size']) == (4, BATCH_SIZE)  # training's
   for key in ('norm', 'snr', 'cosine/raw', 'cosine/aligned'):
     value, low, high = (arrays[key + end] for end in intervals.ENDS)
-    assert value.shape == (3, 7)
+    assert value.shape == (3, 4)
     assert (low <= value + 1e-12).all() and (value <= high + 1e-12).all() and (low < high).any()
   monkeypatch.setattr(part, '_networks', lambda *_: networks)
   alone = compute('gradients', Planted(study.experiment, kept=(study.steps[1],)), tmp_path)
   np.testing.assert_allclose(alone['norm'][0], arrays['norm'][1], rtol=1e-5)
-  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 7)
-  assert arrays['null/unrelated'].shape == (2, 3, 7)
+  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 4)
+  assert arrays['null/unrelated'].shape == (2, 3, 4)
 
 
-def test_gradients_have_the_temperature_of_their_step(finished, study, networks, tmp_path):
+def test_gradients_have_the_temperature_of_their_step(study, networks, tmp_path, monkeypatch):
   """The config claims a schedule from 4 to 1/4."""
-  config = finished.config.copy_and_resolve_references()
-  middle = study.steps[1]
-  alone = {}
+  run, alone = study.experiment, {}
+  monkeypatch.setattr(part, '_networks', lambda *_: networks)
+  monkeypatch.setattr(runs.Study, 'student', lambda self, step=None: student.load(run, step))
+  measured = measure.Measure(study, 4 * BATCH_SIZE)
   for name, start, final in (('scheduled', 4.0, 0.25), ('hot', 4.0, None), ('middle', 1.0, None)):
+    config = run.config.copy_and_resolve_references()
     config.student.temperature, config.student.final_temperature = start, final
-    other = Planted(
-      Experiment(config.copy_and_resolve_references(), finished.workdir), kept=(0, middle)
-    )
-    measured = measure.Measure(study, 4 * BATCH_SIZE)
-    measured._run = other.experiment
-    with pytest.MonkeyPatch().context() as patch:
-      patch.setattr(part, 'Measure', lambda *_, measured=measured: measured)
-      patch.setattr(part, '_networks', lambda *_: networks)
-      patch.setattr(runs.Study, 'student', lambda self, step=None: student.load(finished, step))
-      alone[name] = compute('gradients', other, tmp_path / name)
+    other = Planted(Experiment(config, run.workdir), kept=(0, study.steps[1]))
+    monkeypatch.setattr(measured, '_run', other.experiment)
+    alone[name] = compute('gradients', other, tmp_path / name)
   np.testing.assert_allclose(alone['scheduled']['temperature'], [4, 1], rtol=1e-6)
   for place, name in ((0, 'hot'), (1, 'middle')):
     expected = alone[name]['norm'][place]
@@ -352,15 +331,6 @@ def test_gradients_have_the_temperature_of_their_step(finished, study, networks,
   assert not np.allclose(alone['hot']['norm'][1], alone['middle']['norm'][1], rtol=0.01)
   assert ['τ', '4', '1', '', ''] in PARTS['gradients'].table(alone['scheduled'])
   assert not [row for row in PARTS['gradients'].table(alone['hot']) if row[0] == 'τ']
-
-
-def test_too_few_examples_for_noise_are_told_beforehand(finished):
-  assert PARTS['gradients'].unavailable(runs.Study(finished)) is None
-  study = runs.Study(tiny_run(finished.workdir, student__batch_size=80))
-  assert PARTS['gradients'].unavailable(study) == (
-    'the noise of gradients needs 3 batches of student.batch_size = 80, and the distillation data have '
-    'only 200 examples'
-  )
 
 
 # pca
@@ -380,9 +350,9 @@ def test_pca_is_of_the_checkpoints_with_the_null_of_their_steps(study, results):
 # predictions
 
 
-def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, finished, tmp_path):
-  settings = Settings(num_examples=10_000)  # all of the test set
-  arrays = maps.compute_predictions(study, settings, Blocks(_path(tmp_path)), Checks())
+def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, tmp_path):
+  settings, finished = Settings(num_examples=10_000), study.experiment  # all of the test set
+  arrays = maps.compute_predictions(study, settings, Blocks(epath.Path(tmp_path)), Checks())
   names = arrays['names'].tolist()
   assert names == [*(f'step {s}' for s in study.steps), 'teacher 0', 'teacher 1', 'ensemble']
   ensemble_NC = ensemble(predictions.open_teacher(finished), 'test')
@@ -414,10 +384,8 @@ def test_the_map_of_disagreement_is_of_its_root(results):
   assert kept == pytest.approx(arrays['disagreement/kept'], rel=1e-6)
 
 
-def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path, monkeypatch):
+def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path):
   planted = Planted(study.experiment, study.student(0))
-  true = measure.Measure(study, SETTINGS.num_examples)
-  monkeypatch.setattr(maps, 'Measure', lambda *_: true)
   with pytest.raises(CheckError, match="members' mean against the ensemble"):
     compute('predictions', planted, tmp_path)
 
@@ -436,35 +404,37 @@ def test_every_part_draws_and_describes_itself(name, results):
   assert len(PARTS[name].caption(results[name]).split()) <= 60
 
 
-def test_gradients_are_drawn_without_an_alignment(results):
-  arrays = results['gradients']
-  bare = {k: arrays[k] for k in arrays if 'aligned' not in k and 'permuted' not in k}
-  assert drawing.compared(bare) == [('raw', 'unrelated'), ('raw', 'origin')]
-  drawing.draw_gradients(bare).canvas.draw()
-
-
 def test_the_figure_of_gradients_marks_intervals_without_zero(results):
   arrays = dict(results['gradients'])
   for end, value in zip(intervals.ENDS, (0.5, 0.4, 0.6), strict=True):
-    arrays[f'excess/raw/permuted{end}'] = np.where(np.eye(3, 7), value, 0.0)
+    arrays[f'excess/raw/permuted{end}'] = np.where(np.eye(3, 4), value, 0.0)
   figure = drawing.draw_gradients(arrays)
   titles = {axes.get_title(loc='left').partition('  ')[2]: axes for axes in figure.axes}
-  panel = titles['teacher 0 − permuted']
-  xy = sorted(zip(*panel.lines[-1].get_data(), strict=True))
+  xy = sorted(zip(*titles['teacher 0 − permuted'].lines[-1].get_data(), strict=True))
   assert xy == [(0, 0), (1, 1), (2, 2)]  # checkpoint, layer
+  # Without an alignment the strictest null is another one.
+  bare = {k: arrays[k] for k in arrays if 'aligned' not in k and 'permuted' not in k}
+  assert drawing.compared(bare) == [('raw', 'unrelated'), ('raw', 'origin')]
+  drawing.draw_gradients(bare)
 
 
-def test_another_architecture_has_no_distance_but_predictions(finished):
-  run = tiny_run(finished.workdir, student__model__width=8)
-  study = runs.Study(run)
+def test_parts_say_what_they_lack(study, tmp_path):
+  assert all(of.unavailable(study) is None for of in PARTS.values())
+  other = runs.Study(tiny_run(tmp_path, student__model__width=8))
   for name in ('trajectory', 'gradients'):
-    assert 'another architecture' in PARTS[name].unavailable(study)
-  assert PARTS['predictions'].unavailable(study) is None
+    assert 'another architecture' in PARTS[name].unavailable(other)
+  assert PARTS['predictions'].unavailable(other) is None
+  two = Planted(study.experiment, kept=(0, 40))
+  assert 'keep_checkpoints' in PARTS['pca'].unavailable(two)
+  other = runs.Study(small_run.run(tmp_path, student__batch_size=80))
+  assert PARTS['gradients'].unavailable(other) == (
+    'the noise of gradients needs 3 batches of student.batch_size = 80, and the distillation data have '
+    'only 200 examples'
+  )
 
 
-def test_predictors_of_another_architecture_are_compared(study, tmp_path):
-  """The checkpoints of one model, the members of another."""
-
+def test_predictors_of_another_architecture_are_compared(study, tmp_path, monkeypatch):
+  """The checkpoints are of one model, the members of another."""
   run = Experiment(study.experiment.config, study.experiment.workdir)
   run.teacher = dataclasses.replace(run.teacher, model=Linear())
   weights = [models.init(run.teacher.model, jax.random.key(i), (8, 8, 1)) for i in range(2)]
@@ -473,16 +443,12 @@ def test_predictors_of_another_architecture_are_compared(study, tmp_path):
     def member(self, member: int = 0):
       return weights[member]
 
+  monkeypatch.setattr(maps, 'Measure', Measure)
   settings = Settings(num_examples=50)
-  arrays = maps.compute_predictions(Foreign(run), settings, Blocks(_path(tmp_path)), Checks())
+  arrays = maps.compute_predictions(Foreign(run), settings, Blocks(epath.Path(tmp_path)), Checks())
   (batch,) = measure.Measure(study, 50).batches('test')
   classes = [
     run.teacher.model.apply(w, batch['inputs'], train=False)[0].argmax(-1) for w in weights
   ]
   i, j = (arrays['names'].tolist().index(f'teacher {k}') for k in range(2))
   assert arrays['disagreement'][i, j] == pytest.approx(np.mean(classes[0] != classes[1]))
-
-
-def test_pca_of_two_checkpoints_is_unavailable(study):
-  assert 'keep_checkpoints' in maps.pca_unavailable(Planted(study.experiment, kept=(0, 40)))
-  assert maps.pca_unavailable(study) is None

@@ -12,34 +12,26 @@ import numpy as np
 
 from kdjax import intervals
 from kdjax.intervals import ENDS
-from kdjax.report import figures
 
-from . import (
-  CONTROL,
-  GREEN,
-  INK,
-  NORMAL,
-  PINK,
-  SAME_BASIN,
-  SKY,
-  SMALL,
-  WIDTH,
-  Arrays,
-  one_basin,
-  title,
-)
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 PAIRS_IN_A_BAND = 4
-LOOKS = ((CONTROL, ':'), (SKY, '--'), (GREEN, '-.'), (PINK, '-'))  # of variants and changes
+LOOKS = (  # of variants and changes
+  (style.CONTROL, ':'),
+  (style.SKY, '--'),
+  (style.GREEN, '-.'),
+  (style.PINK, '-'),
+)
 ALIGNMENTS = {  # marker and colour
-  'as they are': ('x', CONTROL),
-  'weights': ('o', SKY),
-  'activations': ('^', GREEN),
-  'learned': ('*', PINK),
+  'as they are': ('x', style.CONTROL),
+  'weights': ('o', style.SKY),
+  'activations': ('^', style.GREEN),
+  'learned': ('*', style.PINK),
 }
 # Key, label and factor of the measures along a path, and of a layer.
 CURVES = (
@@ -64,7 +56,7 @@ def draw_barriers(arrays: Arrays) -> 'Figure':
     num_rows * (0.3 * size + 0.4) + 0.9,
     max(0.3 * size + 0.9, 0.17 * _count(arrays) + 1.5),
   ]
-  figure = figures.blank((WIDTH, sum(heights)))
+  figure = style.blank(sum(heights))
   above, below = figure.subfigures(2, 1, height_ratios=heights)
   all_axes = above.subplots(num_rows, 2, sharex=True, sharey=True, squeeze=False)
   top = max(float(np.nanmax(arrays['loss'])), 1e-9)
@@ -75,7 +67,7 @@ def draw_barriers(arrays: Arrays) -> 'Figure':
       axes.set_axis_off()
       continue
     image = _draw_matrix(axes, names, arrays['pairs'], arrays['loss'][:, v], top, 'viridis')
-    title(axes, next(letters), f'loss, {variants[v]}')
+    style.title(axes, next(letters), f'loss, {variants[v]}')
   label = f'barrier of the loss ({arrays["loss_unit"]})'
   above.colorbar(image, ax=all_axes, label=label)
   accuracy, spread = below.subplots(1, 2)
@@ -84,9 +76,9 @@ def draw_barriers(arrays: Arrays) -> 'Figure':
   image = _draw_matrix(accuracy, names, arrays['pairs'], percent_Q, top, 'cividis')
   label = 'barrier of the accuracy, test (%)'
   below.colorbar(image, ax=accuracy, location='bottom', label=label)
-  title(accuracy, next(letters), f'accuracy, {variants[-1]}')
+  style.title(accuracy, next(letters), f'accuracy, {variants[-1]}')
   _draw_alignments(spread, arrays)
-  title(spread, next(letters), 'alignments')
+  style.title(spread, next(letters), 'alignments')
   return figure
 
 
@@ -109,11 +101,11 @@ def _draw_alignments(axes: 'Axes', arrays: Arrays) -> None:
       is_first = q == 0 and name == kind
       axes.plot(value, q, marker, color=color, markersize=5, label=kind if is_first else None)
       if name == arrays['alignments/chosen'][q]:
-        axes.plot(value, q, 'o', color=INK, markersize=9, markerfacecolor='none')
+        axes.plot(value, q, 'o', color=style.INK, markersize=9, markerfacecolor='none')
   pairs = [' – '.join(str(arrays['names'][k]) for k in pair) for pair in arrays['pairs']]
-  axes.set_yticks(range(len(pairs)), pairs, fontsize=SMALL)
+  axes.set_yticks(range(len(pairs)), pairs, fontsize=style.SMALL)
   axes.invert_yaxis()
-  axes.set_xlabel(f'excess loss halfway ({arrays["loss_unit"]})', fontsize=NORMAL)
+  axes.set_xlabel(f'excess loss halfway ({arrays["loss_unit"]})', fontsize=style.NORMAL)
 
 
 def _draw_matrix(
@@ -132,10 +124,10 @@ def _draw_matrix(
   for (row, column), value in np.ndenumerate(shown_KK):
     if not np.isnan(value):
       color = 'white' if value < 0.6 * top else 'black'
-      text = {'ha': 'center', 'va': 'center', 'color': color, 'fontsize': SMALL}
+      text = {'ha': 'center', 'va': 'center', 'color': color, 'fontsize': style.SMALL}
       axes.text(column, row, _short(value), **text)
-  axes.set_xticks(range(len(names) - 1), names[:-1], rotation=35, ha='right', fontsize=SMALL)
-  axes.set_yticks(range(len(names) - 1), names[1:], fontsize=SMALL)
+  axes.set_xticks(range(len(names) - 1), names[:-1], rotation=35, ha='right', fontsize=style.SMALL)
+  axes.set_yticks(range(len(names) - 1), names[1:], fontsize=style.SMALL)
   axes.grid(False)
   axes.spines[:].set_visible(False)
   axes.tick_params(length=0)
@@ -157,7 +149,7 @@ def caption_barriers(arrays: Arrays) -> str:
 
 def table_barriers(arrays: Arrays) -> list[list[str]]:
   """Barriers and verdicts of each pair and variant, then the spread over alignments."""
-  unit, percent = arrays['loss_unit'], 100 * SAME_BASIN
+  unit, percent = arrays['loss_unit'], 100 * style.SAME_BASIN
   heading = [
     'Pair',
     'variant',
@@ -197,7 +189,7 @@ def _cells(arrays: Arrays, place: tuple[int, int]) -> list[str]:
   return [
     intervals.text(arrays, 'loss', place),
     intervals.text(arrays, 'error', place, 100),
-    one_basin(arrays['error/low'][place], arrays['error/high'][place]),
+    style.one_basin(arrays['error/low'][place], arrays['error/high'][place]),
   ]
 
 
@@ -224,12 +216,11 @@ def draw_paths(arrays: Arrays) -> 'Figure':
   num_pairs = len(arrays['pair_names'])
   num_bands = -(-num_pairs // PAIRS_IN_A_BAND)
   num_columns = -(-num_pairs // num_bands)
-  figure = figures.blank((WIDTH, 5.8 * num_bands + 0.5))
+  figure = style.blank(5.8 * num_bands + 0.5)
   bands = figure.subfigures(num_bands, squeeze=False)[:, 0]
   for band, start in zip(bands, range(0, num_pairs, num_columns), strict=True):
     _draw_band(band, arrays, range(start, min(start + num_columns, num_pairs)), num_columns)
-  legend = figure.axes[0].get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=4, fontsize=SMALL)
+  style.legend(figure, figure.axes[0], ncols=4)
   return figure
 
 
@@ -241,21 +232,21 @@ def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> 
   all_axes = all_axes[:, : len(places)]
   for row, (key, label, factor) in enumerate(CURVES):
     unit = f'\n({arrays["loss_unit"]})' if key.endswith('/loss') else ''
-    all_axes[row, 0].set_ylabel(f'{label}{unit}', fontsize=NORMAL)
+    all_axes[row, 0].set_ylabel(f'{label}{unit}', fontsize=style.NORMAL)
     for q, axes in zip(places, all_axes[row], strict=True):
       _draw_curves(axes, arrays, key, q, factor)
       axes.set_xticks([0, 0.5, 1], [])
-      axes.tick_params(labelsize=SMALL)
+      axes.tick_params(labelsize=style.SMALL)
     if key.endswith('kl') and np.min(arrays[f'{key}/low'][places]) > 0:
       all_axes[row, 0].set_yscale('log')
       all_axes[row, 0].yaxis.set_major_formatter(lambda value, _: f'{value:g}')
   for q, top, bottom in zip(places, all_axes[0], all_axes[-1], strict=True):
     first, last = (str(name) for name in arrays['pair_names'][q])
-    title(top, string.ascii_letters[q % 52], '', ncols=0)
-    bottom.set_xticks([0, 0.5, 1], [first, '', last], fontsize=SMALL)
+    style.title(top, string.ascii_letters[q % 52], '', ncols=0)
+    bottom.set_xticks([0, 0.5, 1], [first, '', last], fontsize=style.SMALL)
     for text, side in zip(bottom.get_xticklabels()[::2], ('left', 'right'), strict=True):
       text.set_horizontalalignment(side)
-  figure.supxlabel('position on the path', fontsize=NORMAL)
+  figure.supxlabel('position on the path', fontsize=style.NORMAL)
 
 
 def _draw_curves(axes: 'Axes', arrays: Arrays, key: str, q: int, factor: float) -> None:
@@ -274,7 +265,7 @@ def caption_paths(arrays: Arrays) -> str:
 
 
 def table_paths(arrays: Arrays) -> list[list[str]]:
-  unit, percent = arrays['loss_unit'], 100 * SAME_BASIN
+  unit, percent = arrays['loss_unit'], 100 * style.SAME_BASIN
   heading = ['Barrier', 'path', f'loss ({unit})', 'accuracy (%)', f'within {percent:g} %?']
   return [
     heading,
@@ -292,7 +283,7 @@ def table_paths(arrays: Arrays) -> list[list[str]]:
 def draw_layers(arrays: Arrays) -> 'Figure':
   """Layers from top to bottom in order of depth, with a bar for each change."""
   layers, changes = arrays['layers'], arrays['changes']
-  figure = figures.blank((WIDTH, 0.55 * len(layers) + 1.6))
+  figure = style.blank(0.55 * len(layers) + 1.6)
   all_axes = figure.subplots(1, len(BARS), sharey=True)
   rows_L = np.arange(len(layers))
   for axes, letter, (key, label, factor) in zip(all_axes, 'ab', BARS, strict=True):
@@ -300,16 +291,15 @@ def draw_layers(arrays: Arrays) -> 'Figure':
       mean_L, low_L, high_L = (factor * arrays[f'{key}{end}'][c] for end in ENDS)
       place_L = rows_L + 0.21 * (c - (len(changes) - 1) / 2)
       axes.barh(place_L, mean_L, 0.2, color=color, label=str(change))
-      axes.hlines(place_L, low_L, high_L, color=INK, linewidth=1)
-    axes.axvline(0, color=INK, linewidth=1)
-    axes.set_xlabel(label, fontsize=NORMAL)
+      axes.hlines(place_L, low_L, high_L, color=style.INK, linewidth=1)
+    axes.axvline(0, color=style.INK, linewidth=1)
+    axes.set_xlabel(label, fontsize=style.NORMAL)
     axes.locator_params(axis='x', nbins=5)
     axes.grid(visible=False, axis='y')
-    title(axes, letter, '', ncols=0)
+    style.title(axes, letter, '', ncols=0)
   all_axes[0].set_yticks(rows_L, [str(name) for name in layers])
   all_axes[0].invert_yaxis()
-  legend = all_axes[0].get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=len(changes), fontsize=SMALL)
+  style.legend(figure, all_axes[0], ncols=len(changes))
   return figure
 
 

@@ -8,31 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdjax import intervals
-from kdjax.report import figures
 
-from . import (
-  CONTROL,
-  FEW_POINTS,
-  GREEN,
-  INK,
-  NORMAL,
-  SMALL,
-  STUDENT,
-  TEACHER,
-  WIDTH,
-  Arrays,
-  draw_interval,
-  draw_threshold,
-  one_basin,
-  title,
-)
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-SETS = {'distillation': (INK, 's--'), 'test': (STUDENT, 'o-')}
-DIRECTIONS = {'random': (GREEN, 'o'), 'sharp': (STUDENT, '^'), 'flat': (TEACHER, 's')}
+SETS = {'distillation': (style.INK, 's--'), 'test': (style.STUDENT, 'o-')}
+DIRECTIONS = {
+  'random': (style.GREEN, 'o'),
+  'sharp': (style.STUDENT, '^'),
+  'flat': (style.TEACHER, 's'),
+}
 ASIDE = {'random': 0.95, 'sharp': 1.0, 'flat': 1 / 0.95}  # keeps error bars apart
 
 
@@ -41,7 +30,7 @@ ASIDE = {'random': 0.95, 'sharp': 1.0, 'flat': 1 / 0.95}  # keeps error bars apa
 
 def draw_forks(arrays: Arrays) -> 'Figure':
   """Barriers between ends, and their agreement, against the epoch of the fork."""
-  figure = figures.blank((WIDTH, 5.4))
+  figure = style.blank(5.4)
   all_axes = figure.subplots(2, 2, sharex=True).ravel()
   panels = (
     ('loss', f'barrier of the loss ({arrays["loss_unit"]})', 1),
@@ -52,24 +41,24 @@ def draw_forks(arrays: Arrays) -> 'Figure':
     for of, (color, line) in SETS.items():
       key = f'barrier/{of}/{name}'
       if not np.isnan(arrays[key]).all():
-        draw_interval(axes, arrays, 'epochs', key, line, color, of, scale)
+        style.draw_interval(axes, arrays, 'epochs', key, line, color, of, scale)
         pairs = scale * arrays[f'{key}/pairs']
         axes.plot(arrays['epochs'], pairs, '_', color=color, alpha=0.5)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(label, fontsize=NORMAL)
-  draw_threshold(all_axes[2])
+    axes.set_ylabel(label, fontsize=style.NORMAL)
+  style.draw_threshold(all_axes[2])
   color, line = SETS['test']
   agreement = all_axes[3]
-  draw_interval(agreement, arrays, 'epochs', 'agreement', line, color, 'test', 100)
+  style.draw_interval(agreement, arrays, 'epochs', 'agreement', line, color, 'test', 100)
   agreement.plot(arrays['epochs'], 100 * arrays['agreement/pairs'], '_', color=color, alpha=0.5)
-  agreement.set_ylabel('agreement of ends (%)', fontsize=NORMAL)
+  agreement.set_ylabel('agreement of ends (%)', fontsize=style.NORMAL)
   some_K = arrays['diverged'].any(axis=1)
   texts = ('loss', 'KL to the teacher', 'accuracy', 'agreement')
   for axes, letter, text in zip(all_axes, 'abcd', texts, strict=True):
     _mark_diverged(axes, arrays['epochs'][some_K])
-    title(axes, letter, text, ncols=3)
+    style.title(axes, letter, text, ncols=3)
   label = f'epoch of the fork, of {arrays["num_epochs"]:.3g}'
-  figure.supxlabel(label, fontsize=NORMAL)
+  figure.supxlabel(label, fontsize=style.NORMAL)
   return figure
 
 
@@ -100,9 +89,9 @@ def table_forks(arrays: Arrays) -> list[list[str]]:
 
 
 def verdicts(arrays: Arrays, key: str) -> list[str]:
-  """`one_basin` for each entry of a barrier of the accuracy."""
+  """`style.one_basin` for each entry of a barrier of the accuracy."""
   ends = (np.ravel(arrays[f'{key}/{end}']) for end in ('low', 'high'))
-  return [one_basin(low, high) for low, high in zip(*ends, strict=True)]
+  return [style.one_basin(low, high) for low, high in zip(*ends, strict=True)]
 
 
 def stable_from(verdicts_K: list[str]) -> int | None:
@@ -116,7 +105,7 @@ def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
   """Marks trainings that diverged with crosses at the bottom."""
   if len(places):
     bottom = np.full(len(places), 0.04)
-    look = {'color': INK, 'transform': axes.get_xaxis_transform()}
+    look = {'color': style.INK, 'transform': axes.get_xaxis_transform()}
     axes.plot(places, bottom, 'x', markersize=6, label='diverged', **look)
 
 
@@ -125,32 +114,31 @@ def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
 
 def draw_returns(arrays: Arrays) -> 'Figure':
   """KL, agreement, distance and barrier against the radius of the perturbation."""
-  figure = figures.blank((WIDTH, 5.6))
+  figure = style.blank(5.6)
   all_axes = figure.subplots(2, 2, sharex=True).ravel()
   kl, agreement, distance, barrier = all_axes
   for name, (color, marker) in DIRECTIONS.items():
     chosen = (arrays['directions'] == name) & (arrays['radii'] > 0)
     of = {key: arrays[key][chosen] for key in arrays if arrays[key].shape[:1] == chosen.shape}
     of['radii'] = of['radii'] * ASIDE[name]
-    line, is_few = f'{marker}-', len(of['radii']) <= FEW_POINTS
+    line, is_few = f'{marker}-', len(of['radii']) <= style.FEW_POINTS
     for axes, key, scale in ((kl, 'predictive_kl', 1), (agreement, 'top1_agreement', 100)):
       before = scale * of[f'before/test/{key}']
       hollow = {'alpha': 0.6, 'markerfacecolor': 'none'}
       axes.plot(of['radii'], before, marker if is_few else f'{marker}:', color=color, **hollow)
-      draw_interval(axes, of, 'radii', f'after/test/{key}', line, color, name, scale)
+      style.draw_interval(axes, of, 'radii', f'after/test/{key}', line, color, name, scale)
     ratio = of['distance/after'] / of['distance/before']
     distance.plot(of['radii'], ratio, marker if is_few else line, color=color)
-    draw_interval(barrier, of, 'radii', 'barrier/test/accuracy', line, color, None, 100)
+    style.draw_interval(barrier, of, 'radii', 'barrier/test/accuracy', line, color, None, 100)
   _draw_controls(arrays, kl, agreement, distance, barrier)
   gone_S = np.isnan(arrays['distance/after'])
   texts = ('KL to the ensemble', 'agreement', 'distance to the teacher', 'barrier to the teacher')
   for axes, letter, text in zip(all_axes, 'abcd', texts, strict=True):
     _mark_diverged(axes, np.unique(arrays['radii'][gone_S & (arrays['radii'] > 0)]))
-    title(axes, letter, text, ncols=0)
+    style.title(axes, letter, text, ncols=0)
   label = "radius of the perturbation relative to the norm of the teacher's weights"
-  figure.supxlabel(label, fontsize=NORMAL)
-  legend = kl.get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL)
+  figure.supxlabel(label, fontsize=style.NORMAL)
+  style.legend(figure, kl, ncols=3)
   return figure
 
 
@@ -158,14 +146,16 @@ def _draw_controls(
   arrays: Arrays, kl: 'Axes', agreement: 'Axes', distance: 'Axes', barrier: 'Axes'
 ) -> None:
   """Draws row 0, which starts at the teacher itself, and sets up the axes."""
-  look = {'color': CONTROL, 'linestyle': '--', 'linewidth': 1.5}
+  look = {'color': style.CONTROL, 'linestyle': '--', 'linewidth': 1.5}
   kl.axhline(arrays['after/test/predictive_kl'][0], label='control: unperturbed', **look)
-  kl.plot([], [], 'o:', color=INK, alpha=0.6, markerfacecolor='none', label='before distillation')
+  kl.plot(
+    [], [], 'o:', color=style.INK, alpha=0.6, markerfacecolor='none', label='before distillation'
+  )
   agreement.axhline(100 * arrays['after/test/top1_agreement'][0], **look)
   barrier.axhline(100 * arrays['barrier/test/accuracy'][0], **look)
   radii = np.unique(arrays['radii'][1:])
   distance.plot(radii, arrays['distance/after'][0] / (radii * arrays['norm']), **look)
-  distance.axhline(1, color=INK, linewidth=1, linestyle=':')
+  distance.axhline(1, color=style.INK, linewidth=1, linestyle=':')
   for axes in (kl, distance):
     axes.set_yscale('log')
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
@@ -173,11 +163,11 @@ def _draw_controls(
   kl.set_xscale('log')
   kl.set_xticks(radii, [f'{radius:g}' for radius in radii], minor=False)
   kl.set_xticks([], minor=True)
-  draw_threshold(barrier)
-  kl.set_ylabel('KL, test (nats)', fontsize=NORMAL)
-  agreement.set_ylabel('agreement, test (%)', fontsize=NORMAL)
-  distance.set_ylabel('distance after / before', fontsize=NORMAL)
-  barrier.set_ylabel('accuracy barrier, test (%)', fontsize=NORMAL)
+  style.draw_threshold(barrier)
+  kl.set_ylabel('KL, test (nats)', fontsize=style.NORMAL)
+  agreement.set_ylabel('agreement, test (%)', fontsize=style.NORMAL)
+  distance.set_ylabel('distance after / before', fontsize=style.NORMAL)
+  barrier.set_ylabel('accuracy barrier, test (%)', fontsize=style.NORMAL)
 
 
 def caption_returns(arrays: Arrays) -> str:

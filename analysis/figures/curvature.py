@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdjax import intervals
-from kdjax.report import figures
 
 from .. import lanczos
-from . import GREEN, INK, NORMAL, PINK, SMALL, WIDTH, Arrays, errors, title
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ POINTS = {'initial': 'initial student', 'student': 'student', 'teacher 0': 'teac
 OBJECTIVES = {'distillation': "student's loss", 'cross_entropy': 'cross-entropy'}
 OPERATORS = {'hessian': 'Hessian H', 'ggn': 'Gauss-Newton G'}
 
-COLORS = {'hessian': GREEN, 'ggn': PINK, 'mismatch': INK}
+COLORS = {'hessian': style.GREEN, 'ggn': style.PINK, 'mismatch': style.INK}
 LINES = {'hessian': '-', 'ggn': '--'}
 MARKERS = {'hessian': 'o', 'ggn': 's', 'mismatch': 'D'}
 NAMES = OPERATORS | {'mismatch': 'mismatch'}
@@ -35,20 +35,19 @@ SMOOTHING = 1 / 150  # width of the Gaussians as a fraction of the range of eige
 def draw_spectra(arrays: Arrays) -> 'Figure':
   """A panel for each point (row) and objective (column) with the spectra of H and G."""
   points, objectives = arrays['points'], arrays['objectives']
-  figure = figures.blank((WIDTH, 0.9 + 2.1 * len(points)))
+  figure = style.blank(0.9 + 2.1 * len(points))
   panels = figure.subplots(len(points), len(objectives), squeeze=False)
   places = itertools.product(points, objectives)
   for axes, letter, (point, objective) in zip(
     panels.ravel(), string.ascii_lowercase, places, strict=False
   ):
     _draw_density(axes, arrays, f'{point}/{objective}')
-    title(axes, letter, f'{POINTS[str(point)]}, {OBJECTIVES[str(objective)]}', ncols=0)
+    style.title(axes, letter, f'{POINTS[str(point)]}, {OBJECTIVES[str(objective)]}', ncols=0)
   for axes in panels[:, 0]:
-    axes.set_ylabel('number per unit of λ', fontsize=NORMAL)
+    axes.set_ylabel('number per unit of λ', fontsize=style.NORMAL)
   for axes in panels[-1]:
-    axes.set_xlabel('eigenvalue λ', fontsize=NORMAL)
-  legend = panels[0, 0].get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=2, fontsize=SMALL)
+    axes.set_xlabel('eigenvalue λ', fontsize=style.NORMAL)
+  style.legend(figure, panels[0, 0], ncols=2)
   return figure
 
 
@@ -67,8 +66,8 @@ def _draw_density(axes: 'Axes', arrays: Arrays, place: str) -> None:
   num_parameters = float(arrays['num_parameters'])
   for name, label in OPERATORS.items():
     counts_KG = num_parameters * lanczos.density(*rules[name], grid_G, width)
-    style = {'color': COLORS[name], 'linestyle': LINES[name]}
-    axes.plot(grid_G, counts_KG.mean(axis=0), linewidth=1.6, label=label, **style)
+    look = {'color': COLORS[name], 'linestyle': LINES[name]}
+    axes.plot(grid_G, counts_KG.mean(axis=0), linewidth=1.6, label=label, **look)
     axes.fill_between(
       grid_G,
       counts_KG.min(axis=0),
@@ -78,7 +77,7 @@ def _draw_density(axes: 'Axes', arrays: Arrays, place: str) -> None:
       linewidth=0,
     )
     sticks = found[name][~np.isnan(found[name])]
-    axes.vlines(sticks, one / 1000, one, linewidth=1.4, **style)
+    axes.vlines(sticks, one / 1000, one, linewidth=1.4, **look)
   axes.set_yscale('log')
   axes.set_ylim(one / 1000, 3 * num_parameters * one)
 
@@ -92,7 +91,7 @@ def draw_traces(arrays: Arrays) -> 'Figure':
   ]
   labels = [POINTS[str(point)] for point in points]
   letters = iter(string.ascii_lowercase)
-  figure = figures.blank((WIDTH, 0.4 + sum(heights)))
+  figure = style.blank(0.4 + sum(heights))
   mismatch, traces, *below = figure.subfigures(2 + len(objectives), 1, height_ratios=heights)
   for part, series, quantity in (
     (mismatch, {'mismatch': 'mismatch'}, '‖H − G‖ / ‖G‖'),
@@ -102,8 +101,8 @@ def draw_traces(arrays: Arrays) -> 'Figure':
     for axes, objective in zip(panels, objectives, strict=True):
       places = [f'{point}/{objective}' for point in points]
       _draw_rows(axes, labels, _values(arrays, places, series))
-      title(axes, next(letters), OBJECTIVES[str(objective)], ncols=0)
-      axes.set_xlabel(quantity, fontsize=NORMAL)
+      style.title(axes, next(letters), OBJECTIVES[str(objective)], ncols=0)
+      axes.set_xlabel(quantity, fontsize=style.NORMAL)
   series = {name: f'{name}/layers' for name in OPERATORS}
   for part, objective in zip(below, objectives, strict=True):
     largest = _largest(arrays, objective)
@@ -112,11 +111,10 @@ def draw_traces(arrays: Arrays) -> 'Figure':
     for axes, point in zip(by_point, points, strict=True):
       values = _values(arrays, [f'{point}/{objective}'], series)
       _draw_rows(axes, layers, {key: x[:, 0, largest] for key, x in values.items()})
-      title(axes, next(letters), POINTS[str(point)], ncols=0)
-      axes.set_xlabel('trace by layer', fontsize=NORMAL)
-    by_point[0].set_ylabel(OBJECTIVES[str(objective)], fontsize=NORMAL)
-  legend = panels[0].get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=2, fontsize=SMALL)
+      style.title(axes, next(letters), POINTS[str(point)], ncols=0)
+      axes.set_xlabel('trace by layer', fontsize=style.NORMAL)
+    by_point[0].set_ylabel(OBJECTIVES[str(objective)], fontsize=style.NORMAL)
+  style.legend(figure, panels[0], ncols=2)
   return figure
 
 
@@ -138,20 +136,20 @@ def _largest(arrays: Arrays, objective: str) -> np.ndarray:
 def _draw_rows(axes: 'Axes', labels: list[str], values: dict[str, np.ndarray]) -> None:
   """Draws a row for each label, the first on top, with the values of all series and their intervals."""
   rows = np.arange(len(labels))
-  axes.axvline(0, color=INK, linewidth=0.8)
+  axes.axvline(0, color=style.INK, linewidth=0.8)
   shifts = 0.25 * (np.arange(len(values)) - (len(values) - 1) / 2)
   for (name, (mean, low, high)), shift in zip(values.items(), shifts, strict=True):
     axes.errorbar(
       mean,
       rows + shift,
-      xerr=errors(mean, low, high),
+      xerr=style.errors(mean, low, high),
       linestyle='',
       marker=MARKERS[name],
       markersize=4,
       color=COLORS[name],
       label=NAMES[name],
     )
-  axes.set_yticks(rows, labels, fontsize=SMALL)
-  axes.tick_params(axis='x', labelsize=SMALL)
+  axes.set_yticks(rows, labels, fontsize=style.SMALL)
+  axes.tick_params(axis='x', labelsize=style.SMALL)
   axes.locator_params(axis='x', nbins=4)
   axes.set_ylim(len(labels) - 0.5, -0.5)

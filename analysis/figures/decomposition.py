@@ -13,49 +13,38 @@ from kdjax.report import figures
 
 from ..decomposition import GROUPS as DIRECTIONS
 from ..decomposition import MIN_STUDENTS
-from . import (
-  CONTROL,
-  GREEN,
-  INK,
-  NORMAL,
-  SMALL,
-  STUDENT,
-  TEACHER,
-  WIDTH,
-  Arrays,
-  errors,
-  title,
-)
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 TERMS = {
-  'of_mean': ("bias: KL of students' mean", TEACHER),
-  'variance': ('variance over seeds', STUDENT),
+  'of_mean': ("bias: KL of students' mean", style.TEACHER),
+  'variance': ('variance over seeds', style.STUDENT),
 }
 GROUPS = {  # colour and marker
-  'student': (STUDENT, 'o'),
-  'λ = 1': (TEACHER, 's'),
-  'twice the width': (GREEN, '^'),
-  'independent': (CONTROL, 'D'),
+  'student': (style.STUDENT, 'o'),
+  'λ = 1': (style.TEACHER, 's'),
+  'twice the width': (style.GREEN, '^'),
+  'independent': (style.CONTROL, 'D'),
 }
 SETS = {'seen': 'seen views', 'fresh': 'fresh views', 'test': 'test'}
 
 
 def draw_decomposition(arrays: Arrays) -> 'Figure':
   """Four panels: bias and variance, KL by set and group, the residual, and disagreement by margin."""
-  figure = figures.blank((WIDTH, 6.4))
+  figure = style.blank(6.4)
   (bias, kl), (residual, margin) = figure.subplots(2, 2)
   _draw_bias(bias, arrays)
   _draw_kl(kl, arrays)
   _draw_residual(residual, arrays)
   _draw_margin(margin, arrays)
-  title(bias, 'a', 'bias and variance', ncols=1)
-  title(kl, 'b', 'KL by students and data')
-  title(residual, 'c', 'residual p − q', ncols=1)
-  title(margin, 'd', 'disagreement by margin')
+  style.title(bias, 'a', 'bias and variance', ncols=1)
+  style.title(kl, 'b', 'KL by students and data')
+  style.title(residual, 'c', 'residual p − q', ncols=1)
+  style.title(margin, 'd', 'disagreement by margin')
   return figure
 
 
@@ -67,8 +56,8 @@ def _draw_bias(axes: 'Axes', arrays: Arrays) -> None:
   for shift, (term, (label, color)) in zip((-0.1, 0.1), TERMS.items(), strict=True):
     value, low, high = _estimate(arrays, f'heskes/{term}')
     axes.bar(places, value, 0.6, bottom=base, color=color, alpha=0.75, label=label)
-    error = errors(value, low, high)
-    axes.errorbar(places + shift, base + value, yerr=error, fmt='none', color=INK, capsize=3)
+    error = style.errors(value, low, high)
+    axes.errorbar(places + shift, base + value, yerr=error, fmt='none', color=style.INK, capsize=3)
     base = base + value
   _label_sets(axes, arrays)
 
@@ -81,7 +70,7 @@ def _draw_kl(axes: 'Axes', arrays: Arrays) -> None:
     shift = 0.12 * (index - (num_groups - 1) / 2)
     look = {'fmt': marker, 'color': color, 'markersize': 5, 'capsize': 2}
     label = f'{name} (n = {arrays["group_sizes"][index]})'
-    axes.errorbar(places + shift, value, yerr=errors(value, low, high), **look, label=label)
+    axes.errorbar(places + shift, value, yerr=style.errors(value, low, high), **look, label=label)
   values = arrays['kl'][arrays['kl'] > 0]
   if values.size and values.max() > figures.WIDE * values.min():
     axes.set_yscale('log')
@@ -93,18 +82,18 @@ def _draw_residual(axes: 'Axes', arrays: Arrays) -> None:
     return _say(axes, 'not defined for this optimizer\nor this many classes')
   places = np.arange(len(DIRECTIONS))
   bars = (
-    (-0.2, 'shares', STUDENT, 'of the residual, ‖p − q‖²'),
-    (0.2, 'directions', CONTROL, 'control: of all directions'),
+    (-0.2, 'shares', style.STUDENT, 'of the residual, ‖p − q‖²'),
+    (0.2, 'directions', style.CONTROL, 'control: of all directions'),
   )
   for shift, key, color, label in bars:
     value, low, high = (100 * x for x in _estimate(arrays, f'residual/{key}'))
     axes.bar(places + shift, value, 0.4, color=color, alpha=0.75, label=label)
-    look = {'fmt': 'none', 'color': INK, 'capsize': 3}
-    axes.errorbar(places + shift, value, yerr=errors(value, low, high), **look)
+    look = {'fmt': 'none', 'color': style.INK, 'capsize': 3}
+    axes.errorbar(places + shift, value, yerr=style.errors(value, low, high), **look)
   axes.set_xticks(places, DIRECTIONS)
   axes.set_ylim(0, 105)
-  axes.set_xlabel('eigendirections of the tangent kernel', fontsize=NORMAL)
-  axes.set_ylabel('share (%)', fontsize=NORMAL)
+  axes.set_xlabel('eigendirections of the tangent kernel', fontsize=style.NORMAL)
+  axes.set_ylabel('share (%)', fontsize=style.NORMAL)
 
 
 def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
@@ -115,23 +104,25 @@ def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
       color, marker = GROUPS[name]
       value, low, high = (100 * x for x in _estimate(arrays, f'margin/{name}'))
       look = {'fmt': f'{marker}-', 'color': color, 'markersize': 5, 'capsize': 2}
-      error = errors(value, low, high)
+      error = style.errors(value, low, high)
       axes.errorbar(np.arange(num_bins) + shift, value, yerr=error, **look, label=name)
   labels = [f'{low:g}–{high:g}' for low, high in itertools.pairwise(edges)]
-  axes.set_xticks(np.arange(num_bins), labels, fontsize=SMALL, rotation=35, ha='right')
+  axes.set_xticks(np.arange(num_bins), labels, fontsize=style.SMALL, rotation=35, ha='right')
   axes.set_ylim(0, 105)
-  axes.set_xlabel("teacher's margin, test", fontsize=NORMAL)
-  axes.set_ylabel('disagreement (%)', fontsize=NORMAL)
+  axes.set_xlabel("teacher's margin, test", fontsize=style.NORMAL)
+  axes.set_ylabel('disagreement (%)', fontsize=style.NORMAL)
 
 
 def _say(axes: 'Axes', text: str) -> None:
   axes.set_axis_off()
-  axes.text(0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes, fontsize=NORMAL)
+  axes.text(
+    0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes, fontsize=style.NORMAL
+  )
 
 
 def _label_sets(axes: 'Axes', arrays: Arrays) -> None:
   axes.set_xticks(np.arange(len(arrays['sets'])), [SETS[str(name)] for name in arrays['sets']])
-  axes.set_ylabel('KL(teacher ‖ student) (nats)', fontsize=NORMAL)
+  axes.set_ylabel('KL(teacher ‖ student) (nats)', fontsize=style.NORMAL)
 
 
 def _estimate(arrays: Arrays, key: str) -> list[np.ndarray]:

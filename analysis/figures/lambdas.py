@@ -8,36 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdjax import intervals
-from kdjax.report import figures
 
-from . import (
-  INK,
-  NORMAL,
-  SMALL,
-  STUDENT,
-  TEACHER,
-  WIDTH,
-  Arrays,
-  draw_interval,
-  draw_threshold,
-  title,
-)
+from . import style
 from .basins import SETS, how, verdicts
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 # Colour and line of the barrier by BatchNorm statistics on the line to the teacher.
-STATISTICS = {'raw': (INK, 's--'), 're-estimated': (TEACHER, 'o-')}
+STATISTICS = {'raw': (style.INK, 's--'), 're-estimated': (style.TEACHER, 'o-')}
 NUM_LEVELS = 16
 PLANES_IN_A_ROW = 2
 LOG_FROM = 3  # the scale is logarithmic if the largest value is this many times the smallest
 PLACES = {  # label, marker, colour and edge
-  'teacher': ('teacher', 's', TEACHER, 'white'),
-  'random': ('random weights', 'X', 'white', INK),
-  'initial': ('initial student', '^', 'white', INK),
-  'student': ('final student', 'o', STUDENT, 'white'),
+  'teacher': ('teacher', 's', style.TEACHER, 'white'),
+  'random': ('random weights', 'X', 'white', style.INK),
+  'initial': ('initial student', '^', 'white', style.INK),
+  'student': ('final student', 'o', style.STUDENT, 'white'),
 }
 
 
@@ -50,8 +39,8 @@ def draw_lambdas(arrays: Arrays) -> 'Figure':
   num_columns = min(num_planes, PLANES_IN_A_ROW)
   num_rows = -(-num_planes // num_columns)
   aspect = np.ptp(arrays['ys']) / np.ptp(arrays['xs'])
-  height = num_rows * ((WIDTH - 1.4) / max(num_columns, 2) * aspect + 0.4) + 0.9
-  figure = figures.blank((WIDTH, 2.8 + height))
+  height = num_rows * ((style.WIDTH - 1.4) / max(num_columns, 2) * aspect + 0.4) + 0.9
+  figure = style.blank(2.8 + height)
   above, below = figure.subfigures(2, 1, height_ratios=[2.8, height])
   _draw_fidelity(above, arrays)
   all_axes = below.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
@@ -69,10 +58,9 @@ def draw_lambdas(arrays: Arrays) -> 'Figure':
   bar.minorlocator = NullLocator()
   bar.formatter = '{x:g}'
   bar.update_ticks()
-  below.supxlabel('distance from the teacher towards the random weights', fontsize=NORMAL)
-  below.supylabel('distance across', fontsize=NORMAL)
-  legend = all_axes[0, 0].get_legend_handles_labels()
-  below.legend(*legend, loc='outside upper left', ncols=4, fontsize=SMALL, handletextpad=0.2)
+  below.supxlabel('distance from the teacher towards the random weights', fontsize=style.NORMAL)
+  below.supylabel('distance across', fontsize=style.NORMAL)
+  style.legend(below, all_axes[0, 0], ncols=4, handletextpad=0.2)
   return figure
 
 
@@ -81,21 +69,21 @@ def _draw_fidelity(figure: Any, arrays: Arrays) -> None:
   *fidelity, barrier = all_axes = figure.subplots(1, 3)
   for axes, (name, label, scale) in zip(fidelity, panels, strict=True):
     for of, (color, line) in SETS.items():
-      draw_interval(axes, arrays, 'lambdas', f'final/{of}/{name}', line, color, of, scale)
+      style.draw_interval(axes, arrays, 'lambdas', f'final/{of}/{name}', line, color, of, scale)
       several_L = arrays['num_students'] > 1
       dots_LS = scale * arrays[f'students/{of}/{name}'][several_L]
       axes.plot(arrays['lambdas'][several_L], dots_LS, '_', color=color, alpha=0.5)
-    axes.set_ylabel(label, fontsize=NORMAL)
+    axes.set_ylabel(label, fontsize=style.NORMAL)
   for name, (color, line) in STATISTICS.items():
     key = f'barrier/{name}/test/accuracy'
     if key in arrays:
-      draw_interval(barrier, arrays, 'lambdas', key, line, color, name, 100)
-  draw_threshold(barrier)
-  barrier.set_ylabel('accuracy barrier (%)', fontsize=NORMAL)
+      style.draw_interval(barrier, arrays, 'lambdas', key, line, color, name, 100)
+  style.draw_threshold(barrier)
+  barrier.set_ylabel('accuracy barrier (%)', fontsize=style.NORMAL)
   texts = ('KL to the teacher', 'agreement', 'barrier to the teacher')
   for axes, letter, text in zip(all_axes, 'abc', texts, strict=True):
-    axes.set_xlabel('λ of the initial student', fontsize=NORMAL)
-    title(axes, letter, text, ncols=1)
+    axes.set_xlabel('λ of the initial student', fontsize=style.NORMAL)
+    style.title(axes, letter, text, ncols=1)
 
 
 def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
@@ -111,7 +99,7 @@ def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
   axes.grid(False)
   axes.set_aspect('equal')
   axes.set_facecolor('0.8')  # shows where values are not finite
-  title(axes, chr(ord('d') + index), f'λ = {arrays["lambdas"][index]:g}', ncols=0)
+  style.title(axes, chr(ord('d') + index), f'λ = {arrays["lambdas"][index]:g}', ncols=0)
   filled = axes.contourf(
     arrays['xs'], arrays['ys'], values_LYX[index], levels=levels, norm=norm, cmap='viridis'
   )

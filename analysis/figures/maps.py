@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdjax import intervals
-from kdjax.report import figures
 
-from . import (
-  CONTROL,
-  INK,
-  NORMAL,
-  SMALL,
-  STUDENT,
-  TEACHER,
-  WIDTH,
-  Arrays,
-  errors,
-  title,
-)
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -31,66 +20,65 @@ if TYPE_CHECKING:
 MAPS = {'disagreement': '1 − agreement', 'jensen_shannon': '√JS'}
 MAPPED = {'disagreement': '√(1 − agreement)', 'jensen_shannon': '√JS'}
 LOOKS = {  # marker, face, legend
-  'checkpoint': ('o', STUDENT, 'student, by step'),
-  'ensemble': ('*', TEACHER, 'ensemble'),
-  'teacher': ('s', TEACHER, 'teacher'),
+  'checkpoint': ('o', style.STUDENT, 'student, by step'),
+  'ensemble': ('*', style.TEACHER, 'ensemble'),
+  'teacher': ('s', style.TEACHER, 'teacher'),
   'sibling': ('v', 'white', 'sibling student'),
-  'independent': ('D', CONTROL, 'independent student'),
+  'independent': ('D', style.CONTROL, 'independent student'),
 }
 
 
 def draw_pca(arrays: Arrays) -> 'Figure':
   """The first two coordinates of the checkpoints, and the variance explained by each component."""
-  figure = figures.blank((WIDTH, 3.3))
+  figure = style.blank(3.3)
   left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
   explained_K, xy_T2 = arrays['explained'], arrays['coords'][:, :2]
-  left.plot(*xy_T2.T, '-o', color=STUDENT, markersize=5)
+  left.plot(*xy_T2.T, '-o', color=style.STUDENT, markersize=5)
   _label_steps(left, xy_T2, arrays['steps'], np.zeros((0, 2)))
   left.set_aspect('equal', adjustable='datalim')
   left.margins(0.15)
   left.locator_params(nbins=5)
-  left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)', fontsize=NORMAL)
-  left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)', fontsize=NORMAL)
+  left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)', fontsize=style.NORMAL)
+  left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)', fontsize=style.NORMAL)
   count = min(len(explained_K), 5)
   places = np.arange(1, count + 1)
   for side, key, color, label in (
-    (-0.2, 'explained', STUDENT, 'student'),
-    (0.2, 'null', CONTROL, 'control: random walk'),
+    (-0.2, 'explained', style.STUDENT, 'student'),
+    (0.2, 'null', style.CONTROL, 'control: random walk'),
   ):
     right.bar(places + side, 100 * arrays[key][:count], 0.4, color=color, label=label)
   right.set_xticks(places)
-  right.set_xlabel('component', fontsize=NORMAL)
-  right.set_ylabel('variance explained (%)', fontsize=NORMAL)
-  title(left, 'a', 'checkpoints, by step')
-  title(right, 'b', 'explained variance')
+  right.set_xlabel('component', fontsize=style.NORMAL)
+  right.set_ylabel('variance explained (%)', fontsize=style.NORMAL)
+  style.title(left, 'a', 'checkpoints, by step')
+  style.title(right, 'b', 'explained variance')
   return figure
 
 
 def draw_predictions(arrays: Arrays) -> 'Figure':
   """Two maps, the matrix of distances, and the distances to the ensemble with intervals."""
-  figure = figures.blank((WIDTH, 7.0))
+  figure = style.blank(7.0)
   upper, lower = figure.subplots(2, 2, height_ratios=[1, 1.1])
   for axes, letter, (name, label) in zip(upper, 'ab', MAPPED.items(), strict=True):
     _draw_map(axes, arrays, name, label)
     kept = 100 * float(arrays[f'{name}/kept'])
-    title(axes, letter, f'{label}, {kept:.0f} % kept', ncols=0)
+    style.title(axes, letter, f'{label}, {kept:.0f} % kept', ncols=0)
   _draw_matrix(lower[0], arrays)
   _draw_distances(lower[1], arrays)
-  title(lower[0], 'c', 'all distances', ncols=0)
-  title(lower[1], 'd', 'distance to the ensemble')
-  legend = upper[0].get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL, handletextpad=0.3)
+  style.title(lower[0], 'c', 'all distances', ncols=0)
+  style.title(lower[1], 'd', 'distance to the ensemble')
+  style.legend(figure, upper[0], ncols=3, handletextpad=0.3)
   return figure
 
 
 def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
   xy_K2, kinds = arrays[f'{name}/coords'], arrays['kinds']
   path_T2 = xy_K2[kinds == 'checkpoint']
-  axes.plot(*path_T2.T, '-', color=STUDENT, linewidth=1, zorder=1)
+  axes.plot(*path_T2.T, '-', color=style.STUDENT, linewidth=1, zorder=1)
   for kind, (marker, color, legend) in LOOKS.items():
     if (kinds == kind).any():
       size = 11 if kind == 'ensemble' else 6
-      look = {'color': color, 'markeredgecolor': INK, 'markeredgewidth': 0.6}
+      look = {'color': color, 'markeredgecolor': style.INK, 'markeredgewidth': 0.6}
       axes.plot(*xy_K2[kinds == kind].T, marker, markersize=size, **look, label=legend)
   steps = [str(text).removeprefix('step ') for text in arrays['names'][kinds == 'checkpoint']]
   _label_steps(axes, path_T2, steps, xy_K2[kinds != 'checkpoint'])
@@ -98,8 +86,8 @@ def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
   axes.set_aspect('equal', adjustable='datalim')
   axes.margins(0.12)
   axes.locator_params(nbins=5)
-  axes.set_xlabel(f'first axis, in {label}', fontsize=NORMAL)
-  axes.set_ylabel(f'second axis, in {label}', fontsize=NORMAL)
+  axes.set_xlabel(f'first axis, in {label}', fontsize=style.NORMAL)
+  axes.set_ylabel(f'second axis, in {label}', fontsize=style.NORMAL)
 
 
 def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray, taken_K2: np.ndarray) -> None:
@@ -108,7 +96,9 @@ def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray, taken_K2: n
   labelled_K2 = taken_K2
   for xy, step in reversed(list(zip(xy_T2, steps, strict=True))):
     if (np.abs(labelled_K2 - xy) >= label_2).any(axis=1).all():
-      axes.annotate(f'{step}', xy, (0, 5), textcoords='offset points', fontsize=SMALL, ha='center')
+      axes.annotate(
+        f'{step}', xy, (0, 5), textcoords='offset points', fontsize=style.SMALL, ha='center'
+      )
       labelled_K2 = np.concatenate([labelled_K2, xy[None]])
 
 
@@ -119,8 +109,8 @@ def _draw_matrix(axes: 'Axes', arrays: Arrays) -> None:
   image = axes.imshow(arrays['jensen_shannon'], cmap='viridis', norm=PowerNorm(0.5, vmin=0))
   axes.figure.colorbar(image, ax=axes, label='√JS (√bits)', shrink=0.7)
   places = np.arange(len(arrays['names']))
-  axes.set_xticks(places, arrays['names'], rotation=90, fontsize=SMALL)
-  axes.set_yticks(places, arrays['names'], fontsize=SMALL)
+  axes.set_xticks(places, arrays['names'], rotation=90, fontsize=style.SMALL)
+  axes.set_yticks(places, arrays['names'], fontsize=style.SMALL)
 
 
 def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
@@ -129,17 +119,17 @@ def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
   ensemble = int(np.flatnonzero(~others)[0])
   places = np.arange(others.sum())[::-1]
   for shift, marker, color, (name, label) in zip(
-    (0.15, -0.15), 'os', (INK, TEACHER), MAPS.items(), strict=True
+    (0.15, -0.15), 'os', (style.INK, style.TEACHER), MAPS.items(), strict=True
   ):
     value, low, high = (arrays[name + end][others, ensemble] for end in intervals.ENDS)
-    bars = {'xerr': errors(value, low, high), 'fmt': marker, 'color': color, 'markersize': 4}
+    bars = {'xerr': style.errors(value, low, high), 'fmt': marker, 'color': color, 'markersize': 4}
     axes.errorbar(value, places + shift, label=label, **bars)
-  axes.set_yticks(places, arrays['names'][others], fontsize=SMALL)
-  axes.set_xlabel('distance, square-root scale', fontsize=NORMAL)
+  axes.set_yticks(places, arrays['names'][others], fontsize=style.SMALL)
+  axes.set_xlabel('distance, square-root scale', fontsize=style.NORMAL)
   # Shows values near 0 and the initial student near 1.
   axes.set_xscale('function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
   ticks = ['0', '.01', '.05', '.2', '.5', '1']
-  axes.set_xticks([float(tick) for tick in ticks], ticks, fontsize=SMALL)
+  axes.set_xticks([float(tick) for tick in ticks], ticks, fontsize=style.SMALL)
   axes.set_xlim(0, 1)
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdjax.report import figures
-
-from . import CONTROL, INK, NORMAL, SMALL, STUDENT, TEACHER, WIDTH, Arrays, title
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -49,10 +48,10 @@ class Corner:
 
 
 CORNERS = {
-  'student': Corner('student', 'o', STUDENT),
-  'initial': Corner('initial student', '^', 'white', INK),
-  'sibling': Corner('sibling student', 'v', STUDENT),
-  'independent': Corner('independent student', 'P', CONTROL),
+  'student': Corner('student', 'o', style.STUDENT),
+  'initial': Corner('initial student', '^', 'white', style.INK),
+  'sibling': Corner('sibling student', 'v', style.STUDENT),
+  'independent': Corner('independent student', 'P', style.CONTROL),
 }
 
 
@@ -60,7 +59,7 @@ def looks(names: Sequence[str]) -> list[Corner]:
   """The looks of up to three networks, by their names in `Study.names`."""
   markers = iter('sDp')
   return [
-    CORNERS[name] if name in CORNERS else Corner(name, next(markers), TEACHER)
+    CORNERS[name] if name in CORNERS else Corner(name, next(markers), style.TEACHER)
     for name in map(str, names)
   ]
 
@@ -74,25 +73,24 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'F
     labels: of the two axes.
   """
   aspect = np.ptp(arrays['ys']) / np.ptp(arrays['xs'])
-  side = WIDTH / 2 - 1.1  # the rest is for labels and colour bars
+  side = style.WIDTH / 2 - 1.1  # the rest is for labels and colour bars
   height = min(side * aspect, side)
   num_rows = -(-len(panels) // 2)
-  figure = figures.blank((WIDTH, (height + 0.4) * num_rows + 1.2))
+  figure = style.blank((height + 0.4) * num_rows + 1.2)
   all_axes = figure.subplots(num_rows, 2, sharex=True, sharey=True).ravel()
   for axes, letter, panel in zip(all_axes, string.ascii_lowercase, panels, strict=False):
     axes.grid(False)
     axes.set_aspect('equal')
-    title(axes, letter, f'{panel.title} ({panel.unit})', ncols=0)
+    style.title(axes, letter, f'{panel.title} ({panel.unit})', ncols=0)
     _fill(axes, arrays, panel)
     _add_corners(axes, arrays)
     if 'path/xy' in arrays:
       _add_path(axes, arrays)
   if 'path/xy' in arrays:
     _label_heights(all_axes[0], arrays)
-  figure.supxlabel(labels[0], fontsize=NORMAL)
-  figure.supylabel(labels[1], fontsize=NORMAL)
-  legend = all_axes[0].get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL)
+  figure.supxlabel(labels[0], fontsize=style.NORMAL)
+  figure.supylabel(labels[1], fontsize=style.NORMAL)
+  style.legend(figure, all_axes[0], ncols=3)
   return figure
 
 
@@ -161,7 +159,7 @@ def _add_path(axes: 'Axes', arrays: Arrays) -> None:
   axes.plot(*arrays['path/xy'].T, color='white', linewidth=1.5, zorder=2)
   off_T = is_off_plane(arrays)[1:-1]
   for chosen_T, face, label in (
-    (~off_T, STUDENT, 'checkpoint (its distance)'),
+    (~off_T, style.STUDENT, 'checkpoint (its distance)'),
     (off_T, 'white', 'checkpoint off the plane'),
   ):
     if chosen_T.any():
@@ -169,7 +167,7 @@ def _add_path(axes: 'Axes', arrays: Arrays) -> None:
         *arrays['path/xy'][1:-1][chosen_T].T,
         'o',
         markerfacecolor=face,
-        markeredgecolor=INK,
+        markeredgecolor=style.INK,
         markersize=5,
         label=label,
         zorder=5,
@@ -193,12 +191,12 @@ def _label_heights(axes: 'Axes', arrays: Arrays) -> None:
       (edge + side * 0.1 * (xs[-1] - xs[0]), y),
       arrowprops={'arrowstyle': '-', 'color': 'white', 'linewidth': 0.6},
       color='white',
-      fontsize=SMALL,
+      fontsize=style.SMALL,
       ha='right' if to_the_left else 'left',
       va='center',
       zorder=6,
     )
-    text.set_path_effects([withStroke(linewidth=2, foreground=INK)])
+    text.set_path_effects([withStroke(linewidth=2, foreground=style.INK)])
 
 
 def _spread(values_T: np.ndarray, step: float) -> np.ndarray:

@@ -9,20 +9,9 @@ import numpy as np
 
 from kdjax import intervals
 from kdjax.intervals import ENDS
-from kdjax.report import figures
 
-from . import (
-  CONTROL,
-  INK,
-  NORMAL,
-  SMALL,
-  STUDENT,
-  TEACHER,
-  WIDTH,
-  Arrays,
-  errors,
-  title,
-)
+from . import style
+from .style import Arrays
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -52,19 +41,19 @@ def _chief(arrays: Arrays, teacher: str) -> str:
 
 def draw_trajectory(arrays: Arrays) -> 'Figure':
   """Distances with their nulls, the excess by layer, and KL and disagreement, against steps."""
-  figure = figures.blank((WIDTH, 7.0))
+  figure = style.blank(7.0)
   (far, near), (kl, disagreement) = figure.subplots(2, 2)
   steps_T, teachers = arrays['steps'], _teachers(arrays)
   for name in teachers:
     marker, line, label = TEACHERS[name]
     values_T = arrays[f'distance/{name}'][:, 0]
-    far.plot(steps_T, values_T, line, marker=marker, color=TEACHER, label=f'to {label}')
+    far.plot(steps_T, values_T, line, marker=marker, color=style.TEACHER, label=f'to {label}')
   _draw_nulls(far, arrays)
   for key, line, label in (
     ('length', '-', 'path length'),
     ('displacement', '--', 'from the start'),
   ):
-    far.plot(steps_T, arrays[key][:, 0], line, marker='^', color=STUDENT, label=label)
+    far.plot(steps_T, arrays[key][:, 0], line, marker='^', color=style.STUDENT, label=label)
   far.set_ylim(bottom=0)
   _finish(far, 'distance (units of the weights)')
   chief = _draw_excess(near, arrays, teachers[-1], 'distance − null')
@@ -81,18 +70,17 @@ def draw_trajectory(arrays: Arrays) -> 'Figure':
   disagreement.set_yticks([0, 1, 5, 20, 50, 100])
   disagreement.set_ylim(0, 100)
   _finish(disagreement, '100 − agreement (%)')
-  legend = far.get_legend_handles_labels()
-  figure.legend(*legend, loc='outside upper left', ncols=3, fontsize=SMALL)
-  title(far, 'a', 'distances and nulls', ncols=0)
-  title(near, 'b', chief, ncols=0)
-  title(kl, 'c', 'KL to the ensemble')
-  title(disagreement, 'd', 'disagreement')
+  style.legend(figure, far, ncols=3)
+  style.title(far, 'a', 'distances and nulls', ncols=0)
+  style.title(near, 'b', chief, ncols=0)
+  style.title(kl, 'c', 'KL to the ensemble')
+  style.title(disagreement, 'd', 'disagreement')
   return figure
 
 
 def draw_gradients(arrays: Arrays) -> 'Figure':
   """Norm, signal-to-noise ratio and cosines with their nulls, and the excess by layer, against steps."""
-  figure = figures.blank((WIDTH, 8.6))
+  figure = style.blank(8.6)
   teachers = _teachers(arrays)
   above, middle, below = figure.subfigures(3, 1, height_ratios=[1, 1.2, 1.4])
   (norm, snr), cosine = above.subplots(1, 2), middle.subplots()
@@ -100,23 +88,23 @@ def draw_gradients(arrays: Arrays) -> 'Figure':
   overall = {key: x[:, 0] for key, x in arrays.items() if x.ndim == 2}
   overall['steps'] = arrays['steps']
   _errors(norm, overall, 'norm', '-', 'mean gradient')
-  _errors(norm, overall, 'noise', '--', 'noise in it', color=CONTROL, marker='s')
+  _errors(norm, overall, 'noise', '--', 'noise in it', color=style.CONTROL, marker='s')
   norm.set_ylim(bottom=0)
   _finish(norm, 'norm (loss / weights)')
   _errors(snr, overall, 'snr', '-', None)
-  snr.axhline(0, color=INK, linewidth=0.8)
+  snr.axhline(0, color=style.INK, linewidth=0.8)
   _finish(snr, 'SNR of one example')
   for name in teachers:
     marker, line, label = TEACHERS[name]
-    _errors(cosine, overall, f'cosine/{name}', line, label, color=TEACHER, marker=marker)
+    _errors(cosine, overall, f'cosine/{name}', line, label, color=style.TEACHER, marker=marker)
   _draw_nulls(cosine, arrays)
-  cosine.axhline(0, color=INK, linewidth=0.8)
+  cosine.axhline(0, color=style.INK, linewidth=0.8)
   _finish(cosine, 'cosine')
-  title(norm, 'a', 'gradient norm')
-  title(snr, 'b', 'signal-to-noise ratio', ncols=0)
-  title(cosine, 'c', 'cosine of −gradient with the direction to', ncols=3)
+  style.title(norm, 'a', 'gradient norm')
+  style.title(snr, 'b', 'signal-to-noise ratio', ncols=0)
+  style.title(cosine, 'c', 'cosine of −gradient with the direction to', ncols=3)
   for axes, name, letter in zip(by_layer, teachers, 'de', strict=False):
-    title(axes, letter, _draw_excess(axes, arrays, name, 'cosine − null'), ncols=0)
+    style.title(axes, letter, _draw_excess(axes, arrays, name, 'cosine − null'), ncols=0)
   return figure
 
 
@@ -131,15 +119,19 @@ def _draw_nulls(axes: 'Axes', arrays: Arrays) -> None:
     if f'null/{name}' not in arrays:
       continue
     values_KT = np.atleast_3d(arrays[f'null/{name}'].T).T[..., 0]
-    axes.plot(arrays['steps'], values_KT.mean(0), line, color=CONTROL, linewidth=1.5, label=label)
+    axes.plot(
+      arrays['steps'], values_KT.mean(0), line, color=style.CONTROL, linewidth=1.5, label=label
+    )
     lowest_T, highest_T = values_KT.min(0), values_KT.max(0)
-    axes.fill_between(arrays['steps'], lowest_T, highest_T, color=CONTROL, alpha=0.25, linewidth=0)
+    axes.fill_between(
+      arrays['steps'], lowest_T, highest_T, color=style.CONTROL, alpha=0.25, linewidth=0
+    )
 
 
 def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> str:
   """Draws the excess over the chief null by layer and checkpoint, with a dot if its interval excludes 0.
 
-  Returns: what is compared, for the title.
+  Returns: what is compared, for the style.title.
   """
   null = _chief(arrays, teacher)
   key = f'excess/{teacher}/{null}'
@@ -147,7 +139,7 @@ def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> str:
   limit = np.nan_to_num(np.abs(values_TL)).max(initial=1e-3)
   _heat(axes, arrays, values_TL, label, cmap='RdBu', vmin=-limit, vmax=limit)
   away_TL = (arrays[f'{key}/low'] > 0) | (arrays[f'{key}/high'] < 0)
-  axes.plot(*np.nonzero(away_TL), '.', color=INK, markersize=4)
+  axes.plot(*np.nonzero(away_TL), '.', color=style.INK, markersize=4)
   name = 'aligned' if teacher == 'aligned' else TEACHERS[teacher][2]
   return f'{name} − {null.removesuffix(", aligned")}'
 
@@ -158,7 +150,7 @@ def _errors(
   key: str,
   line: str,
   label: str | None,
-  color: str = STUDENT,
+  color: str = style.STUDENT,
   marker: str = 'o',
 ) -> None:
   """Draws values_T with their intervals against steps."""
@@ -166,7 +158,7 @@ def _errors(
   axes.errorbar(
     arrays['steps'],
     value,
-    yerr=errors(value, low, high),
+    yerr=style.errors(value, low, high),
     fmt=line,
     marker=marker,
     markersize=4,
@@ -177,8 +169,8 @@ def _errors(
 
 
 def _finish(axes: 'Axes', ylabel: str) -> None:
-  axes.set_xlabel('training step', fontsize=NORMAL)
-  axes.set_ylabel(ylabel, fontsize=NORMAL)
+  axes.set_xlabel('training step', fontsize=style.NORMAL)
+  axes.set_ylabel(ylabel, fontsize=style.NORMAL)
 
 
 def _heat(axes: 'Axes', arrays: Arrays, values_TL: np.ndarray, label: str, **colors: Any) -> None:
@@ -189,11 +181,11 @@ def _heat(axes: 'Axes', arrays: Arrays, values_TL: np.ndarray, label: str, **col
   image = axes.imshow(values_LT, aspect='auto', interpolation='nearest', **colors)
   axes.figure.colorbar(image, ax=axes, label=label)
   axes.set_xticks(
-    range(len(arrays['steps'])), arrays['steps'], rotation=35, ha='right', fontsize=SMALL
+    range(len(arrays['steps'])), arrays['steps'], rotation=35, ha='right', fontsize=style.SMALL
   )
-  axes.set_yticks(range(len(arrays['layers'])), arrays['layers'], fontsize=SMALL)
+  axes.set_yticks(range(len(arrays['layers'])), arrays['layers'], fontsize=style.SMALL)
   axes.axhline(0.5, color='white', linewidth=2)
-  axes.set_xlabel('training step', fontsize=NORMAL)
+  axes.set_xlabel('training step', fontsize=style.NORMAL)
 
 
 # Captions and tables.

@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -21,7 +20,7 @@ from kdjax.intervals import ENDS
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
-from .. import matching, measure, paths
+from .. import matching, measure, paths, surface
 from ..figures import barriers as drawing
 from ..matching import Aligned, Aligner
 from ..measure import Measure
@@ -296,7 +295,7 @@ def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Che
   networks = _Networks(study, ['student', 'teacher 0'], settings, checks)
   names = paths.layer_names(networks.points['student'])
   inputs_BX = networks.measured.batches('distillation')[0]['inputs']
-  by_depth = depth_order(networks.measured.model, inputs_BX)
+  by_depth = surface.layers(networks.measured.model, inputs_BX)
   order_L = [names.index(name) for name in by_depth]
 
   chosen = [change for change in _CHANGES if not (change[2] and networks.aligner.lacking)]
@@ -328,19 +327,6 @@ def _move_layers(networks: _Networks, t: float, aligned: bool, order_L: list[int
     networks.check_end(values, place, name, networks.has_statistics)
   differences = {key: values[key][1:-1] - values[key][:1] for key in SHOWN}
   return measure.summary(differences, networks.study.seed)
-
-
-def depth_order(model: nn.Module, inputs_BX: np.ndarray) -> list[str]:
-  """The top-level modules with parameters, in the order in which the network creates them."""
-  order = []
-
-  def init(key):
-    variables = model.init({'params': key, 'dropout': key}, inputs_BX, train=False)
-    order.extend(variables['params'])  # the output of a traced function is sorted by name
-    return variables
-
-  jax.eval_shape(init, jax.random.key(0))
-  return order
 
 
 # Parts.

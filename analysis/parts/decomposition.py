@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from kdjax import config as config_lib
-from kdjax import intervals, keys
+from kdjax import intervals, keys, models
 from kdjax.predictions.teachers import combine
 from kdjax.runtime import progress
 from kdjax.stages import predictions, student
@@ -26,7 +26,7 @@ from ..figures import decomposition as drawing
 from ..measure import Measure
 from ..part import Arrays, Blocks, Checks, Part, Settings
 from ..runs import Study
-from ..surface import in_float32, of_params
+from ..surface import of_params
 
 NUM_VIEWS = 3  # seen views, evenly spaced, and fresh views
 NUM_KERNELS = 3  # students, or disjoint sets of examples for one student
@@ -121,7 +121,7 @@ def _teacher(study: Study, settings: Settings, of: str, views: Sequence[int]) ->
   """The ensemble's log_probs_VNC in float64, from the store if the teachers are gone."""
   run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
   if study.has_teachers:
-    model, members = in_float32(run.teacher.model), range(study.num_members)
+    model, members = models.in_float32(run.teacher.model), range(study.num_members)
     variables = [study.member(i) for i in members]
     predicted = (
       np.stack(
@@ -142,7 +142,7 @@ def _students(
   run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
   found = []
   for other in runs:
-    model, variables = in_float32(other.student.model), student.load(other)
+    model, variables = models.in_float32(other.student.model), student.load(other)
     logits = [
       run.predictor.logits(model, variables, run.data.inputs[name], view, indices_N)
       for view in views
@@ -267,7 +267,7 @@ def _residual(
     cases = [(run, slice(0, size)) for run in runs[:NUM_KERNELS]]
   else:
     cases = [(study.experiment, slice(i * size, (i + 1) * size)) for i in range(NUM_KERNELS)]
-  forward = of_params(in_float32(study.experiment.student.model), study.student())
+  forward = of_params(models.in_float32(study.experiment.student.model), study.student())
   kernel = jax.jit(partial(decomposition.tangent_kernel, forward))
   rate_sum, found = _rate_sum(study.experiment), {}
   with progress.bar('kernel', len(cases), 'kernels') as show:

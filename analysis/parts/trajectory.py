@@ -7,7 +7,7 @@ K draw of a null, A alignment, N example, C class.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from kdjax.runtime import progress
 from kdjax.train import devices
 from kdjax.train.steps import Variables
 
-from .. import alignment, matching, measure, nulls, paths, trajectory
+from .. import alignment, matching, measure, nulls, paths, surface, trajectory
 from ..figures import trajectory as drawing
 from ..matching import Aligner
 from ..measure import Batch, Measure, Objective
@@ -61,7 +61,7 @@ def _networks(study: Study, settings: Settings, checks: Checks) -> _Networks:
   teachers = {'raw': teacher['params']}
   drawn = {
     'permuted': [],
-    'unrelated': [partial(_params_of, load) for load in unrelated.values()],
+    'unrelated': [lambda load=load: _params(load()) for load in unrelated.values()],
     'unrelated, aligned': [],
   }
   aligner = Aligner(study, settings, checks)
@@ -91,10 +91,6 @@ def _networks(study: Study, settings: Settings, checks: Checks) -> _Networks:
   return _Networks(teachers, drawn, alignments | aligner.context)
 
 
-def _params_of(load: Callable[[], Variables]) -> Any:
-  return _params(load())
-
-
 def _permuted(spec: Any, bare: Variables, seed: int) -> Any:
   order = alignment.random_permutations(spec, np.random.default_rng(seed))
   return alignment.apply(spec, order, bare)['params']
@@ -119,7 +115,7 @@ def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks:
   for name, draws in networks.nulls.items():
     if draws:
       of_layers[f'null/{name}'] = np.stack(
-        [[trajectory.distances(p, params) for p in points] for params in _made(draws)]
+        [[trajectory.distances(p, x) for p in points] for x in (make() for make in draws)]
       )
   for teacher, null in networks.compared:
     found = nulls.excess(of_layers[f'distance/{teacher}'], of_layers[f'null/{null}'])
@@ -132,11 +128,6 @@ def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks:
       at_steps.append(measure.summary(values, study.seed))
       show(done)
   return arrays | {key: np.concatenate([of[key] for of in at_steps]) for key in at_steps[0]}
-
-
-def _made(draws: list[Callable[[], Any]]) -> Iterator[Any]:
-  """The networks of a null, one at a time."""
-  return (make() for make in draws)
 
 
 def compute_gradients(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
@@ -195,7 +186,7 @@ def _gradients_at(
   targets |= {'origin': [lambda: origin]} | {k: x for k, x in networks.nulls.items() if x}
   cosines = {
     name: trajectory.descent_cosines(
-      gradients, (trajectory.difference(x, params) for x in _made(draws)), gram_LBB
+      gradients, (trajectory.difference(make(), params) for make in draws), gram_LBB
     )
     for name, draws in targets.items()
   }
@@ -256,21 +247,10 @@ def _params(variables: Variables) -> Any:
 
 
 def _in_order_of_depth(study: Study, measured: Measure, of_layers: Arrays) -> Arrays:
-  """Reorders the last axis, that of `trajectory.layers`, to the order in which layers are called."""
-  called = ['all']
-
-  def record(
-    call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
-  ) -> Any:
-    called.extend(context.module.path[:1])
-    return call(*args, **kwargs)
-
-  variables = study.student()
-  with nn.intercept_methods(record):
-    apply = partial(measured.model.apply, train=False)
-    jax.eval_shape(apply, variables, measured.batches('distillation')[0]['inputs'])
-  names = trajectory.layers(variables['params'])
-  order = [names.index(name) for name in dict.fromkeys(called) if name in names]
+  """Reorders the last axis, that of `trajectory.layers`, by depth."""
+  names = trajectory.layers(study.student()['params'])
+  by_depth = surface.layers(measured.model, measured.batches('distillation')[0]['inputs'])
+  order = [names.index(name) for name in ('all', *by_depth)]
   arrays = {key: x[..., order] for key, x in of_layers.items()}
   return arrays | {'layers': np.array(names)[order], 'steps': np.array(study.steps)}
 

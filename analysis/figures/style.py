@@ -1,0 +1,118 @@
+"""The style that all figures of the analysis share.
+
+Figures are as wide as the text of a paper, and no text is smaller than SMALL points. matplotlib is imported
+when a figure is drawn.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdjax import intervals
+from kdjax.report import figures
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+Arrays = Mapping[str, np.ndarray]
+
+WIDTH = 7.0  # inches
+SMALL, NORMAL = 9, 11  # font sizes in points
+INK, TEACHER, STUDENT = (figures.COLORS[name] for name in ('ink', 'teacher', 'student'))
+GREEN, PINK, SKY = '#009e73', '#cc79a7', '#56b4e9'  # Okabe & Ito's, for neither teacher nor student
+CONTROL = '0.45'  # the grey of nulls and controls
+FEW_POINTS = 3  # up to so many points are not joined by a line
+
+# Networks share a basin if the error rises by less than this between them (Frankle et al. 2020, Section 2).
+SAME_BASIN = 0.02
+
+_ANSWERS = {intervals.LOWER: 'yes', intervals.HIGHER: 'no', intervals.UNDECIDED: 'cannot be told'}
+
+
+def blank(height: float) -> 'Figure':
+  """An empty figure; `height` is in inches."""
+  return figures.blank((WIDTH, height))
+
+
+def one_basin(low: float, high: float) -> str:
+  """Whether a barrier of the test accuracy with the interval [low, high] leaves its ends in one basin.
+
+  Returns: 'yes' if the whole interval is below SAME_BASIN, 'no' if it is above, else 'cannot be told'.
+  """
+  return _ANSWERS[intervals.verdict(low, high, SAME_BASIN)]
+
+
+def title(axes: 'Axes', letter: str, text: str, ncols: int = 2) -> None:
+  """Puts the panel's letter and title above it, and between them and the panel a legend of its labels.
+
+  Args:
+    ncols: columns of the legend; 0 draws none.
+  """
+  axes.tick_params(labelsize=SMALL)
+  text = rf'$\mathbf{{{letter}}}$  {text}'
+  handles = axes.get_legend_handles_labels()[0] if ncols else []
+  if not handles:
+    axes.set_title(text, loc='left', fontsize=NORMAL)
+    return
+  axes.legend(
+    title=text,
+    alignment='left',
+    loc='lower left',
+    bbox_to_anchor=(0, 1.01),
+    borderpad=0.2,
+    columnspacing=1,
+    handlelength=1.6,
+    handletextpad=0.5,
+    labelspacing=0.3,
+    ncols=ncols,
+    fontsize=SMALL,
+    title_fontsize=NORMAL,
+  )
+
+
+def legend(figure: Any, axes: 'Axes', ncols: int, **look: Any) -> None:
+  """Puts a legend of the labels of one panel above a figure or subfigure."""
+  labels = axes.get_legend_handles_labels()
+  figure.legend(*labels, loc='outside upper left', ncols=ncols, fontsize=SMALL, **look)
+
+
+def errors(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+  """Lengths of error bars, shape (2, ...); a bootstrap interval can miss its value, which gives 0."""
+  return np.maximum([value - low, high - value], 0)
+
+
+def draw_interval(
+  axes: 'Axes',
+  arrays: Arrays,
+  x: str,
+  key: str,
+  line: str,
+  color: str,
+  label: str | None = None,
+  scale: float = 1,
+) -> None:
+  """Draws scale · arrays[key] against arrays[x], with error bars from `key/low` to `key/high`.
+
+  Args:
+    line: marker and line style as matplotlib's `fmt`, such as 'o-'.
+  """
+  mean, low, high = (scale * arrays[f'{key}{end}'] for end in intervals.ENDS)
+  axes.errorbar(
+    arrays[x],
+    mean,
+    errors(mean, low, high),
+    fmt=line[:1] if len(mean) <= FEW_POINTS else line,
+    color=color,
+    linewidth=1.5,
+    markersize=5,
+    capsize=2,
+    label=label,
+  )
+
+
+def draw_threshold(axes: 'Axes') -> None:
+  """Marks SAME_BASIN in a panel of barriers in percent, which then starts at 0 and shows the mark."""
+  axes.axhline(100 * SAME_BASIN, color=INK, linewidth=1, linestyle=':', label='one basin below')
+  axes.set_ylim(0, max(axes.get_ylim()[1], 150 * SAME_BASIN))
