@@ -1,11 +1,9 @@
 """Runs parts on a student and writes what they found: .npz, .png, .pdf, and .json for the report."""
 
 import dataclasses
-import io
 import json
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
@@ -20,9 +18,6 @@ from . import part as part_lib
 from .part import Blocks, Checks, Part, Settings, Training
 from .parts import PARTS
 from .runs import SIBLING_NAME, Study
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 150
 NONE, CHEAP, ALL = 'none', 'cheap', 'all'  # of --train
@@ -244,7 +239,7 @@ def _show(part: Part, path: epath.Path, record: dict) -> None:
   with figures.style(part.name):
     figure = part.draw(arrays)
     for end in ('.png', '.pdf'):
-      files.write_bytes(path.with_suffix(end), _image(figure, end))
+      files.write_bytes(path.with_suffix(end), figures.image(figure, end[1:], PIXELS_PER_INCH))
   about = {
     'place': list(PARTS).index(part.name),
     'title': part.title,
@@ -254,10 +249,3 @@ def _show(part: Part, path: epath.Path, record: dict) -> None:
     'numbers': part_lib.digest(record),
   }
   files.write_json(path.with_suffix('.json'), about)
-
-
-def _image(figure: 'Figure', end: str) -> bytes:
-  buffer = io.BytesIO()
-  nothing = dict.fromkeys({'.png': ('Software',), '.pdf': ('Creator', 'CreationDate')}[end])
-  figure.savefig(buffer, format=end[1:], dpi=PIXELS_PER_INCH, facecolor='white', metadata=nothing)
-  return buffer.getvalue()

@@ -25,9 +25,7 @@ CONTROLS = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100(num_members=1)
-  return recipes.resize(config, arg)
+  return recipes.cifar100(arg, num_members=1)
 
 
 def get_sweep(arg: str = '') -> Sweep:

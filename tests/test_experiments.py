@@ -1,7 +1,7 @@
 """Every experiment that is shipped: its config, its sweep, its commands and the paper's numbers."""
 
 import ast
-import pathlib
+import functools
 import re
 import shlex
 
@@ -20,96 +20,107 @@ from kdjax.stages import pipeline
 from kdjax.stages.experiment import Experiment
 from kdjax.train import trackers
 
-CONFIGS = ROOT / 'configs'
 NO_EXPERIMENTS = {'__init__', 'fig8_teachers', 'in_order', 'recipes', 'results', 'times'}
-FILES = sorted(
-  str(path.relative_to(ROOT))
-  for path in [*CONFIGS.glob('*.py'), *CONFIGS.glob('paper/*.py')]
+FILES = {
+  path.stem: str(path.relative_to(ROOT))
+  for path in sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('configs/paper/*.py')])
   if path.stem not in NO_EXPERIMENTS
-)
-NO_ARGUMENT = {'configs/digits_resnet.py'}
-SWEEPS = [file for file in FILES if '/paper/' in file or file == 'configs/controls.py']
-ANCHOR = 'configs/paper/anchor.py'  # has one trial and no independent student
-NO_SMALL = {ANCHOR, 'configs/paper/table2_imagenet.py'}
+}
+SWEEPS = [name for name, file in FILES.items() if '/paper/' in file or name == 'controls']
+NO_SMALL = {'anchor', 'table2_imagenet'}
+OWN_TASK = {'fig2_mnist', 'table2_imdb'}  # smaller sizes keep the paper's data, and its numbers
 
 
-def sizes(file):
+def sizes(name):
   """The arguments that shrink an experiment."""
-  if file in NO_ARGUMENT:
+  if name == 'digits_resnet':
     return []
-  is_small = file in SWEEPS and file not in NO_SMALL
-  return ['small', 'smoke'] if is_small else ['smoke']
+  return ['small', 'smoke'] if name in SWEEPS and name not in NO_SMALL else ['smoke']
 
 
-SPECS = FILES + [f'{file}:{size}' for file in FILES for size in sizes(file)]
-SWEEP_SPECS = [spec for spec in SPECS if spec.partition(':')[0] in SWEEPS]
+def specs(name):
+  """Every size of an experiment, the full one first."""
+  return [FILES[name], *(f'{FILES[name]}:{size}' for size in sizes(name))]
 
 
-@pytest.fixture(autouse=True)
-def data_sets(monkeypatch):
-  monkeypatch.chdir(ROOT)
-  checked_config.pretend(monkeypatch)
+@pytest.fixture(autouse=True, scope='module')
+def data_sets():
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.chdir(ROOT)
+    checked_config.pretend(monkeypatch)
+    yield
 
 
+@functools.cache
+def loaded(spec, overrides=()):
+  return config_lib.load(spec, overrides)
+
+
+@functools.cache
 def runs_of(spec):
-  sweep = config_lib.load_sweep(spec)
+  """The sweep and the config of each of its runs, which tests only read."""
+  sweep = config_lib.load_sweep(spec)  # raises what is wrong with the sweep itself
   configs, problems = config_lib.sweep_configs(spec, sweep, [])
   assert problems == []
   return sweep, configs
 
 
+@functools.cache
+def student_of(spec, index):
+  """The fingerprint of the student of a run."""
+  return config_lib.student_fingerprint(runs_of(spec)[1][index])
+
+
 # They are valid.
 
 
-@pytest.mark.parametrize('spec', SPECS)
-@pytest.mark.parametrize('num_devices', [1, 2])
-def test_configs_are_valid(spec, num_devices):
-  config, problems = config_lib.load(spec)
-  validation.check(config, num_devices, problems)
+@pytest.mark.parametrize('name', FILES)
+def test_configs_are_valid_and_name_their_arguments(name):
+  for spec in specs(name):
+    for num_devices in (1, 2):
+      config, problems = loaded(spec)
+      validation.check(config, num_devices, problems)
+  if sizes(name):
+    with pytest.raises(ConfigError, match=f"unknown argument 'tiny'; allowed: '{sizes(name)[0]}'"):
+      config_lib.load(f'{FILES[name]}:tiny')
 
 
-@pytest.mark.parametrize('file', [f for f in FILES if f not in NO_ARGUMENT])
-def test_an_argument_that_is_not_known_is_told_with_those_that_are(file):
-  with pytest.raises(ConfigError, match=f"unknown argument 'tiny'; allowed: '{sizes(file)[0]}'"):
-    config_lib.load(f'{file}:tiny')
+@pytest.mark.parametrize('name', SWEEPS)
+def test_every_point_of_a_sweep_is_valid_and_is_another_student(name):
+  """Series may share points of the same fields. Trials differ in seeds alone, so that two of them are enough."""
+  for spec in specs(name):
+    sweep, configs = runs_of(spec)
+    assert len(configs) == len(sweep.points) * sweep.trials
+    validation.check_sweep(configs[: len(sweep.points)], 2, [])
+    runs = sweep_lib.expand(sweep)[: 2 * len(sweep.points)]
+    students = {student_of(spec, run.index) for run in runs}
+    assert len(students) == len({frozenset(run.fields.items()) for run in runs}), spec
+    if name == 'anchor':  # has one trial and no independent student
+      continue
+    for config in configs[: len(sweep.points)]:
+      other = config_lib.independent(config)
+      assert other.seed != config.seed
+      assert config_lib.student_fingerprint(other) in students, spec
+      # Teachers of a part of the training set have parts of their own, and their students with them.
+      assert config_lib.subset_seed(other) != config_lib.subset_seed(config)
 
 
-@pytest.mark.parametrize('spec', SWEEP_SPECS)
-def test_every_run_of_a_sweep_is_valid_and_is_another_student(spec):
-  """But for runs of the same fields, which series may share."""
-  sweep, configs = runs_of(spec)  # raises what is wrong with the sweep itself
-  validation.check_sweep(configs, 2, [])
-  assert len(configs) == len(sweep.points) * sweep.trials
-  different = {frozenset(run.fields.items()) for run in sweep_lib.expand(sweep)}
-  assert len({config_lib.student_fingerprint(config) for config in configs}) == len(different)
-
-
-@pytest.mark.parametrize('spec', [spec for spec in SWEEP_SPECS if ':' in spec])
-def test_a_smaller_sweep_has_numbers_of_the_paper_only_of_its_own_task(spec):
-  file = spec.partition(':')[0]
-  small, _ = runs_of(spec)
-  full, _ = runs_of(file)
-  if pathlib.Path(file).stem not in ('fig2_mnist', 'table2_imdb'):  # the others have other data
-    assert small.paper == {}
-    return
-  assert set(small.paper) == set(full.paper)
-  keys = {point.key for point in small.points}
-  for measure, values in full.paper.items():
-    assert small.paper[measure] == {key: values[key] for key in values if key in keys}
-
-
-@pytest.mark.parametrize('spec', [s for s in SWEEP_SPECS if s.endswith(':small')])
-def test_small_is_the_papers_regime(spec):
+@pytest.mark.parametrize('name', SWEEPS)
+def test_small_is_the_papers_regime(name):
   """Four trials, and as many views as epochs where the data is augmented: fresh ones throughout."""
-  sweep, configs = runs_of(spec)
-  assert sweep.trials == (3 if 'fig2' in spec else 4)  # Figure 2 has the paper's recipe and trials
+  if 'small' not in sizes(name):
+    return
+  sweep, configs = runs_of(f'{FILES[name]}:small')
+  assert sweep.trials == (
+    3 if name == 'fig2_mnist' else 4
+  )  # which has the paper's recipe and trials
   for config in configs:
     if config.predictions.augmentation:
       assert config.predictions.num_views >= config.student.num_epochs >= 40
       assert config.teacher.num_epochs == 0 or config.teacher.num_epochs >= 40
 
 
-# Their claims.
+# Their claims and the paper's numbers.
 
 
 def mean_of_paper(sweep, claim, second=None):
@@ -117,10 +128,10 @@ def mean_of_paper(sweep, claim, second=None):
   return value[0] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize('file', SWEEPS)
-def test_the_papers_effect_is_the_difference_of_its_numbers(file):
-  """Where the sweep has both; the direction is that of the effect."""
-  sweep, _ = runs_of(file)
+@pytest.mark.parametrize('name', SWEEPS)
+def test_the_papers_effect_is_the_difference_of_its_numbers(name):
+  """Claims about two numbers of the paper. At every size, an effect as large as the paper's decides that the claim holds."""
+  sweep, _ = runs_of(FILES[name])
   assert sweep.claims and len({claim.text for claim in sweep.claims}) == len(sweep.claims)
   for claim in sweep.claims:
     first, second = mean_of_paper(sweep, claim), claim.second
@@ -131,45 +142,51 @@ def test_the_papers_effect_is_the_difference_of_its_numbers(file):
       second = mean_of_paper(sweep, claim, second)
     if first is not None and second is not None and claim.paper is not None:
       assert claim.paper == pytest.approx(first - second, abs=0.006), claim.text
-
-
-@pytest.mark.parametrize('spec', SWEEP_SPECS)
-def test_the_papers_effect_is_where_its_claim_says(spec):
-  """A result of the paper's size would decide that the claim holds."""
-  sweep, _ = runs_of(spec)
-  for claim in sweep.claims:
+  for claim in [claim for spec in specs(name) for claim in runs_of(spec)[0].claims]:
     if claim.paper is not None:
       effect = Estimate(claim.paper, claim.paper - 1e-6, claim.paper + 1e-6)
       assert claims.verdict(claim, effect) == claims.HOLDS, claim.text
 
 
+@pytest.mark.parametrize('name', SWEEPS)
+def test_numbers_of_the_paper_are_in_the_unit_of_their_panel(name):
+  """Percent of agreement and accuracy, nats of KL and NLL, and CKA in [0, 1]. Smaller sizes keep them for their own task."""
+  full, _ = runs_of(FILES[name])
+  scales = {panel.measure: panel.scale for panel in full.panels}
+  for measure, values in full.paper.items():
+    means = [value[0] if isinstance(value, tuple) else value for value in values.values()]
+    assert all(50 < m <= 100 if scales[measure] == 100 else 0 < m < 2 for m in means), measure
+  for spec in specs(name)[1:]:
+    small, _ = runs_of(spec)
+    keys = {point.key for point in small.points}
+    kept = {m: {key: of[key] for key in of if key in keys} for m, of in full.paper.items()}
+    assert small.paper == (kept if name in OWN_TASK else {}), spec
+
+
 # Their commands.
 
 
-def docstring(file):
-  return ast.get_docstring(ast.parse((ROOT / file).read_text()))
-
-
 def commands(file):
-  text = docstring(file).replace('\\\n', ' ')
+  text = ast.get_docstring(ast.parse((ROOT / file).read_text())).replace('\\\n', ' ')
   lines = [line.strip().partition('#')[0] for line in text.splitlines()]
   return [shlex.split(line) for line in lines if line.startswith('python ')]
 
 
-@pytest.mark.parametrize('file', FILES)
-def test_the_docstring_has_the_commands_of_the_experiment(file):
-  specs = []
-  for _, program, *options in commands(file):
+@pytest.mark.parametrize('name', FILES)
+def test_the_docstring_has_the_commands_of_the_experiment(name):
+  found = set()
+  for _, program, *options in commands(FILES[name]):
     assert program == 'launch.py'
     values = dict(flag.removeprefix('--').partition('=')[::2] for flag in options)
-    specs.append(values.pop('config', 'configs/digits_resnet.py'))
-    assert ('sweep' in values) == (file in SWEEPS)
+    spec = values.pop('config', 'configs/digits_resnet.py')
+    found.add(spec)
+    assert ('sweep' in values) == (name in SWEEPS)
     assert values.pop('sweep', '') == ''
     assert all(name.startswith('config.') for name in values)
-    overrides = [(name.removeprefix('config.'), value) for name, value in values.items()]
-    config, problems = config_lib.load(specs[-1], overrides)
+    overrides = tuple((name.removeprefix('config.'), value) for name, value in values.items())
+    config, problems = loaded(spec, overrides)
     validation.check(config, 1, problems)
-  assert set(specs) >= {spec for spec in SPECS if spec.partition(':')[0] == file}
+  assert found >= set(specs(name))
 
 
 def test_launch_explains_every_flag_and_stage():
@@ -205,36 +222,6 @@ SHARED = {
   'table2_imagenet': (2, 0, 2, 6),
   'table2_imdb': (3, 0, 3, 9),
 }
-
-
-FILE_OF = {pathlib.Path(file).stem: file for file in SWEEPS}
-
-
-def test_every_sweep_has_a_decision_what_it_shares_and_a_golden_point():
-  assert set(SHARED) == set(FILE_OF) == {name for name, *_ in POINTS}
-
-
-@pytest.mark.parametrize('name', SHARED)
-def test_runs_share_teachers_gans_and_predictions(name):
-  _, configs = runs_of(FILE_OF[name])
-  assert SHARED[name] == (
-    len({config_lib.teacher_fingerprint(config) for config in configs}),
-    len({config_lib.gan_fingerprint(c) for c in configs if config_lib.needs_gan(c)}),
-    len({config_lib.predictions_fingerprint(config) for config in configs}),
-    len({config_lib.student_fingerprint(config) for config in configs}),
-  )
-
-
-@pytest.mark.parametrize('spec', [spec for spec in SWEEP_SPECS if ANCHOR not in spec])
-def test_the_independent_student_of_a_run_is_another_run(spec):
-  _, configs = runs_of(spec)
-  students = {config_lib.student_fingerprint(config) for config in configs}
-  for config in configs:
-    other = config_lib.independent(config)
-    assert other.seed != config.seed
-    assert config_lib.student_fingerprint(other) in students
-    # Teachers of a part of the training set have parts of their own, and their students with them.
-    assert config_lib.subset_seed(other) != config_lib.subset_seed(config)
 
 
 # The paper's recipes and numbers, copied from it once more.
@@ -296,13 +283,6 @@ RECIPES = {
   | section('teacher', batch_size=100, learning_rate=1e-2)
   | section('student', num_epochs=100, weight_decay=1e-3),
 }
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_recipes_golden(name):
-  config, _ = config_lib.load(FILE_OF[name])
-  fields = config_lib.leaves(config)
-  assert {field: fields[field] for field in RECIPES[name]} == RECIPES[name]
 
 
 ACCURACY = 'splits.test.student.accuracy'
@@ -387,34 +367,32 @@ POINTS = {
     {LAMBDA: 1.0, START: 'initial'},
     {AGREEMENT: (77.10, 0.24), KL: 0.838, CKA(2): 0.937},
   ),
-  ('table2_imagenet', '', 3): (
-    {M: 3},
-    {TEACHER: 76.4, ACCURACY: 75.5, AGREEMENT: 87.8, KL: 0.157},
-  ),
+  ('table2_imagenet', '', 3): ({M: 3}, {TEACHER: 76.4, ACCURACY: 75.5, AGREEMENT: 87.8, KL: 0.157}),
   ('table2_imdb', '', 1): ({M: 1}, {TEACHER: 79.36, ACCURACY: 80.35, AGREEMENT: 86.49, KL: 0.124}),
 }
 
 
-@pytest.mark.parametrize('key', POINTS)
-def test_points_golden(key):
-  name, *point_key = key
-  sweep, configs = runs_of(FILE_OF[name])
-  fields, paper = POINTS[key]
-  run = next(run for run in sweep_lib.expand(sweep) if run.point.key == tuple(point_key))
-  leaves = config_lib.leaves(configs[run.index])
-  assert {field: leaves[field] for field in fields} == fields
-  for measure, value in paper.items():
-    assert sweep.paper[measure][tuple(point_key)] == value, measure
-
-
-def test_numbers_of_the_paper_are_in_the_unit_of_their_panel():
-  """Percent of agreement and accuracy, nats of KL and NLL, and CKA in [0, 1]."""
-  for file in SWEEPS:
-    sweep, _ = runs_of(file)
-    scales = {panel.measure: panel.scale for panel in sweep.panels}
-    for measure, values in sweep.paper.items():
-      means = [value[0] if isinstance(value, tuple) else value for value in values.values()]
-      assert all(50 < m <= 100 if scales[measure] == 100 else 0 < m < 2 for m in means), measure
+@pytest.mark.parametrize('name', SWEEPS)
+def test_golden(name):
+  """The recipe, what runs share, and points with the paper's numbers. Every sweep has all three."""
+  spec = FILES[name]
+  fields = config_lib.leaves(loaded(spec)[0])
+  assert {field: fields[field] for field in RECIPES[name]} == RECIPES[name]
+  sweep, configs = runs_of(spec)
+  assert SHARED[name] == (
+    len({config_lib.teacher_fingerprint(config) for config in configs}),
+    len({config_lib.gan_fingerprint(c) for c in configs if config_lib.needs_gan(c)}),
+    len({config_lib.predictions_fingerprint(config) for config in configs}),
+    len({student_of(spec, index) for index in range(len(configs))}),
+  )
+  golden = {key: of for key, of in POINTS.items() if key[0] == name}
+  assert golden
+  places = {run.point.key: run.index for run in reversed(sweep_lib.expand(sweep))}
+  for (_, *key), (fields, paper) in golden.items():
+    leaves = config_lib.leaves(configs[places[tuple(key)]])
+    assert {field: leaves[field] for field in fields} == fields, key
+    for measure, value in paper.items():
+      assert sweep.paper[measure][tuple(key)] == value, (key, measure)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +407,7 @@ def test_numbers_of_the_paper_are_in_the_unit_of_their_panel():
   ],
 )
 def test_an_epoch_is_as_much_longer_as_images_are_added(name, point, num_steps, tmp_path):
-  sweep, configs = runs_of(FILE_OF[name])
+  sweep, configs = runs_of(FILES[name])
   run = next(run for run in sweep_lib.expand(sweep) if run.point.x == point)
   assert Experiment(configs[run.index], epath.Path(tmp_path)).student.plan.num_steps == num_steps
 
@@ -445,10 +423,10 @@ TRAIN_FIGURES = (
 )
 
 
-@pytest.mark.parametrize('name', TRAIN_FIGURES)
-def test_train_agreement_is_on_the_distillation_data_at_the_end_and_over_the_last_epoch(name):
-  sweep, _ = runs_of(FILE_OF[name])
-  assert {TRAIN, LAST_EPOCH} <= {panel.measure for panel in sweep.panels}
+def test_train_agreement_is_on_the_distillation_data_at_the_end_and_over_the_last_epoch():
+  for name in TRAIN_FIGURES:
+    sweep, _ = runs_of(FILES[name])
+    assert {TRAIN, LAST_EPOCH} <= {panel.measure for panel in sweep.panels}
 
 
 def test_the_table_of_deviations_names_switches_that_there_are():

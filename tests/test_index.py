@@ -9,9 +9,9 @@ import subprocess
 import pytest
 from etils import epath
 from pages import Page
-from reported_run import CONFIG, OTHER, RESULT, SPLIT, STUDENT, Run
+from reported_run import CONFIG, OTHER, RESULT, SPLIT, STUDENT, Run, without_baseline
 
-from kdjax.report import index
+from kdjax.report import figures, index
 
 THIRD = 'ccc333'
 HEADINGS = ['independent student', 'difference', 'verdict']
@@ -19,19 +19,9 @@ AGREEMENT = ['87.67', '76.54', '+11.13 (+7.00 to +15.00)', 'higher']
 KL = ['0.0432', '0.0478', '−0.0046 (−0.0125 to +0.0018)', 'cannot be told']
 
 
-def without_baseline(agreement):
-  """A result without an independent student."""
-  result = json.loads(json.dumps(RESULT))
-  for split in result['splits'].values():
-    del split['independent'], split['difference'], split['intervals']['independent']
-    split['fidelity']['top1_agreement'] = agreement
-  return json.dumps(result)
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
+def indexed(folder) -> Run:
   """Three students that differ in temperature and loss; one has a page and one no independent student."""
-  run = Run(epath.Path(tmp_path))
+  run = Run(epath.Path(folder))
   run.page.write_text('<p>the page</p>')
   student = CONFIG['student'] | {'temperature': 10.0, 'loss': '<i>Mine</i>'}
   run.put(THIRD, 'config.json', json.dumps(CONFIG | {'student': student}))
@@ -40,20 +30,24 @@ def run(tmp_path) -> Run:
   return run
 
 
+@pytest.fixture(scope='module')
+def written(tmp_path_factory) -> Run:
+  """To read only."""
+  return indexed(tmp_path_factory.mktemp('written'))
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+  return indexed(tmp_path)
+
+
 def named(loss, temperature):
   """The name of a student: no line begins with a sign of equality."""
   return f'loss\u00a0= {loss}, temperature\u00a0= {temperature}'
 
 
-def cells(run):
-  """[[text, sort key], ...] of each row of the body."""
-  found = re.findall(r'<t[dh][^>]* data-key="([^"]*)">(.*?)</t[dh]>', run.index.read_text())
-  size = len(found) // 3
-  return [found[i : i + size] for i in range(0, len(found), size)]
-
-
-def test_the_index_has_a_row_for_each_student_and_a_column_for_what_differs(run):
-  page = Page(run.index.read_text())
+def test_the_index_has_a_row_for_each_student_and_a_column_for_what_differs(written):
+  page = Page(written.index.read_text())
   differing = ['student.loss', 'student.temperature']
   fidelity = ['agreement (%)', *HEADINGS, 'KL (nats)', *HEADINGS, 'accuracy (%)']
   nothing = ['–', '–', '–']
@@ -79,17 +73,19 @@ def test_the_index_has_a_row_for_each_student_and_a_column_for_what_differs(run)
   assert 'Distillation on shapes: 3 students' in page.text
 
 
-def test_what_is_sorted_by_are_numbers(run):
-  third, other, student = cells(run)
-  assert [key for key, _ in third] == [
+def test_what_is_sorted_by_are_numbers(written):
+  keys = re.findall(r'<t[dh][^>]* data-key="([^"]*)">', written.index.read_text())
+  size = len(keys) // 3
+  third, other, student = (keys[i : i + size] for i in range(0, 3 * size, size))
+  assert third == [
     named('&lt;i&gt;Mine&lt;/i&gt;', 10.0),
     *('0.905', '', '', '', '0.0432', '', '', '', '0.9712', '&lt;i&gt;Mine&lt;/i&gt;', '10.0'),
   ]
-  assert [key for key, _ in other][1:] == [
+  assert other[1:] == [
     *('0.8767', '0.7654', '0.1113', 'higher', '0.0432', '0.0478', '-0.0046', 'cannot be told'),
     *('0.9712', 'cross_entropy', '1.0'),
   ]
-  assert [key for key, _ in student][-1] == '4.0'
+  assert student[-1] == '4.0'
 
 
 def test_links_lead_to_the_pages_that_are_there(run):
@@ -102,15 +98,12 @@ def test_links_lead_to_the_pages_that_are_there(run):
   assert all((run.workdir / link).exists() for link in links)
 
 
-def test_the_index_needs_nothing_from_elsewhere_and_escapes(run):
-  text = run.index.read_text()
+def test_the_index_needs_nothing_from_elsewhere_and_escapes(written):
+  text = written.index.read_text()
   assert not re.search(r'https?://|@import|<script [^>]*src|url\((?!#)|<i>', text)
   assert text.count('&lt;i&gt;Mine&lt;/i&gt;') == 5  # name and cell with their keys, and a choice
-
-
-def test_choices_are_in_the_order_of_their_values(run):
-  options = re.findall(r'<option[^>]*>(.*?)</option>', run.index.read_text())
-  assert options == [
+  choices = re.findall(r'<option[^>]*>(.*?)</option>', text)  # in the order of their values
+  assert choices == [
     *('any', '&lt;i&gt;Mine&lt;/i&gt;', 'cross_entropy'),
     *('any', '1.0', '4.0', '10.0'),
   ]
@@ -126,7 +119,8 @@ def test_fields_of_any_kind_are_shown():
   assert index._short('model.depth', names) == 'depth'
 
 
-def test_the_index_of_a_single_student_is_its_page(tmp_path):
+def test_the_index_of_a_single_student_is_its_page(tmp_path, monkeypatch):
+  monkeypatch.setattr(figures, 'svg', lambda *_: '')
   run = Run(epath.Path(tmp_path))
   (run.students / OTHER / 'result.json').unlink()
   assert run.write() is True and run.write_index() is True
@@ -142,40 +136,37 @@ def test_the_index_of_a_single_student_is_its_page(tmp_path):
   assert 'trained on 2026' not in run.index.read_text()
 
 
-@pytest.mark.parametrize('change', ['result', 'config', 'student', 'page', 'index', 'table'])
-def test_the_index_is_written_again_if_anything_changes(run, change):
-  assert run.write_index() is False
-  if change == 'result':
-    run.put(OTHER, 'result.json', without_baseline(0.5))
-  elif change == 'config':
-    run.put(OTHER, 'config.json', json.dumps(CONFIG))
-  elif change == 'student':
-    (run.students / OTHER / 'result.json').unlink()
-  elif change == 'page':
-    run.page.unlink()
-  elif change == 'index':
-    run.index.write_text(run.index.read_text().replace('87.67', '87.68'))
-  else:
-    run.table.unlink()
-  assert run.write_index() is True
-  assert len(run.rows()) == (2 if change == 'student' else 3)
-  assert run.write_index() is False
-  assert '87.68' not in run.index.read_text()
+def test_the_index_is_written_again_if_anything_changes(run):
+  other = run.students / OTHER
+  changes = {
+    'result': lambda: run.put(OTHER, 'result.json', without_baseline(0.5)),
+    'config': lambda: run.put(OTHER, 'config.json', json.dumps(CONFIG)),
+    'page': run.page.unlink,
+    'index': lambda: run.index.write_text(run.index.read_text().replace('87.67', '87.68')),
+    'table': run.table.unlink,
+    'student': (other / 'result.json').unlink,
+  }
+  for change, make in changes.items():
+    make()
+    assert run.write_index() is True, change
+    assert len(run.rows()) == (2 if change == 'student' else 3)
+    assert '87.68' not in run.index.read_text()
+    assert run.write_index() is False, change
 
 
-def test_the_same_students_give_the_same_bytes(run, tmp_path):
-  before = [(path.read_bytes(), os.stat(path).st_mtime_ns) for path in (run.index, run.table)]
-  assert run.write_index() is False
-  assert before == [
-    (path.read_bytes(), os.stat(path).st_mtime_ns) for path in (run.index, run.table)
-  ]
+def test_the_same_students_give_the_same_bytes(run):
+  def state():
+    return [(path.read_bytes(), os.stat(path).st_mtime_ns) for path in (run.index, run.table)]
+
+  before = state()
+  assert run.write_index() is False and state() == before
   run.index.unlink()
   assert run.write_index() is True
   assert run.index.read_bytes() == before[0][0]
 
 
-def test_results_csv(run):
-  first, second, third = run.rows()
+def test_results_csv(written):
+  first, second, third = written.rows()
   assert [row['fingerprint'] for row in (first, second, third)] == [STUDENT, OTHER, THIRD]
   assert (first['student.temperature'], second['student.temperature']) == ('4.0', '1.0')
   assert first['predictions.augmentation'] == '(crop, flip)'
@@ -202,31 +193,42 @@ def test_results_csv_has_the_columns_of_all_students(run):
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
+ALL = [THIRD, OTHER, STUDENT]
+# Actions in a browser, with the students that it shows afterwards, in their order. Headings count from 0.
+ACTIONS = {
+  '': ALL,
+  'heads[11].click();': [OTHER, STUDENT, THIRD],  # by temperature: 1, 4, 10
+  'heads[11].click(); heads[11].click();': [THIRD, STUDENT, OTHER],
+  'heads[1].click();': [OTHER, STUDENT, THIRD],  # by agreement
+  'heads[3].click(); heads[3].click();': [OTHER, STUDENT, THIRD],  # which THIRD lacks
+  'form.elements.words.value = "MINE";': [THIRD],
+  'selects[1].value = "4.0";': [STUDENT],
+  'selects[0].value = "cross_entropy";': [OTHER, STUDENT],
+  'selects[0].value = "<i>Mine</i>"; selects[1].value = "4.0";': [],
+}
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason='needs a browser')
-@pytest.mark.parametrize(
-  ('actions', 'students', 'count'),
-  [
-    ('', [THIRD, OTHER, STUDENT], '3 of 3'),
-    ('heads[11].click();', [OTHER, STUDENT, THIRD], '3 of 3'),  # by temperature: 1, 4, 10
-    ('heads[11].click(); heads[11].click();', [THIRD, STUDENT, OTHER], '3 of 3'),
-    ('heads[1].click();', [OTHER, STUDENT, THIRD], '3 of 3'),  # by agreement
-    ('heads[3].click(); heads[3].click();', [OTHER, STUDENT, THIRD], '3 of 3'),  # which THIRD lacks
-    ('form.elements.words.value = "MINE";', [THIRD], '1 of 3'),
-    ('selects[1].value = "4.0";', [STUDENT], '1 of 3'),
-    ('selects[0].value = "cross_entropy";', [OTHER, STUDENT], '2 of 3'),
-    ('selects[0].value = "<i>Mine</i>"; selects[1].value = "4.0";', [], '0 of 3'),
-  ],
-)
-def test_rows_are_sorted_and_filtered_in_a_browser(run, actions, students, count):
-  page = run.workdir / 'driven.html'
-  script = f'<script>{actions} form.oninput();</script></body>'
-  page.write_text(run.index.read_text().replace('</body>', script))
+def test_rows_are_sorted_and_filtered_in_a_browser(written, tmp_path):
+  script = """<script>
+    const first = [...rows], shown = [];
+    for (const act of [ACTIONS]) {
+      form.reset();
+      heads.forEach(head => head.removeAttribute('aria-sort'));
+      rows.splice(0, rows.length, ...first);
+      body.append(...rows);
+      act();
+      form.oninput();
+      const names = [...body.rows].filter(row => !row.hidden).map(row => row.querySelector('code').textContent);
+      shown.push([names, form.querySelector('output').value]);
+    }
+    document.body.textContent = JSON.stringify(shown);
+  </script></body>""".replace('ACTIONS', ', '.join(f'() => {{{act}}}' for act in ACTIONS))
+  page = tmp_path / 'driven.html'
+  page.write_text(written.index.read_text().replace('</body>', script))
   how = ['--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
-  command = [CHROMIUM, *how, f'--user-data-dir={run.workdir / "browser"}', f'file://{page}']
+  command = [CHROMIUM, *how, f'--user-data-dir={tmp_path / "browser"}', f'file://{page}']
   shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-  rows = re.findall(r'<tr( hidden="")?><th scope="row".*?</tr>', shown, re.DOTALL)
-  texts = re.findall(r'<tr(?: hidden="")?><th scope="row".*?</th>', shown, re.DOTALL)
-  assert len(rows) == 3
-  found = [text for text in texts if not text.startswith('<tr hidden')]
-  assert [re.search(r'[a-c]{3}\d{3}', text.partition('<code')[2])[0] for text in found] == students
-  assert f'{count} students</output>' in shown
+  (body,) = re.findall(r'<body[^>]*>(.*)</body>', shown, re.DOTALL)
+  found = dict(zip(ACTIONS, json.loads(body), strict=True))
+  assert found == {act: [of, f'{len(of)} of 3 students'] for act, of in ACTIONS.items()}

@@ -25,10 +25,13 @@ TINY = [
   '--config.dataset.image_size=12',
   '--config.evaluation.independent_seed=None',
 ]
+BUILD = 'import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])'
+# The command `kdjax`; first it says where the package is.
+COMMAND = 'import kdjax; print(kdjax.__file__); from kdjax.interface.command_line import run; run()'
 
 
-def run(*arguments, **options):
-  done = subprocess.run(arguments, capture_output=True, text=True, **options)
+def python(*arguments, **options):
+  done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
 
@@ -41,43 +44,33 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
   for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
     shutil.copy(ROOT / name, tree)
-  pip = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation']
-  run(*pip, '--wheel-dir', str(folder), str(tree))
+  python('-c', BUILD, str(folder), cwd=tree)
   (path,) = folder.glob('*.whl')
-  return path
+  return zipfile.ZipFile(path)
 
 
-def test_the_wheel_has_one_top_level_name(wheel):
-  names = {name.partition('/')[0] for name in zipfile.ZipFile(wheel).namelist()}
-  assert names == {'kdjax', f'kdjax-{kdjax.__version__}.dist-info'}
-  assert zipfile.ZipFile(wheel).read('kdjax/py.typed') == b''
+def test_the_wheel_has_one_top_level_name_and_the_command(wheel):
+  names = {name.partition('/')[0] for name in wheel.namelist()}
+  about = f'kdjax-{kdjax.__version__}.dist-info'
+  assert names == {'kdjax', about}
+  assert wheel.read('kdjax/py.typed') == b''
+  scripts = wheel.read(f'{about}/entry_points.txt').decode().split('\n')
+  assert 'kdjax = kdjax.interface.command_line:run' in scripts
 
 
 def test_an_experiment_and_the_analysis_run_from_the_wheel(wheel, tmp_path):
   target = tmp_path / 'site'
-  run(
-    sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(target), str(wheel)
-  )
+  wheel.extractall(target)
   own = tmp_path / 'project' / 'configs'
   own.mkdir(parents=True)
   (own / '__init__.py').write_text('raise SystemExit("a foreign configs package")')
   place = {'cwd': own.parent, 'env': os.environ | {'PYTHONPATH': str(target)}}
-  where = run(sys.executable, '-c', 'import kdjax; print(kdjax.__file__)', **place)
-  assert where.startswith(str(target))
-  assert 'paper/fig6b_lambda' in run(str(target / 'bin' / 'kdjax'), '--help', **place)
+  assert 'paper/fig6b_lambda' in python('-c', COMMAND, '--help', **place)
   workdir = tmp_path / 'workdir'
-  run(
-    str(target / 'bin' / 'kdjax'), '--config=digits_resnet', f'--workdir={workdir}', *TINY, **place
-  )
+  flags = ['--config=digits_resnet', f'--workdir={workdir}', *TINY]
+  assert python('-c', COMMAND, *flags, **place).startswith(str(target))
   (path,) = workdir.glob('students/*/result.json')
   assert json.loads(path.read_text())['splits']['test']['num_examples'] == 360
-  analysis = [
-    sys.executable,
-    '-m',
-    'kdjax.analysis',
-    str(workdir),
-    '--parts=predictions',
-    '--train=none',
-  ]
-  run(*analysis, '--num_examples=20', **place)
+  parts = ['--parts=predictions', '--train=none', '--num_examples=20']
+  python('-m', 'kdjax.analysis', str(workdir), *parts, **place)
   assert list(workdir.glob('analysis/*/predictions.png'))

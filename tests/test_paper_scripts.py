@@ -22,7 +22,12 @@ AGREEMENT = 'splits.test.fidelity.top1_agreement'
 
 
 def get_config(arg=''):
-  return quick_config.get_config()
+  config = quick_config.get_config()
+  config.dataset.num_train = 100
+  config.teacher.num_members = 1
+  config.teacher.num_epochs = 1
+  config.student.keep_checkpoints = ()
+  return config
 
 
 def get_sweep(arg=''):
@@ -50,6 +55,7 @@ def test_points_of_the_first_claims_come_first_in_every_trial():
 
 def test_results_are_complete_whenever_it_is_stopped(tmp_path, monkeypatch):
   """Stopped after the first run, it leaves its row; the same command trains the other alone."""
+  monkeypatch.setattr(figures, 'image', lambda *_: b'')
   spec = tmp_path / 'tau.py'
   spec.write_text(SWEEP)
   arguments = [str(spec), f'--workdir={tmp_path / "runs"}', '--config.student.num_epochs=1']
@@ -87,12 +93,6 @@ def test_results_are_complete_whenever_it_is_stopped(tmp_path, monkeypatch):
   assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # not trained again
 
 
-def test_what_is_no_override_is_refused(tmp_path, capsys):
-  with pytest.raises(SystemExit):
-    in_order.main([f'--workdir={tmp_path}', '--sweep'])
-  assert "unknown argument '--sweep'" in capsys.readouterr().err
-
-
 def test_the_most_probable_classes_at_both_temperatures():
   """The ensemble is the mean of probabilities; τ = 4 takes their fourth roots."""
   probs_MC = np.array([[0.1, 0.8, 0.1], [0.1, 0.4, 0.5]])
@@ -128,6 +128,9 @@ def test_figure_8_draws_stored_predictions(finished, capsys):
     fig8_teachers.main([str(finished.workdir), '--images', '100000'])
 
 
-def test_figure_8_needs_predictions(tmp_path):
+def test_wrong_arguments_are_told(tmp_path, capsys):
   with pytest.raises(SystemExit, match='has no predictions; run launch'):
     fig8_teachers.main([str(tmp_path)])
+  with pytest.raises(SystemExit):
+    in_order.main([f'--workdir={tmp_path}', '--sweep'])
+  assert "unknown argument '--sweep'" in capsys.readouterr().err

@@ -29,29 +29,18 @@ def result(agreement, kl=None):
 
 
 def test_expand_golden():
+  """Only trials over the seed of everything have an independent student, if there are several."""
   runs = sweep_lib.expand(SWEEP)
   assert [run.index for run in runs] == [0, 1, 2, 3, 4, 5]
   assert [run.point for run in runs] == [*POINTS] * 3
   assert [run.trial for run in runs] == [0, 0, 1, 1, 2, 2]
   assert [run.fields for run in runs] == [
-    {'student.temperature': 1.0, 'seed': 0, 'evaluation.independent_seed': 1},
-    {'student.temperature': 4.0, 'seed': 0, 'evaluation.independent_seed': 1},
-    {'student.temperature': 1.0, 'seed': 1, 'evaluation.independent_seed': 0},
-    {'student.temperature': 4.0, 'seed': 1, 'evaluation.independent_seed': 0},
-    {'student.temperature': 1.0, 'seed': 2, 'evaluation.independent_seed': 1},
-    {'student.temperature': 4.0, 'seed': 2, 'evaluation.independent_seed': 1},
+    {'student.temperature': temperature, 'seed': seed, 'evaluation.independent_seed': other}
+    for seed, other in ((0, 1), (1, 0), (2, 1))
+    for temperature in (1.0, 4.0)
   ]
-
-
-def test_a_single_trial_has_no_independent_student():
-  runs = sweep_lib.expand(changed(trials=1))
-  assert [run.fields for run in runs] == [
-    {'student.temperature': 1.0, 'seed': 0},
-    {'student.temperature': 4.0, 'seed': 0},
-  ]
-
-
-def test_trials_of_another_field_have_no_independent_student():
+  (_, alone) = sweep_lib.expand(changed(trials=1))
+  assert alone.fields == {'student.temperature': 4.0, 'seed': 0}
   last = sweep_lib.expand(changed(trials=2, trial_field='student.seed'))[-1]
   assert last.fields == {'student.temperature': 4.0, 'student.seed': 1}
 
@@ -126,15 +115,10 @@ def test_only_fidelity_has_an_independent_student():
   'value', [{}, {'splits': None}, {'splits': {'test': [1]}}, result(None)], ids=str
 )
 def test_a_measure_that_is_not_there_is_blank(value):
-  row = sweep_lib.summarise(SWEEP, {0: value})[0]
-  assert row.cells == (Cell(), Cell())
-  assert [run.index for run in row.missing] == [2, 4]
-
-
-def test_without_results_all_is_missing():
-  rows = sweep_lib.summarise(SWEEP, {})
-  assert sorted(run.index for row in rows for run in row.missing) == [0, 1, 2, 3, 4, 5]
-  assert {cell.mean for row in rows for cell in row.cells} == {None}
+  first, second = sweep_lib.summarise(SWEEP, {0: value})
+  assert first.cells == second.cells == (Cell(), Cell())
+  assert [run.index for run in first.missing] == [2, 4]
+  assert [run.index for run in second.missing] == [1, 3, 5]
 
 
 def test_series_and_names_keep_their_order():
@@ -159,17 +143,18 @@ def test_command_is_quoted_for_the_shell():
   )
 
 
-def test_a_good_sweep_has_no_problems():
-  paper = {AGREEMENT: {('m = 1', 4): 83.5}}
-  assert sweep_lib.problems(changed(paper=paper)) == []
-
-
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'points': ()}, ['points of the sweep is empty; give at least one']),
-    ({'panels': ()}, ['panels of the sweep is empty; give at least one']),
-    ({'trials': 0}, ['trials = 0 of the sweep; allowed: an integer of at least 1']),
+    ({'paper': {AGREEMENT: {('m = 1', 4): 83.5}}}, []),
+    (
+      {'points': (), 'panels': (), 'trials': 0},
+      [
+        'points of the sweep is empty; give at least one',
+        'panels of the sweep is empty; give at least one',
+        'trials = 0 of the sweep; allowed: an integer of at least 1',
+      ],
+    ),
     ({'trials': 2.0}, ['trials = 2.0 of the sweep; allowed: an integer of at least 1']),
     (
       {'points': (*POINTS, POINTS[0])},
@@ -201,7 +186,3 @@ def test_a_good_sweep_has_no_problems():
 )
 def test_problems_golden(fields, expected):
   assert sweep_lib.problems(changed(**fields)) == expected
-
-
-def test_all_problems_are_told_at_once():
-  assert len(sweep_lib.problems(changed(points=(), panels=(), trials=0))) == 3

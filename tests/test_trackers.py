@@ -251,6 +251,7 @@ def swept(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
   folder = tmp_path_factory.mktemp('swept')
   fields = {'student.num_epochs': 1, 'teacher.num_epochs': 1, 'dataset.num_train': 100}
   flags = [f'--config={QUICK}', *(f'--config.{name}={value}' for name, value in fields.items())]
+  flags += ['--stages=teachers,predictions,student,evaluation']
   flags += ['--sweep.student.temperature=1,4', f'--trackers={",".join(INSTALLED)}']
   run = launched.call(launch_with, places(folder / 'places'), [*flags, f'--workdir={folder}/mine'])
   assert run.wait() == 0, run.told

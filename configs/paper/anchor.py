@@ -23,17 +23,17 @@ LAMBDAS = (0.0, 0.5)
 
 def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, 'smoke')
-  config = recipes.cifar100(depth=20, num_members=1)
-  config.dataset.name = 'cifar10'
+  config = recipes.cifar100(arg, depth=20, num_members=1)
   config.model.norm = 'layer'
-  config.teacher.num_epochs = 30
-  config.student.num_epochs = config.predictions.num_views = NUM_EPOCHS
   config.evaluation.independent_seed = None
-  return recipes.resize(config, arg)
+  if not arg:
+    config.dataset.name = 'cifar10'
+    config.teacher.num_epochs = 30
+    config.student.num_epochs = config.predictions.num_views = NUM_EPOCHS
+  return config
 
 
 def get_sweep(arg: str = '') -> Sweep:
-  recipes.check(arg, 'smoke')
   measure = recipes.TRAIN_AGREEMENT.measure
   return Sweep(
     title='Anchor: Figure 6b on all of CIFAR-10, 32 x 32',

@@ -24,9 +24,7 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100()
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg)
   config.student.temperature = 1.0
   return config
 

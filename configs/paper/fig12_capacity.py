@@ -20,9 +20,7 @@ SAME, LARGE = 'student as the teacher', 'larger student'
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100()
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg)
   if arg:
     config.teacher.num_members = 1
   return config
@@ -45,12 +43,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 12: capacity',
     x_label='teacher',
     points=points,
-    panels=(
-      recipes.AGREEMENT,
-      recipes.TRAIN_AGREEMENT,
-      recipes.LAST_EPOCH,
-      recipes.ACCURACY,
-    ),
+    panels=(recipes.AGREEMENT, recipes.TRAIN_AGREEMENT, recipes.LAST_EPOCH, recipes.ACCURACY),
     trials=recipes.TRIALS[arg],
     caption='The paper: the larger student gains 2 to 3 points of agreement.',
     claims=[

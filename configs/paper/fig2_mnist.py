@@ -45,12 +45,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 2: LeNet-5 distilled on MNIST from a teacher of 200 examples',
     x_label='distillation data',
     points=points,
-    panels=(
-      recipes.AGREEMENT,
-      recipes.ACCURACY,
-      recipes.TEACHER,
-      recipes.TRAIN_AGREEMENT,
-    ),
+    panels=(recipes.AGREEMENT, recipes.ACCURACY, recipes.TEACHER, recipes.TRAIN_AGREEMENT),
     trials=2 if arg == 'smoke' else 3,
     caption='The paper: over 99 % agreement and 84 to 86 % accuracy with 60k and more. Each trial has '
     'other 200 examples for its teacher.',

@@ -38,9 +38,7 @@ AT_TAU_4 = ('baseline', 'mixup', 'GAN')  # the others are at τ = 1
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100()
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg)
   config.teacher.num_members = NUM_MEMBERS[arg]
   return config
 
@@ -64,12 +62,7 @@ def get_sweep(arg: str = '') -> Sweep:
     title='Figure 3: distillation data',
     x_label='distillation data, at τ = 1 but for ' + ', '.join(at_tau_4),
     points=points,
-    panels=(
-      recipes.ACCURACY,
-      recipes.AGREEMENT,
-      recipes.TRAIN_AGREEMENT,
-      recipes.LAST_EPOCH,
-    ),
+    panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.TRAIN_AGREEMENT, recipes.LAST_EPOCH),
     trials=recipes.TRIALS[arg],
     paper={} if arg else paper,
     claims=_claims(),

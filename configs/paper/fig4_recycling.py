@@ -33,13 +33,10 @@ TEMPERATURES = (1.0, 4.0, 8.0, 16.0)
 
 def get_config(arg: str = '') -> ConfigDict:
   size, _ = _parts(arg)
-  config = recipes.cifar100()
-  num_train = 50_000
+  config = recipes.cifar100(size)
   if size:
-    recipes.resize(config, size)
-    num_train = config.dataset.num_train
     config.teacher.num_epochs *= 2  # as many steps on half of the data
-  config.teacher.examples = (0, num_train // 2)
+  config.teacher.examples = (0, (config.dataset.num_train or 50_000) // 2)
   return config
 
 

@@ -25,9 +25,7 @@ PAPER = {'baseline': 100.0, 'combined': 60.0}  # m = 1
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100()
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg)
   config.student.temperature = 1.0
   return config
 
@@ -41,12 +39,7 @@ def get_sweep(arg: str = '') -> Sweep:
       for m in NUM_MEMBERS[arg]
       for name in DATA
     ],
-    panels=(
-      recipes.TRAIN_AGREEMENT,
-      recipes.LAST_EPOCH,
-      recipes.AGREEMENT,
-      recipes.ACCURACY,
-    ),
+    panels=(recipes.TRAIN_AGREEMENT, recipes.LAST_EPOCH, recipes.AGREEMENT, recipes.ACCURACY),
     trials=recipes.TRIALS[arg],
     caption='The paper: 80 to 90 % with rotation, vertical flip or colour jitter.',
     paper={}
@@ -75,7 +68,4 @@ def _claims() -> list[Claim]:
     for name in DATA[1:-1]
   ]
   text = 'all three augmentations raise agreement on the test set'
-  return [
-    *claims,
-    Claim(text, recipes.AGREEMENT.measure, ('m = 1', 'combined'), plain, HIGHER),
-  ]
+  return [*claims, Claim(text, recipes.AGREEMENT.measure, ('m = 1', 'combined'), plain, HIGHER)]

@@ -22,11 +22,7 @@ from . import recipes
 
 OPTIMIZERS = {
   'SGD': {},
-  'Adam': {
-    'student.optimizer': 'adam',
-    'student.learning_rate': 1e-3,
-    'student.nesterov': False,
-  },
+  'Adam': {'student.optimizer': 'adam', 'student.learning_rate': 1e-3, 'student.nesterov': False},
   'Muon': {'student.optimizer': 'muon', 'student.learning_rate': 1e-2},
 }
 NUM_EPOCHS = {'': (300, 1000, 5000), 'small': (40, 160), 'smoke': (10, 30)}
@@ -34,9 +30,7 @@ PAPER = recipes.values('SGD', (300, 5000), (78.95, 83.3))
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100(depth=20, num_members=1)
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg, depth=20, num_members=1)
   config.model.norm = 'layer'
   config.student.weight_decay = 0.0
   config.predictions.num_views = max(NUM_EPOCHS[arg])  # fresh augmentation throughout
@@ -54,11 +48,7 @@ def get_sweep(arg: str = '') -> Sweep:
       for name, fields in OPTIMIZERS.items()
       for num_epochs in NUM_EPOCHS[arg]
     ],
-    panels=(
-      recipes.TRAIN_AGREEMENT,
-      recipes.LAST_EPOCH,
-      recipes.AGREEMENT,
-    ),
+    panels=(recipes.TRAIN_AGREEMENT, recipes.LAST_EPOCH, recipes.AGREEMENT),
     trials=recipes.TRIALS[arg],
     paper={} if arg else {recipes.TRAIN_AGREEMENT.measure: PAPER},
     claims=_claims(NUM_EPOCHS[arg]),

@@ -33,9 +33,7 @@ CONFIGURED, SCALED = 'rate as configured', 'rate times 1 − λ'
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100(depth=20, num_members=1)
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg, depth=20, num_members=1)
   config.model.norm = 'layer'
   return config
 

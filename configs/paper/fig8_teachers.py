@@ -10,7 +10,6 @@ targets, and how much an ensemble flattens them.
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -114,9 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with figures.style('Figure 8'):
     figure = draw(found, flags.images)
     for suffix in ('png', 'pdf'):
-      path, buffer = epath.Path(flags.workdir) / f'fig8_teachers.{suffix}', io.BytesIO()
-      figure.savefig(buffer, format=suffix, facecolor='white', dpi=200)
-      files.write_bytes(path, buffer.getvalue())
+      path = epath.Path(flags.workdir) / f'fig8_teachers.{suffix}'
+      files.write_bytes(path, figures.image(figure, suffix))
       print(path)
 
 

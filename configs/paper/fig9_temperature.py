@@ -32,13 +32,10 @@ AGREEMENT = (
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100(depth=20)
-  half = (0, 25_000)
+  config = recipes.cifar100(arg, depth=20)
   if arg:
-    recipes.resize(config, arg)
-    half = (0, config.dataset.num_train // 2)
     config.teacher.num_epochs *= 2  # as many steps on half of the data
+  half = (0, (config.dataset.num_train or 50_000) // 2)
   config.teacher.examples = config.predictions.examples = half
   return config
 

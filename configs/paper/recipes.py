@@ -36,10 +36,7 @@ DISTILLATION_DATA = {
   },
   'mixup': {'predictions.augmentation': ('crop', 'flip', 'mixup')},
   'noise': {'predictions.augmentation': ('crop', 'flip', 'noise')},
-  'out of domain': {
-    'predictions.extra': 'svhn_cropped',
-    'predictions.num_extra': NUM_SYNTHETIC,
-  },
+  'out of domain': {'predictions.extra': 'svhn_cropped', 'predictions.num_extra': NUM_SYNTHETIC},
 }
 
 
@@ -55,12 +52,14 @@ def gan(num_images: int) -> dict[str, object]:
 DISTILLATION_DATA['GAN'] = gan(NUM_SYNTHETIC)
 
 
-def cifar100(depth: int = 56, num_members: int = 5) -> ConfigDict:
-  """The paper's recipe (Appendix A), which base.py has for CIFAR-10."""
+def cifar100(size: str = '', depth: int = 56, num_members: int = 5) -> ConfigDict:
+  """The paper's recipe (Appendix A), which base.py has for CIFAR-10, at a size of SIZES."""
+  check(size, *SIZES)
   config = base.get_config()
   config.dataset.name = 'cifar100'
   config.model.depth = depth
   config.teacher.num_members = num_members
+  config.update_from_flattened_dict(SIZES[size])
   return config
 
 
@@ -113,12 +112,6 @@ VGG_SMALL = {
 }
 SIZES = {'': {}, 'small': SMALL, 'smoke': SMOKE}
 TRIALS = {'': 3, 'small': 4, 'smoke': 2}
-
-
-def resize(config: ConfigDict, size: str) -> ConfigDict:
-  """Changes a recipe of the paper to a size of SIZES, and returns it."""
-  config.update_from_flattened_dict(SIZES[size])
-  return config
 
 
 def mnist(size: str = '') -> ConfigDict:

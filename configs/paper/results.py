@@ -148,11 +148,7 @@ def _write(
 ) -> list[epath.Path]:
   """Writes the files of KEPT; see `sweep_page.write`."""
   name = config_lib.config_name(spec)
-  paths = sweep_page.write(folder, name, sweep, results, command=command, notes=notes)
-  for path in paths:
-    if path.suffix[1:] not in KEPT:
-      path.unlink()
-  return [path for path in paths if path.suffix[1:] in KEPT]
+  return sweep_page.write(folder, name, sweep, results, command, notes, KEPT)
 
 
 def update_pages(root: epath.Path) -> None:

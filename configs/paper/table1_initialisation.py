@@ -30,9 +30,7 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
-  config = recipes.cifar100(depth=20, num_members=1)
-  recipes.resize(config, arg)
+  config = recipes.cifar100(arg, depth=20, num_members=1)
   config.evaluation.num_cka_examples = 500
   return config
 

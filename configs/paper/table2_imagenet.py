@@ -25,8 +25,7 @@ PAPER = {
 
 def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, 'smoke')
-  config = imagenet_resnet.get_config(arg)
-  return config
+  return imagenet_resnet.get_config(arg)
 
 
 def get_sweep(arg: str = '') -> Sweep:

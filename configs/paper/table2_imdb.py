@@ -29,8 +29,7 @@ PAPER = {
 
 def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, *recipes.SIZES)
-  config = imdb_bilstm.get_config('smoke' if arg else '')
-  return config
+  return imdb_bilstm.get_config('smoke' if arg else '')
 
 
 def get_sweep(arg: str = '') -> Sweep:

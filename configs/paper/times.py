@@ -7,6 +7,7 @@ count a third of a training step. Evaluation and compilation are left out.
 
 import csv
 import dataclasses
+import functools
 import statistics
 from collections.abc import Mapping
 
@@ -54,6 +55,7 @@ class Work:
   num_gans: int
 
 
+@functools.cache
 def work(spec: str) -> Work:
   """The work of the sweep FILE.py:ARGUMENT of configs/paper."""
   path = str(ROOT / 'configs' / 'paper' / spec)
@@ -77,7 +79,7 @@ def work(spec: str) -> Work:
 
 
 def rates(folder: epath.Path) -> dict[str, float]:
-  """By network, images of width 1 that one core trains on in a second: measured in `folder`, else RATES."""
+  """The images that one core trains on in a second, by network, at width 1: measured in `folder`, else RATES."""
   found = {name: rate * width**2 for name, (rate, width) in RATES.items()}
   measured: dict[str, list[float]] = {}
   for path in folder.glob('*.csv'):

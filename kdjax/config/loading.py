@@ -1,6 +1,7 @@
 """Loading a config: the file, its overrides, and the points of its sweep."""
 
 import ast
+import copy
 import difflib
 import hashlib
 import importlib.util
@@ -166,10 +167,10 @@ def sweep_configs(
 
   Returns: the configs in the order of `sweep.expand`, and what is wrong with fields, as `load` does.
   """
-  configs, problems = [], []
+  start, problems = load(spec, overrides)
+  configs = []
   for one in sweep_lib.expand(sweep):
-    config, wrong = load(spec, overrides)
-    problems += wrong
+    config = copy.deepcopy(start)
     for field, value in one.fields.items():
       if field in dict(overrides):
         problems.append(f'{field} = {dict(overrides)[field]}: the sweep sets it; leave it out')

@@ -30,6 +30,12 @@ SIZE_INCHES = (4.6, 3.5)  # small, so the text stays large enough on a phone
 IMAGE_PIXELS = 128  # the smallest side of an enlarged image
 WIDE = 12  # the ratio of largest to smallest value above which an axis is logarithmic
 FEW_POINTS = 25  # curves with no more points than this have markers
+# Metadata that matplotlib would write: its version and the time. Files leave it out.
+METADATA = {
+  'png': ('Software',),
+  'pdf': ('Creator', 'Producer', 'CreationDate'),
+  'svg': ('Creator', 'Date', 'Format', 'Type'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +243,30 @@ def style(salt: str) -> contextlib.AbstractContextManager:
   return matplotlib.style.context(settings, after_reset=True)
 
 
+def image(
+  figure: 'Figure', kind: str, dots_per_inch: float = 200, background: str = 'white'
+) -> bytes:
+  """The content of a PNG, PDF or SVG file of the figure.
+
+  The layout is computed once, for the first file, and kept. `Figure.savefig` computes it for every file in a
+  pass of its own, which takes as long as the drawing.
+
+  Args:
+    kind: 'png', 'pdf' or 'svg'.
+    dots_per_inch: the resolution of a PNG, and of the pixels in the others.
+  """
+  from matplotlib.backend_bases import get_registered_canvas_class
+
+  figure.set(dpi=dots_per_inch, facecolor=background)
+  buffer, canvas = io.BytesIO(), get_registered_canvas_class(kind)(figure)
+  getattr(canvas, f'print_{kind}')(buffer, metadata=dict.fromkeys(METADATA[kind]))
+  figure.set_layout_engine('none')
+  return buffer.getvalue()
+
+
 def svg(figure: 'Figure', title: str, colors: Mapping[str, str] = COLORS) -> str:
   """The figure as an <svg> element for a page that defines `colors` as CSS variables."""
-  buffer = io.StringIO()
-  nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-  figure.savefig(buffer, format='svg', metadata=nothing)
-  text = buffer.getvalue()
+  text = image(figure, 'svg', background='none').decode()
   text = text[text.index('<svg') :].rstrip()
   text = re.sub(r' xmlns(:xlink)?="[^"]*"', '', text)
   text = re.sub(r'<g id="[^"]*">', '<g>', text)  # would stand in the page once for each figure

@@ -1,5 +1,6 @@
 """Pages from templates, and the seals that tell whether a page is up to date."""
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +15,8 @@ FOLDER = epath.Path(__file__).parent
 STYLE = FOLDER / 'page.css'
 
 
-def render(template: str, **values: Any) -> str:
-  """The page of a template of this folder. Values are escaped, and each that the template names is needed."""
+@functools.cache
+def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('kdjax', 'report'),
     autoescape=True,
@@ -24,7 +25,12 @@ def render(template: str, **values: Any) -> str:
     lstrip_blocks=True,
   )
   environment.filters['percent'] = formats.percent
-  return environment.get_template(template).render(nothing=formats.NOTHING, **values)
+  return environment
+
+
+def render(template: str, **values: Any) -> str:
+  """The page of a template of this folder. Values are escaped, and each that the template names is needed."""
+  return _environment().get_template(template).render(nothing=formats.NOTHING, **values)
 
 
 def digest(template: str, paths: Iterable[epath.Path]) -> str:

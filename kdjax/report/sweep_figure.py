@@ -17,8 +17,8 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# By series: colours of Okabe & Ito, which any colour vision can tell apart, by the page's names of
-# them, and markers, which tell them apart in print.
+# The colours of series, by their names in the page (Okabe & Ito: any colour vision can tell them apart), and their
+# markers, which tell them apart in print.
 COLORS = {
   'series-1': '#0072b2',
   'series-2': '#d55e00',
@@ -294,7 +294,7 @@ def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
 
 
 def _add_legend(figure: 'Figure', sweep: Sweep, rows: Sequence[Row]) -> None:
-  """Above the panels, where it hides nothing."""
+  """Adds the legend above the panels, where it hides nothing."""
   from matplotlib.lines import Line2D
 
   named = sweep_lib.is_categorical(sweep)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Results = Mapping[int, Mapping[str, Any]]  # the content of result.json by index of the run
 
 TEMPLATE = 'sweep.html.j2'
-DOTS_PER_INCH = 200
+KINDS = ('png', 'pdf', 'csv', 'json', 'html')  # the files of a sweep, NAME.KIND
 INDEPENDENT = 'independent student'  # heading of its column
 DIFFERENCE_HEADINGS = ('difference', '95 % interval', 'verdict', 'n')
 CLAIM_HEADINGS = ('effect', '95 % interval', 'paper', 'n', 'verdict')
@@ -44,6 +44,7 @@ def write(
   results: Results,
   command: Callable[[SweepRun], str] = sweep_lib.command,
   notes: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+  kinds: Sequence[str] = KINDS,
 ) -> list[epath.Path]:
   """Writes a sweep's results.
 
@@ -59,41 +60,33 @@ def write(
     results: the content of result.json by index of the run. Any can be missing.
     command: the shell command of a run, for the page and the csv.
     notes: what else is known of runs, by index: a column of the csv for each name.
+    kinds: the files to write, of KINDS.
 
   Returns: the paths of the files.
   """
   rows = sweep_lib.summarise(sweep, results)
   with figures.style(sweep.title):
     figure = sweep_figure.draw(sweep, rows)
-    contents = {
-      'png': _bytes(figure, 'png', dpi=DOTS_PER_INCH, metadata={'Software': None}),
-      'pdf': _paper_pdf(sweep, rows),
-      'csv': _csv(sweep, results, command, notes).encode(),
-      'json': files.json_text(summary(sweep, results)).encode(),
+    content = {
+      'png': lambda: figures.image(figure, 'png'),
+      'pdf': lambda: _paper_pdf(sweep, rows),
+      'csv': lambda: _csv(sweep, results, command, notes).encode(),
+      'json': lambda: files.json_text(summary(sweep, results)).encode(),
+      'html': lambda: _html(
+        sweep, rows, results, figure, command, _pages(folder, results)
+      ).encode(),
     }
-    colors = {'ink': figures.COLORS['ink'], **sweep_figure.COLORS}
-    svg = figures.svg(figure, sweep.title, colors)
-  contents['html'] = _html(sweep, rows, results, svg, command, _pages(folder, results)).encode()
-  paths = []
-  for suffix, content in contents.items():
-    path = folder / f'{name}.{suffix}'
-    files.write_bytes(path, content)
-    paths.append(path)
-  return paths
+    contents = {folder / f'{name}.{kind}': content[kind]() for kind in kinds}
+  for path, made in contents.items():
+    files.write_bytes(path, made)
+  return list(contents)
 
 
 def _paper_pdf(sweep: Sweep, rows: Sequence[Row]) -> bytes:
   import matplotlib.style
 
   with matplotlib.style.context({'font.size': sweep_figure.PAPER_POINTS}):
-    figure = sweep_figure.draw(sweep, rows, for_paper=True)
-    return _bytes(figure, 'pdf', metadata=dict.fromkeys(('Creator', 'Producer', 'CreationDate')))
-
-
-def _bytes(figure: 'Figure', kind: str, **options: Any) -> bytes:
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format=kind, facecolor='white', **options)
-  return buffer.getvalue()
+    return figures.image(sweep_figure.draw(sweep, rows, for_paper=True), 'pdf')
 
 
 # Columns: heading, and the text of a row's cell.
@@ -318,11 +311,12 @@ def _html(
   sweep: Sweep,
   rows: Sequence[Row],
   results: Results,
-  svg: str,
+  figure: 'Figure',
   command: Callable[[SweepRun], str],
   pages: Mapping[int, str],
 ) -> str:
   columns = _all_columns(sweep, rows)
+  colors = {'ink': figures.COLORS['ink'], **sweep_figure.COLORS}
   missing = sorted((run for row in rows for run in row.missing), key=lambda run: run.index)
   links = collections.defaultdict(list)
   for run in sweep_lib.expand(sweep):
@@ -344,7 +338,7 @@ def _html(
   return rendering.render(
     TEMPLATE,
     sweep=sweep,
-    svg=svg,
+    svg=figures.svg(figure, sweep.title, colors),
     headings=[heading for heading, _ in columns],
     groups=of_series,
     has_pages=bool(pages),
