@@ -53,7 +53,8 @@ def fidelity(student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray) ->
   >>> {name: round(x, 4) for name, x in fidelity(student_NC, teacher_NC).items()}
   {'top1_agreement': 0.0, 'predictive_kl': 0.1308}
   """
-  return fidelity_means(Sums().add(fidelity_values(student_logits_NC, teacher_log_probs_NC)))
+  values = fidelity_values(student_logits_NC, teacher_log_probs_NC)
+  return {name: float(values_N.mean()) for name, values_N in values.items()}
 
 
 def generalization_values(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, np.ndarray]:
@@ -114,10 +115,6 @@ def fidelity_values(
     'top1_agreement': (student_NC.argmax(-1) == teacher_NC.argmax(-1)).astype(np.float64),
     'predictive_kl': (probs_NC * ratios_NC).sum(-1),
   }
-
-
-def fidelity_means(sums: Sums) -> dict[str, float]:
-  return {name: float(sums.mean(name)) for name in ('top1_agreement', 'predictive_kl')}
 
 
 def finer_fidelity_values(

@@ -14,6 +14,7 @@ BATCH, LAYER = (0, 1, 2), (1, 2, 3)  # the axes that a norm pools over
 QUICK = {'xla_backend_optimization_level': 0}  # compiles in a fifth of the time
 
 
+@functools.cache
 def abstract_variables(
   model: nn.Module, shape: tuple[int, ...], dtype: str = 'float32'
 ) -> dict[str, dict]:

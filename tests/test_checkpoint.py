@@ -24,31 +24,26 @@ def written(folder, steps, keep_steps=()) -> epath.Path:
   return epath.Path(folder)
 
 
-def test_the_newest_comes_back_bit_for_bit(tmp_path):
-  folder = written(tmp_path, [1, 2, 3])
-  with Checkpoints(folder) as checkpoints:
-    restored = checkpoints.restore(LIKE)
-  assert digest(restored) == digest(state(3))
-  assert isinstance(restored['w'], np.ndarray)
-
-
-def test_only_the_newest_and_the_kept_stay(tmp_path):
+def test_the_newest_and_the_kept_stay_bit_for_bit(tmp_path):
   folder = written(tmp_path, [0, 10, 20, 30, 40], keep_steps=(0, 20))
   with Checkpoints(folder, keep_steps=(0, 20)) as checkpoints:
     assert checkpoints.steps == [0, 20, 40]
+    restored = checkpoints.restore(LIKE)
     assert checkpoints.restore(LIKE, step=20)['step'] == 20
+  assert digest(restored) == digest(state(40))
+  assert isinstance(restored['w'], np.ndarray)
 
 
 def test_saving_does_not_see_later_changes(tmp_path):
   """A donated buffer is overwritten by the next step while the files are being written."""
   increment = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
-  value = jax.device_put(state(0))
-  with Checkpoints(epath.Path(tmp_path), keep_steps=range(20)) as checkpoints:
-    for step in range(20):
+  value, steps = jax.device_put(state(0)), range(8)
+  with Checkpoints(epath.Path(tmp_path), keep_steps=steps) as checkpoints:
+    for step in steps:
       checkpoints.save(step, value)
       value = increment(value)
-  with Checkpoints(epath.Path(tmp_path), keep_steps=range(20)) as checkpoints:
-    for step in range(20):
+  with Checkpoints(epath.Path(tmp_path), keep_steps=steps) as checkpoints:
+    for step in steps:
       assert (checkpoints.restore(LIKE, step)['w'] == step).all()
 
 
@@ -112,28 +107,27 @@ def test_the_digest_sees_values_names_shapes_and_types():
   assert digest({'a': jax.numpy.zeros(4)}) == digest(base)
 
 
-def test_a_write_that_failed_without_naming_a_file_is_told_with_the_folder(tmp_path, monkeypatch):
-  def fail(*args, **kwargs):
-    raise OSError(errno.ENOSPC, 'No space left on device')  # as Orbax's of a JSON file
+def test_an_error_of_the_system_is_told_with_the_folder_and_is_no_damage(tmp_path, monkeypatch):
+  """The advice about damage would be to delete it."""
 
-  monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
-  with (
-    pytest.raises(StorageError, match=rf'^{tmp_path}: a checkpoint .*No space left on device'),
-    Checkpoints(epath.Path(tmp_path)) as checkpoints,
-  ):
-    checkpoints.save(1, state(1))
+  def failing(number, text):
+    def fail(*args, **kwargs):
+      raise OSError(number, text)  # as Orbax's of a JSON file, which names none
 
+    return fail
 
-def test_what_could_not_be_read_for_another_reason_is_not_called_damaged(tmp_path, monkeypatch):
-  """Its advice would be to delete it."""
   folder = written(tmp_path, [1])
-
-  def fail(*args, **kwargs):
-    raise OSError(errno.EMFILE, 'Too many open files')
-
-  monkeypatch.setattr(ocp.CheckpointManager, 'restore', fail)
+  monkeypatch.setattr(
+    ocp.CheckpointManager, 'restore', failing(errno.EMFILE, 'Too many open files')
+  )
   with (
     Checkpoints(folder) as checkpoints,
     pytest.raises(StorageError, match=rf'^{tmp_path} could not be read .*Too many open files'),
   ):
     checkpoints.restore(LIKE)
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', failing(errno.ENOSPC, 'No space left'))
+  with (
+    pytest.raises(StorageError, match=rf'^{tmp_path}: a checkpoint .*No space left'),
+    Checkpoints(folder) as checkpoints,
+  ):
+    checkpoints.save(2, state(2))

@@ -75,7 +75,7 @@ def error(values: np.ndarray, right: np.ndarray) -> float:
 
 
 def test_every_result_is_that_of_float64(found, reference):
-  """All that is kept or returned is float32, and each gradient has a number that is not 0."""
+  """All kept or returned arrays are float32, and no gradient is 0 everywhere."""
   arrays = {key: array for key, array in found.items() if not key.startswith('program/')}
   assert arrays.keys() == reference.keys()
   wrong = []

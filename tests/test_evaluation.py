@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, copied, tiny_run
+from conftest import ROOT, tiny_run
 from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss
@@ -18,11 +18,31 @@ from kdjax.config import sweep as sweep_lib
 from kdjax.data import augmentations
 from kdjax.errors import DivergedError, MissingInputError
 from kdjax.runtime import files
-from kdjax.stages import evaluation, independent, predictions, student, teachers
+from kdjax.stages import evaluation, independent, pipeline, predictions, student, teachers
+from kdjax.stages.experiment import Experiment
 from kdjax.train import loop
 
 SPLITS = ['train', 'val', 'test']
 INDEPENDENT_SEED, NUM_CKA_EXAMPLES, NUM_RESAMPLES = 7, 40, 50
+LENET = {'model__name': 'lenet', 'dataset__image_size': 12}  # quick to compile
+
+
+def run_of(workdir, **fields) -> Experiment:
+  return tiny_run(workdir, **LENET | fields)
+
+
+def copied(run, workdir, **fields) -> Experiment:
+  shutil.copytree(run.workdir, workdir, dirs_exist_ok=True)
+  return run_of(workdir, **fields)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A run after all stages but the report, without an independent student."""
+  run = run_of(tmp_path_factory.mktemp('finished'))
+  for name in ('teachers', 'predictions', 'student', 'evaluation'):
+    pipeline.STAGES[name].run(run)
+  return run
 
 
 @pytest.fixture(scope='module')
@@ -59,36 +79,22 @@ def probabilities(arrays, split):
 # Against independent code.
 
 
-@pytest.mark.parametrize('split', SPLITS)
-def test_numbers_are_those_of_independent_code(compared, result, arrays, split):
-  student, teacher = probabilities(arrays, split)
-  labels = compared.data.splits[split].labels_N
-  found = result['splits'][split]
-  assert found['num_examples'] == len(labels)
-  for who, probs in [('student', student), ('teacher', teacher)]:
-    assert found[who]['accuracy'] == accuracy_score(labels, probs.argmax(-1))
-    np.testing.assert_allclose(found[who]['nll'], log_loss(labels, probs, labels=range(10)))
-  agreement = (student.argmax(-1) == teacher.argmax(-1)).mean()
-  assert found['fidelity']['top1_agreement'] == agreement
-  np.testing.assert_allclose(
-    found['fidelity']['predictive_kl'], entropy(teacher.T, student.T).mean()
-  )
-
-
-@pytest.mark.parametrize('split', SPLITS)
-def test_fidelity_where_the_teacher_is_wrong(compared, result, arrays, split):
-  student, teacher = probabilities(arrays, split)
-  wrong = teacher.argmax(-1) != compared.data.splits[split].labels_N
-  found = result['splits'][split]['teacher_wrong']
-  assert found['num_examples'] == wrong.sum() > 0
-  agreement = (student.argmax(-1) == teacher.argmax(-1))[wrong].mean()
-  np.testing.assert_allclose(found['fidelity']['top1_agreement'], agreement)
-  kl = entropy(teacher[wrong].T, student[wrong].T).mean()
-  np.testing.assert_allclose(found['fidelity']['predictive_kl'], kl)
-
-
-def test_where_the_teacher_is_wrong_is_asked_where_every_image_has_a_label(result):
+def test_numbers_are_those_of_independent_code(compared, result, arrays):
+  """Over all examples of a split, and over those where the teacher is wrong, if every image has a label."""
   assert [name for name, of in result['splits'].items() if 'teacher_wrong' in of] == SPLITS
+  for split in SPLITS:
+    student, teacher = probabilities(arrays, split)
+    labels = compared.data.splits[split].labels_N
+    found, wrong = result['splits'][split], teacher.argmax(-1) != labels
+    for who, probs in [('student', student), ('teacher', teacher)]:
+      assert found[who]['accuracy'] == accuracy_score(labels, probs.argmax(-1))
+      np.testing.assert_allclose(found[who]['nll'], log_loss(labels, probs, labels=range(10)))
+    for part, chosen in ((found, slice(None)), (found['teacher_wrong'], wrong)):
+      p, q = teacher[chosen], student[chosen]
+      assert part['num_examples'] == len(p) > 0
+      of = part['fidelity']
+      np.testing.assert_allclose(of['top1_agreement'], (q.argmax(-1) == p.argmax(-1)).mean())
+      np.testing.assert_allclose(of['predictive_kl'], entropy(p.T, q.T).mean())
 
 
 def test_members_are_compared_with_their_ensemble(compared, result):
@@ -118,24 +124,23 @@ def test_the_last_epoch_of_the_training_is_in_the_result(compared, result):
 # The independent student.
 
 
-@pytest.mark.parametrize('split', SPLITS)
-def test_the_independent_student_is_held_against_this_teacher(compared, result, arrays, split):
-  other = tiny_run(compared.workdir, seed=INDEPENDENT_SEED)
-  logits = other.predictor.logits(
-    other.student.model, student.load(other), other.data.inputs[split]
-  )
-  teacher = arrays[f'{split}/teacher_log_probs_NC']
-  found = result['splits'][split]
-  np.testing.assert_array_equal(arrays[f'{split}/independent_logits_NC'], logits)
-  assert found['independent'] == with_all_measures(logits, teacher)
-  assert found['independent'] != found['fidelity']
-  wrong = teacher.argmax(-1) != compared.data.splits[split].labels_N
-  expected = with_all_measures(logits[wrong], teacher[wrong])
-  assert found['teacher_wrong']['independent'] == expected
+def test_the_independent_student_is_held_against_this_teacher(compared, result, arrays):
+  other = run_of(compared.workdir, seed=INDEPENDENT_SEED)
+  variables = student.load(other)
+  for split in SPLITS:
+    logits = other.predictor.logits(other.student.model, variables, other.data.inputs[split])
+    teacher = arrays[f'{split}/teacher_log_probs_NC']
+    found = result['splits'][split]
+    np.testing.assert_array_equal(arrays[f'{split}/independent_logits_NC'], logits)
+    assert found['independent'] == with_all_measures(logits, teacher)
+    assert found['independent'] != found['fidelity']
+    wrong = teacher.argmax(-1) != compared.data.splits[split].labels_N
+    expected = with_all_measures(logits[wrong], teacher[wrong])
+    assert found['teacher_wrong']['independent'] == expected
 
 
 def with_all_measures(logits, teacher):
-  """All six, by independent code where test_metrics.py does not hold them against such."""
+  """All six measures, by independent code where test_metrics.py has none."""
   values = metrics.finer_fidelity_values(logits, teacher)
   found = metrics.fidelity(logits, teacher) | {name: of.mean() for name, of in values.items()}
   found['cohens_kappa'] = cohen_kappa_score(logits.argmax(-1), teacher.argmax(-1))
@@ -143,7 +148,7 @@ def with_all_measures(logits, teacher):
 
 
 def test_the_independent_student_sees_the_very_views_of_this_one(compared, result):
-  other = tiny_run(compared.workdir, seed=INDEPENDENT_SEED)
+  other = run_of(compared.workdir, seed=INDEPENDENT_SEED)
   values = distillation_values(compared, other)
   found = result['splits']['distillation']['independent']
   np.testing.assert_allclose(found['top1_agreement'], values['top1_agreement'].mean())
@@ -165,7 +170,7 @@ def distillation_values(run, of) -> dict[str, np.ndarray]:
 
 def test_the_independent_student_is_an_ordinary_one_and_is_trained_once(compared):
   other = independent.counterpart(compared)
-  assert other.folders.student == tiny_run(compared.workdir, seed=INDEPENDENT_SEED).folders.student
+  assert other.folders.student == run_of(compared.workdir, seed=INDEPENDENT_SEED).folders.student
   assert loop.is_complete(other.folders.student)
   for folder in ('teachers', 'predictions', 'students'):  # this one's and that one's
     assert len([path for path in (compared.workdir / folder).iterdir() if path.is_dir()]) == 2
@@ -179,10 +184,12 @@ def modified(workdir) -> dict[pathlib.Path, int]:
 
 
 def test_an_independent_student_that_diverges_is_told_and_can_be_done_without(
-  finished, tmp_path, monkeypatch
+  compared, tmp_path, monkeypatch
 ):
-  run = copied(finished, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
+  run = copied(compared, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
   other = independent.counterpart(run)
+  shutil.rmtree(other.folders.student)
+  (run.folders.student / 'result.json').unlink()
 
   def diverge(*_):
     files.write_json(other.folders.student / loop.DIVERGED, {'message': 'the loss is nan'})
@@ -220,10 +227,10 @@ def test_an_independent_student_that_is_missing_is_told_with_the_command(finishe
 # Intervals.
 
 
-@pytest.mark.parametrize('split', [*SPLITS, 'distillation'])
-def test_intervals_hold_the_mean(result, split):
-  found = result['splits'][split]
-  parts = [found] if split == 'distillation' else [found, found['teacher_wrong']]
+def test_intervals_hold_the_mean(result):
+  splits = result['splits']
+  parts = [*splits.values(), *(splits[name]['teacher_wrong'] for name in SPLITS)]
+  assert len(parts) == 7
   for part in parts:
     assert part['num_examples'] >= 6  # fewer have no intervals
     for who in ('fidelity', 'independent'):
@@ -280,7 +287,7 @@ def test_cka_is_of_the_features_on_test_examples_in_any_order(compared, result):
     return jax.jit(lambda x: model.apply(variables, x, train=False)[1])(images)
 
   of_student = features(compared.student.model, student.load(compared))
-  assert set(result['cka']) == {'stem', 'stage1', 'stage2', 'stage3', 'pooled'}
+  assert set(result['cka']) == {'conv1', 'conv2', 'dense1', 'dense2'}
   for member in range(2):
     of_member = features(compared.teacher.model, teachers.load(compared, member))
     for name, found in result['cka'].items():
@@ -289,25 +296,25 @@ def test_cka_is_of_the_features_on_test_examples_in_any_order(compared, result):
       assert set(found) == {'member_0', 'member_1'}
 
 
-@pytest.mark.parametrize(
-  ('num_cka_examples', 'seed', 'is_answered'),
-  [(40, 7, True), (0, 7, True), (39, 7, False), (0, 8, False), (40, None, False)],
-)
-def test_a_result_with_cka_is_one_for_all(compared, num_cka_examples, seed, is_answered):
+def test_a_result_answers_what_it_holds(compared, finished, monkeypatch):
   """Two sweeps that share a student, one with CKA, would else take its result from each other."""
-  asked = {'num_cka_examples': num_cka_examples, 'independent_seed': seed}
-  run = tiny_run(compared.workdir, **{f'evaluation__{k}': v for k, v in asked.items()})
-  assert evaluation.is_evaluated(run) == is_answered
 
+  def is_evaluated(workdir, num_cka_examples, seed):
+    asked = {'num_cka_examples': num_cka_examples, 'independent_seed': seed}
+    return evaluation.is_evaluated(
+      run_of(workdir, **{f'evaluation__{k}': v for k, v in asked.items()})
+    )
 
-def test_a_result_without_cka_is_none_for_those_that_ask_for_it(finished):
+  for num_cka_examples, seed, answered in (
+    (40, 7, True),
+    (0, 7, True),
+    (39, 7, False),
+    (0, 8, False),
+    (40, None, False),
+  ):
+    assert is_evaluated(compared.workdir, num_cka_examples, seed) == answered
   assert evaluation.is_evaluated(finished)
-  asking = tiny_run(finished.workdir, evaluation__num_cka_examples=NUM_CKA_EXAMPLES)
-  assert not evaluation.is_evaluated(asking)
-
-
-def test_a_result_of_another_version_is_evaluated_again(finished, monkeypatch):
-  assert evaluation.is_evaluated(finished)
+  assert not is_evaluated(finished.workdir, 40, None)
   monkeypatch.setattr(evaluation, 'VERSION', evaluation.VERSION + 1)
   assert not evaluation.is_evaluated(finished)
 
@@ -337,7 +344,7 @@ def test_a_student_that_is_its_teacher_agrees_in_everything(finished, tmp_path):
       wrong = 1 - found['teacher_wrong']['num_examples'] / found['num_examples']
       assert found['teacher']['accuracy'] == pytest.approx(wrong)
   assert all(cka == {'member_0': pytest.approx(1)} for cka in result['cka'].values())
-  assert len(result['cka']) == 5
+  assert len(result['cka']) == 4
 
 
 # The distillation data.
@@ -397,34 +404,28 @@ def test_noise_counts_for_fidelity_but_not_for_accuracy(finished, tmp_path):
 # The file.
 
 
-def test_more_views_are_evaluated_without_training_again(finished, tmp_path):
-  run = copied(finished, tmp_path, evaluation__num_views=3)
-  assert run.folders.student.name == finished.folders.student.name
-  assert not student.STAGE.run(run)
-  assert evaluation.STAGE.run(run)
-  assert evaluation.result(run)['splits']['distillation']['num_examples'] == 3 * 200
-  assert not evaluation.STAGE.run(run)
-
-
 def test_results_are_of_the_configs_that_are_evaluated_as_they_say(compared, finished):
-  other_views = tiny_run(compared.workdir, evaluation__num_views=3).config
-  not_trained = tiny_run(compared.workdir, student__temperature=2.0).config
+  other_views = run_of(compared.workdir, evaluation__num_views=3).config
+  not_trained = run_of(compared.workdir, student__temperature=2.0).config
   configs = [not_trained, compared.config, other_views, finished.config]
   found = evaluation.results(configs, compared.workdir)
   assert found == {1: evaluation.result(compared)}
 
 
-def test_the_config_beside_the_result_is_of_the_last_evaluation(finished, tmp_path):
-  """A student may first be trained as the independent one of another, or its data be moved."""
+def test_a_student_is_evaluated_again_without_training(finished, tmp_path):
+  """On more views. The config beside the result is of the last evaluation, for its data may be moved."""
   folder = copied(finished, tmp_path).folders.student
   config = pathlib.Path(folder, 'config.json')
-  for fields in ({'evaluation__num_bootstrap': 5}, {}):
-    run = tiny_run(tmp_path, dataset__data_dir=str(tmp_path), **fields)
+  for num_views in (3, 2):
+    run = run_of(tmp_path, dataset__data_dir=str(tmp_path), evaluation__num_views=num_views)
+    assert run.folders.student == folder
     assert not student.STAGE.run(run)
-    evaluation.STAGE.run(run)
+    assert evaluation.STAGE.run(run)
+    found = evaluation.result(run)['splits']['distillation']
+    assert found['num_examples'] == num_views * 200
     saved = json.loads(config.read_text())
     assert saved['dataset']['data_dir'] == str(tmp_path)
-    assert saved['evaluation']['num_bootstrap'] == run.config.evaluation.num_bootstrap
+    assert saved['evaluation']['num_views'] == num_views
     before = config.stat().st_mtime_ns
     assert not evaluation.STAGE.run(run)
     assert config.stat().st_mtime_ns == before
@@ -438,11 +439,13 @@ def test_fingerprints_name_the_folders(compared, result):
   }
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs' / 'paper').glob('[ft]*_*.py')), ids=str)
-def test_every_measure_of_the_papers_figures_is_there(path, result):
-  module = importlib.import_module(f'configs.paper.{path.stem}')
-  if not hasattr(module, 'get_sweep'):  # Figure 8
-    pytest.skip('it is no sweep')
-  sweep = module.get_sweep()
-  row, *_ = sweep_lib.summarise(sweep, {0: result})
-  assert [cell.count for cell in row.cells] == [1] * len(sweep.panels)
+def test_every_measure_of_the_papers_figures_is_there(result):
+  features = ('stem', 'stage1', 'stage2', 'stage3', 'pooled')  # of a ResNet
+  result = result | {'cka': dict.fromkeys(features, result['cka']['dense1'])}
+  paths = (ROOT / 'configs' / 'paper').glob('[ft]*_*.py')
+  modules = [importlib.import_module(f'configs.paper.{path.stem}') for path in paths]
+  sweeps = [of.get_sweep() for of in modules if hasattr(of, 'get_sweep')]  # Figure 8 is none
+  assert len(sweeps) == 16
+  for sweep in sweeps:
+    row, *_ = sweep_lib.summarise(sweep, {0: result})
+    assert [cell.count for cell in row.cells] == [1] * len(sweep.panels), sweep

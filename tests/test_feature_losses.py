@@ -65,29 +65,25 @@ def value(logits_BC, teacher_BC, x_BX, y_BMX, **options):
 # The loss.
 
 
+@jax.jit
+def with_gradients(logits_BC, teacher_BC, x_BX, y_BMX):
+  """losses_B, and the gradients of their mean by logits and features of the student."""
+  mean = lambda z, x: jnp.mean(value(z, teacher_BC, x, y_BMX, weight=WEIGHT))
+  losses_B = value(logits_BC, teacher_BC, x_BX, y_BMX, weight=WEIGHT)
+  return losses_B, jax.grad(mean, (0, 1))(logits_BC, x_BX)
+
+
 @pytest.mark.parametrize('seed', range(3))
-def test_cka_is_added_to_the_distillation_loss(seed):
+def test_cka_and_its_gradient_are_added_to_the_distillation_loss(seed):
+  """The gradient by finite differences."""
   logits_BC, teacher_BC, x_BX, y_BMX = made(seed)
   distance = 1 - reference_cka(x_BX, y_BMX)
   assert 0.05 < distance < 1.5
-  expected_B = losses.distillation(logits_BC, teacher_BC, TAU) + WEIGHT * distance
-  found_B = value(logits_BC, teacher_BC, x_BX, y_BMX, weight=WEIGHT)
-  np.testing.assert_allclose(found_B, expected_B, rtol=1e-5)
-
-
-def test_cka_of_one_member_is_that_of_the_evaluation():
-  logits_BC, teacher_BC, x_BX, y_BMX = made()
-  losses_of = [value(logits_BC, teacher_BC, x_BX, y_BMX[:, :1], weight=w) for w in (1.0, 0.0)]
-  expected = 1 - similarity.linear_cka(x_BX, y_BMX[:, 0])
-  np.testing.assert_allclose(losses_of[0] - losses_of[1], np.full(BATCH, expected), rtol=1e-4)
-
-
-def test_the_gradient_by_finite_differences():
-  logits_BC, teacher_BC, x_BX, y_BMX = made()
-  mean = lambda logits_BC, x_BX: value(logits_BC, teacher_BC, x_BX, y_BMX, weight=WEIGHT).mean()
-  of_logits, gradient = jax.grad(mean, (0, 1))(logits_BC, x_BX)
-  plain = jax.grad(lambda z_BC: losses.distillation(z_BC, teacher_BC, TAU).mean())(logits_BC)
-  np.testing.assert_allclose(of_logits, plain, rtol=1e-5, atol=1e-7)
+  plain = lambda z_BC: losses.distillation(z_BC, teacher_BC, TAU)
+  found_B, (of_logits, gradient) = with_gradients(logits_BC, teacher_BC, x_BX, y_BMX)
+  np.testing.assert_allclose(found_B, plain(logits_BC) + WEIGHT * distance, rtol=1e-5)
+  expected = jax.grad(lambda z_BC: plain(z_BC).mean())(logits_BC)
+  np.testing.assert_allclose(of_logits, expected, rtol=1e-5, atol=1e-7)
   for place in np.ndindex(x_BX.shape):
     moved = [np.float64(x_BX) for _ in range(2)]
     moved[0][place] += 1e-5
@@ -97,23 +93,25 @@ def test_the_gradient_by_finite_differences():
   assert np.abs(gradient).max() > 0.01
 
 
-def test_features_that_are_rotated_scaled_and_translated_are_equal():
+def test_cka_of_one_member_is_that_of_the_evaluation():
+  logits_BC, teacher_BC, x_BX, y_BMX = made()
+  found_B, _ = with_gradients(logits_BC, teacher_BC, x_BX, y_BMX[:, :1])
+  plain_B = losses.distillation(logits_BC, teacher_BC, TAU)
+  expected = WEIGHT * (1 - similarity.linear_cka(x_BX, y_BMX[:, 0]))
+  np.testing.assert_allclose(found_B - plain_B, np.full(BATCH, expected), rtol=1e-4)
+
+
+def test_equal_features_are_at_distance_0_and_constant_ones_at_1():
+  """Rotation, scale and translation make no difference; all gradients are finite."""
   logits_BC, teacher_BC, x_BX, _ = made()
   rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))
   y_BMX = (7 * x_BX.reshape(BATCH, 6) @ rotation - 2).astype(np.float32)[:, None]
-  distance = lambda x_BX: value(logits_BC, teacher_BC, x_BX, y_BMX).mean()
-  plain = losses.distillation(logits_BC, teacher_BC, TAU).mean()
-  found, gradient = jax.value_and_grad(distance)(x_BX)
-  np.testing.assert_allclose(found, plain, rtol=1e-5)
+  plain_B = losses.distillation(logits_BC, teacher_BC, TAU)
+  found_B, (_, gradient) = with_gradients(logits_BC, teacher_BC, x_BX, y_BMX)
+  np.testing.assert_allclose(found_B, plain_B, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(gradient, np.zeros_like(gradient), atol=1e-5)
-
-
-def test_features_that_are_constant_are_at_distance_1_with_a_finite_gradient():
-  logits_BC, teacher_BC, x_BX, y_BMX = made()
-  loss = lambda x_BX: value(logits_BC, teacher_BC, x_BX, y_BMX, weight=WEIGHT).mean()
-  found, gradient = jax.value_and_grad(loss)(jnp.ones_like(x_BX))
-  plain = losses.distillation(logits_BC, teacher_BC, TAU).mean()
-  np.testing.assert_allclose(found, plain + WEIGHT, rtol=1e-5)
+  found_B, (_, gradient) = with_gradients(logits_BC, teacher_BC, np.ones_like(x_BX), y_BMX)
+  np.testing.assert_allclose(found_B, plain_B + WEIGHT, rtol=1e-5)
   assert np.isfinite(gradient).all()
 
 
@@ -143,8 +141,8 @@ STUDENT, TEACHER = Net(CLASSES), Net(CLASSES, width=7)
 OPTIONS = {'student_feature': 'hidden', 'teacher_feature': 'hidden', 'weight': WEIGHT}
 
 
-def batch(seed=0):
-  rng = np.random.default_rng(seed)
+def batch():
+  rng = np.random.default_rng(0)
   return {
     'inputs': rng.integers(0, 256, (BATCH, 2, 2, 1)).astype(np.uint8),
     'labels': rng.integers(0, CLASSES, BATCH).astype(np.int32),
@@ -184,21 +182,6 @@ def test_a_step_descends_the_loss_on_the_features_of_its_members():
   expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradient)
   jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), after.params, expected)
   assert after.params.keys() == state.params.keys()
-
-
-def test_several_steps_in_one_call_are_those_steps():
-  optimizer, members = optax.sgd(0.5), [initial(TEACHER, 1)]
-  step = made_step(losses.make('cka', OPTIONS), optimizer)
-  batches = [devices.shard(batch(seed)) for seed in range(3)]
-  first = state = steps.init_state(initial(STUDENT, 0), optimizer)
-  found = []
-  for one in batches:
-    state, metrics = devices.parallel(step)(state, one, (0, members))
-    found.append(metrics['loss'])
-  several = devices.parallel(partial(steps.multi_step, step=step))
-  at_once, metrics = several(first, devices.stack(batches), (0, members))
-  np.testing.assert_allclose(metrics['loss'], found, rtol=1e-5)
-  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), at_once, state)
 
 
 @pytest.mark.parametrize(
@@ -274,25 +257,17 @@ def test_without_weight_the_student_is_that_of_the_plain_loss(workdir):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, expected)
 
 
-def test_an_interrupted_training_goes_on(workdir, tmp_path):
+def test_an_interrupted_training_goes_on_with_several_steps_in_one_call(workdir, tmp_path):
+  """The number of steps in a call is not part of the student's name."""
   run = run_of(workdir, loss_options={'weight': 10.0})
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
-  other = run_of(tmp_path, loss_options={'weight': 10.0})
+  other = run_of(tmp_path, loss_options={'weight': 10.0}, training__steps_per_dispatch=4)
   shutil.rmtree(other.folders.student / 'checkpoints' / str(run.student.plan.num_steps))
+  assert other.folders.student.name == run.folders.student.name
   assert student.STAGE.run(other)
-  jax.tree.map(np.testing.assert_array_equal, student.load(other), student.load(run))
-
-
-def test_several_steps_in_one_call_train_the_same_student(workdir):
-  run = run_of(workdir, loss_options={'weight': 10.0})
-  several = run_of(workdir, loss_options={'weight': 10.0}, training__steps_per_dispatch=4)
-  assert several.folders.student == run.folders.student
-  shutil.copytree(workdir / 'teachers', workdir / 'again' / 'teachers')
-  several = run_of(workdir / 'again', loss_options={'weight': 10.0}, training__steps_per_dispatch=4)
-  assert student.STAGE.run(several)
   jax.tree.map(
     partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3),
-    student.load(several)['params'],
+    student.load(other)['params'],
     student.load(run)['params'],
   )
 

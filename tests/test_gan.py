@@ -93,10 +93,10 @@ def test_adam_has_no_momentum_and_both_learning_rates_fall_linearly():
     (networks.generator_optimizer, 4),
     (networks.discriminator_optimizer, 12),
   ]:
-    state, found = optimizer.init(jnp.zeros(())), []
+    state, found, update = optimizer.init(jnp.zeros(())), [], jax.jit(optimizer.update)
     for _ in range(num_updates + 1):
-      update, state = optimizer.update(jnp.ones(()), state)
-      found.append(-float(update))
+      change, state = update(jnp.ones(()), state)
+      found.append(-float(change))
     np.testing.assert_allclose(found, np.linspace(1e-3, 1e-4, num_updates + 1), rtol=1e-4)
   # After gradients 1 and −1, β1 = 0 and β2 = 0.9: √v̂ = 1, and the update follows the last gradient.
   optimizer = gan_steps.make_gan(section(final_learning_rate=1e-3), SHAPE).generator_optimizer
@@ -111,6 +111,7 @@ def test_a_step_reports_the_losses_of_its_networks(one_step):
   (networks, state, batch, seed), (after, metrics) = one_step
   flat = {name: devices.unshard(x) for name, x in batch.items()}
 
+  @jax.jit
   def generate(k):
     latents = gan_steps.draw_latents(seed, 6, 'gan/training', flat['positions'], 0, k)
     apply = partial(networks.generator.apply, train=True, mutable=['batch_stats'])
@@ -119,7 +120,7 @@ def test_a_step_reports_the_losses_of_its_networks(one_step):
     )
     return images[0]
 
-  score = lambda variables, x: networks.discriminator.apply(variables, x, train=False)
+  score = jax.jit(lambda variables, x: networks.discriminator.apply(variables, x, train=False))
   real = augmentations.unit_cube(flat['inputs'][:, 0])
   real_scores = score(state.discriminator, real)
   fake_scores = score(state.discriminator, generate(0))
@@ -133,7 +134,7 @@ def test_a_step_reports_the_losses_of_its_networks(one_step):
 
 
 def test_a_step_takes_its_discriminator_steps_in_order_over_new_images():
-  """Each column of a batch is the next piece of the order, whatever step training goes on from."""
+  """Each column of a batch is the next piece of the order, from whatever step training resumes."""
   fields = section(num_discriminator_steps=3, num_steps=4, batch_size=4)
   flat = list(data.training_batches(9, 30, 4, 12))
   for start in (0, 2):
@@ -159,14 +160,15 @@ def test_flips_follow_the_example_and_the_epoch():
   }
   clean = np.asarray(augmentations.unit_cube(batch['inputs'][:, 1]))
   np.testing.assert_array_equal(gan_steps.real_images(batch, 0, 1, False), clean)
-  found = np.asarray(gan_steps.real_images(batch, 0, 1, True))
+  flipped = jax.jit(lambda batch: gan_steps.real_images(batch, 0, 1, True))
+  found = np.asarray(flipped(batch))
   as_is = (found == clean).all((1, 2, 3))
   assert 3 < as_is.sum() < 12
   np.testing.assert_array_equal(found[~as_is], clean[~as_is][:, :, ::-1])
   backwards = {name: x[::-1] for name, x in batch.items()}
-  np.testing.assert_array_equal(gan_steps.real_images(backwards, 0, 1, True), found[::-1])
+  np.testing.assert_array_equal(flipped(backwards), found[::-1])
   later = batch | {'epochs': batch['epochs'] + 1}
-  assert (np.asarray(gan_steps.real_images(later, 0, 1, True)) != found).any()
+  assert (np.asarray(flipped(later)) != found).any()
 
 
 @pytest.fixture(scope='module')
@@ -310,13 +312,11 @@ def test_quality_is_measured_in_the_features_of_the_teacher(trained):
   assert quality['num_images'] == {'samples': NUM_SAMPLES, 'train': 200, 'test': 360}
   model, variables = trained.teacher.model, teachers.load(trained, 0)
 
-  def pooled(images):
-    return np.asarray(
-      model.apply(variables, augmentations.unit_cube(images), train=False)[1]['pooled']
-    )
-
-  train, test = (pooled(trained.data.splits[name].inputs_N) for name in ('train', 'test'))
-  of_samples = pooled(trained.data.gan_samples(NUM_SAMPLES))
+  sets = [trained.data.gan_samples(NUM_SAMPLES)]
+  sets += [trained.data.splits[name].inputs_N for name in ('train', 'test')]
+  features = jax.jit(lambda x: model.apply(variables, augmentations.unit_cube(x), train=False)[1])
+  pooled = np.asarray(features(np.concatenate(sets))['pooled'])
+  of_samples, train, test = np.split(pooled, [NUM_SAMPLES, NUM_SAMPLES + 200])
   distances = quality['frechet_distance_teacher_features']
   assert quality['num_features'] == train.shape[1]
   for name, (x, y) in {

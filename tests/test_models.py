@@ -1,6 +1,5 @@
-"""All models: parameter counts, shapes, initial weights, what normalisation depends on, and bfloat16."""
+"""All models: parameter counts, shapes, initial weights, and bfloat16."""
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -10,13 +9,7 @@ import pytest
 from conftest import copied
 from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
-from numpy_layers import (
-  abstract_variables,
-  apply,
-  random_variables,
-  train_logits,
-  train_on_devices,
-)
+from numpy_layers import abstract_variables, apply, random_variables
 
 from analysis import measure, runs
 from kdjax import config as config_lib
@@ -89,21 +82,16 @@ VGG_FEATURES = {
 }
 STRUCTURES = {
   '20': (build(depth=20, width=16), CIFAR, 272_282, resnet_features(16)),
-  '20, 100 classes': (
-    build(depth=20, width=16, classes=100),
-    CIFAR,
-    278_132,
-    resnet_features(16),
-  ),
-  '20, layer': (build(depth=20, width=16, norm='layer'), CIFAR, 272_282, resnet_features(16)),
-  '20, raw': (build(depth=20, width=16, shortcut='raw'), CIFAR, 272_282, resnet_features(16)),
   # The stem, a block of each stage, the last norm and layer.
-  '8, 5 wide': (
-    build(width=5, classes=7),
-    CIFAR,
-    135 + 470 + 1430 + 5660 + 40 + 147,
-    resnet_features(5),
-  ),
+  **{
+    f'8, 5 wide, {name}': (
+      build(width=5, classes=7, **fields),
+      CIFAR,
+      135 + 470 + 1430 + 5660 + 40 + 147,
+      resnet_features(5),
+    )
+    for name, fields in {'': {}, 'layer': {'norm': 'layer'}, 'raw': {'shortcut': 'raw'}}.items()
+  },
   '56, 100 classes': (
     build(depth=56, width=16, classes=100),
     CIFAR,
@@ -117,8 +105,7 @@ STRUCTURES = {
     {'conv1': (14, 14, 6), 'conv2': (5, 5, 16), 'dense1': (120,), 'dense2': (84,)},
   ),
   # The convolutions, two hidden layers of 512, and the last layer.
-  'vgg': (build('vgg', width=64), CIFAR, 14_714_688 + 2 * 512 * 513 + 10 * 513, VGG_FEATURES),
-  'vgg, 100 classes': (
+  'vgg': (
     build('vgg', width=64, classes=100),
     CIFAR,
     14_714_688 + 2 * 512 * 513 + 100 * 513,
@@ -154,8 +141,8 @@ def test_parameters_logits_and_features_in_order_of_depth(model, shape, count, f
   seen = []
 
   def computed():
-    variables = models.init(model, jax.random.key(0), shape, dtype_of(shape))
-    logits, found = model.apply(variables, jnp.zeros((2, *shape), dtype_of(shape)), train=False)
+    inputs = jnp.zeros((2, *shape), dtype_of(shape))
+    (logits, found), variables = model.init_with_output(jax.random.key(0), inputs, train=False)
     seen.extend((name, x.shape[1:]) for name, x in found.items())
     return logits, variables['params']
 
@@ -168,7 +155,7 @@ def test_parameters_logits_and_features_in_order_of_depth(model, shape, count, f
 @pytest.mark.usefixtures('fewer_blocks')
 def test_both_norms_of_resnet50_have_as_many_parameters():
   of_batch, of_layer = (
-    abstract_variables(build('resnet50', norm=norm), (32, 32, 3)) for norm in models.NORMS
+    abstract_variables(build('resnet50', norm=norm), SHAPES['resnet50']) for norm in models.NORMS
   )
   assert num_parameters(of_batch['params']) == num_parameters(of_layer['params'])
   assert of_batch['batch_stats'] and not of_layer['batch_stats']
@@ -190,7 +177,7 @@ def test_the_fields_that_shape_a_model_are_those_that_it_says():
 @pytest.mark.usefixtures('fewer_blocks')
 @pytest.mark.parametrize('name', models.SMALLEST_SIDE)
 def test_no_feature_is_empty_from_the_smallest_image_on(name):
-  """And below it a layer has no inputs."""
+  """Below the smallest side a layer has no inputs."""
   model, side = build(name), models.SMALLEST_SIDE[name]
   images = np.zeros((2, side, side, 1), np.float32)
   variables = abstract_variables(model, images.shape[1:])
@@ -205,34 +192,19 @@ def test_no_feature_is_empty_from_the_smallest_image_on(name):
       jax.eval_shape(lambda v: model.apply(v, smaller, train=False), variables)
 
 
-@pytest.mark.parametrize(
-  ('depth', 'expected'),
-  [
-    (8, (models.BasicBlock, 1)),
-    (14, (models.BasicBlock, 2)),
-    (20, (models.BasicBlock, 3)),
-    (44, (models.BasicBlock, 7)),
-    (56, (models.BottleneckBlock, 6)),
-    (62, (models.BasicBlock, 10)),
-    (65, (models.BottleneckBlock, 7)),
-    (110, (models.BottleneckBlock, 12)),
-    *[(depth, None) for depth in (-4, 0, 1, 2, 11, 21, 29, 47, 57, 111)],
-  ],
-)
-def test_resnet_block(depth, expected):
-  assert models.resnet_block(depth) == expected
+def test_depths_of_resnets():
+  blocks_per_stage = {8: 1, 14: 2, 20: 3, 44: 7, 62: 10}
+  expected = {depth: (models.BasicBlock, number) for depth, number in blocks_per_stage.items()}
+  expected |= {depth: (models.BottleneckBlock, n) for depth, n in ((56, 6), (65, 7), (110, 12))}
+  expected |= dict.fromkeys((-4, 0, 1, 2, 11, 21, 29, 47, 57, 111))
+  assert {depth: models.resnet_block(depth) for depth in expected} == expected
 
 
 # Weights.
 
 
-@functools.cache
-def initial_params(seed):
-  return models.init(build(width=16), keys.stream(seed, 'init'), (8, 8, 1))['params']
-
-
 def assert_deviations(params, fan, count):
-  """That all kernels but the last layer's have the deviation of He et al. (2015)."""
+  """Checks that all kernels but the last layer's have the deviation of He et al. (2015)."""
   kernels = {
     jax.tree_util.keystr(path): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -246,8 +218,13 @@ def assert_deviations(params, fan, count):
 
 
 def test_the_weights_of_a_resnet_start_with_the_he_fan_out_deviation():
-  """Seven convolutions of 3x3 and two shortcuts."""
-  assert_deviations(initial_params(1), lambda shape: np.prod(shape) / shape[2], 9)
+  """Seven convolutions of 3x3 and two shortcuts; another seed gives others."""
+  params, others = (
+    models.init(build(width=16), keys.stream(seed, 'init'), (8, 8, 1))['params'] for seed in (1, 2)
+  )
+  assert_deviations(params, lambda shape: np.prod(shape) / shape[2], 9)
+  pairs = zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True)
+  assert not any(np.array_equal(a, b) for a, b in pairs if a.ndim == 4)
 
 
 def test_the_weights_of_vgg_start_with_the_he_fan_in_deviation():
@@ -264,45 +241,6 @@ def test_initial_embeddings_have_deviation_one():
 
   embedding = np.asarray(init(jax.random.key(0)))
   assert abs(np.std(embedding) - 1) < 4 / np.sqrt(2 * embedding.size)
-
-
-def test_initial_weights_follow_from_the_seed():
-  first, other = (jax.tree.leaves(initial_params(seed)) for seed in (1, 2))
-  assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim == 4)
-
-
-# Normalisation.
-
-IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 2)).astype(np.float32)
-OTHERS = np.concatenate([IMAGES[:1], 0.1 * IMAGES[1:]])  # beside the same first
-
-
-def test_batch_norm_moves_its_running_statistics_by_a_tenth():
-  model = build()
-  variables = random_variables(model, IMAGES)
-  (_, features), updated = train_on_devices(model, variables, IMAGES.reshape(2, 2, 12, 12, 2))
-  stem = np.asarray(features['stem'], np.float64)  # what the first norm sees
-  for name, of_batch in (('mean', stem.mean((0, 1, 2, 3))), ('var', stem.var((0, 1, 2, 3)))):
-    old, new = (x['batch_stats']['stage1_block1']['BatchNorm_0'] for x in (variables, updated))
-    expected = 0.9 * old[name] + 0.1 * of_batch
-    np.testing.assert_allclose(new[name], [expected, expected], rtol=1e-4)  # on both devices
-
-
-def test_batch_norm_sees_the_batch_in_training_only():
-  model = build()
-  variables = random_variables(model, IMAGES)
-  expected = apply(model, variables, IMAGES)[0][0]
-  np.testing.assert_allclose(apply(model, variables, OTHERS)[0][0], expected, rtol=1e-5)
-  in_training = [train_logits(model, variables, x)[0] for x in (IMAGES, OTHERS)]
-  assert not np.allclose(*in_training, rtol=0.01)
-
-
-def test_layer_norm_never_sees_the_batch():
-  model = build(norm='layer')
-  variables = random_variables(model, IMAGES)
-  assert variables['batch_stats'] == {}
-  expected = train_logits(model, variables, IMAGES)[0]
-  np.testing.assert_allclose(train_logits(model, variables, OTHERS)[0], expected, rtol=1e-5)
 
 
 # bfloat16. That gradients, updates and statistics are float32 is seen in test_compiler.py.
@@ -340,7 +278,7 @@ def test_bfloat16_computes_all_layers_but_the_last_and_returns_float32(name, nor
     inputs = rng.uniform(-1, 1, shape).astype(np.float32)
   model, reference = (build(name, norm=norm, dtype=dtype) for dtype in ('bfloat16', 'float32'))
   variables = random_variables(reference, inputs, -0.4, 0.4)
-  initial = abstract_variables(model, inputs.shape[1:], inputs.dtype)
+  initial = abstract_variables(model, shape[1:], inputs.dtype)
   assert {x.dtype.name for x in jax.tree.leaves(initial)} == {'float32'}
 
   program = apply.trace(model, variables, inputs)

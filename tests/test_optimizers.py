@@ -1,5 +1,7 @@
 """Optimizers against updates worked out in NumPy, their schedules, and their states."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 from kdjax.train import devices, optimizers, steps
 from kdjax.train.checkpoint import Checkpoints
 
+OPTIMIZERS = tuple(optimizers.OPTIMIZERS)
 NUM_STEPS = 3
 RATES = [0.5, 0.4, 0.2]  # half a cosine from 0.5 to 0.1 in three steps
 DECAY = 0.01
@@ -42,27 +45,34 @@ def random_params(seed=0):
   return jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=is_shape)
 
 
-def trajectory(config, params, num_steps=NUM_STEPS):
+@functools.cache
+def trajectory(name, nesterov=False, num_steps=NUM_STEPS, warmup_steps=0):
   """The parameters after each step; step i has the gradient `random_params(i + 1)`."""
-  optimizer = optimizers.make_optimizer(config, num_steps)
-  state = optimizer.init(params)
-  found = []
+  config = section(name, nesterov=nesterov)
+  optimizer = optimizers.make_optimizer(config, num_steps, warmup_steps)
+
+  @jax.jit
+  def step(params, state, gradient):
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  params, found = random_params(), []
+  state = jax.jit(optimizer.init)(params)
   for i in range(num_steps):
-    updates, state = jax.jit(optimizer.update)(random_params(i + 1), state, params)
-    params = optax.apply_updates(params, updates)
+    params, state = step(params, state, random_params(i + 1))
     found.append(params)
   return found
 
 
-def assert_trajectory(config, update, paths):
+def assert_trajectory(name, nesterov, update, paths):
   """`update(weights, gradient, rate, memory, i)` → the weights after step i, in float64."""
-  found = trajectory(config, random_params())
-  for layer, name in paths:
-    weights, memory = np.asarray(random_params()[layer][name], np.float64), {}
+  found = trajectory(name, nesterov)
+  for layer, leaf in paths:
+    weights, memory = np.asarray(random_params()[layer][leaf], np.float64), {}
     for i, rate in enumerate(RATES):
-      gradient = np.asarray(random_params(i + 1)[layer][name], np.float64)
+      gradient = np.asarray(random_params(i + 1)[layer][leaf], np.float64)
       weights = update(weights, gradient, rate, memory, i)
-      np.testing.assert_allclose(found[i][layer][name], weights, rtol=2e-5, atol=2e-6)
+      np.testing.assert_allclose(found[i][layer][leaf], weights, rtol=2e-5, atol=2e-6)
 
 
 ALL_PATHS = [(layer, name) for layer, names in random_params().items() for name in names]
@@ -81,7 +91,7 @@ def test_sgd_has_coupled_weight_decay_and_momentum(nesterov):
     step = gradient + 0.9 * memory['velocity'] if nesterov else memory['velocity']
     return weights - rate * step
 
-  assert_trajectory(section('sgd', nesterov=nesterov), update, ALL_PATHS)
+  assert_trajectory('sgd', nesterov, update, ALL_PATHS)
 
 
 def adam_direction(gradient, memory, i):
@@ -100,12 +110,12 @@ def test_adam_has_coupled_weight_decay_and_no_nesterov_momentum(nesterov):
   def update(weights, gradient, rate, memory, i):
     return weights - rate * adam_direction(gradient + DECAY * weights, memory, i)
 
-  assert_trajectory(section('adam', nesterov=nesterov), update, ALL_PATHS)
+  assert_trajectory('adam', nesterov, update, ALL_PATHS)
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_adamw_has_decoupled_weight_decay_and_no_nesterov_momentum(nesterov):
-  assert_trajectory(section('adamw', nesterov=nesterov), adamw_update, ALL_PATHS)
+  assert_trajectory('adamw', nesterov, adamw_update, ALL_PATHS)
 
 
 def newton_schulz(matrix):
@@ -129,11 +139,11 @@ def test_muon_orthogonalizes_the_momentum_of_kernels(nesterov):
     step = 0.2 * np.sqrt(max(matrix.shape)) * newton_schulz(matrix).reshape(weights.shape)
     return weights - rate * (step + DECAY * weights)
 
-  assert_trajectory(section('muon', nesterov=nesterov), update, KERNELS)
+  assert_trajectory('muon', nesterov, update, KERNELS)
 
 
 def test_muon_gives_adamw_to_all_but_kernels():
-  assert_trajectory(section('muon'), adamw_update, OTHERS)
+  assert_trajectory('muon', False, adamw_update, OTHERS)
 
 
 # Learning rates.
@@ -167,40 +177,38 @@ def test_a_warm_up_as_long_as_the_training_is_refused():
     optimizers.learning_rate(section(), 10, warmup_steps=10)
 
 
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('name', OPTIMIZERS)
 def test_the_first_step_of_a_warm_up_moves_nothing_and_the_next_does(name):
-  optimizer = optimizers.make_optimizer(section(name), 10, warmup_steps=2)
-  params = random_params()
-  state = optimizer.init(params)
-  updates, state = optimizer.update(random_params(1), state, params)
-  assert all((x == 0).all() for x in jax.tree.leaves(updates))
-  updates, _ = optimizer.update(random_params(1), state, params)
-  assert all((x != 0).any() for x in jax.tree.leaves(updates))
+  params, (still, moved) = random_params(), trajectory(name, num_steps=2, warmup_steps=1)
+  jax.tree.map(np.testing.assert_array_equal, still, params)
+  jax.tree.map(lambda x, y: np.testing.assert_(np.any(x != y)), moved, params)
 
 
 # States.
 
 
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
-def test_a_state_survives_a_checkpoint(name, tmp_path):
-  """A state restored in the structure that eval_shape gives continues with the same bits."""
-  optimizer = optimizers.make_optimizer(section(name), NUM_STEPS)
+def test_states_survive_a_checkpoint(tmp_path):
+  """States restored in the structure that eval_shape gives are the same bits."""
+  made = {name: optimizers.make_optimizer(section(name), NUM_STEPS) for name in OPTIMIZERS}
   params = random_params()
-  _, state = optimizer.update(random_params(1), optimizer.init(params), params)
+
+  @jax.jit
+  def after_a_step():
+    return {name: of.update(params, of.init(params), params)[1] for name, of in made.items()}
+
+  states = after_a_step()
   with Checkpoints(epath.Path(tmp_path) / 'checkpoints') as checkpoints:
-    checkpoints.save(1, {'opt_state': state})
+    checkpoints.save(1, states)
   with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
-    like = {'opt_state': jax.eval_shape(optimizer.init, params)}
-    restored = checkpoints.restore(like)['opt_state']
-  assert jax.tree.structure(restored) == jax.tree.structure(state)
-  assert len(jax.tree.leaves(restored)) >= len(jax.tree.leaves(params))
-  update = jax.jit(optimizer.update)
-  expected, _ = update(random_params(2), state, params)
-  found, _ = update(random_params(2), restored, params)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+    restored = checkpoints.restore(
+      {name: jax.eval_shape(of.init, params) for name, of in made.items()}
+    )
+  for name in OPTIMIZERS:
+    assert len(jax.tree.leaves(restored[name])) >= len(jax.tree.leaves(params))
+  jax.tree.map(np.testing.assert_array_equal, restored, states)
 
 
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('name', OPTIMIZERS)
 def test_an_optimizer_runs_in_the_pmapped_step_and_compiles_once(name):
   optimizer = optimizers.make_optimizer(section(name), NUM_STEPS)
 
@@ -219,7 +227,7 @@ def test_an_optimizer_runs_in_the_pmapped_step_and_compiles_once(name):
     for i in range(NUM_STEPS):
       state = parallel(state, jax.tree.map(repeated, random_params(i + 1)), 0)
   assert count() == 1
-  expected = trajectory(section(name), params)[-1]
+  expected = trajectory(name)[-1]
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), state[0], expected
   )

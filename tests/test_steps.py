@@ -23,17 +23,16 @@ class Linear(nn.Module):
     return nn.Dense(3, use_bias=False)(x), {'pixels': x, 'last_first': x[:, ::-1]}
 
 
-def optimizer_config(**fields) -> ConfigDict:
-  defaults = {
+SGD = ConfigDict(
+  {
     'optimizer': 'sgd',
     'learning_rate': 0.5,
     'final_learning_rate': 0.1,
     'momentum': 0.9,
-    'beta2': 0.999,
     'nesterov': False,
     'weight_decay': 0.01,
   }
-  return ConfigDict(defaults | fields)
+)
 
 
 def batch(size=6, seed=0):
@@ -56,10 +55,9 @@ def softmax(x):
   return e / e.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize('nesterov', [False, True])
-def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
-  section = optimizer_config(nesterov=nesterov)
-  optimizer = optimizers.make_optimizer(section, num_steps=3)
+def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay():
+  """Without Nesterov's momentum, which test_optimizers.py has."""
+  optimizer = optimizers.make_optimizer(SGD, num_steps=3)
   step = devices.parallel(
     partial(steps.teacher_step, model=Linear(), optimizer=optimizer, view=CLEAN)
   )
@@ -74,7 +72,7 @@ def test_teacher_steps_are_sgd_with_momentum_and_coupled_weight_decay(nesterov):
     np.testing.assert_allclose(metrics['gradient_norm'][0], np.linalg.norm(gradient), rtol=1e-5)
     gradient += 0.01 * weights
     velocity = 0.9 * velocity + gradient
-    weights -= rate * (gradient + 0.9 * velocity if nesterov else velocity)
+    weights -= rate * velocity
     np.testing.assert_allclose(state.params['Dense_0']['kernel'], weights, rtol=2e-5, atol=1e-6)
   assert state.step == 3
 
@@ -98,10 +96,10 @@ def logits_of(inputs, state):
   return (flat / 127.5 - 1) @ state.params['Dense_0']['kernel']
 
 
-@pytest.mark.parametrize('alpha', [0.0, 0.3])
-def test_student_step_reports_the_mixed_loss_and_fidelity(alpha):
+def test_student_step_reports_the_mixed_loss_and_fidelity():
   """The accuracy and the loss on labels are means over the examples that have one."""
-  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
+  alpha = 0.3
+  optimizer = optimizers.make_optimizer(SGD, 10)
   state, inputs, teacher = linear_state(optimizer), batch(), random_log_probs()
   inputs['labels'][[1, 4]] = -1
   step = student_step(optimizer, alpha=alpha)
@@ -123,7 +121,8 @@ def test_student_step_reports_the_mixed_loss_and_fidelity(alpha):
 
 
 def test_the_labels_of_the_view_count_not_those_of_the_data():
-  optimizer = optimizers.make_optimizer(optimizer_config(), 10)
+  """In a student's step, and in what predictions are compared with."""
+  optimizer = optimizers.make_optimizer(SGD, 10)
   state, inputs = linear_state(optimizer), batch(64)
   noise = views.make_view(('noise',), ConfigDict({'noise_probability': 0.5}))
   images, labels = jax.jit(noise)(0, inputs)
@@ -136,9 +135,12 @@ def test_the_labels_of_the_view_count_not_those_of_the_data():
   kd = losses.distillation(logits, random_log_probs(64), 4.0)
   expected = losses.with_labels(kd, logits, labels, 0.3, num_labelled / 64).sum()
   np.testing.assert_allclose(metrics['loss'][0], expected, rtol=1e-5)
+  step = devices.parallel(partial(steps.labels_step, view=noise), sharded_output=True)
+  found = devices.unshard(step({}, devices.shard(inputs), 0))
+  np.testing.assert_array_equal(found, labels)
 
 
-@pytest.mark.parametrize('name', ['reverse_kl', 'logit_mse', 'decoupled', 'dist'])
+@pytest.mark.parametrize('name', ['logit_mse', 'decoupled', 'dist'])
 def test_the_student_descends_the_loss_that_it_is_given(name):
   """The loss gets the labels, and the mean over the batch, if it needs them."""
   optimizer = optax.sgd(0.5)
@@ -188,15 +190,6 @@ def test_features_come_by_name():
   assert set(features) == {'pixels', 'last_first'}
   np.testing.assert_allclose(devices.unshard(features['pixels']), pixels, atol=1e-6)
   np.testing.assert_allclose(devices.unshard(features['last_first']), pixels[:, ::-1], atol=1e-6)
-
-
-def test_labels_are_those_of_the_view():
-  noise = views.make_view(('noise',), ConfigDict({'noise_probability': 0.5}))
-  step = devices.parallel(partial(steps.labels_step, view=noise), sharded_output=True)
-  found = devices.unshard(step({}, devices.shard(batch(64)), 3))
-  _, expected = jax.jit(noise)(3, batch(64))
-  np.testing.assert_array_equal(found, expected)
-  assert 16 < (found == -1).sum() < 48
 
 
 def test_batch_moments_are_those_of_the_batch_alone():

@@ -159,7 +159,7 @@ def undisturbed(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize('stop', [0, 1, 4, 7, 15, 19])
+@pytest.mark.parametrize('stop', [1, 4, 7])
 def test_an_interrupted_training_ends_bit_for_bit_where_the_undisturbed_one_does(
   undisturbed, tmp_path, stop
 ):
@@ -197,34 +197,26 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
 
 
 def test_what_has_diverged_is_not_trained_again_until_that_is_wanted(tmp_path):
-  assert not loop.has_diverged(epath.Path(tmp_path))
-  with pytest.raises(DivergedError) as first:
-    fit(tmp_path, lambda start: iter([(np.full(3, np.nan, np.float32),)] * NUM_STEPS))
-  assert loop.has_diverged(epath.Path(tmp_path))
+  """Here at the first step, before any checkpoint."""
+  folder, the_plan = epath.Path(tmp_path), plan(keep_checkpoints=())
+  assert not loop.has_diverged(folder)
+  with pytest.raises(DivergedError, match=r'at step 1\. There is no checkpoint before it') as first:
+    fit(folder, lambda start: iter([(np.full(3, np.nan, np.float32),)] * NUM_STEPS), the_plan)
+  assert loop.has_diverged(folder)
 
   def unused(start):
     raise AssertionError(f'trains from {start}')
 
   with pytest.raises(DivergedError) as second:
-    fit(tmp_path, unused)
-  assert str(second.value).startswith(
-    f'{first.value} (So says {tmp_path / "diverged.json"}. Remove it'
-  )
+    fit(folder, unused, the_plan)
+  told = f'{first.value} (So says {tmp_path / "diverged.json"}. Remove it'
+  assert str(second.value).startswith(told)
   (tmp_path / 'diverged.json').unlink()
-  fit(tmp_path, batches)
-  assert loop.is_complete(epath.Path(tmp_path))
+  fit(folder, batches, the_plan)
+  assert loop.is_complete(folder)
 
 
-def test_a_divergence_before_any_checkpoint_says_so(tmp_path):
-  with pytest.raises(DivergedError, match=r'at step 1\. There is no checkpoint before it'):
-    fit(
-      tmp_path,
-      lambda start: iter([(np.full(3, np.nan, np.float32),)] * NUM_STEPS),
-      plan(keep_checkpoints=()),
-    )
-
-
-@pytest.mark.parametrize('content', [None, '', '{"step": 4, "train/loss": 9}\n'])
+@pytest.mark.parametrize('content', [None, '{"step": 4, "train/loss": 9}\n'])
 def test_the_last_checkpoint_gives_a_damaged_log_back(undisturbed, tmp_path, content):
   shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
   expected = rows(tmp_path)

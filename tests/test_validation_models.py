@@ -12,15 +12,19 @@ def data_sets(monkeypatch):
   checked_config.pretend(monkeypatch)
 
 
-@pytest.mark.parametrize('field', ['model.name', 'student.model.name'])
-@pytest.mark.parametrize(('model', 'smallest'), [('lenet', 12), ('vgg', 32)])
+FIELDS = ('model.name', 'student.model.name')
+
+
+@pytest.mark.parametrize(
+  ('field', 'model', 'smallest'), [(FIELDS[0], 'lenet', 12), (FIELDS[1], 'vgg', 32)]
+)
 def test_some_models_need_larger_images_than_the_digits(field, model, smallest):
   (problem,) = problems_of(load('digits_resnet.py', {field: model}))
   assert problem.startswith(f'{field} = {model!r}: ') and f'at least {smallest} pixels' in problem
   assert 'have 8' in problem
 
 
-@pytest.mark.parametrize('field', ['model.name', 'student.model.name'])
+@pytest.mark.parametrize('field', FIELDS)
 def test_texts_and_images_have_models_of_their_own(field):
   (problem,) = problems_of(load(fields={field: 'bilstm'}))
   assert problem == (
@@ -42,9 +46,8 @@ def test_cka_needs_a_feature_that_both_models_have():
   validation.check(load(fields=fields | {'model.name': 'vgg'}), 1)  # hidden layers
 
 
-@pytest.mark.parametrize(
-  ('fields', 'name'),
-  [
+def test_a_field_that_a_model_does_not_have_is_not_set():
+  for fields, name in (
     ({'student.model.width': 32}, 'lenet'),
     ({'student.model.depth': 56}, 'lenet'),
     ({'student.model.norm': 'layer'}, 'lenet'),
@@ -55,21 +58,16 @@ def test_cka_needs_a_feature_that_both_models_have():
     ({'student.model.name': 'resnet50', 'student.model.depth': 56}, 'resnet50'),
     ({'model.norm': 'layer'}, 'lenet'),
     ({'model.norm': 'layer', 'student.model.name': 'vgg'}, 'lenet'),
-  ],
-)
-def test_a_field_that_a_model_does_not_have_is_not_set(fields, name):
-  (problem,) = problems_of(load('cifar_resnet.py', {'model.name': 'lenet'} | fields))
-  field, value = next((f, v) for f, v in fields.items() if f != 'student.model.name')
-  assert problem.startswith(f'{field} = {value!r}: {name} has no {field.rpartition(".")[2]}')
+  ):
+    (problem,) = problems_of(load('cifar_resnet.py', {'model.name': 'lenet'} | fields))
+    field, value = next((f, v) for f, v in fields.items() if f != 'student.model.name')
+    assert problem.startswith(f'{field} = {value!r}: {name} has no {field.rpartition(".")[2]}')
 
 
-@pytest.mark.parametrize(
-  'fields',
-  [
+def test_a_student_sets_the_fields_of_its_own_model():
+  for fields in (
     {'student.model.name': 'resnet', 'student.model.depth': 8, 'student.model.norm': 'layer'},
     {'student.model.name': 'resnet', 'model.norm': 'layer'},  # the student's, too
     {'student.model.name': 'vgg', 'student.model.width': 8},
-  ],
-)
-def test_a_student_sets_the_fields_of_its_own_model(fields):
-  validation.check(load(fields={'model.name': 'lenet'} | fields), 1)
+  ):
+    validation.check(load(fields={'model.name': 'lenet'} | fields), 1)

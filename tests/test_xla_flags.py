@@ -41,7 +41,7 @@ def test_flags_of_the_user_stay():
 
 
 def test_this_xla_knows_the_flags():
-  """It ends a process at a flag that it does not know."""
+  """XLA ends a process at a flag that it does not know."""
   environ = {'JAX_PLATFORMS': 'cpu'}
   xla_flags.set_flags(environ)
   code = 'import jax; assert float(jax.numpy.ones(3).sum()) == 3'

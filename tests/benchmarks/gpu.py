@@ -1,4 +1,4 @@
-"""All that the README says of a GPU, measured again in one command: python -m tests.benchmarks.gpu
+"""The measurements on a GPU that the README reports, in one command: python -m tests.benchmarks.gpu
 
 Parts run one after the other, each in a process of its own, since XLA reads its flags once:
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from kdjax.report import figures
 from kdjax.runtime import progress
 from kdjax.stages import predictions, student, teachers
-from tests.benchmarks import synthetic, timing
+from tests.benchmarks import loop, synthetic, timing
 
 BASE = {'num_examples': 4096, 'num_members': 2, 'num_views': 2, 'width': 8}
 SWEPT = {
@@ -61,7 +61,10 @@ def measure(num_examples: int, num_members: int, num_views: int, width: int) -> 
       depth=8,
       model__width=width,
       teacher__num_members=num_members,
+      teacher__batch_size=loop.BATCH,
       predictions__num_views=num_views,
+      student__batch_size=loop.BATCH,
+      evaluation__batch_size=loop.PREDICTED,
       training__num_logs=2,  # the first has the compiling in it
       training__num_evals=1,
       training__num_checkpoints=1,

@@ -47,7 +47,7 @@ def measure(name: str, depth: int, num_steps: int) -> tuple[str, float, float, f
   step = partial(steps.teacher_step, model=model, optimizer=optimizer, view=view)
   on_all = devices.parallel(step, donate=True)
   on_one = [devices.parallel(step, donate=True, device=device) for device in members]
-  batch = devices.shard(_batch())
+  batch = devices.shard(synthetic.batch(BATCH))
   init = jax.device_get(
     steps.init_state(models.init(model, jax.random.key(0), (32, 32, 3)), optimizer)
   )
@@ -75,16 +75,6 @@ def measure(name: str, depth: int, num_steps: int) -> tuple[str, float, float, f
   ratio = timing.ratio(times, 'in turn', 'in parallel')
   label = f'{name}-{depth}' if name == 'resnet' else name
   return label, speeds['in turn'], speeds['in parallel'], ratio
-
-
-def _batch() -> dict[str, np.ndarray]:
-  rng = np.random.RandomState(0)
-  return {
-    'inputs': rng.randint(0, 256, (BATCH, 32, 32, 3)).astype(np.uint8),
-    'labels': rng.randint(0, 10, BATCH).astype(np.int32),
-    'indices': np.arange(BATCH, dtype=np.int32),
-    'views': np.zeros(BATCH, np.int32),
-  }
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """The cost of a plane of the landscape over the bare forward passes that it needs.
 
-python -m tests.benchmarks.planes --points=25 --norms=layer,batch
+python -m tests.benchmarks.planes --points=25 --norms layer batch
 """
 
+import argparse
 import tempfile
 from functools import partial
 
 import jax
 import numpy as np
-from absl import app, flags
 from etils import epath
 
 from analysis import geometry, measure, runs
@@ -20,26 +20,10 @@ from kdjax.stages import pipeline
 from kdjax.train import devices, steps
 from tests.benchmarks import timing
 
-REPEATS, RESOLUTION, NUM_EXAMPLES = 3, 25, 128
-
-_POINTS = flags.DEFINE_integer('points', RESOLUTION, 'Points along a side of the plane.', 2)
-_REPEATS = flags.DEFINE_integer('repeats', REPEATS, 'Planes, of which the median is taken.', 1)
-_EXAMPLES = flags.DEFINE_integer('examples', NUM_EXAMPLES, 'Of either set, at each point.', 2)
-_NORMS = flags.DEFINE_list('norms', ['layer', 'batch'], 'Of the ResNet-20: layer, batch.')
+NORMS = ('layer', 'batch')
 
 
-def overhead_of_resnet20(norm: str, **sizes: int) -> float:
-  """The overhead for a ResNet-20 after one step: its weights cost what any others do."""
-  with tempfile.TemporaryDirectory() as temporary:
-    return plane_overhead(_barely_trained(norm, epath.Path(temporary)), **sizes)
-
-
-def plane_overhead(
-  study: runs.Study,
-  resolution: int = RESOLUTION,
-  repeats: int = REPEATS,
-  num_examples: int = NUM_EXAMPLES,
-) -> float:
+def plane_overhead(study: runs.Study, resolution: int, repeats: int, num_examples: int) -> float:
   """Time of a plane of resolution² points over that of as many forward passes over the same examples.
 
   With BatchNorm the pass over the distillation examples gives its statistics, too. Both sides run on one
@@ -108,21 +92,23 @@ def _bare_passes(measured: measure.Measure, variables: steps.Variables):
   return bare
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
+  parser = argparse.ArgumentParser(prog='python -m tests.benchmarks.planes')
+  parser.add_argument('--points', type=int, default=25, help='along a side of the plane')
+  parser.add_argument('--repeats', type=int, default=3, help='planes, of which the median is taken')
+  parser.add_argument('--examples', type=int, default=128, help='of either set, at each point')
+  parser.add_argument('--norms', nargs='+', choices=NORMS, default=NORMS, help='of a ResNet-20')
+  given = parser.parse_args()
   progress.setup_logging()
-  sizes = {
-    'resolution': _POINTS.value,
-    'repeats': _REPEATS.value,
-    'num_examples': _EXAMPLES.value,
-  }
-  for norm in _NORMS.value:
-    ratio = overhead_of_resnet20(norm, **sizes)
+  for norm in given.norms:
+    with tempfile.TemporaryDirectory() as temporary:
+      study = _barely_trained(norm, epath.Path(temporary))  # its weights cost what any others do
+      ratio = plane_overhead(study, given.points, given.repeats, given.examples)
     progress.console.print(
-      f'plane of {_POINTS.value} x {_POINTS.value} points, 2 x {_EXAMPLES.value} examples, ResNet-20 '
+      f'plane of {given.points} x {given.points} points, 2 x {given.examples} examples, ResNet-20 '
       f'with {norm} norm: {ratio:.3f} times its bare forward passes'
     )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

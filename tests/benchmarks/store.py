@@ -79,9 +79,11 @@ class Throughput:
   num_bytes: float  # on disk for one prediction of one member
 
 
-def throughput(num_classes: int, dtype: str, repeats: int) -> Throughput:
-  """The speeds with views of 20,000 examples, each written and read once."""
-  log_probs_MNC, _ = simulated(1, 20_000, num_classes)
+def throughput(
+  num_classes: int, dtype: str, repeats: int, num_examples: int = 20_000
+) -> Throughput:
+  """The speeds with views of `num_examples`, each written and read once."""
+  log_probs_MNC, _ = simulated(1, num_examples, num_classes)
   logits_NC = log_probs_MNC[0]
   with tempfile.TemporaryDirectory() as temporary:
     store = PredictionStore(epath.Path(temporary))

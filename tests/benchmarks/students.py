@@ -147,15 +147,9 @@ def _vmapped(students: Any, *arguments: Any, step: Callable) -> tuple[Any, Any]:
 
 def _resident(settings: Settings) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """A batch and its stored predictions, as many times as a call has steps."""
-  rng, size = np.random.RandomState(0), settings.batch_size
-  batch = {
-    'inputs': rng.randint(0, 256, (size, 32, 32, 3)).astype(np.uint8),
-    'labels': rng.randint(0, CLASSES, size).astype(np.int32),
-    'indices': np.arange(size, dtype=np.int32),
-    'views': np.zeros(size, np.int32),
-  }
-  logits_BC = rng.normal(size=(size, CLASSES)).astype(np.float32)
-  found = devices.shard((batch, np.asarray(jax.nn.log_softmax(logits_BC))))
+  logits_BC = np.random.RandomState(1).normal(size=(settings.batch_size, CLASSES))
+  log_probs_BC = np.asarray(jax.nn.log_softmax(logits_BC.astype(np.float32)))
+  found = devices.shard((synthetic.batch(settings.batch_size), log_probs_BC))
   return found if settings.per_call == 1 else devices.stack([found] * settings.per_call)
 
 

@@ -37,3 +37,14 @@ def run_of(
     for name, size in sizes.items()
   }
   return run
+
+
+def batch(size: int, side: int = 32) -> dict[str, np.ndarray]:
+  """A batch of random RGB images in ten classes, as views take it."""
+  rng = np.random.RandomState(0)
+  return {
+    'inputs': rng.randint(0, 256, (size, side, side, 3)).astype(np.uint8),
+    'labels': rng.randint(0, 10, size).astype(np.int32),
+    'indices': np.arange(size, dtype=np.int32),
+    'views': np.zeros(size, np.int32),
+  }

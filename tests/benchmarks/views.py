@@ -14,7 +14,7 @@ from configs.paper import recipes
 from kdjax.config import base
 from kdjax.data import augmentations, views
 from kdjax.runtime import progress
-from tests.benchmarks import timing
+from tests.benchmarks import synthetic, timing
 
 BATCH, SIDE = 128, 32
 CALLS = 5  # that are timed together
@@ -24,13 +24,7 @@ CHAINS = ('baseline', 'rotation', 'vertical flip', 'colour jitter', 'combined')
 def works(names: tuple[str, ...]) -> dict:
   """The images of a batch by the view of these names, and by one expression, as functions."""
   config = base.get_config().augmentation
-  batch = {
-    'inputs': np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
-    'labels': np.zeros(BATCH, np.int32),
-    'indices': np.arange(BATCH, dtype=np.int32),
-    'views': np.zeros(BATCH, np.int32),
-  }
-  batch = jax.device_put(batch)
+  batch = jax.device_put(synthetic.batch(BATCH, SIDE))
 
   def merged(seed, example):
     image_HWC, label = augmentations.unit_cube(example['inputs']), example['labels']
