@@ -48,22 +48,23 @@ DATA = next((p for p in map(pathlib.Path, filter(None, _PLACES)) if (p / 'cifar1
 
 # The files that take longest, in the order in which they start.
 LONGEST = (
-  'analysis_end_to_end',
   'hosts',
-  'end_to_end',
-  'stages',
   'faults',
-  'gan',
-  'benchmarks',
-  'analysis_trajectory_part',
-  'analysis_basins',
-  'readme',
   'compiler',
-  'models',
-  'student',
-  'devices',
-  'evaluation',
+  'benchmarks',
+  'experiments',
+  'stages',
+  'analysis_basins',
   'predictions',
+  'sweep_figure',
+  'top_k',
+  'notebook',
+  'analysis_end_to_end',
+  'models',
+  'gan',
+  'end_to_end',
+  'analysis_trajectory_part',
+  'student',
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -103,7 +104,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs() -> Iterator[None]:
-  """Frees what one file compiled, which takes gigabytes in all."""
+  """Frees what one file compiled, which takes gigabytes in all, and may come from code that a test patched."""
   yield
   jax.clear_caches()
 

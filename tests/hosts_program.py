@@ -91,8 +91,8 @@ def loaded() -> dict[str, list]:
   return {'indices': devices.unshard(batch['indices']).tolist(), 'outputs': outputs.tolist()}
 
 
-def stepped() -> dict[str, np.ndarray]:
-  """State and metrics of a teacher's step and a student's, with each of `devices.MAPS`.
+def stepped(name: str) -> dict[str, np.ndarray]:
+  """State and metrics of a teacher's step and then a student's, with a map of `devices.MAPS`.
 
   The student's step runs its teacher and compares features over the batch. The learning rate is 1 and the
   network is smooth, so that results differ by rounding alone.
@@ -110,22 +110,15 @@ def stepped() -> dict[str, np.ndarray]:
     (partial(steps.featured_student_step, teacher=model, **how, **on_features), (0, [member])),
   )
   share, found = hosts.share(steps_on_devices.BATCH), {}
-  for name in devices.MAPS:
-    state = devices.replicate(steps.init_state(start, optimizer))
-    for i, (step, common) in enumerate(kinds):
-      with mock.patch.object(devices, 'MAP', name):
-        mapped = devices.parallel(step, donate=True)
-      batch = {key: x_B[share] for key, x_B in steps_on_devices.batch(i).items()}
-      state, metrics = mapped(state, devices.shard(batch), common)
-      for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
-        found[f'{name}/{i}{jax.tree_util.keystr(path)}'] = np.asarray(leaf)
+  state = devices.replicate(steps.init_state(start, optimizer))
+  for i, (step, common) in enumerate(kinds):
+    with mock.patch.object(devices, 'MAP', name):
+      mapped = devices.parallel(step, donate=True)
+    batch = {key: x_B[share] for key, x_B in steps_on_devices.batch(i).items()}
+    state, metrics = mapped(state, devices.shard(batch), common)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
+      found[f'{i}{jax.tree_util.keystr(path)}'] = np.asarray(leaf)
   return found
-
-
-def take_steps(path: pathlib.Path, *place) -> None:
-  """Saves the result of `stepped` by the processes that `hosts.initialise(*place)` joins."""
-  hosts.initialise(*place)
-  np.savez(path, **stepped())
 
 
 def checkpointed(folder: epath.Path) -> str:
@@ -158,5 +151,8 @@ def main(
   own.mkdir()
   found = decisions() | shared_files(epath.Path(folder)) | loaded()
   found['digest'] = checkpointed(epath.Path(folder))
-  np.savez(own / 'stepped.npz', **stepped())
+  of_maps = {
+    f'{name}/{key}': value for name in devices.MAPS for key, value in stepped(name).items()
+  }
+  np.savez(own / 'stepped.npz', **of_maps)
   (own / 'found.json').write_text(json.dumps(found))

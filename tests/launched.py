@@ -1,6 +1,9 @@
 """Starts programs in new processes, in milliseconds; a test may kill them."""
 
+import contextlib
 import gc
+import io
+import json
 import multiprocessing
 import os
 import pathlib
@@ -9,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -117,6 +120,14 @@ def run(workdir: pathlib.Path, *arguments: Any, **how: Any) -> subprocess.Comple
   return _completed(start(workdir, *arguments, **how))
 
 
+def run_each(*commands: Sequence[Any]) -> list[subprocess.CompletedProcess]:
+  """Runs launch.py with each list of flags, one after the other in one new process."""
+  done = call(_launch_each, [[str(argument) for argument in command] for command in commands])
+  out, err = done.communicate()
+  assert done.wait() == 0, err
+  return [subprocess.CompletedProcess(*each) for each in json.loads(out)]
+
+
 def analyse(*arguments: str) -> subprocess.CompletedProcess:
   """Runs `python -m analysis` to its end."""
   return _completed(call(_analyse, arguments))
@@ -143,6 +154,27 @@ def _completed(launched: Launch) -> subprocess.CompletedProcess:
 
 def _launch(arguments: list[str]) -> None:
   app.run(command_line.main, argv=['launch.py', *arguments], flags_parser=kdjax_flags.parse_flags)
+
+
+def _launch_each(commands: list[list[str]]) -> None:
+  """Prints the command, the exit status, stdout and stderr of each."""
+  found = []
+  for command in commands:
+    flags.FLAGS.unparse_flags()
+    kdjax_flags.OVERRIDES.clear()
+    kdjax_flags.SWEPT.clear()
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      try:
+        _launch(command)
+        status = 0
+      except SystemExit as end:  # as the interpreter does: with a status, or a message and 1
+        status = end.code or 0
+        if isinstance(status, str):
+          print(status, file=err)
+          status = 1
+    found.append((command, status, out.getvalue(), err.getvalue()))
+  print(json.dumps(found))
 
 
 def _analyse(arguments: tuple[str, ...]) -> None:

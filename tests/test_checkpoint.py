@@ -1,4 +1,5 @@
 import errno
+import signal
 
 import jax
 import numpy as np
@@ -45,6 +46,20 @@ def test_saving_does_not_see_later_changes(tmp_path):
   with Checkpoints(epath.Path(tmp_path), keep_steps=steps) as checkpoints:
     for step in steps:
       assert (checkpoints.restore(LIKE, step)['w'] == step).all()
+
+
+def test_ctrl_c_ends_no_save_that_began(tmp_path, monkeypatch):
+  with pytest.raises(KeyboardInterrupt), Checkpoints(epath.Path(tmp_path)) as checkpoints:
+    save = checkpoints._manager.save
+
+    def interrupted(*args, **kwargs):
+      signal.raise_signal(signal.SIGINT)
+      save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints._manager, 'save', interrupted)
+    checkpoints.save(1, state(1))
+  with Checkpoints(epath.Path(tmp_path)) as checkpoints:
+    assert digest(checkpoints.restore(LIKE)) == digest(state(1))
 
 
 def data_files(folder):

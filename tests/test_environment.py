@@ -26,15 +26,24 @@ def test_versions_and_devices_are_those_of_this_process(monkeypatch):
   assert found['xla_flags'] == '--one --two'
 
 
+@pytest.fixture
+def forgotten():
+  """Without the commit that is known already, before the test and after it."""
+  environment._commit.cache_clear()
+  yield
+  environment._commit.cache_clear()
+
+
 @pytest.mark.skipif(not (ROOT / '.git').exists(), reason='kdjax does not run from a clone')
-def test_the_commit_is_that_of_the_clone():
+def test_the_commit_is_that_of_the_clone(forgotten, monkeypatch):
   git = ['git', '-C', str(ROOT), 'rev-parse', 'HEAD']
   head = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
   assert environment.describe()['commit'] == head
-
-
-def test_without_a_clone_there_is_no_commit(tmp_path, monkeypatch):
   environment._commit.cache_clear()
+  monkeypatch.setenv('PATH', '')
+  assert environment._commit() == {'commit': None, 'dirty': None}
+
+
+def test_without_a_clone_there_is_no_commit(forgotten, tmp_path, monkeypatch):
   monkeypatch.setattr(environment, '__file__', str(tmp_path / 'kdjax' / 'runtime' / 'file.py'))
   assert environment._commit() == {'commit': None, 'dirty': None}
-  environment._commit.cache_clear()

@@ -1,7 +1,6 @@
 """Small files: all or nothing, and damage is told. Locks: one process at a time."""
 
 import errno
-import json
 import pathlib
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -50,13 +49,11 @@ def test_writers_of_one_process_number_do_not_meet(path):
   assert [p.name for p in path.parent.iterdir()] == ['file.json']
 
 
-@pytest.mark.parametrize(
-  'value', [{'a': [1, 2.5, None, True], 'b': {'c': 'λ'}}, [], 0.1 + 0.2, 'text']
-)
-def test_json_comes_back_as_it_was(path, value):
-  files.write_json(path, value)
-  assert files.read_json(path) == value
-  assert path.read_text().endswith('\n')
+def test_json_comes_back_as_it_was(path):
+  for value in ({'a': [1, 2.5, None, True], 'b': {'c': 'λ'}}, [], 0.1 + 0.2, 'text'):
+    files.write_json(path, value)
+    assert files.read_json(path) == value
+    assert path.read_text().endswith('\n')
 
 
 @pytest.mark.parametrize('read', [files.read_json, files.read_json_lines])
@@ -68,15 +65,11 @@ def test_damage_is_told_with_the_path(path, read, content):
     read(path)
 
 
-def test_a_flipped_digit_is_told(path):
+def test_a_flipped_digit_is_told_and_json_by_hand_needs_no_checksum(path):
   files.write_json(path, {'step': 34, 'name': 'a'})
-  assert json.loads(path.read_text())['step'] == 34
   path.write_text(path.read_text().replace('34', '36'))
   with pytest.raises(DamageError, match=f'{path} is damaged.*Delete it'):
     files.read_json(path)
-
-
-def test_json_by_hand_needs_no_checksum(path):
   files.write_text(path, '{"step": 34}')
   assert files.read_json(path) == {'step': 34}
 
@@ -144,11 +137,11 @@ def test_a_lock_is_free_again_after_an_error_and_leaves_the_folder_alone(folder)
   assert not folder.exists()
 
 
-@pytest.mark.parametrize('wait', [True, False])
-def test_there_are_no_locks_in_a_bucket(wait):
+def test_there_are_no_locks_in_a_bucket():
   folder = epath.Path('gs://bucket/students/0123')
-  with files.lock(folder, wait) as first, files.lock(folder, wait) as second:
-    assert first and second
+  for wait in (True, False):
+    with files.lock(folder, wait) as first, files.lock(folder, wait) as second:
+      assert first and second
 
 
 def test_gs_paths_need_a_package(monkeypatch):

@@ -4,16 +4,14 @@ import gc
 import multiprocessing
 import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_run
+from conftest import tiny_run
 from grain.multiprocessing import SharedMemoryArray
-from streamed_rows import killed_at, rows_of
+from streamed_rows import killed_at, load_forever, rows_of
 from tiny_data import encoded, image_feature, label_feature, random_images, section, write_tfds
 
 from kdjax import data
@@ -23,6 +21,7 @@ from kdjax.errors import DamageError, UserError
 from kdjax.stages import teachers
 from kdjax.train.checkpoint import digest
 from kdjax.train.inputs import Inputs
+from tests import launched
 from tests.benchmarks import streaming as benchmark
 
 NUM = 150  # training examples of the set below
@@ -67,26 +66,23 @@ def assert_same_batches(found, expected) -> None:
 # Images.
 
 
-@pytest.mark.parametrize(
-  'key',
-  [5, slice(3, 40, 7), np.array([9, 2, 2, 8]), np.array([[4, 1], [0, 7]]), np.arange(NUM) % 5 == 0],
-  ids=['number', 'slice', 'array', 'matrix', 'mask'],
-)
-def test_streamed_images_are_indexed_as_an_array_is(photos, key):
+def test_streamed_images_are_indexed_as_an_array_is(photos):
   resident, streamed = (splits['train'].inputs_N for splits in both(of_photos(photos)))
   assert (streamed.shape, streamed.ndim) == (resident.shape, 4) == ((NUM, 8, 8, 3), 4)
   assert streamed.dtype == resident.dtype
-  np.testing.assert_array_equal(streamed[key], resident[key])
+  keys = (5, slice(3, 40, 7), np.array([9, 2, 2, 8]), np.array([[4, 1], [0, 7]]))
+  for key in (*keys, np.arange(NUM) % 5 == 0):
+    np.testing.assert_array_equal(streamed[key], resident[key])
 
 
-@pytest.mark.parametrize('fields', [{}, {'num_train': 60, 'num_val': 30, 'num_test': 9}])
-def test_streamed_splits_are_those_in_memory(photos, fields):
-  resident, streamed = both(of_photos(photos, **fields))
-  assert list(streamed) == list(resident)
-  for name, split in resident.items():
-    assert streamed[name].is_streamed and not split.is_streamed
-    np.testing.assert_array_equal(streamed[name].labels_N, split.labels_N)
-    np.testing.assert_array_equal(streamed[name].inputs_N[:], split.inputs_N)
+def test_streamed_splits_are_those_in_memory(photos):
+  for fields in ({}, {'num_train': 60, 'num_val': 30, 'num_test': 9}):
+    resident, streamed = both(of_photos(photos, **fields))
+    assert list(streamed) == list(resident)
+    for name, split in resident.items():
+      assert streamed[name].is_streamed and not split.is_streamed
+      np.testing.assert_array_equal(streamed[name].labels_N, split.labels_N)
+      np.testing.assert_array_equal(streamed[name].inputs_N[:], split.inputs_N)
 
 
 def test_parts_and_joined_splits_are_streamed_too(photos):
@@ -129,29 +125,22 @@ def inputs_of(split: data.Split, **fields) -> Inputs:
   return Inputs(split, make_view((), None), seed=3, **fields)
 
 
-@pytest.mark.parametrize('batch_size', [48, 64, 33, 7])
-def test_streamed_batches_are_those_in_memory(photos, batch_size):
-  """The batches of a training with partners, from the beginning and from any step."""
+def test_streamed_batches_are_those_in_memory(photos):
+  """Batches with partners: of a training from the beginning and from any step, in order, and as given."""
   resident, streamed = (
     inputs_of(splits['train'], num_views=2, has_partners=True) for splits in both(of_photos(photos))
   )
-  expected = list(resident.training(5, batch_size, 12, 0))
-  assert_same_batches(streamed.training(5, batch_size, 12, 0), expected)
-  assert_same_batches(streamed.training(5, batch_size, 12, 9), expected[9:])
   order = np.random.default_rng(0).permutation(NUM)[:100]
-  expected, counts = zip(*resident.evaluation(order, 1, batch_size), strict=True)
-  found, again = zip(*streamed.evaluation(order, 1, batch_size), strict=True)
-  assert counts == again and sum(counts) == 100
-  assert_same_batches(found, expected)
-
-
-def test_a_batch_of_given_examples_is_the_one_in_memory(photos):
-  indices, views = np.array([8, 0, 149, 8], np.int32), np.array([0, 5, 1, 2], np.int32)
-  resident, streamed = (
-    inputs_of(splits['train'], has_partners=True).batch(indices, views)
-    for splits in both(of_photos(photos))
-  )
-  assert_same_batches([streamed], [resident])
+  for batch_size in (48, 64, 33, 7):
+    expected = list(resident.training(5, batch_size, 12, 0))
+    assert_same_batches(streamed.training(5, batch_size, 12, 0), expected)
+    assert_same_batches(streamed.training(5, batch_size, 12, 9), expected[9:])
+    expected, counts = zip(*resident.evaluation(order, 1, batch_size), strict=True)
+    found, again = zip(*streamed.evaluation(order, 1, batch_size), strict=True)
+    assert counts == again and sum(counts) == 100
+    assert_same_batches(found, expected)
+  given = np.array([8, 0, 149, 8], np.int32), np.array([0, 5, 1, 2], np.int32)
+  assert_same_batches([streamed.batch(*given)], [resident.batch(*given)])
 
 
 def test_only_the_rows_that_are_wanted_are_fetched():
@@ -202,62 +191,36 @@ def test_processes_give_the_same_batches_and_leave_nothing_behind(photos, monkey
   assert not [x for x in gc.get_objects() if isinstance(x, SharedMemoryArray)]
 
 
-def test_a_pass_that_ends_leaves_the_processes_of_another(monkeypatch):
-  monkeypatch.setattr(streaming, 'MIN_ROWS_FOR_WORKERS', 0)
-  first, second = (streaming.batches(rows_of, range(40), range(2), 1) for _ in range(2))
-  found = [next(first), next(second)]
-  first.close()
-  assert len(multiprocessing.active_children()) == 1
-  found += second
-  assert [batch['row'][0] for batch in found] == [0, *range(0, 40_000, 1000)]
-  assert multiprocessing.active_children() == []
-
-
-def test_a_broken_image_is_told_from_within_a_process(tmp_path, monkeypatch):
+def test_a_broken_image_and_a_killed_process_are_told_and_leave_other_processes(
+  tmp_path, monkeypatch
+):
   monkeypatch.setattr(streaming, 'MIN_ROWS_FOR_WORKERS', 0)
   good = encoded(random_images(1, 9, 9, 3)[0])
   records = [{'image': good if i != 5 else good[:60], 'label': i % 3} for i in range(9)]
   features = {'image': image_feature(-1, -1, 3), 'label': label_feature(3)}
   write_tfds(tmp_path, features, {'train': records, 'test': records[:3]})
+  other = streaming.batches(killed_at, range(40), range(2), 1)
+  found = [next(other)]
   for num_workers in (0, 1):
     train = data.load(of_photos(tmp_path, streaming=True, num_workers=num_workers))['train']
     with pytest.raises(UserError, match=r"record 5 of 'train': cannot be decoded"):
       list(inputs_of(train).training(0, 9, 2, 0))
-
-
-def test_a_killed_process_is_told(monkeypatch):
-  monkeypatch.setattr(streaming, 'MIN_ROWS_FOR_WORKERS', 0)
+  assert len(multiprocessing.active_children()) == 1
   with pytest.raises(UserError, match=r'^dataset\.num_workers = 1: a process .* was killed .*-9'):
-    list(streaming.batches(killed_at, range(4), range(8), 1))
+    found += other
+  assert multiprocessing.active_children() == []
+  rows = [int(batch['row'][0]) for batch in found]
+  assert len(rows) > 5 and rows == [1000 * number for number in range(len(rows))]
 
 
-LOADER = """
-import time
-import streamed_rows
-from kdjax.data import streaming
-
-if __name__ == '__main__':
-  streaming.MIN_ROWS_FOR_WORKERS = 0
-  batches = streaming.batches(streamed_rows.rows_of, range(1000), range(8), 1)
-  next(batches)
-  import multiprocessing
-  print(multiprocessing.active_children()[0].pid, flush=True)
-  time.sleep(600)
-"""
-
-
-def test_processes_end_with_a_program_that_is_killed(tmp_path):
-  script = tmp_path / 'loader.py'
-  script.write_text(LOADER)
-  paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-  program = subprocess.Popen(
-    [sys.executable, script], env=os.environ | {'PYTHONPATH': paths}, stdout=subprocess.PIPE
-  )
-  worker = int(program.stdout.readline())
+def test_processes_end_with_a_program_that_is_killed():
+  program = launched.call(load_forever)
+  while not program.told.endswith('\n'):
+    assert program.is_alive(), program.told
+    time.sleep(0.01)
+  worker = int(program.told)
   os.kill(worker, 0)
   program.kill()
-  program.wait()
-  program.stdout.close()
   while pathlib.Path(f'/proc/{worker}').exists():  # a worker that stays is a test that hangs
     if 'Z' in pathlib.Path(f'/proc/{worker}/stat').read_text().rpartition(')')[2].split()[0]:
       break  # ended; whoever adopted it has yet to say so
@@ -363,6 +326,7 @@ def test_the_benchmark_runs(tmp_path, monkeypatch):
   speed = benchmark.speed(tmp_path, kind, 0)
   assert speed.images_per_second > 0
   monkeypatch.setattr(benchmark, 'SMALL', kind)
+  monkeypatch.setattr(benchmark, 'NUM_BATCHES', 2)
   assert isinstance(
     benchmark.memory(tmp_path, True), int
   )  # the kernel's counts are rough: below 0 here

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -43,14 +44,14 @@ def describe() -> dict[str, Any]:
 def _commit() -> dict[str, Any]:
   """The commit of the clone that kdjax runs from, and whether its files differ from the commit's."""
   root = pathlib.Path(__file__).parents[2]
-  if not (root / '.git').exists():
-    return {'commit': None, 'dirty': None}
-  git = ('git', '-C', str(root))
-  head = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True)
-  status = subprocess.run([*git, 'status', '--porcelain'], capture_output=True, text=True)
-  if head.returncode or status.returncode:  # no git here, or a clone that belongs to another user
-    return {'commit': None, 'dirty': None}
-  return {'commit': head.stdout.strip(), 'dirty': bool(status.stdout.strip())}
+  if (root / '.git').exists() and shutil.which('git'):
+    head, status = (
+      subprocess.run(['git', '-C', str(root), *command], capture_output=True, text=True)
+      for command in (['rev-parse', 'HEAD'], ['status', '--porcelain'])
+    )
+    if not (head.returncode or status.returncode):  # as of a clone that belongs to another user
+      return {'commit': head.stdout.strip(), 'dirty': bool(status.stdout.strip())}
+  return {'commit': None, 'dirty': None}
 
 
 def _processor() -> str:

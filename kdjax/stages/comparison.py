@@ -94,10 +94,10 @@ def compare(
     low_WF, high_WF = intervals.percentiles(values_RWF)
   found = {
     row: {
-      measure: Estimate(*(float(of_WF[i, j]) for of_WF in (mean_WF, low_WF, high_WF)))
-      for j, measure in enumerate(measures)
+      measure: Estimate(*map(float, values))
+      for measure, *values in zip(measures, *of_row, strict=True)
     }
-    for i, row in enumerate(rows)
+    for row, *of_row in zip(rows, mean_WF, low_WF, high_WF, strict=True)
   }
   result = {who: {name: _known(e.mean) for name, e in found[who].items()} for who in models}
   result['intervals'] = {

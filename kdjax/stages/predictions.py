@@ -23,10 +23,7 @@ from kdjax.stages.stage import Job, Stage
 from kdjax.train.inputs import is_same_view
 
 INPUTS = 'inputs.json'  # records of some views that the predictions belong to
-VIEWS = (
-  0,
-  1,
-)  # the recorded views of the distillation data; they are the same for any number of views
+VIEWS = 0, 1  # the recorded views of the distillation data, the same for any number of views
 NUM_COMPARED = 4096  # examples on which the cost of storing is measured with `TopK`
 
 

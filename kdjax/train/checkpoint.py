@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -61,7 +63,7 @@ class Checkpoints:
       StorageError: the one before could not be written.
     """
     beside = {'sha256': digest(state), 'log': list(log), 'log_sha256': _log_digest(log)}
-    with self._writing():
+    with self._writing(), _uninterrupted():
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -132,6 +134,22 @@ class Checkpoints:
         f'{self.folder}: a checkpoint could not be written ({_one_line(error)}). Make room, or mend what '
         'else is wrong there, and run the same command: it goes on from the last one that was.'
       ) from error
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+  """Delays Ctrl-C to the end. Orbax waits five minutes for a save that was interrupted as it began."""
+  if threading.current_thread() is not threading.main_thread():  # which Ctrl-C does not interrupt
+    yield
+    return
+  received: list[int] = []
+  handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: not installed by Python
+  if received:
+    signal.raise_signal(signal.SIGINT)
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:

@@ -30,13 +30,20 @@ def _silence() -> None:
   commands._quiet_closed_loop()
 
 
-def kill_after(launched: Launch, workdir: pathlib.Path, pattern: str, seconds: float) -> bool:
-  """Kills it some time after a path that was not there appears. Returns False if it ended first."""
-  before = set(workdir.glob(pattern)) if pattern else set()
-  while pattern and not set(workdir.glob(pattern)) - before:
+def reaches(launched: Launch, workdir: pathlib.Path, pattern: str) -> bool:
+  """Waits until a path that was not there appears. Returns False if the program ends first."""
+  before = set(workdir.glob(pattern))
+  while not set(workdir.glob(pattern)) - before:
     if not launched.is_alive():
       return False
     time.sleep(0.001)
+  return True
+
+
+def kill_after(launched: Launch, workdir: pathlib.Path, pattern: str, seconds: float) -> bool:
+  """Kills it some time after a path that was not there appears. Returns False if it ended first."""
+  if not reaches(launched, workdir, pattern):
+    return False
   launched.wait(seconds)
   return launched.kill()
 

@@ -3,7 +3,6 @@
 import pathlib
 import shutil
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,6 @@ from tests import launched as programs
 from tests.faults import processes, workdirs
 from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, QUICK, Outcome
 from tests.launched import Launch
-
-start = partial(programs.start, config=QUICK)
 
 MOMENTS = (  # after which a process is killed: files that appear in the course of a run
   'teachers/*/member_0/config.json',
@@ -59,15 +56,16 @@ OF_THE_OTHERS = (  # of what the tiny config has not: the GAN, and after it the 
 )
 
 
-def _ended(
-  launched: Launch, workdir: pathlib.Path, expected: dict, config: pathlib.Path = QUICK
-) -> Outcome:
+def start(workdir: pathlib.Path, config: pathlib.Path = QUICK, **how: Any) -> Launch:
+  """Starts a run of the stages `workdirs.RUN`."""
+  return programs.start(workdir, f'--stages={",".join(workdirs.RUN)}', config=config, **how)
+
+
+def _ended(launched: Launch, workdir: pathlib.Path, expected: dict) -> Outcome:
   """The outcome of a process that should have come to its end."""
   if launched.wait():
     return Outcome(BAD, f'exit status {launched.wait()}: {launched.told[-2000:]}')
-  found = workdirs.results(workdir, config)
-  wrong = [name for name in expected if found[name] != expected[name]]
-  return Outcome(BAD, f'differs: {", ".join(wrong)}') if wrong else Outcome(IDENTICAL)
+  return workdirs.compared(workdirs.results(workdir), expected)
 
 
 def killed(
@@ -77,9 +75,9 @@ def killed(
   delays: Sequence[float],
   config: pathlib.Path = QUICK,
 ) -> tuple[int, Outcome]:
-  """Kills a run at each moment in turn, starts it again, and lets it end.
+  """Kills a run at each moment in turn, starts it again, and lets it end in this process.
 
-  Returns: how many were killed before their end, and what the last made of it.
+  Returns: how many were killed before their end, and the outcome of the last.
   """
   workdir = place / 'run'
   num_killed = 0
@@ -89,8 +87,7 @@ def killed(
       num_killed += 1
     elif launched.wait():
       return num_killed, Outcome(BAD, f'before {moment}: {launched.told[-2000:]}')
-  last = start(workdir, config=config)
-  return num_killed, _ended(last, workdir, expected, config)
+  return num_killed, workdirs.judge(workdir, expected, config)
 
 
 def full_disk(place: pathlib.Path, expected: dict[str, Any], kilobytes: int) -> Outcome:
@@ -99,21 +96,16 @@ def full_disk(place: pathlib.Path, expected: dict[str, Any], kilobytes: int) -> 
     first = start(disk / 'run')
     if first.wait() == 0:
       return Outcome(BAD, f'{kilobytes} kB are enough')
-    error = first.error
-    if error is None or 'No space' not in error:
-      return Outcome(BAD, first.told[-2000:])
     processes.remount(disk, 'size=64m')
-    second = _ended(start(disk / 'run'), disk / 'run', expected)
-    return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
+    return _goes_on(first, 'No space', disk / 'run', expected)
 
 
 def file_too_large(place: pathlib.Path, expected: dict[str, Any], size: int) -> Outcome:
   """Writes fail as under a quota, and later do not. Needs no rights."""
   first = start(place / 'run', file_size=size)
-  if first.wait() == 0 or (error := first.error) is None:
-    return Outcome(BAD, first.told[-2000:])
-  second = _ended(start(place / 'run'), place / 'run', expected)
-  return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
+  if first.wait() == 0:
+    return Outcome(BAD, f'{size} bytes are enough')
+  return _goes_on(first, '', place / 'run', expected)
 
 
 def read_only(
@@ -128,12 +120,16 @@ def read_only(
     first = start(workdir)
     if first.wait() == 0:
       return _ended(first, workdir, expected)
-    error = first.error
-    if error is None or 'Read-only' not in error:
-      return Outcome(BAD, first.told[-2000:])
     processes.remount(disk, 'rw')
-    second = _ended(start(workdir), workdir, expected)
-    return second if second.kind == BAD else Outcome(CLEAR_ERROR, error)
+    return _goes_on(first, 'Read-only', workdir, expected)
+
+
+def _goes_on(failed: Launch, cause: str, workdir: pathlib.Path, expected: dict) -> Outcome:
+  """The outcome of a process that should have told the cause in one clear error, and of a run after it."""
+  if failed.error is None or cause not in failed.error:
+    return Outcome(BAD, failed.told[-2000:])
+  then = workdirs.judge(workdir, expected)
+  return Outcome(CLEAR_ERROR, failed.error) if then.kind == IDENTICAL else Outcome(BAD, then.detail)
 
 
 def at_once(place: pathlib.Path, expected: dict[str, Any], count: int) -> Outcome:

@@ -25,6 +25,7 @@ QUICK = TINY.with_name('quick_config.py')
 ALL_STAGES = TINY.with_name('all_stages_config.py')
 OF_THE_CLOCK = ('examples_per_second',)  # what differs between two undisturbed runs
 IDENTICAL, CLEAR_ERROR, BAD = 'identical', 'clear error', 'BAD'
+RUN = list(pipeline.STAGES)  # the stages of each run
 MAX_ERRORS = 5  # one after the other, until all that was damaged is deleted
 
 
@@ -42,10 +43,10 @@ def run_of(workdir: pathlib.Path, config: pathlib.Path) -> Experiment:
 
 
 def attempt(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> str | None:
-  """Runs all stages as `launch.py` does. Returns the message of the error, if there is one."""
+  """Runs the stages `RUN` as `launch.py` does. Returns the message of the error, or None."""
   run = run_of(workdir, config)
   try:
-    pipeline.run(run.config, run.workdir, list(pipeline.STAGES))
+    pipeline.run(run.config, run.workdir, RUN)
   except (UserError, OSError) as error:
     return str(error)
   return None
@@ -78,26 +79,30 @@ def results(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> dict[str, An
     values = [store.read(name, range(num_members), view) for view in range(num_views)]
     found[f'predictions: {name}'] = hashlib.sha256(np.stack(values)).hexdigest()
   found['result.json'] = files.read_json(run.folders.student / 'result.json')
-  found['results.csv'] = (workdir / 'results.csv').read_text()
+  if 'report' in RUN:
+    found['results.csv'] = (workdir / 'results.csv').read_text()
   return found
 
 
-def judge(workdir: pathlib.Path, expected: dict[str, Any]) -> Outcome:
+def compared(found: dict[str, Any], expected: dict[str, Any], error: str = '') -> Outcome:
+  """The outcome of a run that ended with the results `found`, after an error if there was one."""
+  if wrong := [name for name in expected if found[name] != expected[name]]:
+    return Outcome(BAD, f'differs: {", ".join(wrong)}; after: {error or None}')
+  return Outcome(CLEAR_ERROR if error else IDENTICAL, error)
+
+
+def judge(workdir: pathlib.Path, expected: dict[str, Any], config: pathlib.Path = QUICK) -> Outcome:
   """Runs the program on a damaged workdir, and does what its errors say until it is through."""
-  first = None
+  first = ''
   for _ in range(MAX_ERRORS):
     try:
-      message = attempt(workdir)
-      found = results(workdir) if message is None else {}
+      message = attempt(workdir, config)
+      if message is None:
+        return compared(results(workdir, config), expected, first)
     except DamageError as error:  # no stage had to read it; who does is told
       message = str(error)
     except Exception:
       return Outcome(BAD, traceback.format_exc())
-    if message is None:
-      wrong = [name for name in expected if found[name] != expected[name]]
-      if wrong:
-        return Outcome(BAD, f'differs: {", ".join(wrong)}; after: {first}')
-      return Outcome(CLEAR_ERROR if first else IDENTICAL, first or '')
     first = first or message
     told = to_delete(message, workdir)
     if not [delete(path) for path in told if path.exists()]:
