@@ -34,7 +34,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import intervals, keys, models
-from kdjax.runtime import prefetch
 from kdjax.train import batch_norm, devices
 from kdjax.train.steps import Variables
 
@@ -121,7 +120,7 @@ class Surface:
     )
     collected: dict[str, list[np.ndarray]] = {}
     done = 0
-    for count, outputs in prefetch.ahead(dispatched, GROUPS_AHEAD):
+    for count, outputs in devices.ahead(dispatched, GROUPS_AHEAD):
       for name, of_batches in outputs.items():
         for key in of_batches[0]:
           values_DN = np.concatenate([np.asarray(of[key]) for of in of_batches], axis=1)

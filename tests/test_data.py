@@ -56,13 +56,10 @@ def test_digits_are_those_of_scikit_learn_split_in_two():
   assert set(found) == expected
 
 
-def test_subsets_hold_each_class_equally_often():
+def test_subsets_hold_each_class_equally_often_and_are_nested():
   splits = data.load(section(num_train=200, num_val=100, num_test=50))
   for name, size in (('train', 200), ('val', 100), ('test', 50)):
     np.testing.assert_array_equal(np.bincount(splits[name].labels_N), np.full(10, size // 10))
-
-
-def test_a_smaller_subset_is_part_of_a_larger():
   smaller, larger = (rows(data.load(section(num_train=n))['train']) for n in (200, 300))
   assert set(smaller) < set(larger)
   # In the order of the source, so that a subset is not sorted by class.
@@ -88,7 +85,7 @@ def test_split_sizes_are_those_of_the_loaded_splits():
     assert {name: len(split) for name, split in data.load(config).items()} == sizes
 
 
-def test_checksum_notices_any_change():
+def test_a_checksum_in_memory_is_of_all_bytes():
   splits = data.load(section(num_train=20, num_test=20))
   checksums = [data.checksum(splits)]
   assert data.checksum(data.load(section(num_train=20, num_test=20))) == checksums[0]
@@ -99,9 +96,6 @@ def test_checksum_notices_any_change():
       checksums.append(data.checksum(changed))
   checksums.append(data.checksum({'val': splits['train'], 'test': splits['test']}))
   assert len(set(checksums)) == 6
-
-
-def test_the_checksum_in_memory_is_of_all_bytes():
   split = data.load(section(num_train=1200))['train']  # more than are read at once
   content = b'train' + split.inputs_N.tobytes() + split.labels_N.tobytes()
   assert data.checksum({'train': split}) == hashlib.sha256(content).hexdigest()[:16]
@@ -127,16 +121,18 @@ def test_a_sampled_checksum_notices_labels_shapes_and_the_sample(monkeypatch):
   assert checksum(images_N, name='val') != checksum(images_N)
 
 
-@pytest.mark.parametrize('shape', [(16, 16, 1), (8, 8, 1), (4, 4, 1)])
-def test_digits_can_be_resized(shape):
-  config = section(image_size=shape[0], num_train=20)
-  assert data.describe(config).input_shape == shape
+def test_digits_can_be_resized():
   original = data.load(section(num_train=20))['train']
-  resized = data.load(config)['train']
-  np.testing.assert_array_equal(resized.labels_N, original.labels_N)
-  for found, image in zip(resized.inputs_N, original.inputs_N, strict=True):
-    expected = PIL.Image.fromarray(image[..., 0]).resize(shape[:2], PIL.Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(found[..., 0], expected)
+  for size in (4, 8, 16):
+    config = section(image_size=size, num_train=20)
+    assert data.describe(config).input_shape == (size, size, 1)
+    resized = data.load(config)['train']
+    np.testing.assert_array_equal(resized.labels_N, original.labels_N)
+    for found, image in zip(resized.inputs_N, original.inputs_N, strict=True):
+      expected = PIL.Image.fromarray(image[..., 0]).resize(
+        (size, size), PIL.Image.Resampling.BILINEAR
+      )
+      np.testing.assert_array_equal(found[..., 0], expected)
 
 
 # Parts.
@@ -148,36 +144,25 @@ def test_the_first_part_is_the_subset_of_that_size():
     part = data.part(train, (0, size))
     assert rows(part) == rows(data.load(section(num_train=size))['train'])
     assert len(part) == data.part_size(len(train), (0, size)) == size
-
-
-def test_halves_are_disjoint_and_balanced():
-  train = data.load(section(num_train=1000))['train']
-  halves = [data.part(train, (0, 500)), data.part(train, (500, 1000))]
-  for half in halves:
-    np.testing.assert_array_equal(np.bincount(half.labels_N), np.full(10, 50))
-    assert data.part_size(1000, (500, 1000)) == 500
-  first, second = map(rows, halves)
-  assert not set(first) & set(second)
-  assert set(first) | set(second) == set(rows(train))
-  # By index, so that a part is not sorted by class.
-  assert [row for row in rows(train) if row in set(first)] == first
+  assert rows(data.part(train, ())) == rows(train)
+  assert data.part_size(len(train), ()) == len(train)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
-def test_a_seed_decides_which_examples_a_part_has(seed):
-  """Class-balanced and nested with every seed, and halves of one seed have nothing in common."""
+def test_halves_are_disjoint_and_balanced(seed):
+  """With every seed, which decides which examples a part has."""
   train = data.load(section(num_train=1000))['train']
-  small, half, rest = (data.part(train, p, seed) for p in ((0, 200), (0, 500), (500, 1000)))
-  np.testing.assert_array_equal(np.bincount(small.labels_N), np.full(10, 20))
-  assert set(rows(small)) < set(rows(half)) and not set(rows(half)) & set(rows(rest))
+  small, first, second = (data.part(train, p, seed) for p in ((0, 200), (0, 500), (500, 1000)))
+  for part in (small, first, second):
+    np.testing.assert_array_equal(np.bincount(part.labels_N), np.full(10, len(part) // 10))
+  assert data.part_size(1000, (500, 1000)) == len(second) == 500
+  small, first, second = map(rows, (small, first, second))
+  assert set(small) < set(first) and not set(first) & set(second)
+  assert set(first) | set(second) == set(rows(train))
+  # By index, so that a part is not sorted by class.
+  assert [row for row in rows(train) if row in set(first)] == first
   other = set(rows(data.part(train, (0, 200), seed + 1)))
-  assert 20 < len(other & set(rows(small))) < 60  # 40 are expected
-
-
-def test_no_part_is_all():
-  train = data.load(section(num_train=30))['train']
-  assert rows(data.part(train, ())) == rows(train)
-  assert data.part_size(30, ()) == 30
+  assert 20 < len(other & set(small)) < 60  # 40 are expected
 
 
 # Unlabelled inputs.
@@ -244,31 +229,24 @@ def test_an_unlabelled_split_is_preferred(tmp_path, unlabelled):
   assert data.extra_size('tiny', config) == len(expected)
 
 
-def test_missing_extra_inputs_are_told(tmp_path):
+def test_missing_too_few_and_other_extra_inputs_are_told(tmp_path):
   config = section(data_dir=str(tmp_path))
+  write_tfds(tmp_path, {'text': TEXT}, {'train': [{'text': b'a'}]})
   for name, problem in (
     ('svhn_cropped', 'not found in array_record format'),
     ('no_such_set', 'no such data set.*a path that begins with /'),
     (str(tmp_path / 'none'), 'no image in this folder'),
     (str(tmp_path), 'no image in this folder'),
+    ('tiny', 'has texts. Needed: images'),
   ):
     for ask in (data.extra_size, lambda *a: data.load_extra(*a, (8, 8, 1))):
       with pytest.raises(UserError, match=rf'^predictions\.extra = {name!r}: .*{problem}'):
         ask(name, config)
-
-
-def test_too_few_extra_inputs_are_told(tmp_path):
   write_files(tmp_path, {'1.png': random_images(1, 8, 8, 1)[0]})
   with pytest.raises(
     UserError, match=r'^predictions\.extra = .*: has 1 inputs, and 2 were asked for'
   ):
-    data.load_extra(str(tmp_path), section(), (8, 8, 1), count=2)
-
-
-def test_extra_texts_for_images_are_told(tmp_path):
-  write_tfds(tmp_path, {'text': TEXT}, {'train': [{'text': b'a'}]})
-  with pytest.raises(UserError, match=r"^predictions\.extra = 'tiny': has texts. Needed: images"):
-    data.extra_size('tiny', section(data_dir=str(tmp_path)))
+    data.load_extra(str(tmp_path), config, (8, 8, 1), count=2)
 
 
 # Batches.
@@ -306,16 +284,13 @@ def test_every_example_comes_once_an_epoch(num_examples, batch_size):
 
 
 @pytest.mark.parametrize('batch_size', [4, 25])
-@pytest.mark.parametrize('start', [1, 2, 7, 11])
-def test_a_resumed_stream_is_the_uninterrupted_one(batch_size, start):
-  whole, resumed = batches(10, batch_size, 12), batches(10, batch_size, 12, start=start)
-  for expected, found in zip(whole, resumed, strict=True):
-    np.testing.assert_array_equal(found, expected[start:])
-
-
-def test_the_order_does_not_depend_on_the_batch_size():
-  small, large = batches(10, 4, 15)[0], batches(10, 12, 5)[0]
-  np.testing.assert_array_equal(small.ravel(), large.ravel())
+def test_a_resumed_stream_is_the_uninterrupted_one(batch_size):
+  """And has the same order with any batch size."""
+  whole = batches(10, batch_size, 12)
+  for start in (1, 2, 7, 11):
+    for expected, found in zip(whole, batches(10, batch_size, 12, start=start), strict=True):
+      np.testing.assert_array_equal(found, expected[start:])
+  np.testing.assert_array_equal(batches(10, 12, batch_size)[0].ravel(), whole[0].ravel())
 
 
 def test_orders_differ_between_epochs_and_seeds():

@@ -53,22 +53,17 @@ def test_the_most_probable_classes_and_the_rest(estimator, k, expected):
 
 
 def test_a_row_has_the_classes_and_then_the_bits_of_the_values():
-  row = TopK(2, TAIL, 4, seed=0).encode(
-    log_probs_of([1 / 8, 1 / 2, 1 / 8, 1 / 4]), 0, 0, np.arange(1)
-  )
+  """Of equally probable classes the lower ones are kept."""
+  encode = lambda encoding, probs: encoding.encode(log_probs_of(probs), 0, 0, np.arange(1))
+  row = encode(TopK(2, TAIL, 4, seed=0), [1 / 8, 1 / 2, 1 / 8, 1 / 4])
   assert row.dtype == np.uint16 and row[0, :2].tolist() == [1, 3]
   values = np.log([1 / 2, 1 / 4, 1 / 8]).astype(np.float16)
   np.testing.assert_array_equal(row[0, 2:].view(np.float16), values)
-
-
-def test_of_equally_probable_classes_the_lower_ones_are_kept():
-  row = TopK(3, TRUNCATED, 6, seed=0).encode(
-    log_probs_of([0.1, 0.1, 0.4, 0.1, 0.2, 0.1]), 0, 0, np.arange(1)
-  )
+  row = encode(TopK(3, TRUNCATED, 6, seed=0), [0.1, 0.1, 0.4, 0.1, 0.2, 0.1])
   assert row[0, :3].tolist() == [2, 4, 0]
 
 
-def test_a_small_tail_is_as_exact_as_a_probability(monkeypatch):
+def test_a_small_tail_is_as_exact_as_a_probability():
   """It is stored, and does not follow from what rounding leaves beside the others."""
   log_probs_NC = log_softmax(np.array([[8.0, 8.0, 0.0, -1.0, -2.0]]), axis=-1)
   found = there_and_back(TopK(2, TAIL, 5, seed=0), log_probs_NC)

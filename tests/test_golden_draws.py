@@ -86,26 +86,20 @@ def bits(values) -> list[int]:
 
 def dropout_in_vgg():
   """Which units of one example VGG-16's two dropouts keep."""
-  model = models.VGG16(10, 4)
-  shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), (32, 32, 3)))
-  variables = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
   masks = []
 
   def intercept(call, arguments, keywords, context):
-    if not isinstance(context.module, nn.Dropout):
-      return call(*arguments, **keywords)
-    masks.append(call(jnp.ones_like(arguments[0]), **keywords) > 0)
-    return arguments[0]
+    module, x = context.module, arguments[0]
+    if isinstance(module, nn.Dropout):
+      masks.append(call(jnp.ones_like(x), **keywords) > 0)
+    elif isinstance(module, nn.Conv | nn.Dense):
+      return jnp.zeros((*x.shape[:-1], module.features))
+    return x if isinstance(module, nn.Dropout | nn.BatchNorm) else call(*arguments, **keywords)
 
-  def kept(key):
-    masks.clear()
-    images = jnp.zeros((1, 32, 32, 3))
-    with nn.intercept_methods(intercept):
-      model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': key})
-    return list(masks)
-
-  mapped = jax.jit(jax.vmap(kept, axis_name=models.AXIS_NAME))
-  return [n for mask in mapped(keys.stream(3, 'dropout', 1, 0)[None]) for n in bits(mask)]
+  images, key = jnp.zeros((1, 32, 32, 3)), keys.stream(3, 'dropout', 1, 0)
+  with nn.intercept_methods(intercept):
+    models.VGG16(10, 4).apply({}, images, train=True, rngs={'dropout': key})
+  return [n for mask in masks for n in bits(mask)]
 
 
 def view(name):

@@ -34,16 +34,16 @@ def test_batches_hold_the_examples_of_their_indices(run):
   assert set(batch) == {'inputs', 'labels', 'indices', 'views'}
 
 
-@pytest.mark.parametrize('num_examples, counts', [(1, [1]), (64, [64]), (150, [64, 64, 22])])
-def test_evaluation_takes_every_example_once_and_fills_up_the_last_batch(run, num_examples, counts):
-  indices = np.arange(num_examples) + 7
-  batches = list(run.data.inputs['distillation'].evaluation(indices, view=2, batch_size=64))
-  assert [count for _, count in batches] == counts
-  seen = [devices.unshard(batch['indices'])[:count] for batch, count in batches]
-  np.testing.assert_array_equal(np.concatenate(seen), indices)
-  for batch, _ in batches:
-    assert devices.unshard(batch['indices']).shape == (64,)
-    assert (devices.unshard(batch['views']) == 2).all()
+def test_evaluation_takes_every_example_once_and_fills_up_the_last_batch(run):
+  for num_examples, counts in ((1, [1]), (64, [64]), (150, [64, 64, 22])):
+    indices = np.arange(num_examples) + 7
+    batches = list(run.data.inputs['distillation'].evaluation(indices, view=2, batch_size=64))
+    assert [count for _, count in batches] == counts
+    seen = [devices.unshard(batch['indices'])[:count] for batch, count in batches]
+    np.testing.assert_array_equal(np.concatenate(seen), indices)
+    for batch, _ in batches:
+      assert devices.unshard(batch['indices']).shape == (64,)
+      assert (devices.unshard(batch['views']) == 2).all()
 
 
 # Partners. The examples' only pixel is their index.
@@ -105,13 +105,10 @@ def test_a_partner_does_not_depend_on_the_batch():
   np.testing.assert_array_equal(alone, expected[:9])
 
 
-@pytest.mark.parametrize(('seed', 'view'), [(1, 0), (0, 1)])
-def test_seeds_and_views_differ(seed, view):
-  first, other = (
-    partners_of(make_inputs(), EVERYONE),
-    partners_of(make_inputs(seed), EVERYONE, view),
-  )
-  assert (first == other).sum() < 8
+def test_partners_of_other_seeds_and_views_differ():
+  first = partners_of(make_inputs(), EVERYONE)
+  for seed, view in ((1, 0), (0, 1)):
+    assert (first == partners_of(make_inputs(seed), EVERYONE, view)).sum() < 8
 
 
 def test_training_batches_that_reach_into_the_next_epoch_have_the_partners_of_both_views():

@@ -37,7 +37,7 @@ ONLY = {
   'predictions': {'data.order', 'errors', 'losses', 'runtime', 'train'},
   'predictions.encodings': {'keys'},
   'predictions.functions': {'errors', 'runtime'},
-  'predictions.store': {'errors', 'runtime'},
+  'predictions.store': {'errors', 'losses', 'runtime'},
   'gan': {'data', 'keys', 'models', 'runtime', 'train'},
   # The networks and steps of a GAN know no file either.
   'gan.steps': {'data.augmentations', 'keys', 'models', 'train.steps'},

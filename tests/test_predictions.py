@@ -1,17 +1,17 @@
 import contextlib
+import functools
 import json
 import shutil
 import threading
 import weakref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import copied, tiny_run
 from etils import epath
 from ml_collections import ConfigDict
 from tiny_data import random_images, write_files
+from untrained import changed, copy_of, predicted_run
 from viewed import CONFIG
 
 from kdjax import data, keys, losses
@@ -20,37 +20,20 @@ from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions.store import PredictionStore
 from kdjax.predictions.teachers import OnlineTeacher, StoredTeacher, ensemble
 from kdjax.stages import evaluation, pipeline, predictions, student, teachers, verification
-from kdjax.stages.experiment import Experiment
 from kdjax.train import inputs as inputs_lib
 from kdjax.train.inputs import Inputs, is_same_view
 
 
 @pytest.fixture(scope='module')
-def float32_run(finished, tmp_path_factory):
-  fields = {'student__num_epochs': 2, 'student__keep_checkpoints': (), 'training__num_evals': 1}
-  place = tmp_path_factory.mktemp('float32')
-  run = copied(finished, place, predictions__dtype='float32', **fields)
-  predictions.STAGE.run(run)
+def base(tmp_path_factory):
+  return predicted_run(tmp_path_factory.mktemp('base'))
+
+
+def in_float32(base, folder, **fields):
+  """The same members, whose predictions are stored exactly."""
+  run = copy_of(base, folder, predictions__dtype='float32', **fields)
+  assert predictions.STAGE.run(run)
   return run
-
-
-def batches_over_an_epoch(run):
-  """The sixth reaches from epoch 0 into epoch 1: 200 examples, 48 a batch."""
-  return list(run.data.inputs['distillation'].training(0, 48, 6, start=0))
-
-
-def test_stored_is_online(float32_run):
-  stored = predictions.open_teacher(float32_run)
-  online = online_teacher(float32_run)
-  assert isinstance(stored, StoredTeacher)
-  batches = batches_over_an_epoch(float32_run)
-  assert {len(np.unique(batch['views'])) for batch in batches} == {1, 2}
-  for batch in batches:
-    np.testing.assert_allclose(
-      stored.batch('distillation', batch), online.batch('distillation', batch), atol=2e-5
-    )
-  for name, view in [('test', 0), ('val', 0), ('distillation', 2)]:
-    np.testing.assert_allclose(stored.members(name, view), online.members(name, view), atol=2e-5)
 
 
 def online_teacher(run) -> OnlineTeacher:
@@ -58,153 +41,139 @@ def online_teacher(run) -> OnlineTeacher:
   return OnlineTeacher(run.teacher.model, members, run.data.inputs, run.predictor)
 
 
-def assert_stored_is_online(run):
-  """And each for its own view of its own example, in any batch."""
+def assert_stored_is_online(run, num_views=2):
+  """Each prediction is that of its own view of its own example, also in batches that see two views."""
   stored, online = predictions.open_teacher(run), online_teacher(run)
-  members = [stored.members('distillation', view) for view in range(2)]
-  for view, of_view in enumerate(members):
-    np.testing.assert_allclose(of_view, online.members('distillation', view), atol=2e-5)
-  ensembles = np.stack([losses.ensemble_log_probs(of_view) for of_view in members])
-  num_examples = len(run.data.inputs['distillation'].split)
-  batches = run.data.inputs['distillation'].training(1, 48, 2 * num_examples // 48, start=0)
-  for batch in list(batches)[:: num_examples // 48 - 1]:
+  assert isinstance(stored, StoredTeacher)
+  of_views = [stored.members('distillation', view) for view in range(num_views)]
+  for view, log_probs_MNC in enumerate(of_views):
+    np.testing.assert_allclose(log_probs_MNC, online.members('distillation', view), atol=2e-5)
+    assert np.abs(log_probs_MNC - of_views[view - 1]).max() > 0.01  # views differ
+  ensembles = np.stack([losses.ensemble_log_probs(log_probs_MNC) for log_probs_MNC in of_views])
+  inputs = run.data.inputs['distillation']
+  last = len(inputs.split) // 48  # reaches into the next epoch
+  batches = list(inputs.training(1, 48, last + 2, start=last - 1))
+  assert [len(np.unique(batch['views'])) for batch in batches] == [1, 2, 1]
+  for batch in batches:
     expected = ensembles[batch['views'], batch['indices']]
     np.testing.assert_allclose(stored.batch('distillation', batch), expected, atol=2e-5)
     np.testing.assert_allclose(online.batch('distillation', batch), expected, atol=2e-5)
+  for name in ('test', 'val'):
+    np.testing.assert_allclose(stored.members(name), online.members(name), atol=2e-5)
 
 
-def test_mixtures_and_noise_are_predicted_as_the_student_sees_them(finished, tmp_path):
-  run = copied(
-    finished,
+def test_stored_is_online(base, tmp_path):
+  assert_stored_is_online(in_float32(base, tmp_path), num_views=3)
+
+
+def test_mixtures_and_noise_are_predicted_as_the_student_sees_them(base, tmp_path):
+  run = in_float32(
+    base,
     tmp_path,
     predictions__augmentation=('crop', 'mixup', 'noise'),
     predictions__num_views=2,
-    predictions__dtype='float32',
   )
-  predictions.STAGE.run(run)
   assert_stored_is_online(run)
-  inputs = run.data.inputs['distillation']
-  assert (run.predictor.labels(inputs, 0) == -1).all()
-  clean = predictions.open_teacher(run).members('train')
-  assert np.abs(predictions.open_teacher(run).members('distillation') - clean).mean() > 0.1
+  assert (run.predictor.labels(run.data.inputs['distillation'], 0) == -1).all()
+  stored = predictions.open_teacher(run)
+  assert np.abs(stored.members('distillation') - stored.members('train')).mean() > 0.02
 
 
-def test_extra_images_are_distilled_on_without_labels(finished, tmp_path):
-  write_files(
-    tmp_path / 'others', {f'{i}.png': x for i, x in enumerate(random_images(60, 8, 8, 1))}
-  )
-  run = copied(
-    finished,
-    tmp_path / 'run',
-    predictions__extra=str(tmp_path / 'others'),
+@pytest.fixture(scope='module')
+def extra(base, tmp_path_factory):
+  """A distilled and evaluated run with 50 images that have no label."""
+  folder = tmp_path_factory.mktemp('extra')
+  images = {f'{i}.png': image for i, image in enumerate(random_images(60, 8, 8, 1))}
+  write_files(folder / 'others', images)
+  run = in_float32(
+    base,
+    folder / 'run',
+    predictions__extra=str(folder / 'others'),
     predictions__num_extra=50,
     predictions__num_views=2,
-    predictions__dtype='float32',
-    student__num_epochs=1,
-    student__keep_checkpoints=(),
     student__alpha=0.3,
-    evaluation__num_views=1,
   )
-  for stage in ('predictions', 'student', 'evaluation'):
+  for stage in ('student', 'evaluation'):
     assert pipeline.STAGES[stage].run(run)
-  assert_stored_is_online(run)
-  inputs = run.data.inputs['distillation']
-  labels, own = run.predictor.labels(inputs, 0), run.data.splits['train'].labels_N
+  return run
+
+
+def test_extra_images_are_distilled_on_without_labels(extra):
+  assert_stored_is_online(extra)
+  inputs = extra.data.inputs['distillation']
+  labels, own = extra.predictor.labels(inputs, 0), extra.data.splits['train'].labels_N
   np.testing.assert_array_equal(labels, [*own, *[-1] * 50])
   labelled = labels >= 0
-  found = evaluation.result(run)['splits']['distillation']
+  found = evaluation.result(extra)['splits']['distillation']
   assert found['num_examples'] == 250
-  logits = run.predictor.logits(run.student.model, student.load(run), inputs)
+  logits = extra.predictor.logits(extra.student.model, student.load(extra), inputs)
   correct = (logits.argmax(-1) == labels)[labelled]
   assert found['student']['accuracy'] == pytest.approx(correct.mean())
-  teacher = ensemble(predictions.open_teacher(run), 'distillation')
+  teacher = ensemble(predictions.open_teacher(extra), 'distillation')
   agreement = (logits.argmax(-1) == teacher.argmax(-1)).mean()
   assert found['fidelity']['top1_agreement'] == pytest.approx(agreement)
 
 
-def test_views_differ(finished):
-  stored = predictions.open_teacher(finished)
-  views = [stored.members('distillation', view) for view in range(3)]
-  assert np.abs(views[0] - views[1]).max() > 0.01
-  assert np.abs(views[1] - views[2]).max() > 0.01
-
-
-def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(float32_run):
-  online = Experiment(float32_run.config.copy_and_resolve_references(), float32_run.workdir)
-  online.config.predictions.mode = 'online'
-  for run in (float32_run, online):
-    pipeline.STAGES['student'].run(run)
-    pipeline.STAGES['evaluation'].run(run)
-  assert float32_run.folders.student != online.folders.student
+def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(extra):
+  online = changed(extra, predictions__mode='online')
+  for stage in ('student', 'evaluation'):
+    assert pipeline.STAGES[stage].run(online)
+  assert extra.folders.student != online.folders.student
 
   def losses_of(run):
     lines = (run.folders.student / 'metrics.jsonl').read_text().splitlines()
     return [json.loads(line)['train/loss'] for line in lines]
 
-  np.testing.assert_allclose(losses_of(online), losses_of(float32_run), rtol=1e-4)
-  results = [
-    json.loads((run.folders.student / 'result.json').read_text())['splits']
-    for run in (float32_run, online)
-  ]
-  for split in results[0]:
-    np.testing.assert_allclose(
-      results[1][split]['fidelity']['predictive_kl'],
-      results[0][split]['fidelity']['predictive_kl'],
-      rtol=1e-2,
-    )
+  np.testing.assert_allclose(losses_of(online), losses_of(extra), rtol=1e-4)
+  found, expected = (evaluation.result(run)['splits'] for run in (online, extra))
+  for split in expected:
+    kl, expected_kl = (of[split]['fidelity']['predictive_kl'] for of in (found, expected))
+    assert kl == pytest.approx(expected_kl, rel=1e-2)
 
 
-def test_the_store_holds_every_split_and_says_what_it_is(finished):
-  meta = PredictionStore(finished.folders.predictions).meta
+def test_the_store_holds_every_split_and_says_what_it_is(base):
+  meta = PredictionStore(base.folders.predictions).meta
   assert meta['dtype'] == 'float16'
   assert meta['complete'] == [[2, 3]]
-  assert finished.folders.predictions.name == meta['predictions_fingerprint']
-  assert finished.folders.member(0).parent.name == meta['teacher_fingerprint']
+  assert base.folders.predictions.name == meta['predictions_fingerprint']
+  assert base.folders.member(0).parent.name == meta['teacher_fingerprint']
   assert 0 < meta['dtype_error']['max_abs_log_prob'] < 0.02
-  stored = predictions.open_teacher(finished)
-  shapes = {name: stored.members(name).shape for name in finished.data.inputs}
+  stored = predictions.open_teacher(base)
+  shapes = {name: stored.members(name).shape for name in base.data.inputs}
   assert shapes == {
     'distillation': (2, 200, 10),
     'train': (2, 200, 10),
     'val': (2, 50, 10),
     'test': (2, 360, 10),
   }
-
-
-def test_the_store_says_what_the_models_say(finished):
-  """Against the members, called one by one, without the code that batches and stores."""
-  images = finished.data.splits['test'].inputs_N[:7] / 127.5 - 1
-  model = finished.teacher.model
-  apply = jax.jit(lambda variables: model.apply(variables, images.astype(np.float32), train=False))
-  logits = [apply(teachers.load(finished, i))[0] for i in range(2)]
-  expected = jax.nn.log_softmax(np.stack(logits))
-  stored = predictions.open_teacher(finished)
+  # Against the members, called one by one, without the code that batches and stores.
+  images = (base.data.splits['test'].inputs_N[:7] / 127.5 - 1).astype(np.float32)
+  apply = jax.jit(lambda variables: base.teacher.model.apply(variables, images, train=False)[0])
+  expected = jax.nn.log_softmax(np.stack([apply(teachers.load(base, i)) for i in range(2)]))
   np.testing.assert_allclose(stored.members('test')[:, :7], expected, atol=5e-3)
-  np.testing.assert_allclose(
-    ensemble(stored, 'test')[:7], losses.ensemble_log_probs(expected), atol=5e-3
-  )
+  expected = np.log(np.exp(expected).mean(axis=0))
+  np.testing.assert_allclose(ensemble(stored, 'test')[:7], expected, atol=5e-3)
 
 
-def test_a_larger_ensemble_and_more_views_reuse_what_is_there(finished, tmp_path):
-  run = copied(finished, tmp_path, teacher__num_members=3, predictions__num_views=4)
+def test_a_larger_ensemble_and_more_views_reuse_what_is_there(base, tmp_path):
+  run = copy_of(base, tmp_path, teacher__num_members=3, predictions__num_views=4)
   assert run.folders.member(1).name == 'member_1'
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     predictions.STAGE.run(run)
-  shutil.copytree(run.folders.member(1), run.folders.member(2))  # takes less than training it
+  shutil.copytree(run.folders.member(1), run.folders.member(2))  # takes less than making it
   assert predictions.STAGE.run(run)
   changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
   assert changed <= {'meta.json', 'zarr.json', 'environment.json'}
   assert predictions.open_teacher(run).members('distillation', 3).shape == (3, 200, 10)
   assert PredictionStore(run.folders.predictions).meta['complete'] == [[3, 4], [2, 3]]
   assert not predictions.STAGE.run(run)
-  assert not predictions.STAGE.run(tiny_run(tmp_path, predictions__num_views=2))
+  assert not predictions.STAGE.run(changed(run, predictions__num_views=2))
 
 
-def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypatch):
-  run = copied(finished, tmp_path)
-  original = tmp_path.rglob('c/*/*/*/*')
-  expected = {p: p.read_bytes() for p in original}
+def test_an_interrupted_stage_goes_on_where_it_was(base, tmp_path, monkeypatch):
+  run = copy_of(base, tmp_path)
+  expected = {p: p.read_bytes() for p in tmp_path.rglob('c/*/*/*/*')}
   shutil.rmtree(run.folders.predictions)
   write, written = PredictionStore.write, []
 
@@ -219,41 +188,34 @@ def test_an_interrupted_stage_goes_on_where_it_was(finished, tmp_path, monkeypat
     predictions.STAGE.run(run)
   with pytest.raises(MissingInputError, match='--stages=predictions'):
     predictions.open_teacher(run)
-  predictions.STAGE.run(tiny_run(tmp_path))
+  predictions.STAGE.run(run)
   assert len(written) == len(set(written)) + 1  # only the interrupted one comes again
   for path, content in expected.items():
     assert path.read_bytes() == content
 
 
-def test_other_data_under_the_same_name_is_noticed(finished, tmp_path):
-  run = copied(finished, tmp_path)
-  inputs_N = run.data.splits['test'].inputs_N.copy()
-  inputs_N[5, 0, 0] ^= 1
-  run.data.splits = run.data.splits | {
-    'test': data.Split(inputs_N, run.data.splits['test'].labels_N)
-  }
-  with pytest.raises(DamageError, match='made from other data'):
-    predictions.open_teacher(run)
-
-
-def test_a_store_is_extended_from_the_same_data_alone(finished, tmp_path):
-  run = copied(finished, tmp_path, predictions__num_views=4)
-  inputs_N = run.data.splits['train'].inputs_N
-  other = data.Split(255 - inputs_N, run.data.splits['train'].labels_N)
-  members = [teachers.load(run, i) for i in range(2)]
-  run.data.splits = run.data.splits | {'train': other}
-  vars(run.data).pop('training')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(teachers, 'load', lambda run, i: members[i])  # whose own check would raise first
+def test_other_data_under_the_same_name_is_noticed(base, tmp_path, monkeypatch):
+  """By who reads the store, and by who adds to it."""
+  members = [teachers.load(base, i) for i in range(2)]
+  monkeypatch.setattr(teachers, 'load', lambda run, i: members[i])  # its own check would come first
+  for name, num_views, use in (
+    ('test', 3, predictions.open_teacher),
+    ('train', 4, predictions.STAGE.run),
+  ):
+    run = copy_of(base, tmp_path / name, predictions__num_views=num_views)
+    split = run.data.splits[name]
+    inputs_N = split.inputs_N.copy()
+    inputs_N[5, 0, 0] ^= 1
+    run.data.splits = run.data.splits | {name: data.Split(inputs_N, split.labels_N)}
     with pytest.raises(DamageError, match='made from other data'):
-      predictions.STAGE.run(run)
+      use(run)
 
 
-def test_another_test_set_needs_no_other_teachers(finished, tmp_path):
-  run = copied(finished, tmp_path, dataset__num_test=100)
+def test_another_test_set_needs_no_other_teachers(base, tmp_path):
+  run = copy_of(base, tmp_path, dataset__num_test=100)
   assert not teachers.STAGE.run(run)
   teachers.load(run, 0)
-  assert run.folders.predictions.name != finished.folders.predictions.name
+  assert run.folders.predictions.name != base.folders.predictions.name
 
 
 # The inputs of the predictions.
@@ -272,51 +234,51 @@ def other_draws(stream):
     for function in ('stream', 'numpy_rng'):
       draw = getattr(keys, function)
       patch.setattr(keys, function, lambda seed, name, *i, draw=draw: draw(seed, renamed(name), *i))
-    _forget_draws()
+    # Views that are made anew, whose steps are compiled anew; those made before stay.
+    patch.setattr(views, '_make_view', functools.lru_cache(views._make_view.__wrapped__))
+    inputs_lib._partners.cache_clear()
     yield
-  _forget_draws()
-
-
-def _forget_draws():
   inputs_lib._partners.cache_clear()
-  views._make_view.cache_clear()  # with a new view, its steps are compiled anew
 
 
-def record(names=(), levels=0.0, view=1):
-  """The record of 500 examples whose pixels are moved by some of 256 levels."""
+def record(names, view=1):
+  """The record of 500 examples."""
   split = data.Split(random_images(500, 6, 8, 3), np.arange(500, dtype=np.int32) % 10)
-  exact = views.make_view(names, SMALL_CHANGES)
-  moved = lambda seed, batch: jax.tree.map(jnp.add, exact(seed, batch), (levels / 127.5, 0))
-  return Inputs(split, moved, 3, 3, 'mixup' in names).record(view)
+  return Inputs(split, views.make_view(names, SMALL_CHANGES), 3, 3, 'mixup' in names).record(view)
 
 
 @pytest.mark.parametrize(
-  ('stream', 'names'),
+  ('names', 'streams'),
   [
-    ('view/crop', ('crop', 'flip')),
-    ('view/flip', ('crop', 'flip')),
-    ('view/rotation', ('rotation',)),
-    ('view/brightness', ('brightness',)),
-    ('view/mixup', ('mixup',)),
-    ('view/partners', ('mixup',)),
-    ('view/noise', ('noise',)),
+    (('crop', 'flip'), ('crop', 'flip')),
+    (('rotation',), ('rotation',)),
+    (('brightness',), ('brightness',)),
+    (('mixup',), ('mixup', 'partners')),
+    (('noise',), ('noise',)),
   ],
 )
-def test_other_draws_and_other_views_never_pass(stream, names):
+def test_other_draws_and_other_views_never_pass(names, streams):
   """Also where the change is small, or of one example in fifty."""
   before = record(names)
-  with other_draws(stream):
-    assert not is_same_view(before, record(names))
+  for stream in streams:
+    with other_draws(f'view/{stream}'):
+      assert not is_same_view(before, record(names))
   assert is_same_view(before, record(names))
   assert not is_same_view(before, record(names, view=0))
 
 
-@pytest.mark.parametrize(('levels', 'is_same'), [(1.9, True), (3, False)])
-def test_a_view_that_is_rounded_otherwise_passes(levels, is_same):
-  """The rounding of another processor or version of JAX."""
-  before, after = record(('crop',)), record(('crop',), levels=levels)
-  assert before['levels'] != after['levels']
-  assert is_same_view(before, after) == is_same
+def test_a_view_that_is_rounded_otherwise_passes():
+  """The rounding of another processor or version of JAX moves a value by up to two levels of 256."""
+  before = {'draws': 'a', 'levels': bytes([0, 100, 255]).hex()}
+  for levels, is_same in (
+    ([2, 98, 253], True),
+    ([0, 103, 255], False),
+    ([0, 97, 255], False),
+    ([0, 100], False),
+  ):
+    assert is_same_view(before, {'draws': 'a', 'levels': bytes(levels).hex()}) == is_same
+  assert not is_same_view(before, before | {'draws': 'b'})
+  assert not is_same_view(before, None)
 
 
 def test_texts_and_splits_of_a_few_have_records():
@@ -328,31 +290,24 @@ def test_texts_and_splits_of_a_few_have_records():
   assert not is_same_view(before, Inputs(split, clean, 0, 1).record(0))
 
 
-def test_predictions_of_other_draws_are_not_used(finished, tmp_path):
+def test_predictions_of_other_draws_are_not_used(extra, tmp_path):
   """By a student, an evaluation or --verify, nor are more added to them."""
-  run = lambda **fields: tiny_run(tmp_path, **fields)
-  folder = copied(finished, tmp_path).folders.predictions
-  (run().folders.student / 'result.json').unlink()
+  run = copy_of(extra, tmp_path)
+  folder, result = run.folders.predictions, run.folders.student / 'result.json'
+  result.unlink()
   uses = [
-    lambda: student.STAGE.run(run(student__temperature=2.0)),
-    lambda: evaluation.STAGE.run(run()),
-    lambda: verification.verify(run()),
-    lambda: predictions.STAGE.run(run(predictions__num_views=4)),
+    (student.STAGE.run, {'student__temperature': 2.0}),
+    (evaluation.STAGE.run, {}),
+    (verification.verify, {}),
+    (predictions.STAGE.run, {'predictions__num_views': 4}),
   ]
   with other_draws('view/crop'):
-    for use in uses:
-      with pytest.raises(DamageError, match=rf'{folder} are of other inputs.*view 1 of distill'):
-        use()
-  assert not (run().folders.student / 'result.json').exists()
-  (folder / 'inputs.json').unlink()
-  for use in uses:
-    with pytest.raises(
-      DamageError, match=rf'lost their inputs\.json.*Delete {folder} and run with'
-    ):
-      use()
-  shutil.rmtree(folder)
-  assert predictions.STAGE.run(run())
-  predictions.open_teacher(run())
+    for problem in (r'are of other inputs.*view 1 of distill', r'have lost their inputs\.json'):
+      for use, fields in uses:
+        with pytest.raises(DamageError, match=rf'{folder} {problem}.*Delete {folder} and run with'):
+          use(changed(run, **fields))
+      (folder / 'inputs.json').unlink(missing_ok=True)
+  assert not result.exists()
 
 
 # Reading ahead.

@@ -1,7 +1,10 @@
 """Data sets of every kind, tiny ones written here and real ones where they are."""
 
+import collections
 import importlib.util
 import io
+import itertools
+import re
 
 import numpy as np
 import PIL.Image
@@ -97,15 +100,6 @@ def test_imagenet_is_resized_and_tested_on_its_validation_split(tmp_path):
   np.testing.assert_array_equal(splits['train'].inputs_N[2], scaled)
 
 
-def test_images_that_vary_in_size_need_a_size(tmp_path):
-  features = {'image': image_feature(-1, -1, 3), 'label': label_feature(3)}
-  write_tfds(tmp_path, features, {'train': some_records(2), 'test': some_records(2)})
-  with pytest.raises(
-    UserError, match=r'^dataset\.image_size = None: the images of tiny vary in size'
-  ):
-    data.describe(section(name='tiny', data_dir=str(tmp_path)))
-
-
 def test_emnist_is_turned_to_stand_as_mnist_does(tmp_path):
   images = random_images(3, 28, 28, 1)
   features = {'image': image_feature(28, 28, 1), 'label': label_feature(62)}
@@ -137,83 +131,82 @@ def test_cifar100_has_its_fine_labels(tmp_path):
   np.testing.assert_array_equal(splits['train'].inputs_N, images)
 
 
-@pytest.mark.parametrize(
-  'features',
-  [
-    {'image': image_feature(*SHAPE, dtype='uint16')},
-    {'image': image_feature(4, 6, 2)},
-    {'label': NUMBER},
-    {'image': NUMBER},
-    {'image2': image_feature(*SHAPE)},
-  ],
-  ids=['16 bits', '2 channels', 'no classes', 'no image', 'two images'],
-)
-def test_a_set_that_is_no_classification_is_told(tmp_path, features):
-  write_tfds(tmp_path, IMAGES | features, {'train': some_records(2), 'test': some_records(2)})
-  with pytest.raises(UserError, match=r"^dataset\.name = 'tiny': .*one input.*and one class label"):
-    data.describe(section(name='tiny', data_dir=str(tmp_path)))
+NO_CLASSIFICATION = r"^dataset\.name = 'tiny': .*one input.*and one class label"
+BROKEN = {'image': b'no image', 'label': 0}
+# What differs from a set that can be read, and the error.
+WRONG = {
+  'sizes vary': (
+    {'features': {'image': image_feature(-1, -1, 3)}},
+    r'^dataset\.image_size = None: the images of tiny vary in size',
+  ),
+  '16 bits': ({'features': {'image': image_feature(*SHAPE, dtype='uint16')}}, NO_CLASSIFICATION),
+  '2 channels': ({'features': {'image': image_feature(4, 6, 2)}}, NO_CLASSIFICATION),
+  'no classes': ({'features': {'label': NUMBER}}, NO_CLASSIFICATION),
+  'no image': ({'features': {'image': NUMBER}}, NO_CLASSIFICATION),
+  'two images': ({'features': {'image2': image_feature(*SHAPE)}}, NO_CLASSIFICATION),
+  'no train': (
+    {'splits': {'test': some_records(2), 'extra': some_records(2)}},
+    r"dataset\.name = 'tiny': has the splits \[",
+  ),
+  'validation alone': (
+    {'splits': {'validation': some_records(2)}},
+    r"dataset\.name = 'tiny': has the splits \[",
+  ),
+  'imagenet without validation': (
+    {'name': 'imagenet2012', 'splits': {'train': some_records(2)}},
+    r"dataset\.name = 'imagenet2012': has the splits \[.*Needed: 'train' and 'validation'",
+  ),
+  'no labels': (
+    {'splits': {'train': some_records(2), 'test': records(random_images(2, *SHAPE), [-1, -1])}},
+    r"^dataset\.name = 'tiny': its split 'test' has no labels",
+  ),
+  'broken record': (
+    {'splits': {'train': [*some_records(2), BROKEN], 'test': some_records(1)}},
+    r"^dataset\.name = 'tiny', record 2 of 'train': cannot be dec",
+  ),
+  'broken record of a set without a test split': (
+    {'splits': {'train': [*some_records(13), BROKEN, *some_records(6)]}},
+    r"record 13 of 'train': cannot be dec",
+  ),
+}
 
 
-@pytest.mark.parametrize(
-  ('name', 'splits', 'needed'),
-  [
-    ('tiny', ('test', 'extra'), ''),
-    ('tiny', ('validation',), ''),
-    ('imagenet2012', ('train',), "Needed: 'train' and 'validation'"),
-  ],
-)
-def test_a_set_without_the_needed_splits_is_told(tmp_path, name, splits, needed):
-  write_tfds(tmp_path, IMAGES, {split: some_records(2) for split in splits}, name, '5.1.0')
-  with pytest.raises(UserError, match=rf"dataset\.name = '{name}': has the splits \[.*{needed}"):
-    data.describe(section(name=name, data_dir=str(tmp_path)))
+@pytest.mark.parametrize('which', WRONG)
+def test_what_cannot_be_read_is_told(tmp_path, which):
+  changes, problem = WRONG[which]
+  name = changes.get('name', 'tiny')
+  splits = changes.get('splits', {'train': some_records(2), 'test': some_records(2)})
+  write_tfds(tmp_path, IMAGES | changes.get('features', {}), splits, name, '5.1.0')
+  with pytest.raises(UserError, match=problem):
+    data.load(section(name=name, data_dir=str(tmp_path)))
 
 
-def test_a_split_without_labels_is_told(tmp_path):
-  unlabelled = records(random_images(2, *SHAPE), [-1, -1])
-  write_tfds(tmp_path, IMAGES, {'train': some_records(2), 'test': unlabelled})
-  with pytest.raises(UserError, match=r"^dataset\.name = 'tiny': its split 'test' has no labels"):
-    data.load(section(name='tiny', data_dir=str(tmp_path)))
-
-
-def test_a_broken_record_is_told(tmp_path):
-  broken = [*some_records(2), {'image': b'no image', 'label': 0}]
-  write_tfds(tmp_path, IMAGES, {'train': broken, 'test': some_records(1)})
-  with pytest.raises(
-    UserError, match=r"^dataset\.name = 'tiny', record 2 of 'train': cannot be dec"
-  ):
-    data.load(section(name='tiny', data_dir=str(tmp_path)))
-
-
-@pytest.mark.parametrize('tensorflow', [None, 'installed'])
-def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monkeypatch, tensorflow):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: tensorflow)
-  with pytest.raises(UserError) as error:
-    data.describe(section(name='mnist', data_dir=str(tmp_path)), prepare=False)
-  message = str(error.value)
-  assert message.startswith("dataset.name = 'mnist': ")
-  for part in (
-    str(tmp_path / 'mnist'),
-    '--config.dataset.data_dir',
-    'TFDS_DATA_DIR',
-    'pip install tensorflow && python -c',
-    f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')",
-    'download_and_prepare()',
-  ):
-    assert part in message
-  assert ('is not installed' in message) == (tensorflow is None)
-  with pytest.raises(UserError, match=r"dataset\.name = 'mnist'"):
-    data.load(section(name='mnist', data_dir=str(tmp_path)))
+def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monkeypatch):
+  config = section(name='mnist', data_dir=str(tmp_path))
+  for tensorflow in (None, 'installed'):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, found=tensorflow: found)
+    for ask in (lambda: data.describe(config, prepare=False), lambda: data.load(config)):
+      with pytest.raises(UserError) as error:
+        ask()
+      message = str(error.value)
+      assert message.startswith("dataset.name = 'mnist': ")
+      for part in (
+        str(tmp_path / 'mnist'),
+        '--config.dataset.data_dir',
+        'TFDS_DATA_DIR',
+        'pip install tensorflow && python -c',
+        f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')",
+        'download_and_prepare()',
+      ):
+        assert part in message
+      assert ('is not installed' in message) == (tensorflow is None)
   assert not list(tmp_path.iterdir())  # nothing was prepared
 
 
-@pytest.mark.parametrize(
-  'name', ['no_such_set', '', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist']
-)
-def test_a_name_that_tfds_does_not_know_is_told(tmp_path, name):
-  with pytest.raises(UserError) as error:
-    data.describe(section(name=name, data_dir=str(tmp_path)), prepare=False)
-  assert str(error.value).startswith(f'dataset.name = {name!r}: ')
-  assert 'digits' in str(error.value)
+def test_a_name_that_tfds_does_not_know_is_told(tmp_path):
+  for name in ('no_such_set', '', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist'):
+    with pytest.raises(UserError, match=rf'^dataset\.name = {name!r}: .*digits'):
+      data.describe(section(name=name, data_dir=str(tmp_path)), prepare=False)
 
 
 def test_a_set_whose_builder_needs_what_is_not_installed_is_told(monkeypatch):
@@ -266,32 +259,26 @@ def test_what_is_held_out_does_not_depend_on_what_is_read(tmp_path):
     np.testing.assert_array_equal(np.bincount(some[name].labels_N), [len(expected) // 3] * 3)
 
 
-def test_a_broken_record_is_told_by_its_place_in_the_stored_split(tmp_path):
-  written = some_records(20)
-  written[13]['image'] = b'no image'
-  write_tfds(tmp_path, IMAGES, {'train': written})
-  with pytest.raises(UserError, match="record 13 of 'train'"):
-    data.load(section(name='tiny', data_dir=str(tmp_path)))
-
-
-@pytest.mark.parametrize('extra', ['tiny', 'tiny:1.0.0'])
-@pytest.mark.parametrize('name', ['tiny', 'tiny:1.0.0'])
-def test_test_images_do_not_come_back_as_unlabelled_ones(tmp_path, name, extra):
-  config, _ = write_train_alone(tmp_path)
-  config.name = name
-  with pytest.raises(UserError, match=rf"^predictions\.extra = '{extra}': .* whose test examples"):
-    data.extra_size(extra, config)
-  assert data.extra_size(extra, section(name='digits', data_dir=str(tmp_path), num_val=9)) == 60
-
-
-@pytest.mark.parametrize('name', ['digits', 'tiny'])
-def test_neither_do_those_for_validation(tmp_path, name):
+def test_held_out_images_do_not_come_back_as_unlabelled_ones(tmp_path):
+  """Neither those for testing nor those for validation."""
+  config, _ = write_train_alone(tmp_path / 'alone')
+  for name, extra in itertools.product(('tiny', 'tiny:1.0.0'), repeat=2):
+    config.name = name
+    with pytest.raises(
+      UserError, match=rf"^predictions\.extra = '{extra}': .* whose test examples"
+    ):
+      data.extra_size(extra, config)
+  digits = section(name='digits', data_dir=config.data_dir, num_val=9)
+  assert data.extra_size('tiny', digits) == data.extra_size('tiny:1.0.0', digits) == 60
   write_tfds(tmp_path, IMAGES, {'train': some_records(20), 'test': some_records(4)})
-  config = section(name=name, data_dir=str(tmp_path), num_val=5)
-  with pytest.raises(UserError, match=rf"^predictions\.extra = '{name}': .* dataset\.num_val = 0$"):
-    data.extra_size(name, config)
-  config.num_val = 0
-  assert data.extra_size(name, config) == {'digits': 1437, 'tiny': 20}[name]
+  for name, size in (('digits', 1437), ('tiny', 20)):
+    config = section(name=name, data_dir=str(tmp_path), num_val=5)
+    with pytest.raises(
+      UserError, match=rf"^predictions\.extra = '{name}': .* dataset\.num_val = 0$"
+    ):
+      data.extra_size(name, config)
+    config.num_val = 0
+    assert data.extra_size(name, config) == size
 
 
 def test_unlabelled_images_are_those_of_the_training_split(tmp_path):
@@ -343,21 +330,29 @@ def test_the_first_examples_of_a_real_set_are_those_in_its_file(
       assert [label] == feature['label'].int64_list.value
 
 
-def test_the_real_reviews():
+def test_the_first_real_reviews(monkeypatch):
   config = real_section('imdb_reviews')
-  description = data.describe(config)
-  assert description == data.Description((100,), ('neg', 'pos'), 25_000, 25_000, 20_525)
-  config.num_test = 500  # all take seconds
+  source = tfds_sets.Tfds('imdb_reviews', str(DATA))
+  assert (source.size('train'), source.size('test'), source.size('val')) == (25_000, 25_000, 0)
+  assert source.class_names == ('neg', 'pos')
+  monkeypatch.setattr(tfds_sets, '_vocabulary', tfds_sets._vocabulary.__wrapped__)
+  monkeypatch.setattr(
+    tfds_sets.Tfds, 'size', lambda self, split: 300 * (split != 'val')
+  )  # all take a minute
+  reviews = [text.decode().lower() for text in source.fetch('train', np.arange(300))[0]]
+  words = collections.Counter(re.findall(r"[a-z0-9']+", ' '.join(reviews).replace('<br />', ' ')))
+  vocabulary = source.vocabulary(10)
+  assert list(vocabulary)[:4] == [word for word, _ in words.most_common(4)]
+  assert len(vocabulary) == pytest.approx(sum(n >= 10 for n in words.values()), rel=0.02)
   splits = data.load(config)
-  np.testing.assert_array_equal(np.bincount(splits['train'].labels_N), [12_500, 12_500])
-  for split, size in ((splits['train'], 25_000), (splits['test'], 500)):
-    assert split.inputs_N.shape == (size, 100)
-    assert split.inputs_N.max() < 20_525
+  assert 100 < splits['train'].labels_N.sum() < 200
+  for split in splits.values():
+    assert split.inputs_N.shape == (300, 100)
+    assert split.inputs_N.max() <= len(vocabulary)
     lengths = np.count_nonzero(split.inputs_N, axis=1)
     padding = np.arange(100)[None] >= lengths[:, None]
     np.testing.assert_array_equal(split.inputs_N == 0, padding)
-  vocabulary = tfds_sets.Tfds('imdb_reviews', str(DATA)).vocabulary(10)
-  assert list(vocabulary)[:5] == ['the', 'and', 'a', 'of', 'to']
   word = {i: word for word, i in vocabulary.items()}
-  first = ' '.join(word[i] for i in splits['train'].inputs_N[0, :11])
-  assert first == 'james stewart plays an fbi agent who began working with the'
+  known = [w for w in re.findall(r"[a-z0-9']+", reviews[0]) if w in vocabulary][:20]
+  assert [word[i] for i in splits['train'].inputs_N[0, :20]] == known
+  assert 'fbi agent' in reviews[0]

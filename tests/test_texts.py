@@ -91,17 +91,14 @@ def test_the_vocabulary_does_not_depend_on_the_chosen_examples(tmp_path):
 
 def test_texts_are_read_once_for_their_vocabulary(tmp_path, monkeypatch):
   config = write_reviews(tmp_path)
+  config.min_count = 5
+  with pytest.raises(UserError, match=r'^dataset\.min_count = 5: no word of imdb_reviews'):
+    data.describe(config)
+  config.min_count = 2
   data.describe(config)
   monkeypatch.setattr(texts, 'vocabulary', None)  # a call would fail
   data.describe(config)
   data.load(config)
-
-
-def test_a_vocabulary_of_nothing_is_told(tmp_path):
-  config = write_reviews(tmp_path)
-  config.min_count = 5
-  with pytest.raises(UserError, match=r'^dataset\.min_count = 5: no word of imdb_reviews'):
-    data.describe(config)
 
 
 def test_held_out_texts_give_no_words(tmp_path):

@@ -94,7 +94,7 @@ def train_with(environment: dict[str, str], *arguments: Any) -> None:
 
 
 def train_killed(environment: dict[str, str], folder: pathlib.Path, names: tuple[str, ...]) -> None:
-  loop.prefetch.ahead = lambda items, _: items  # the kill comes after the steps before it
+  loop.devices.ahead = lambda items, _: items  # the kill comes after the steps before it
   loop.STEPS_IN_FLIGHT = 1
   train_with(environment, folder, names, killed)
 

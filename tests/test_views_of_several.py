@@ -87,10 +87,3 @@ def test_an_extra_partner_is_mixed_in_as_it_is():
   assert rest < 1e-6 and (coefficients < 1).all()
   assert (batch['partners']['indices'][augmented] >= 10).any()
   np.testing.assert_array_equal(np.asarray(mixed)[~augmented], inputs_of((), batch)[~augmented])
-
-
-def test_texts_have_extra_examples_too():
-  batch = make_batch() | {'inputs': np.arange(24, dtype=np.int32).reshape(6, 4)}
-  tokens, labels = compiled_view((), 10)(0, batch)
-  np.testing.assert_array_equal(tokens, batch['inputs'])
-  np.testing.assert_array_equal(labels, batch['labels'])

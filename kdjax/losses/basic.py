@@ -1,23 +1,37 @@
 """The functions that losses and steps share: ensembles, cross-entropy, KL, labels and the temperature."""
 
+import math
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = TypeVar('Array', np.ndarray, jax.Array)
 
 
-def ensemble_log_probs(logits_MBC: jax.Array) -> jax.Array:
+def ensemble_log_probs(logits_MBC: Array) -> Array:
   """Log-probabilities of an ensemble, combined in probability space (paper, Section 3).
 
   log mean_m softmax(z_m), computed as logsumexp_m log_softmax(z_m) − log M. Members' log-probabilities
-  are as good as logits here, since softmax does not see a constant.
+  are as good as logits here, since softmax does not see a constant. Arrays of NumPy are combined on the host,
+  which waits for no device.
 
-  Returns: log_probs_BC.
+  Returns: log_probs_BC, of NumPy or of JAX as the logits are.
 
   >>> logits_MBC = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
   >>> print(jax.device_get(jnp.exp(ensemble_log_probs(logits_MBC))).round(4))
   [[0.7 0.3]]
   """
-  log_probs_MBC = jax.nn.log_softmax(logits_MBC)
-  return jax.nn.logsumexp(log_probs_MBC, axis=0) - jnp.log(logits_MBC.shape[0])
+  xp = logits_MBC.__array_namespace__()
+  shifted_MBC = logits_MBC - xp.max(logits_MBC, axis=-1, keepdims=True)
+  log_probs_MBC = shifted_MBC - xp.log(xp.sum(xp.exp(shifted_MBC), axis=-1, keepdims=True))
+  largest_1BC = xp.max(log_probs_MBC, axis=0, keepdims=True)
+  # If all members have −∞, as float16 does below −65,504 and classes that are not stored have, so has the ensemble.
+  largest_1BC = xp.where(xp.isfinite(largest_1BC), largest_1BC, xp.zeros_like(largest_1BC))
+  with np.errstate(divide='ignore'):
+    sum_BC = xp.log(xp.sum(xp.exp(log_probs_MBC - largest_1BC), axis=0))
+  return sum_BC + largest_1BC[0] - math.log(len(logits_MBC))
 
 
 def cross_entropy(logits_BC: jax.Array, labels_B: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import tensorstore as ts
 from etils import epath
 from scipy.special import log_softmax
 
+from kdjax import losses
 from kdjax.errors import DamageError, StorageError
 from kdjax.predictions.encodings import Dense, Encoding, of_array
 from kdjax.runtime import files
@@ -168,7 +169,9 @@ class PredictionStore:
     array, encoding = self._open(split)
     log_probs_NC = np.empty((array.shape[2], encoding.num_classes), np.float32)
     for block in self._blocks(split):
-      log_probs_NC[block] = _combined(self.read(split, range(num_members), view, block))
+      log_probs_NC[block] = losses.ensemble_log_probs(
+        self.read(split, range(num_members), view, block)
+      )
     return log_probs_NC
 
   def compared(
@@ -263,17 +266,6 @@ class PredictionStore:
 
   def _spec(self, split: str) -> dict[str, Any]:
     return {'driver': 'zarr3', 'kvstore': kvstore(self.folder / 'logits' / split)}
-
-
-def _combined(log_probs_MNC: np.ndarray) -> np.ndarray:
-  """log_probs_NC of an ensemble of members whose log-probabilities were rounded. Overwrites them."""
-  # Log-probabilities are at most 0, up to rounding, so no exponential overflows.
-  log_probs_MNC -= np.log(np.exp(log_probs_MNC).sum(axis=-1, keepdims=True))
-  largest_NC = log_probs_MNC.max(axis=0)
-  # If all members have −∞, as float16 does below −65,504 and classes that are not kept have, so has the ensemble.
-  shift_NC = np.where(np.isneginf(largest_NC), 0, largest_NC)
-  with np.errstate(divide='ignore'):
-    return shift_NC + np.log(np.exp(log_probs_MNC - shift_NC).mean(axis=0))
 
 
 def kvstore(path: epath.Path) -> dict[str, str]:

@@ -27,8 +27,6 @@ from kdjax.train.predictor import Predictor
 
 BLOCK = 10_000  # examples that are combined at once
 
-_ensemble_log_probs = jax.jit(losses.ensemble_log_probs)
-
 
 class Teacher(Protocol):
   """The ensemble's predictions on inputs that have names, such as 'distillation' and 'test'."""
@@ -63,9 +61,9 @@ def ensemble(teacher: Teacher, name: str, view: int = 0) -> np.ndarray:
 
 
 def combine(log_probs_MNC: np.ndarray) -> np.ndarray:
-  """log_probs_NC of the ensemble, in blocks of examples that fit on any device."""
+  """log_probs_NC of the ensemble, in blocks of examples to save memory."""
   blocks = np.array_split(log_probs_MNC, -(-log_probs_MNC.shape[1] // BLOCK), axis=1)
-  return np.concatenate([np.asarray(_ensemble_log_probs(block)) for block in blocks])
+  return np.concatenate([losses.ensemble_log_probs(block) for block in blocks])
 
 
 class StoredTeacher:
@@ -167,7 +165,7 @@ class FunctionTeacher:
     step = devices.parallel(partial(steps.inputs_step, view=inputs.view), sharded_output=True)
     inputs_BX = devices.unshard(step({}, batch, inputs.seed))
     logits_MBC = np.stack([self._logits(member, inputs_BX) for member in self._members])
-    return devices.shard(np.asarray(_ensemble_log_probs(logits_MBC)))
+    return devices.shard(losses.ensemble_log_probs(logits_MBC))
 
 
 class ImportedTeacher:

@@ -2,15 +2,18 @@
 
 A step is a pure function of one device's share of a batch and of one copy of everything else
 (`train/steps.py`). `parallel` maps it; the other functions bring its arguments into the form that it takes.
+`ahead` makes them while the devices work.
 Axes: D device of this host, B batch, K step.
 """
 
+import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kdjax.errors import ConfigError
 from kdjax.models import AXIS_NAME
 from kdjax.runtime import hosts
+
+T = TypeVar('T')
 
 MAP = os.environ.get('KDJAX_MAP', 'pmap')  # what `parallel` maps with, a name of MAPS
 STEPS_KEPT = 32  # mapped steps that are kept for the next run; a run and its baseline have some 15
@@ -195,3 +200,19 @@ def stack(batches: Sequence[Any]) -> Any:
     return (np if isinstance(of_steps[0], np.ndarray) else jnp).stack(of_steps, axis=1)
 
   return jax.tree.map(stacked, *batches)
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+  """Yields the same items in the same order; up to `count` are made before they are needed.
+
+  One thread makes all of them, one after the other. An error of an item is raised when its turn comes.
+  """
+  thread, end = ThreadPoolExecutor(1, 'ahead'), object()
+  make = lambda: thread.submit(next, items, end)
+  try:
+    waiting = collections.deque(make() for _ in range(count))
+    while (item := waiting.popleft().result()) is not end:
+      waiting.append(make())
+      yield item
+  finally:
+    thread.shutdown(cancel_futures=True)

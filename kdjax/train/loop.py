@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from kdjax.errors import DivergedError
-from kdjax.runtime import files, hosts, prefetch, progress
+from kdjax.runtime import files, hosts, progress
 from kdjax.train import devices
 from kdjax.train.checkpoint import Checkpoints
 from kdjax.train.events import Events
@@ -146,7 +146,7 @@ def advance(
     metrics, since, began = [], done, time.monotonic()  # since the last row of the log
     yield done, 'compiling'
     blocks = map(_as_one_call, _blocks(inputs(done), done, plan.stops, per_dispatch))
-    for num_steps, arguments in prefetch.ahead(blocks, BLOCKS_AHEAD):
+    for num_steps, arguments in devices.ahead(blocks, BLOCKS_AHEAD):
       state, block_metrics = (step if num_steps == 1 else multi_step)(state, *arguments)
       metrics.append(block_metrics)
       done += num_steps

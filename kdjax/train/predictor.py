@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from kdjax.runtime import prefetch
 from kdjax.train import devices, loop, steps
 from kdjax.train.inputs import Inputs
 
@@ -98,7 +97,7 @@ class Predictor:
       outputs, count = waiting.popleft()
       return jax.tree.map(lambda x: devices.unshard(x)[:count], outputs)
 
-    for batch, count in prefetch.ahead(iter(batches), loop.BLOCKS_AHEAD):
+    for batch, count in devices.ahead(iter(batches), loop.BLOCKS_AHEAD):
       waiting.append((mapped(variables, batch, seed), count))
       if len(waiting) > in_flight:
         yield fetched()

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from kdjax.runtime import prefetch
+from kdjax.train import devices
 
 
 def test_items_come_in_order_and_are_made_ahead_in_one_thread():
@@ -17,7 +17,7 @@ def test_items_come_in_order_and_are_made_ahead_in_one_thread():
         third.set()
       yield i
 
-  found = prefetch.ahead(items(), 2)
+  found = devices.ahead(items(), 2)
   assert next(found) == 0
   assert third.wait(10)  # nobody asked for it
   assert made == [0, 1, 2]
@@ -32,7 +32,7 @@ def test_an_error_is_raised_in_its_turn():
     yield 1
     raise ValueError('the third')
 
-  found = prefetch.ahead(items(), 5)
+  found = devices.ahead(items(), 5)
   assert [next(found), next(found)] == [0, 1]
   with pytest.raises(ValueError, match='the third'):
     next(found)
@@ -40,8 +40,8 @@ def test_an_error_is_raised_in_its_turn():
 
 def test_it_ends_with_who_asks():
   made = []
-  found = prefetch.ahead((made.append(i) for i in range(1000)), 3)
+  found = devices.ahead((made.append(i) for i in range(1000)), 3)
   next(found)
   found.close()
   assert 1 <= len(made) <= 4
-  assert not [t for t in threading.enumerate() if t.name.startswith('prefetch')]
+  assert not [t for t in threading.enumerate() if t.name.startswith('ahead')]
