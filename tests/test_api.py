@@ -1,33 +1,26 @@
-"""The interface for Python: `kdjax.distil` and what reads a workdir."""
+"""`kdjax.distil`, the students that it makes, and `kdjax.views`."""
 
-import json
+import logging
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
-from conftest import ROOT, copied
+from conftest import TINY
 from etils import epath
-from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
 from kdjax import data
 from kdjax.data.arrays import digits
-from kdjax.errors import ConfigError, DamageError, MissingInputError, UserError
-from kdjax.interface import distillation, opened
-from kdjax.predictions.store import PredictionStore
+from kdjax.errors import ConfigError, DamageError, MissingInputError
+from kdjax.interface import distillation
 from kdjax.runtime import files, given, progress
-from kdjax.stages import finished, independent, pipeline, student, teachers
+from kdjax.stages import finished, independent, pipeline, report, student, teachers
 from kdjax.train import loop
-from kdjax.train.checkpoint import digest
 
 CONFIG = {
   'evaluation.num_bootstrap': 50,
@@ -63,11 +56,15 @@ def notebook_class():
 
 
 @pytest.fixture(scope='module', autouse=True)
-def logging():
-  before = progress.logger.handlers
-  progress.logger.handlers = [*before, *([] if before else [__import__('logging').NullHandler()])]
-  yield
-  progress.logger.handlers = before
+def quiet():
+  """Leaves the logger as it is, and draws no report: yields the folders of students that had one."""
+  drawn = []
+  with pytest.MonkeyPatch.context() as patch:
+    if not progress.logger.handlers:
+      patch.setattr(progress.logger, 'handlers', [logging.NullHandler()])
+    patch.setattr(report.page, 'write', lambda folder, *_, **__: drawn.append(folder))
+    patch.setattr(report.index, 'write', lambda workdir: drawn.append(workdir))
+    yield drawn
 
 
 def splits(count=60):
@@ -103,12 +100,8 @@ def state_of(folder) -> dict[str, tuple[int, int]]:
 
 
 def test_the_result_is_that_of_the_same_config_to_the_bit(done, tmp_path):
-  content = {
-    f'{axis}_{name}': x
-    for name, pair in splits().items()
-    for axis, x in zip('xy', pair, strict=True)
-  }
-  np.savez(tmp_path / 'mine.npz', **content)
+  (x, y), (x_test, y_test) = splits().values()
+  np.savez(tmp_path / 'mine.npz', x_train=x, y_train=y, x_test=x_test, y_test=y_test)
   fields = CONFIG | {
     'dataset.name': 'arrays',
     'dataset.path': str(tmp_path / 'mine.npz'),
@@ -124,23 +117,20 @@ def test_the_result_is_that_of_the_same_config_to_the_bit(done, tmp_path):
   }
   config, problems = config_lib.from_values(fields)
   assert problems == []
-  run = pipeline.run(
-    config,
-    epath.Path(tmp_path),
-    ['teachers', 'predictions', 'student', 'independent', 'evaluation'],
-  )
+  stages = ['teachers', 'predictions', 'student', 'independent', 'evaluation']
+  run = pipeline.run(config, epath.Path(tmp_path), stages)
   workdir, result = done
   (path,) = workdir.glob('students/*/result.json')
   assert (run.folders.student / 'result.json').read_bytes() == path.read_bytes()
   assert files.read_json(path) == result
   assert result['splits'].keys() == {'train', 'test', 'distillation'}
-  assert (
-    result['splits']['test']['num_examples'] == 20 and len(result['splits']['test']['members']) == 2
-  )
+  test = result['splits']['test']
+  assert test['num_examples'] == 20 and len(test['members']) == 2
 
 
-def test_a_second_call_makes_nothing(done, monkeypatch):
+def test_all_stages_run_and_a_second_call_makes_nothing(done, quiet, monkeypatch):
   workdir, result = done
+  assert {epath.Path(workdir), result.student.folder} <= set(quiet)  # the reports
   monkeypatch.setattr(loop, 'fit', lambda *_, **__: pytest.fail('it was trained again'))
   before = state_of(workdir)
   assert distil(workdir, config={'teacher.num_members': 2}) == result
@@ -157,10 +147,8 @@ def test_nothing_is_augmented_unless_asked_for(tmp_path):
   assert (plain.teacher.num_epochs, plain.student.num_epochs) == (7, 7)
   asked = make(**{'predictions.augmentation': ('flip',), 'student.num_epochs': 5})
   assert (asked.predictions.augmentation, asked.predictions.num_views) == (('flip',), 5)
-  assert (
-    make(**{'predictions.augmentation': ['flip'], 'predictions.num_views': 3}).predictions.num_views
-    == 3
-  )
+  counted = make(**{'predictions.augmentation': ['flip'], 'predictions.num_views': 3})
+  assert counted.predictions.num_views == 3
   assert len(list((tmp_path / 'data').iterdir())) == 1  # the data are written once
 
 
@@ -196,12 +184,10 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
 
   given.forget()  # as in another process
   (found,) = kdjax.open(tmp_path)
-  assert found.result == result and found.logits.keys() == result['splits'].keys() - {
-    'distillation'
-  }
-  with pytest.raises(
-    MissingInputError, match='OfNotebook: is an object that Python code gave'
-  ) as error:
+  assert found.result == result
+  assert found.logits.keys() == result['splits'].keys() - {'distillation'}
+  told = 'OfNotebook: is an object that Python code gave'
+  with pytest.raises(MissingInputError, match=told) as error:
     _ = found.variables
   assert 'kdjax.runtime.given:loss' in str(error.value)
   again = kdjax.open(tmp_path, notebook_class(), loss)[0].variables
@@ -277,12 +263,9 @@ def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
     np.savez_compressed(path, **content)
     before = state_of(workdir)
     result = distil(workdir, config=of_file, train=None, test=None)
-    new = [
-      path for path in state_of(workdir) if path.endswith('complete.json') and path not in before
-    ]
-    return result.student.name, sorted(
-      {pathlib.Path(path).relative_to(workdir).parts[0] for path in new}
-    )
+    new = [epath.Path(path) for path in state_of(workdir).keys() - before.keys()]
+    made = {path.relative_to(workdir).parts[0] for path in new if path.name == 'complete.json'}
+    return result.student.name, sorted(made)
 
   name = done[1].student.name
   assert run() == (name, [])
@@ -307,36 +290,6 @@ def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
     finished.experiment(folder)
 
 
-# Fidelity. The student agrees on the first of two examples, and on neither of the next.
-
-STUDENT = np.log([[0.5, 0.5], [0.25, 0.75]])
-TEACHER = np.log([[0.5, 0.5], [0.75, 0.25]])
-
-
-def test_fidelity_against_numbers_by_hand():
-  found = kdjax.fidelity(STUDENT, TEACHER)
-  assert found['top1_agreement'].mean == 0.5
-  np.testing.assert_allclose(found['predictive_kl'].mean, 0.5 * 0.5 * np.log(3), rtol=1e-12)
-  np.testing.assert_allclose(found['total_variation'].mean, 0.25)
-  assert np.isnan(found['top1_agreement'].low)  # two examples have no interval
-  assert found.independent is found.difference is None
-
-
-def test_fidelity_has_intervals_and_a_baseline():
-  many = kdjax.fidelity(
-    np.repeat(STUDENT, 50, 0), np.repeat(TEACHER, 50, 0), np.repeat(TEACHER[::-1], 50, 0)
-  )
-  agreement = many['top1_agreement']
-  assert agreement.mean == 0.5
-  # The standard error of 100 coin flips is 0.05.
-  np.testing.assert_allclose([agreement.low, agreement.high], [0.402, 0.598], atol=0.025)
-  # The baseline [0.75, 0.25], [0.5, 0.5] has the same classes as the teacher.
-  assert many.independent['top1_agreement'].mean == 1.0
-  assert many.difference['top1_agreement'].mean == -0.5
-  assert many.difference['top1_agreement'].verdict == 'lower'
-  assert 'agreement (%)' in repr(many) and '50.00' in repr(many)
-
-
 def test_fidelity_is_that_of_the_result(done):
   _, result = done
   of_test, logits = result['splits']['test'], result.student.logits['test']
@@ -351,20 +304,6 @@ def test_fidelity_is_that_of_the_result(done):
   }
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'expected'),
-  [
-    ((STUDENT[:1], TEACHER), r'student_logits_NC: has the shape \(1, 2\); needed: .* \(2, 2\)'),
-    ((STUDENT * np.nan, TEACHER), 'student_logits_NC: 4 of its values are not finite'),
-    ((STUDENT, TEACHER, np.full((2, 2), -np.inf)), 'independent_logits_NC: 4 of its values'),
-    ((STUDENT[0], TEACHER[0]), r'has the shape \(2,\)'),
-  ],
-)
-def test_arrays_without_a_fidelity_are_refused(arguments, expected):
-  with pytest.raises(UserError, match=expected):
-    kdjax.fidelity(*arguments)
-
-
 # The content of a workdir.
 
 
@@ -372,10 +311,7 @@ def test_open_finds_students_and_the_newest_first(done):
   workdir, result = done
   found = kdjax.open(workdir)
   assert len(found) == 2 and found[0].name == result.student.name
-  assert [one.is_evaluated for one in found] == [
-    True,
-    False,
-  ]  # the other is the independent student
+  assert found[0].is_evaluated and not found[1].is_evaluated  # the independent student
   run = found[0].experiment
   assert independent.counterpart(run).folders.student == found[1].folder
   expected = student.load(run)
@@ -393,28 +329,6 @@ def test_open_finds_students_and_the_newest_first(done):
     _ = found[1].logits
 
 
-def test_the_table_has_the_fields_that_differ(finished, tmp_path):
-  run = copied(finished, tmp_path)
-  other = copied(finished, tmp_path / 'other', student__temperature=1.0)
-  target = tmp_path / 'students' / other.folders.student.name
-  (tmp_path / 'other' / 'students' / run.folders.student.name).rename(target)
-  config = files.read_json(epath.Path(target / 'config.json'))
-  config['student']['temperature'] = 1.0
-  files.write_json(epath.Path(target / 'config.json'), config)
-  os.utime(target / 'result.json', (1, 1))
-  rows = kdjax.open(tmp_path).table()
-  assert [(row['student'], row['student.temperature']) for row in rows] == [
-    (run.folders.student.name, 4.0),
-    (target.name, 1.0),
-  ]
-  assert [name for name in rows[0] if '.' in name] == ['student.temperature']
-  test = files.read_json(run.folders.student / 'result.json')['splits']['test']
-  assert rows[0]['agreement'] == test['fidelity']['top1_agreement']
-  assert rows[0]['accuracy'] == test['student']['accuracy']
-  assert 'independent_kl' not in rows[0]
-  assert 'student.temperature' in repr(kdjax.open(tmp_path))
-
-
 def test_repr_says_what_a_thing_is(done):
   workdir, result = done
   assert repr(result).startswith(
@@ -426,67 +340,6 @@ def test_repr_says_what_a_thing_is(done):
   assert repr(found[1]).endswith('not evaluated)')
   assert repr(found).startswith('2 students, 1 of them evaluated')
   assert 'distillation (2, 1, 60, 10)' in repr(kdjax.open_predictions(workdir))
-
-
-def exported(path):
-  """Arrays by name, and the metadata, as the package safetensors reads them."""
-  with safetensors.safe_open(path, 'numpy') as file:
-    names = file.keys()
-    return {name: file.get_tensor(name) for name in names}, file.metadata()
-
-
-def test_an_exported_network_has_every_bit_and_its_config(finished, tmp_path):
-  one = kdjax.open(finished.workdir)[0]
-  member = jax.device_get(teachers.load(finished, 1))
-  folders = finished.folders
-  for index, variables, name, folder, fingerprint in (
-    (None, one.variables, 'student', folders.student, one.name),
-    (1, member, 'teacher member 1', folders.member(1), folders.member(1).parent.name),
-  ):
-    path = tmp_path / f'{index}.safetensors'
-    one.export(path, index)
-    arrays, metadata = exported(path)
-    assert {'params/stage1_block1/Conv_0/kernel', 'batch_stats/BatchNorm_0/mean'} <= arrays.keys()
-    assert digest(traverse_util.unflatten_dict(arrays, sep='/')) == digest(variables)
-    assert (metadata['network'], metadata['fingerprint']) == (name, fingerprint)
-    assert json.loads(metadata['model'])['width'] == 4
-    assert json.loads(metadata['config']) == json.loads(json.dumps(finished.config.to_dict()))
-    assert json.loads(metadata['environment']) == files.read_json(folder / 'environment.json')
-  with pytest.raises(UserError, match='member = 2: the teacher has the members 0 to 1'):
-    one.export(tmp_path / 'no.safetensors', member=2)
-  with one.experiment.config.unlocked():
-    one.experiment.config.teacher.source = 'file'
-  with pytest.raises(UserError, match=r"teacher\.source = 'file' gives predictions alone"):
-    one.export(tmp_path / 'no.safetensors', member=0)
-  assert not (tmp_path / 'no.safetensors').exists()
-
-
-def test_arrays_of_any_type_and_layout_are_exported(tmp_path, monkeypatch):
-  values = jnp.arange(6.0).reshape(2, 3)
-  given = {
-    'a': {'bf16': np.asarray(values, jnp.bfloat16), 'T': np.asarray(values).T},
-    's': values[0, 1],
-  }
-  (tmp_path / 'x').write_bytes(opened.safetensors_bytes(given, {'k': 'v'}))
-  arrays, metadata = exported(tmp_path / 'x')
-  assert metadata == {'k': 'v'} and arrays.keys() == {'a/bf16', 'a/T', 's'}
-  assert arrays['a/bf16'].dtype == jnp.bfloat16 and arrays['s'].shape == ()
-  np.testing.assert_array_equal(arrays['a/bf16'].astype(np.float32), values)
-  np.testing.assert_array_equal(arrays['a/T'], values.T)
-  monkeypatch.setitem(sys.modules, 'safetensors.numpy', None)
-  with pytest.raises(UserError, match=r"pip install 'kdjax\[safetensors\]'"):
-    opened.safetensors_bytes(given, {})
-
-
-def test_what_is_not_there_is_said(tmp_path):
-  for function in (kdjax.open, kdjax.open_predictions):
-    with pytest.raises(MissingInputError, match='there is no such folder'):
-      function(tmp_path / 'nowhere')
-    with pytest.raises(MissingInputError, match='no finished student in'):
-      function(tmp_path)
-  (tmp_path / 'predictions' / 'abc').mkdir(parents=True)
-  with pytest.raises(MissingInputError, match='has no complete predictions'):
-    kdjax.open_predictions(tmp_path / 'predictions' / 'abc')
 
 
 # Views and stored predictions.
@@ -521,9 +374,9 @@ def test_views_are_those_that_teachers_see(tmp_path):
 
 
 def test_views_of_a_config_file():
-  view, indices, images, labels = next(kdjax.views(str(ROOT / 'tests' / 'tiny_config.py')))
+  view, indices, images, labels = next(kdjax.views(str(TINY)))
   assert (view, indices[0], images.shape, labels.shape) == (0, 0, (64, 8, 8, 1), (64,))
-  config, _ = config_lib.load(str(ROOT / 'tests' / 'tiny_config.py'))
+  config, _ = config_lib.load(str(TINY))
   config.predictions.num_views = 0
   with pytest.raises(ConfigError, match=r'predictions\.num_views = 0'):
     kdjax.views(config)
@@ -532,42 +385,3 @@ def test_views_of_a_config_file():
   )
   with pytest.raises(MissingInputError, match='give the workdir where it is trained'):
     kdjax.views(config)
-
-
-def test_predictions_are_those_of_the_store(finished):
-  found = kdjax.open_predictions(finished.workdir)
-  assert found.folder == finished.folders.predictions
-  assert (found.num_members, found.num_views) == (2, 3)
-  assert found.shapes['distillation'] == (2, 3, 200, 10) and found.shapes['val'] == (2, 1, 50, 10)
-  store = PredictionStore(found.folder)
-  members_MNC = found.members('distillation', 2)
-  np.testing.assert_array_equal(members_MNC, store.read('distillation', [0, 1], 2))
-  ensemble_NC = found.ensemble('distillation', 2)
-  np.testing.assert_allclose(ensemble_NC, np.log(np.exp(members_MNC).mean(0)), atol=2e-3)
-  np.testing.assert_allclose(np.exp(ensemble_NC).sum(-1), 1, atol=1e-5)
-  indices_B, views_B = np.array([7, 3, 199]), np.array([2, 1, 2])
-  expected = [found.ensemble('distillation', v)[i] for i, v in zip(indices_B, views_B, strict=True)]
-  np.testing.assert_array_equal(found.batch(indices_B, views_B), expected)
-  for call, told in (
-    (lambda: found.members('tests'), "split = 'tests': allowed: one of distillation"),
-    (lambda: found.ensemble('distillation', 3), 'view = 3: distillation has the views 0 to 2'),
-    (lambda: found.batch(np.array([200]), np.array([0])), 'has 200; allowed: 0 to 199'),
-  ):
-    with pytest.raises(UserError, match=told):
-      call()
-
-
-# The package.
-
-
-def test_importing_kdjax_imports_no_jax_and_its_first_use_sets_flags():
-  program = (
-    'import os, sys, kdjax\n'
-    "assert 'jax' not in sys.modules and 'kdjax.interface' not in sys.modules\n"
-    "assert {'distil', 'open', 'views'} <= set(dir(kdjax)) and not hasattr(kdjax, 'distill')\n"
-    'kdjax.fidelity, kdjax.errors.UserError\n'
-    "assert 'xla_gpu_deterministic_ops' in os.environ['XLA_FLAGS']\n"
-  )
-  environ = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
-  subprocess.run([sys.executable, '-c', program], env=environ, check=True)
-  assert kdjax.open is opened.open and kdjax.distil is distillation.distil

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_api import Mlp, distil, splits, state_of
+from test_api import Mlp, distil, quiet, splits, state_of  # noqa: F401 (quiet is a fixture)
 
 import kdjax
 from kdjax.errors import ConfigError
@@ -24,34 +24,43 @@ def unit(images):
   return images / np.float32(127.5) - 1
 
 
-@pytest.mark.parametrize('teacher', [linear(WEIGHTS[0]), list(map(linear, WEIGHTS))])
-def test_functions_teach(teacher, tmp_path):
-  result = distil(tmp_path, teacher=teacher)
-  members = teacher if isinstance(teacher, list) else [teacher]
-  images = unit(splits()['test'][0])
-  probs = np.mean([jax.nn.softmax(member(images)) for member in members], axis=0)
-  found = kdjax.open(tmp_path)[0].logits['test']
-  np.testing.assert_allclose(np.exp(found['teacher']), probs, atol=2e-3)
-  assert len(result['splits']['test']['members']) == len(members)
-  assert 'independent' not in result['splits']['test']
+@pytest.fixture(scope='module')
+def taught(tmp_path_factory):
+  """The workdir of a function's student, and the result."""
+  workdir = tmp_path_factory.mktemp('taught')
+  return workdir, distil(workdir, teacher=linear(WEIGHTS[0]))
 
 
-def test_a_function_of_other_content_is_another_teacher(tmp_path):
-  result = distil(tmp_path, teacher=linear(WEIGHTS[0]))
-  before = state_of(tmp_path)
-  assert distil(tmp_path, teacher=linear(WEIGHTS[0].copy())) == result
-  assert state_of(tmp_path) == before
-  assert distil(tmp_path, teacher=linear(WEIGHTS[1])) != result
-  assert len(kdjax.open(tmp_path)) == 2
+def test_functions_teach(taught, tmp_path):
+  several = list(map(linear, WEIGHTS))
+  for members, result in (
+    (several[:1], taught[1]),
+    (several, distil(tmp_path, teacher=several)),
+  ):
+    images, test = unit(splits()['test'][0]), result['splits']['test']
+    probs = np.mean([jax.nn.softmax(member(images)) for member in members], axis=0)
+    found = result.student.logits['test']['teacher']
+    np.testing.assert_allclose(np.exp(found), probs, atol=2e-3)
+    assert len(test['members']) == len(members)
+    assert 'independent' not in test
 
 
-def test_logits_at_hand_are_the_same_teacher_as_their_function(tmp_path):
+def test_a_function_of_other_content_is_another_teacher(taught):
+  workdir, result = taught
+  before = state_of(workdir)
+  assert distil(workdir, teacher=linear(WEIGHTS[0].copy())) == result
+  assert state_of(workdir) == before
+  assert distil(workdir, teacher=linear(WEIGHTS[1])) != result
+  assert len(kdjax.open(workdir)) == 2
+
+
+def test_logits_at_hand_are_the_same_teacher_as_their_function(taught, tmp_path):
   teacher, data = linear(WEIGHTS[0]), splits()
   logits = {split: teacher(unit(pair[0])) for split, pair in data.items()}
-  found = distil(tmp_path / 'logits', teacher=logits)
-  assert found['splits'] == distil(tmp_path / 'function', teacher=teacher)['splits']
+  found = distil(tmp_path, teacher=logits)['splits']
+  assert found == taught[1]['splits']
   members = {split: np.stack([values, values]) for split, values in logits.items()}
-  assert distil(tmp_path / 'logits', teacher=members)['splits'].keys() == found['splits'].keys()
+  assert distil(tmp_path, teacher=members)['splits'].keys() == found.keys()
 
 
 def test_logits_of_views(tmp_path):
@@ -87,10 +96,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
       distil(tmp_path, teacher=teacher)
 
 
-def test_a_trained_model_is_a_function(tmp_path):
-  first = distil(tmp_path / 'first').student
+def test_a_trained_model_is_a_function(taught, tmp_path):
+  first = taught[1].student
   teacher = lambda images: first.model.apply(first.variables, images, train=False)
-  result = distil(tmp_path / 'second', teacher=teacher, student=Mlp(10, width=4))
-  logits = kdjax.open(tmp_path / 'second')[0].logits['test']['teacher']
-  np.testing.assert_allclose(logits, jax.nn.log_softmax(first.logits['test']['student']), atol=5e-3)
-  assert result.student.config.teacher.source == 'kdjax.runtime.given:lambda'
+  student = distil(tmp_path, teacher=teacher, student=Mlp(10, width=4)).student
+  expected = jax.nn.log_softmax(first.logits['test']['student'])
+  np.testing.assert_allclose(student.logits['test']['teacher'], expected, atol=5e-3)
+  assert student.config.teacher.source == 'kdjax.runtime.given:lambda'

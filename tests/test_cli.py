@@ -1,18 +1,12 @@
 """The command line: help, sweeps from flags, and exit statuses."""
 
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from kdjax import config as config_lib
-from kdjax.config import ad_hoc, base
+from kdjax.config import base
 from kdjax.config import sweep as sweep_lib
 from kdjax.interface import flags
 from tests import launched
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def parsed(*arguments):
@@ -29,16 +23,6 @@ def test_help_lists_flags_and_experiments_and_succeeds(capsys):
   assert 'paper/fig6b_lambda ' in text and 'Figure 6b: ' in text
 
 
-def test_flags_and_help_import_no_jax():
-  code = (
-    'import sys, kdjax.interface.command_line\nprint({"jax", "flax", "scipy"} & set(sys.modules))'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
-  )
-  assert done.stdout == 'set()\n'
-
-
 def test_help_config_has_every_field_with_its_default_and_comment(capsys):
   assert parsed('--help_config') == 0
   lines = capsys.readouterr().out.splitlines()
@@ -50,7 +34,7 @@ def test_help_config_has_every_field_with_its_default_and_comment(capsys):
 
 
 def test_a_sweep_from_flags_has_every_combination():
-  sweep, problems = ad_hoc.from_flags(
+  sweep, problems = config_lib.sweep_from_flags(
     'digits', [('student.temperature', '1,4.5'), ('student.loss', 'kl,logit_mse')]
   )
   assert problems == [] and sweep_lib.problems(sweep) == []
@@ -74,7 +58,7 @@ def test_a_sweep_from_flags_has_every_combination():
   ],
 )
 def test_values_are_literals(text, values):
-  sweep, _ = ad_hoc.from_flags('digits', [('field', text)])
+  sweep, _ = config_lib.sweep_from_flags('digits', [('field', text)])
   assert [point.fields['field'] for point in sweep.points] == values
 
 
@@ -86,7 +70,7 @@ def test_values_are_literals(text, values):
   ],
 )
 def test_wrong_sweeps_are_reported(swept, problem):
-  assert ad_hoc.from_flags('digits', swept)[1] == [problem]
+  assert config_lib.sweep_from_flags('digits', swept)[1] == [problem]
 
 
 def test_list_prints_the_runs_and_trains_nothing(tmp_path):

@@ -1,11 +1,13 @@
-"""Fidelity with paired intervals, against scikit-learn, SciPy and what is known of the student."""
+"""Fidelity with paired intervals, against scikit-learn, SciPy and numbers by hand."""
 
 import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
 
+import kdjax
 from kdjax import metrics
+from kdjax.errors import UserError
 from kdjax.stages import comparison
 
 MEASURES = {
@@ -157,3 +159,47 @@ def test_blocks_of_examples_equal_the_whole(monkeypatch):
 def test_equal_generators_give_equal_results():
   student, teacher = predictions(1.0)
   assert compare(50, fidelity=(student, teacher)) == compare(50, fidelity=(student, teacher))
+
+
+# `kdjax.fidelity`. The student agrees on the first of two examples, and on neither of the next.
+
+STUDENT = np.log([[0.5, 0.5], [0.25, 0.75]])
+TEACHER = np.log([[0.5, 0.5], [0.75, 0.25]])
+
+
+def test_fidelity_against_numbers_by_hand():
+  found = kdjax.fidelity(STUDENT, TEACHER)
+  assert found['top1_agreement'].mean == 0.5
+  np.testing.assert_allclose(found['predictive_kl'].mean, 0.5 * 0.5 * np.log(3), rtol=1e-12)
+  np.testing.assert_allclose(found['total_variation'].mean, 0.25)
+  assert np.isnan(found['top1_agreement'].low)  # two examples have no interval
+  assert found.independent is found.difference is None
+
+
+def test_fidelity_has_intervals_and_a_baseline():
+  many = kdjax.fidelity(
+    np.repeat(STUDENT, 50, 0), np.repeat(TEACHER, 50, 0), np.repeat(TEACHER[::-1], 50, 0)
+  )
+  agreement = many['top1_agreement']
+  assert agreement.mean == 0.5
+  # The standard error of 100 coin flips is 0.05.
+  np.testing.assert_allclose([agreement.low, agreement.high], [0.402, 0.598], atol=0.025)
+  # The baseline [0.75, 0.25], [0.5, 0.5] has the same classes as the teacher.
+  assert many.independent['top1_agreement'].mean == 1.0
+  assert many.difference['top1_agreement'].mean == -0.5
+  assert many.difference['top1_agreement'].verdict == 'lower'
+  assert 'agreement (%)' in repr(many) and '50.00' in repr(many)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ((STUDENT[:1], TEACHER), r'student_logits_NC: has the shape \(1, 2\); needed: .* \(2, 2\)'),
+    ((STUDENT * np.nan, TEACHER), 'student_logits_NC: 4 of its values are not finite'),
+    ((STUDENT, TEACHER, np.full((2, 2), -np.inf)), 'independent_logits_NC: 4 of its values'),
+    ((STUDENT[0], TEACHER[0]), r'has the shape \(2,\)'),
+  ],
+)
+def test_arrays_without_a_fidelity_are_refused(arguments, expected):
+  with pytest.raises(UserError, match=expected):
+    kdjax.fidelity(*arguments)

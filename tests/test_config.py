@@ -1,14 +1,12 @@
 """Configs: loading, overrides, durations, and the configs of a sweep."""
 
-import pathlib
-
 import pytest
+from conftest import ROOT
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax.errors import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / 'configs' / 'digits_resnet.py')
 CIFAR = str(ROOT / 'configs' / 'cifar_resnet.py')
 
@@ -22,71 +20,68 @@ def load(*overrides, spec=CIFAR):
 # Overrides.
 
 
-@pytest.mark.parametrize(
-  ('field', 'text', 'value'),
-  [
-    ('seed', '7', 7),
-    ('student.temperature', '1', 1.0),
-    ('student.weight_decay', '1e-3', 1e-3),
-    ('teacher.nesterov', 'True', True),
-    ('dataset.name', 'cifar100', 'cifar100'),
-    ('dataset.name', "'cifar100'", 'cifar100'),
-    ('dataset.data_dir', '~/sets/v-1.0', '~/sets/v-1.0'),
-    ('dataset.data_dir', 'gs://bucket/sets', 'gs://bucket/sets'),
-    ('dataset.num_train', 'None', None),
-    ('teacher.augmentation', "['flip', 'crop']", ('flip', 'crop')),
-    ('teacher.augmentation', '()', ()),
-    ('predictions.examples', '[100, 200]', (100, 200)),
-    ('predictions.extra', 'emnist/byclass', 'emnist/byclass'),
-    ('evaluation.independent_seed', 'None', None),
-  ],
-)
-def test_an_override_sets_its_field_and_no_other(field, text, value):
+VALUES = [
+  ('seed', '7', 7),
+  ('student.temperature', '1', 1.0),
+  ('student.weight_decay', '1e-3', 1e-3),
+  ('teacher.nesterov', 'True', True),
+  ('dataset.name', 'cifar100', 'cifar100'),
+  ('dataset.name', "'cifar100'", 'cifar100'),
+  ('dataset.data_dir', '~/sets/v-1.0', '~/sets/v-1.0'),
+  ('dataset.data_dir', 'gs://bucket/sets', 'gs://bucket/sets'),
+  ('dataset.num_train', 'None', None),
+  ('teacher.augmentation', "['flip', 'crop']", ('flip', 'crop')),
+  ('teacher.augmentation', '()', ()),
+  ('predictions.examples', '[100, 200]', (100, 200)),
+  ('predictions.extra', 'emnist/byclass', 'emnist/byclass'),
+  ('evaluation.independent_seed', 'None', None),
+]
+
+
+def test_an_override_sets_its_field_and_no_other():
   before = config_lib.leaves(load())
-  after = config_lib.leaves(load((field, text)))
-  assert after == before | {field: value}
-  assert type(after[field]) is type(value)
+  for field, text, value in VALUES:
+    after = config_lib.leaves(load((field, text)))
+    assert after == before | {field: value}
+    assert type(after[field]) is type(value)
 
 
-@pytest.mark.parametrize(
-  ('field', 'text', 'allowed'),
-  [
-    ('seed', '1.0', 'an integer'),
-    ('seed', 'True', 'an integer'),
-    ('teacher.nesterov', '1', 'True or False'),
-    ('student.temperature', 'warm', 'a number'),
-    ('student.temperature', '{[1]: 2}', 'a number'),
-    ('dataset.name', '10', 'a string'),
-    ('dataset.num_train', 'all', 'an integer or None'),
-    ('dataset.data_dir', '(1, 2)', 'a string or None'),
-    ('teacher.augmentation', 'flip', "a tuple such as ('crop', 'flip') or ()"),
-    ('student.model', '56', 'no value: it is a section, set its fields'),
-  ],
-)
-def test_a_wrong_type_is_told_and_not_applied(field, text, allowed):
-  config, problems = config_lib.load(CIFAR, [(field, text)])
-  assert problems == [f'{field} = {text}: wrong type; allowed: {allowed}']
+WRONG_TYPES = [
+  ('seed', '1.0', 'an integer'),
+  ('seed', 'True', 'an integer'),
+  ('teacher.nesterov', '1', 'True or False'),
+  ('student.temperature', 'warm', 'a number'),
+  ('student.temperature', '{[1]: 2}', 'a number'),
+  ('dataset.name', '10', 'a string'),
+  ('dataset.num_train', 'all', 'an integer or None'),
+  ('dataset.data_dir', '(1, 2)', 'a string or None'),
+  ('teacher.augmentation', 'flip', "a tuple such as ('crop', 'flip') or ()"),
+  ('student.model', '56', 'no value: it is a section, set its fields'),
+]
+UNKNOWN = [
+  ('student.temprature', 'did you mean student.temperature?'),
+  ('temperature', 'did you mean student.temperature?'),
+  ('teacher.temperature', 'did you mean student.temperature?'),
+  ('datset.name', 'did you mean dataset.name?'),
+  ('seed.x', 'did you mean seed?'),
+  ('student.zzz', 'alpha, batch_size, beta2'),  # what there is
+  ('zzz.zzz.zzz', 'sections: augmentation, dataset,'),
+  ('', 'fields of the top level: seed'),
+]
+
+
+def test_a_wrong_override_is_told_and_not_applied():
+  """An unknown field is told with the closest one."""
+  overrides = [(field, text) for field, text, _ in WRONG_TYPES] + [(f, '1') for f, _ in UNKNOWN]
+  config, problems = config_lib.load(CIFAR, overrides)
   assert config == load()
-
-
-@pytest.mark.parametrize(
-  ('field', 'hint'),
-  [
-    ('student.temprature', 'did you mean student.temperature?'),
-    ('temperature', 'did you mean student.temperature?'),
-    ('teacher.temperature', 'did you mean student.temperature?'),
-    ('datset.name', 'did you mean dataset.name?'),
-    ('seed.x', 'did you mean seed?'),
-    ('student.zzz', 'alpha, batch_size, beta2'),  # what there is
-    ('zzz.zzz.zzz', 'sections: augmentation, dataset,'),
-    ('', 'fields of the top level: seed'),
-  ],
-)
-def test_an_unknown_field_is_told_with_the_closest_one(field, hint):
-  config, (problem,) = config_lib.load(CIFAR, [(field, '1')])
-  assert problem.startswith(f'{field} = 1: no such field')
-  assert hint in problem
-  assert config == load()
+  count = len(WRONG_TYPES)
+  assert problems[:count] == [
+    f'{field} = {text}: wrong type; allowed: {allowed}' for field, text, allowed in WRONG_TYPES
+  ]
+  for problem, (field, hint) in zip(problems[count:], UNKNOWN, strict=True):
+    assert problem.startswith(f'{field} = 1: no such field')
+    assert hint in problem
 
 
 def test_good_overrides_apply_beside_wrong_ones_and_the_last_counts():
@@ -143,24 +138,21 @@ def test_a_file_that_cannot_be_loaded_is_told_by_name(tmp_path, text, reason):
   assert reason in problem
 
 
-@pytest.mark.parametrize('spec', [f'{CIFAR}:tiny', f'{DIGITS}:smoke'])
-def test_an_argument_that_a_file_does_not_know_is_told(spec):
-  with pytest.raises(ConfigError) as error:
-    config_lib.load(spec)
-  assert error.value.problems[0].startswith(f'--config = {spec!r}: ')
+def test_an_argument_that_a_file_does_not_know_is_told():
+  for spec in (f'{CIFAR}:tiny', f'{DIGITS}:smoke'):
+    with pytest.raises(ConfigError) as error:
+      config_lib.load(spec)
+    assert error.value.problems[0].startswith(f'--config = {spec!r}: ')
 
 
-@pytest.mark.parametrize(
-  ('spec', 'name'),
-  [
-    ('configs/cifar_resnet.py', 'cifar_resnet'),
-    ('configs/cifar_resnet', 'cifar_resnet'),
-    ('configs/cifar_resnet.py:smoke', 'cifar_resnet_smoke'),
-    ('/elsewhere/my.exp.py', 'my.exp'),
-  ],
-)
-def test_config_name(spec, name):
-  assert config_lib.config_name(spec) == name
+def test_config_name():
+  for spec, name in {
+    'configs/cifar_resnet.py': 'cifar_resnet',
+    'configs/cifar_resnet': 'cifar_resnet',
+    'configs/cifar_resnet.py:smoke': 'cifar_resnet_smoke',
+    '/elsewhere/my.exp.py': 'my.exp',
+  }.items():
+    assert config_lib.config_name(spec) == name
 
 
 def test_optional_fields_are_those_that_base_makes_references():
@@ -185,12 +177,12 @@ def test_optional_fields_are_those_that_base_makes_references():
   assert optional == durations | model | dataset | others
 
 
-# Durations.
+# What follows from fields.
 
 
-@pytest.mark.parametrize(
-  ('duration', 'steps'),
-  [
+def test_durations_in_steps_epochs_and_examples_agree():
+  nothing = dict.fromkeys(config_lib.DURATIONS)
+  for duration, steps in [
     # 1,000 examples in batches of 128.
     ({'num_steps': 125}, 125),
     ({'num_epochs': 16}, 125),
@@ -199,15 +191,9 @@ def test_optional_fields_are_those_that_base_makes_references():
     ({'num_examples': 1}, 1),
     ({'num_examples': 128}, 1),
     ({'num_examples': 129}, 2),
-  ],
-)
-def test_durations_in_steps_epochs_and_examples_agree(duration, steps):
-  nothing = dict.fromkeys(config_lib.DURATIONS)
-  section = ConfigDict({'batch_size': 128} | nothing | duration)
-  assert config_lib.num_steps(section, 1000) == steps
-
-
-# The student's model.
+  ]:
+    section = ConfigDict({'batch_size': 128} | nothing | duration)
+    assert config_lib.num_steps(section, 1000) == steps
 
 
 def test_the_student_model_is_the_teachers_but_for_what_is_set():
@@ -226,21 +212,12 @@ def test_the_student_model_is_the_teachers_but_for_what_is_set():
   assert config_lib.student_model(load()) == load().model
 
 
-# The distillation data.
-
-
-@pytest.mark.parametrize(('extra', 'needed'), [('', False), ('gan', True), ('svhn_cropped', False)])
-def test_who_needs_a_gan(extra, needed):
-  assert config_lib.needs_gan(load(('predictions.extra', extra))) == needed
-
-
 def test_extra_images_are_counted_where_there_are_any():
-  number, extra = ('predictions.num_extra', '7'), ('predictions.extra', 'gan')
-  found = [config_lib.num_extra(load(*fields)) for fields in ([], [number], [number, extra])]
-  assert found == [0, 0, 7]
-
-
-# The independent student.
+  number = 'predictions.num_extra', '7'
+  for extra, count, needs_gan in (('', 0, False), ('gan', 7, True), ('svhn_cropped', 7, False)):
+    config = load(number, ('predictions.extra', extra))
+    assert config_lib.num_extra(config) == count
+    assert config_lib.needs_gan(config) == needs_gan
 
 
 def test_the_independent_experiment_differs_in_its_seeds_alone():
@@ -329,10 +306,10 @@ def test_a_wrong_type_in_a_point_is_told_and_not_applied(tmp_path):
   assert configs[0].student.temperature == 4.0
 
 
-@pytest.mark.parametrize(('field', 'value'), [('student.temperature', '2'), ('seed', '3')])
-def test_an_override_of_what_the_sweep_sets_is_told(tmp_path, field, value):
-  _, problems = sweep_configs(sweep_file(tmp_path), (field, value))
-  assert problems == [f'{field} = {value}: the sweep sets it; leave it out']
+def test_an_override_of_what_the_sweep_sets_is_told(tmp_path):
+  overrides = [('student.temperature', '2'), ('seed', '3')]
+  _, problems = sweep_configs(sweep_file(tmp_path), *overrides)
+  assert problems == [f'{field} = {x}: the sweep sets it; leave it out' for field, x in overrides]
 
 
 def test_a_file_without_a_sweep_is_told():

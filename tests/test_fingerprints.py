@@ -1,31 +1,59 @@
 """Fingerprints: which artefacts each field of a config can change."""
 
+import copy
+import functools
 import os
-import pathlib
 import subprocess
 import sys
 
-import pytest
+from conftest import ROOT
 
 from kdjax import config as config_lib
 from kdjax.config import fingerprints as fingerprints_lib
 from kdjax.data import views
 
-ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / 'configs' / 'digits_resnet.py')
 CIFAR = str(ROOT / 'configs' / 'cifar_resnet.py')
 
 
-def load(*overrides, spec=CIFAR):
+@functools.cache
+def _loaded(spec, overrides):
   config, problems = config_lib.load(spec, overrides)
   assert problems == []
   return config
+
+
+def load(*overrides, spec=CIFAR):
+  return copy.deepcopy(_loaded(spec, overrides))
 
 
 NONE = ()
 STUDENT = ('student',)
 PREDICTIONS = ('predictions', 'student')
 ALL = ('teacher', 'predictions', 'student')
+# Other values for the fields of a model, and for those of a training.
+MODEL = {
+  'name': 'lenet',
+  'options': {'width': 8},
+  'depth': 56,
+  'width': 8,
+  'norm': 'layer',
+  'shortcut': 'raw',
+  'dtype': 'bfloat16',
+}
+TRAINING = {
+  'num_epochs': 201,
+  'num_steps': 10,
+  'num_examples': 10,
+  'batch_size': 64,
+  'optimizer': 'adam',
+  'warmup_epochs': 1.0,
+  'learning_rate': 0.2,
+  'final_learning_rate': 0.01,
+  'momentum': 0.8,
+  'beta2': 0.9,
+  'weight_decay': 1e-3,
+}
 # Each field: another value for it, and the artefacts that it can change in the paper's recipe.
 FIELDS = {
   'seed': (1, ALL),
@@ -41,13 +69,7 @@ FIELDS = {
   'dataset.num_workers': (2, NONE),
   'dataset.max_tokens': (50, ALL),
   'dataset.min_count': (5, ALL),
-  'model.name': ('lenet', ALL),
-  'model.options': ({'width': 8}, ALL),
-  'model.depth': (56, ALL),
-  'model.width': (8, ALL),
-  'model.norm': ('layer', ALL),
-  'model.shortcut': ('raw', ALL),
-  'model.dtype': ('bfloat16', ALL),
+  **{f'model.{name}': (value, ALL) for name, value in MODEL.items()},
   'teacher.source': ('file', ALL),
   'teacher.path': ('elsewhere.npz', NONE),  # without a source
   'teacher.independent_source': ('file', NONE),
@@ -55,18 +77,8 @@ FIELDS = {
   'teacher.num_members': (6, STUDENT),  # members can be added to an ensemble
   'teacher.members_in_parallel': (True, ALL),
   'teacher.examples': ((0, 100), ALL),
-  'teacher.num_epochs': (201, ALL),
-  'teacher.num_steps': (10, ALL),
-  'teacher.num_examples': (10, ALL),
-  'teacher.batch_size': (128, ALL),
-  'teacher.optimizer': ('adam', ALL),
-  'teacher.warmup_epochs': (1.0, ALL),
-  'teacher.learning_rate': (0.2, ALL),
-  'teacher.final_learning_rate': (0.01, ALL),
-  'teacher.momentum': (0.8, ALL),
-  'teacher.beta2': (0.9, ALL),
+  **{f'teacher.{name}': (value, ALL) for name, value in TRAINING.items()},
   'teacher.nesterov': (True, ALL),
-  'teacher.weight_decay': (1e-3, ALL),
   'teacher.augmentation': (('flip', 'crop'), ALL),
   'teacher.keep_checkpoints': ((0.5,), ALL),
   'predictions.mode': ('online', PREDICTIONS),
@@ -80,18 +92,8 @@ FIELDS = {
   'predictions.num_extra': (100, NONE),
   'predictions.augment_extra': (False, NONE),
   'student.seed': (1, STUDENT),
-  'student.num_epochs': (301, STUDENT),
-  'student.num_steps': (10, STUDENT),
-  'student.num_examples': (10, STUDENT),
-  'student.batch_size': (256, STUDENT),
-  'student.optimizer': ('adam', STUDENT),
-  'student.warmup_epochs': (1.0, STUDENT),
-  'student.learning_rate': (0.1, STUDENT),
-  'student.final_learning_rate': (1e-5, STUDENT),
-  'student.momentum': (0.8, STUDENT),
-  'student.beta2': (0.9, STUDENT),
+  **{f'student.{name}': (value, STUDENT) for name, value in TRAINING.items()},
   'student.nesterov': (False, STUDENT),
-  'student.weight_decay': (1e-3, STUDENT),
   'student.loss': ('brier', STUDENT),
   'student.loss_options': ({'weight': 2.0}, STUDENT),
   'student.temperature': (1.0, STUDENT),
@@ -100,13 +102,7 @@ FIELDS = {
   'student.init_lambda': (0.5, STUDENT),
   'student.init_from': ('initial', STUDENT),
   'student.keep_checkpoints': ((), STUDENT),
-  'student.model.name': ('lenet', STUDENT),
-  'student.model.options': ({'width': 8}, STUDENT),
-  'student.model.depth': (56, STUDENT),
-  'student.model.width': (8, STUDENT),
-  'student.model.norm': ('layer', STUDENT),
-  'student.model.shortcut': ('raw', STUDENT),
-  'student.model.dtype': ('bfloat16', STUDENT),
+  **{f'student.model.{name}': (value, STUDENT) for name, value in MODEL.items()},
   'augmentation.crop_padding': (2, ALL),
   'augmentation.rotation_degrees': (10.0, NONE),
   'augmentation.rotation_interpolation': ('nearest', NONE),
@@ -149,10 +145,9 @@ def test_every_field_has_a_decision():
   )
 
 
-@pytest.mark.parametrize('field', FIELDS)
-def test_a_field_changes_the_fingerprints_of_the_artefacts_that_it_can_change(field):
-  value, artefacts = FIELDS[field]
-  assert changed_artefacts(load(), field, value) == artefacts
+def test_a_field_changes_the_fingerprints_of_the_artefacts_that_it_can_change():
+  for field, (value, artefacts) in FIELDS.items():
+    assert changed_artefacts(load(), field, value) == artefacts, field
 
 
 def changed_artefacts(config, field, value):
@@ -175,21 +170,25 @@ AUGMENTATION_FIELDS = {
   'mixup': set(),
   'noise': {'noise_probability'},
 }
-USES = [('teacher', name) for name in AUGMENTATION_FIELDS if name not in views.UNLABELLED]
-USES += [('predictions', name) for name in AUGMENTATION_FIELDS]
 
 
-@pytest.mark.parametrize(('section', 'name'), USES)
-def test_a_field_of_an_augmentation_counts_where_the_augmentation_is_used(section, name):
-  artefacts = {'teacher': ALL, 'predictions': PREDICTIONS}[section]
-  for field, (value, _) in FIELDS.items():
-    if field.startswith('augmentation.'):
-      config = load(('teacher.augmentation', '()'), ('predictions.augmentation', '()'))
-      config[section].augmentation = (name,)
-      expected = (
-        artefacts if field.removeprefix('augmentation.') in AUGMENTATION_FIELDS[name] else NONE
-      )
-      assert changed_artefacts(config, field, value) == expected, field
+def test_a_field_of_an_augmentation_counts_where_the_augmentation_is_used():
+  plain = load(('teacher.augmentation', '()'), ('predictions.augmentation', '()'))
+  fields = [field for field in FIELDS if field.startswith('augmentation.')]
+  for section, artefacts in (('teacher', ALL), ('predictions', PREDICTIONS)):
+    for name, used in AUGMENTATION_FIELDS.items():
+      if section == 'teacher' and name in views.UNLABELLED:
+        continue
+      plain[section].augmentation = (name,)
+      for field in fields:
+        expected = artefacts if field.removeprefix('augmentation.') in used else NONE
+        config = copy.deepcopy(plain)
+        assert changed_artefacts(config, field, FIELDS[field][0]) == expected, (
+          section,
+          name,
+          field,
+        )
+    plain[section].augmentation = ()
 
 
 GAN_FIELDS = [field for field in FIELDS if field.startswith('gan.')]
@@ -203,32 +202,23 @@ def test_fields_of_the_gan_count_where_its_images_are_used():
     assert found == expected, field
 
 
-@pytest.mark.parametrize('field', ['predictions.num_extra', 'predictions.augment_extra'])
-def test_fields_of_extra_images_count_where_there_are_any(field):
-  config = load(('predictions.extra', 'svhn_cropped'))
-  assert changed_artefacts(config, field, FIELDS[field][0]) == PREDICTIONS
-
-
-@pytest.mark.parametrize('field', ['predictions.top_k', 'predictions.top_k_estimator'])
-def test_fields_of_top_k_count_where_it_is_stored(field):
-  config = load(('predictions.dtype', 'top_k'))
-  assert changed_artefacts(config, field, FIELDS[field][0]) == PREDICTIONS
-  config = load(('predictions.dtype', 'top_k'), ('predictions.mode', 'online'))
-  assert changed_artefacts(config, field, FIELDS[field][0]) == NONE
-
-
-@pytest.mark.parametrize(
-  ('section', 'examples', 'artefacts'),
-  [
-    ('teacher', (0, 200), ALL),
-    ('predictions', (0, 200), PREDICTIONS),
-    ('predictions', (0, 0), NONE),
-  ],
-)
-def test_the_subset_seed_counts_where_a_part_is_taken(section, examples, artefacts):
-  config = load()
-  config[section].examples = examples
-  assert changed_artefacts(config, 'dataset.subset_seed', 1) == artefacts
+def test_fields_that_count_where_another_field_has_a_value():
+  extra, top_k = ('predictions.extra', 'svhn_cropped'), ('predictions.dtype', 'top_k')
+  online = 'predictions.mode', 'online'
+  for field, overrides, artefacts in [
+    ('predictions.num_extra', [extra], PREDICTIONS),
+    ('predictions.augment_extra', [extra], PREDICTIONS),
+    ('predictions.top_k', [top_k], PREDICTIONS),
+    ('predictions.top_k', [top_k, online], NONE),
+    ('predictions.top_k_estimator', [top_k], PREDICTIONS),
+    ('predictions.top_k_estimator', [top_k, online], NONE),
+    # Where a part is taken.
+    ('dataset.subset_seed', [('teacher.examples', '(0, 200)')], ALL),
+    ('dataset.subset_seed', [('predictions.examples', '(0, 200)')], PREDICTIONS),
+    ('dataset.subset_seed', [('predictions.examples', '(0, 0)')], NONE),
+  ]:
+    found = changed_artefacts(load(*overrides), field, FIELDS[field][0])
+    assert found == artefacts, (field, overrides)
 
 
 def test_the_subset_is_that_of_the_seed_unless_another_is_set():
@@ -243,8 +233,12 @@ def test_the_subset_is_that_of_the_seed_unless_another_is_set():
 
 
 def test_a_gan_is_shared_by_all_teachers_and_students_of_a_data_set():
-  fingerprint = config_lib.gan_fingerprint(load())
-  assert {field for field in FIELDS if _changes_gan(field, fingerprint)} == {
+  def changes(field):
+    config = load()
+    config.update_from_flattened_dict({field: FIELDS[field][0]})
+    return config_lib.gan_fingerprint(config) != config_lib.gan_fingerprint(load())
+
+  assert {field for field in FIELDS if changes(field)} == {
     *[field for field in GAN_FIELDS if field != 'gan.num_samples'],
     'dataset.name',
     'dataset.num_train',
@@ -253,12 +247,6 @@ def test_a_gan_is_shared_by_all_teachers_and_students_of_a_data_set():
     'dataset.max_tokens',
     'dataset.min_count',
   }
-
-
-def _changes_gan(field, fingerprint):
-  config = load()
-  config.update_from_flattened_dict({field: FIELDS[field][0]})
-  return config_lib.gan_fingerprint(config) != fingerprint
 
 
 # The independent student.
@@ -273,12 +261,9 @@ def test_the_independent_experiment_shares_nothing_but_is_the_run_of_that_seed()
 # In other spellings, versions and processes.
 
 
-def test_what_a_student_model_spells_out_is_not_what_it_is():
+def test_a_fingerprint_does_not_depend_on_how_a_value_is_written():
   spelt_out = load(('student.model.depth', '20'), ('student.model.name', 'resnet'))
   assert fingerprints(spelt_out) == fingerprints(load())
-
-
-def test_a_fingerprint_does_not_depend_on_how_a_value_is_written():
   one, other = load(('student.temperature', '1')), load(('student.temperature', '1.0'))
   assert fingerprints(one) == fingerprints(other)
 

@@ -7,8 +7,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parents[1]
 
 # A wing of kdjax is a module or a folder. It imports from the wings of earlier lines, and no other.
@@ -157,12 +155,14 @@ def test_every_module_belongs_to_a_wing():
   assert places - {'__init__'} == set(ANALYSIS), 'Put a new module into ANALYSIS.'
 
 
-@pytest.mark.parametrize('module', IMPORTS)
-def test_a_module_imports_only_from_the_wings_above_its_own(module):
-  own = wing_of(module)
-  above = {wing for wing, depth in DEPTH.items() if depth < DEPTH[own]}
-  allowed = ONLY.get(module, ONLY.get(own, above)) | {own, '__version__'}
-  assert {name for name in IMPORTS[module] if not is_inside(name, allowed)} == set()
+def test_a_module_imports_only_from_the_wings_above_its_own():
+  wrong = set()
+  for module, names in IMPORTS.items():
+    own = wing_of(module)
+    above = {wing for wing, depth in DEPTH.items() if depth < DEPTH[own]}
+    allowed = ONLY.get(module, ONLY.get(own, above)) | {own, '__version__'}
+    wrong |= {(module, name) for name in names if not is_inside(name, allowed)}
+  assert wrong == set()
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -181,20 +181,19 @@ def is_imported(module, names):
   )
 
 
-@pytest.mark.parametrize('module', ANALYSIS)
-def test_an_analysis_imports_only_what_it_may(module):
-  path = ROOT / 'analysis' / module
-  paths = sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
-  own, pipeline = set(), set()
-  for file in paths:
-    folder = '.'.join(file.relative_to(ROOT).parts[:-1])
-    names = imported_modules(file.read_text(), folder)
-    own |= {name.split('.')[1] for name in names if name.startswith('analysis.')}
-    pipeline |= imports_of(file.read_text())
-  assert own <= ANALYSIS[module] | {module}
-  if module in MATHEMATICS:
-    outside = {'config', 'runtime.files', 'predictions', 'stages'}
-    assert not {name for name in pipeline if is_inside(name, outside)}
+def test_an_analysis_imports_only_what_it_may():
+  outside = {'config', 'runtime.files', 'predictions', 'stages'}
+  wrong = set()
+  for module, allowed in ANALYSIS.items():
+    path = ROOT / 'analysis' / module
+    for file in sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]:
+      text, folder = file.read_text(), '.'.join(file.relative_to(ROOT).parts[:-1])
+      names = [name.split('.') for name in imported_modules(text, folder)]
+      own = {name[1] for name in names if name[0] == 'analysis'}
+      wrong |= {(module, name) for name in own - allowed - {module}}
+      if module in MATHEMATICS:
+        wrong |= {(module, name) for name in imports_of(text) if is_inside(name, outside)}
+  assert wrong == set()
 
 
 def test_the_pipeline_knows_nothing_of_analysis_tests_and_configs():
@@ -212,13 +211,24 @@ def test_nothing_imports_tensorflow_or_torch():
     assert not packages & HEAVY, path.name
 
 
-def test_importing_everything_loads_neither_tensorflow_nor_torch():
-  names = ', '.join(['launch', *(f'kdjax.{name}' for name in IMPORTS)])
-  result = subprocess.run(
-    [sys.executable, '-c', f'import sys, {names}\nprint(*{HEAVY} & set(sys.modules))'],
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=True,
+def test_what_is_loaded_by_an_import():
+  """The package and the flags load no JAX, their first use sets XLA's flags, and nothing loads TensorFlow."""
+  everything = ', '.join(['launch', *(f'kdjax.{name}' for name in IMPORTS)])
+  program = f"""
+import os, sys, kdjax
+assert {{'distil', 'open', 'views'}} <= set(dir(kdjax)) and not hasattr(kdjax, 'distill')
+assert not {{'jax', 'kdjax.interface'}} & set(sys.modules)
+import kdjax.interface.command_line
+assert not {{'jax', 'flax', 'scipy'}} & set(sys.modules)
+kdjax.fidelity, kdjax.errors.UserError
+assert 'xla_gpu_deterministic_ops' in os.environ['XLA_FLAGS']
+import {everything}
+assert kdjax.open is kdjax.interface.opened.open
+assert kdjax.distil is kdjax.interface.distillation.distil
+assert not {HEAVY} & set(sys.modules)
+"""
+  environ = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, '-c', program], env=environ, capture_output=True, text=True
   )
-  assert result.stdout.split() == []
+  assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from conftest import ROOT, TINY, copied
 
 from analysis.parts import PARTS
 from kdjax import config as config_lib
-from kdjax.config import ad_hoc, validation
+from kdjax.config import validation
 from tests import launched
 
 PAGES = {path: path.read_text() for path in [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]}
@@ -45,7 +45,7 @@ def test_every_command_is_valid(command, monkeypatch):
   others = {flag for flag in flags if not flag.startswith(('config.', 'sweep.'))}
   assert others <= {'stages', 'workdir', 'verify', 'sweep', 'help', 'help_config'}
   if 'sweep' in flags or swept:
-    sweep = ad_hoc.from_flags('swept', swept)[0] if swept else config_lib.load_sweep(spec)
+    sweep = config_lib.sweep_from_flags('swept', swept)[0] if swept else config_lib.load_sweep(spec)
     configs, problems = config_lib.sweep_configs(spec, sweep, overrides)
     validation.check_sweep(configs, 1, problems)
   else:

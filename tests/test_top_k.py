@@ -12,7 +12,7 @@ from untrained import copy_of, predicted_run
 
 import kdjax
 from kdjax import losses
-from kdjax.config import fingerprints, top_k, validation
+from kdjax.config import fingerprints, loss_checks, validation
 from kdjax.errors import DamageError
 from kdjax.predictions.encodings import ESTIMATORS, TAIL
 from kdjax.predictions.store import PredictionStore
@@ -274,6 +274,6 @@ def test_a_loss_with_other_needs_is_judged_or_refused(pretended):
   ('loss', 'num_classes'), [('cross_entropy', 2), ('cross_entropy', 1000), ('brier', 1000)]
 )
 def test_what_is_linear_is_found_for_any_number_of_classes(loss, num_classes):
-  gradient = top_k._gradient(loss, {}, num_classes)
-  assert top_k._is_linear(gradient, num_classes, 1.0)
-  assert not top_k._is_linear(gradient, num_classes, 1.01)
+  gradient = loss_checks._gradient(load(fields={'student.loss': loss}).student, num_classes)
+  assert loss_checks._is_linear(gradient, num_classes, 1.0)
+  assert not loss_checks._is_linear(gradient, num_classes, 1.01)

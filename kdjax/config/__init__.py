@@ -1,7 +1,12 @@
 """Configs: their fields, loading, overrides and fingerprints.
 
-A config is an `ml_collections.ConfigDict` with the fields of `kdjax/config/base.py`, which explains them.
-`config/rules.py` and `config/validation.py` say which values are allowed.
+A config is an `ml_collections.ConfigDict` with the fields of `base.py`, which explains them. The files:
+
+- `base`, `fields`, `loading`: the defaults, values that follow from several fields, files with their overrides.
+- `rules`, `validation`: the rule of each field, and the order of all checks, with those that join fields.
+- `data_checks`, `loss_checks`, `user_code`, `teacher_source`: the checks that need the data, a loss, or code.
+- `fingerprints`, `code`, `objects`: the names of artefacts, digests of code, names of objects of a notebook.
+- `sweep`, `claims`: the runs of a figure, and the verdicts on the paper's claims.
 """
 
 from kdjax.config.fields import (
@@ -32,6 +37,7 @@ from kdjax.config.loading import (
   load,
   load_sweep,
   sweep_configs,
+  sweep_from_flags,
 )
 
 __all__ = [
@@ -57,5 +63,6 @@ __all__ = [
   'student_seed',
   'subset_seed',
   'sweep_configs',
+  'sweep_from_flags',
   'teacher_fingerprint',
 ]

@@ -5,11 +5,23 @@ that are None are optional. Durations (`num_epochs`, `num_steps`, `num_examples`
 exactly one of the three is set, the others are None.
 """
 
+import functools
+import pickle
+
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
+  return pickle.loads(_pickled())  # a copy takes a fifth of the time that it takes to make one
+
+
+@functools.cache
+def _pickled() -> bytes:
+  return pickle.dumps(_defaults())
+
+
+def _defaults() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # every random number follows from it
 

@@ -53,6 +53,9 @@ def problems(config: ConfigDict, description: data.Description) -> Iterator[str]
   elif description.vocabulary_size is not None:
     yield from _text_problems(config)
   yield from _extra_problems(config)
+  k, num_classes = config.predictions.top_k, description.num_classes
+  if config_lib.is_top_k(config) and keeps(config, 'predictions.top_k') and (k or 0) > num_classes:
+    yield f'predictions.top_k = {k}: allowed: up to the {num_classes} classes of {of_name}'
 
 
 def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
@@ -145,12 +148,12 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
 def _colour_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
   if num_channels in (1, 3):
     return
-  for field in ('teacher.augmentation', 'predictions.augmentation'):
-    section, leaf = field.split('.')
-    names = [name for name in NEEDS_COLOURS if name in config[section][leaf]]
+  for section in ('teacher', 'predictions'):
+    chosen = config[section].augmentation
+    names = [name for name in NEEDS_COLOURS if name in chosen]
     if names:
       yield (
-        f'{field} = {config[section][leaf]}: {", ".join(names)} are of grey or RGB images, with 1 or 3 '
+        f'{section}.augmentation = {chosen}: {", ".join(names)} are of grey or RGB images, with 1 or 3 '
         f'channels; those of {config.dataset.name} have {num_channels}. Allowed here: the others'
       )
 
@@ -162,10 +165,9 @@ def _text_problems(config: ConfigDict) -> Iterator[str]:
   for field, model in _model_names(config).items():
     if model not in models.TAKES_TOKENS:
       yield f'{field} = {model!r}: takes images, and {name} has texts. {_models_for(texts=True)}'
-  for field in ('teacher.augmentation', 'predictions.augmentation'):
-    section, leaf = field.split('.')
-    if config[section][leaf]:
-      yield f'{field} = {config[section][leaf]}: is for images, and {name} has texts; allowed: ()'
+  for section in ('teacher', 'predictions'):
+    if chosen := config[section].augmentation:
+      yield f'{section}.augmentation = {chosen}: is for images, and {name} has texts; allowed: ()'
   if config_lib.needs_gan(config):
     yield f"predictions.extra = 'gan': makes images, and {name} has texts; allowed: other texts"
 

@@ -3,7 +3,7 @@
 `ARTEFACT_VERSION` and the code that `_roots` names stand for kdjax; what a config names as
 'module:attribute' stands for the user. Code that only reads artefacts, such as reports and analyses, does
 not count. Data of the user, in an .npz file or from a function, count by their content; other data sets by
-their name.
+their name. A record of the code and data lies with each artefact, and tells why it is made anew.
 """
 
 import hashlib
@@ -11,14 +11,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import data, losses, models
 from kdjax.config import code, fields, teacher_source
 from kdjax.data import augmentations, views
-from kdjax.runtime import plugins
+from kdjax.runtime import files, plugins, progress
 from kdjax.train import optimizers
 
+RECORD = 'code.json'  # the file of a record
 # Raise it when old artefacts are wrong for a reason that `_roots` does not reach.
 ARTEFACT_VERSION = 4
 
@@ -94,10 +96,35 @@ FINGERPRINTS: dict[str, Callable[..., str]] = {
 }
 
 
-def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
-  """The record that `outdated` compares.
+def record(folder: epath.Path, config: ConfigDict, artefact: str) -> None:
+  """Writes the record of an artefact that is about to be made, unless it is there.
 
-  It has 'fields', a fingerprint without code and content of data, and 'code', the digests of these by name.
+  If the workdir has an artefact of the same fields and other code or data, a warning names these.
+
+  Args:
+    folder: the artefact's folder. The members of a teacher share a record in the folder above theirs.
+    artefact: of FINGERPRINTS.
+  """
+  folder = folder.parent if artefact == 'teacher' else folder
+  if (folder / RECORD).exists():
+    return
+  new = code_record(config, artefact)
+  others = sorted(folder.parent.glob(f'*/{RECORD}')) if folder.parent.exists() else []
+  found = [names for path in others if (names := changed(files.read_json(path), new))]
+  if found:  # of several, the most similar one
+    names = ', '.join(min(found, key=len))
+    progress.logger.warning('%s: made anew, since what decides it has changed: %s', artefact, names)
+  files.write_json(folder / RECORD, new)
+
+
+def changes(folder: epath.Path, config: ConfigDict, artefact: str) -> list[str]:
+  """The definitions and data that have changed since an artefact of these fields was made; [] without a record."""
+  path = folder / RECORD
+  return changed(files.read_json(path), code_record(config, artefact)) if path.exists() else []
+
+
+def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
+  """A record: 'fields', a fingerprint without code and content of data, and 'code', the digests of these by name.
 
   Args:
     artefact: of FINGERPRINTS.
@@ -115,10 +142,10 @@ def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
   return {'fields': FINGERPRINTS[artefact](config, with_code=False), 'code': digests}
 
 
-def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str] | None:
-  """The definitions and data in which two records of the same fields differ; None for other fields."""
+def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """The definitions and data in which two records of the same fields differ; [] for other fields."""
   if old['fields'] != new['fields']:
-    return None
+    return []
   names = old['code'].keys() | new['code'].keys()
   return sorted(name for name in names if old['code'].get(name) != new['code'].get(name))
 

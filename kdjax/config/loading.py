@@ -1,4 +1,4 @@
-"""Loading a config: the file, its overrides, and the points of its sweep."""
+"""Loading a config: the file, its overrides, and the points of a sweep of the file or of flags."""
 
 import ast
 import copy
@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,17 @@ from ml_collections import ConfigDict
 from kdjax.config import base
 from kdjax.config import sweep as sweep_lib
 from kdjax.config.fields import is_free, is_optional, leaves
-from kdjax.config.sweep import Sweep
+from kdjax.config.sweep import Panel, Point, Sweep
 from kdjax.errors import ConfigError
 from kdjax.runtime import files, plugins
 from kdjax.runtime.plugins import EXPERIMENTS
+
+# What a sweep of flags shows.
+_PANELS = (
+  Panel('splits.test.fidelity.top1_agreement', 'agreement, test (%)', 100),
+  Panel('splits.test.fidelity.predictive_kl', 'KL to the teacher, test (nats)'),
+  Panel('splits.test.student.accuracy', 'student accuracy, test (%)', 100),
+)
 
 
 def load(
@@ -179,16 +187,60 @@ def sweep_configs(
   return configs, list(dict.fromkeys(problems))
 
 
+def sweep_from_flags(name: str, swept: Sequence[tuple[str, str | None]]) -> tuple[Sweep, list[str]]:
+  """The sweep of `--sweep.FIELD=VALUES`, over all combinations of the values, and the problems with the flags.
+
+  The first field is on the x axis; each combination of the others is a series.
+
+  Args:
+    name: the name of the config, for the title.
+    swept: (dotted field, values as text, separated by commas), as in `--sweep.FIELD=V1,V2`.
+  """
+  problems = [
+    f'--sweep.{field}: no values given; write --sweep.{field}=V1,V2'
+    for field, text in swept
+    if not text
+  ]
+  fields = [field for field, _ in swept]
+  problems += [
+    f'--sweep.{field}: given twice' for field in {f for f in fields if fields.count(f) > 1}
+  ]
+  values = [_literals(text or '') for _, text in swept]
+  points = []
+  for combination in itertools.product(*values):
+    (_, first), *rest = pairs = list(zip(fields, combination, strict=True))
+    x = float(first) if type(first) in (int, float) else str(first)
+    series = ', '.join(f'{_short(field)} = {value}' for field, value in rest)
+    points.append(Point(dict(pairs), x, series))
+  return Sweep(
+    f'{name}: {", ".join(map(_short, fields))}', _short(fields[0]), points, _PANELS, trial_field=''
+  ), problems
+
+
+def _short(field: str) -> str:
+  return field.rpartition('.')[2]
+
+
+def _literals(text: str) -> list[Any]:
+  """The values, separated by commas, as Python literals. '(1, 2),(3, 4)' are two tuples."""
+  found = _literal(f'[{text}]')
+  return found if isinstance(found, list) else [_literal(part.strip()) for part in text.split(',')]
+
+
+def _literal(text: str) -> Any:
+  """The value of a Python literal; any other text is a string without quotes."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return text
+
+
 def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]:
   """Sets a field, or yields what is wrong."""
   if text is None:
     yield f'{field}: no value given; write --config.{field}=VALUE'
     return
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
-    value = text
-  yield from _assign(config, field, value, text)
+  yield from _assign(config, field, _literal(text), text)
 
 
 def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[str]:

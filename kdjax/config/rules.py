@@ -1,5 +1,7 @@
 """The rule for the value of each field of a config: field → (test, allowed values in words)."""
 
+import functools
+import operator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -218,5 +220,5 @@ def passes(test, value: Any) -> bool:
 
 def keeps(config: ConfigDict, *names: str) -> bool:
   """Whether fields that others are computed from are None or allowed."""
-  leaves = fields.leaves(config)
-  return all(leaves[field] is None or passes(RULES[field][0], leaves[field]) for field in names)
+  values = {name: functools.reduce(operator.getitem, name.split('.'), config) for name in names}
+  return all(value is None or passes(RULES[name][0], value) for name, value in values.items())

@@ -4,14 +4,15 @@ Every problem is a line with the field, its value and what is allowed. All of th
 before anything runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.config import data_checks, feature_checks, teacher_source, top_k, user_code
+from kdjax.config import data_checks, loss_checks, teacher_source, user_code
 from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
 from kdjax.predictions.encodings import TOP_K
@@ -26,10 +27,11 @@ def check(
   Looks the data set up, but reads no image. With `prepare`, prepares it if it must, but only once all
   else is right.
   """
-  incomplete = [*_wrong_fields(config), *_missing_values(config)]
-  problems = [*problems, *incomplete, *_field_problems(config)]
+  leaves = config_lib.leaves(config)
+  incomplete = [*_wrong_fields(leaves), *_missing_values(config, leaves)]
+  problems = [*problems, *incomplete, *_field_problems(leaves)]
   if incomplete or not files.is_reachable(config.dataset.data_dir or ''):
-    raise ConfigError(problems)  # what comes next would stumble over them
+    raise ConfigError(problems)  # the next checks need complete fields
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   if unknown := [*user_code.missing(config)]:
     raise ConfigError(problems + unknown)
@@ -38,13 +40,13 @@ def check(
   except UserError as error:
     problems.append(str(error))
   else:
-    problems += [*data_checks.problems(config, description), *top_k.problems(config, description)]
+    problems += data_checks.problems(config, description)
     if not problems:  # these build the models
       problems += user_code.problems(config, description)
       problems += teacher_source.content_problems(config, description)
     if not problems:
-      problems += top_k.loss_problems(config, description)
-      problems += feature_checks.problems(config, description)
+      problems += loss_checks.top_k_problems(config, description)
+      problems += loss_checks.feature_problems(config, description)
   if problems:
     raise ConfigError(problems)
 
@@ -64,23 +66,21 @@ def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Seque
     )
 
 
-def _wrong_fields(config: ConfigDict) -> Iterator[str]:
-  """Fields that are missing or unknown, of a config that does not come from base.py or adds to it."""
-  fields = config_lib.leaves(config)
-  for field in sorted(RULES.keys() - fields.keys()):
+def _wrong_fields(leaves: Mapping[str, Any]) -> Iterator[str]:
+  """Missing or unknown fields: the config does not come from base.py, or adds to it."""
+  for field in sorted(RULES.keys() - leaves.keys()):
     yield f'{field}: missing; a config is made by kdjax.config.base.get_config and then changed'
-  for field in sorted(fields.keys() - RULES.keys()):
-    yield f'{field} = {fields[field]!r}: no such field; kdjax/config/base.py has them all'
+  for field in sorted(leaves.keys() - RULES.keys()):
+    yield f'{field} = {leaves[field]!r}: no such field; kdjax/config/base.py has them all'
 
 
-def _missing_values(config: ConfigDict) -> Iterator[str]:
-  for field, value in config_lib.leaves(config).items():
+def _missing_values(config: ConfigDict, leaves: Mapping[str, Any]) -> Iterator[str]:
+  for field, value in leaves.items():
     if value is None and field in RULES and not config_lib.is_optional(config, field):
       yield f'{field} = None: not optional; allowed: {RULES[field][1]}'
 
 
-def _field_problems(config: ConfigDict) -> Iterator[str]:
-  leaves = config_lib.leaves(config)
+def _field_problems(leaves: Mapping[str, Any]) -> Iterator[str]:
   for field, (test, allowed) in RULES.items():
     if leaves.get(field) is not None and not passes(test, leaves[field]):
       yield f'{field} = {leaves[field]!r}: allowed: {allowed}'
@@ -110,11 +110,11 @@ def _unread_problems(config: ConfigDict) -> Iterator[str]:
   of_student, of_teacher = map(models.fields_read, names)
   if of_student is None or of_teacher is None:  # unknown, which is another problem
     return
-  for field, name, read in (
-    ('model', names[1], of_teacher),
-    ('student.model', names[0], of_student),
+  for field, section, name, read in (
+    ('model', config.model, names[1], of_teacher),
+    ('student.model', config.student.model, names[0], of_student),
   ):
-    options = config_lib.leaves(config)[f'{field}.options']
+    options = section.options.to_dict()
     if options and 'options' not in read:
       yield (
         f'{field}.options = {options!r}: {name} reads none; allowed: {{}}, and the fields '

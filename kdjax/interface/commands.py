@@ -16,7 +16,6 @@ from rich.table import Table
 from kdjax import config as config_lib
 from kdjax.config import sweep as sweep_lib
 from kdjax.config import validation
-from kdjax.config.ad_hoc import from_flags
 from kdjax.config.sweep import Sweep, SweepRun
 from kdjax.errors import ConfigError, UserError
 from kdjax.interface.flags import (
@@ -75,7 +74,7 @@ def _run() -> None:
     )
   hosts.initialise(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
   if hosts.count() > 1:
-    faulthandler.disable()  # JAX aborts a process that lost another, and says so; no trace after that
+    faulthandler.disable()  # no trace when JAX aborts a process that lost another, which has a message
   if not hosts.is_main():
     progress.setup_logging(errors_only=True)
   compiler.require_right(insist=ALLOW_WRONG_XLA.value)
@@ -111,7 +110,7 @@ def _flag_problems() -> list[str]:
 def _run_sweep(problems: list[str]) -> None:
   name = config_lib.config_name(CONFIG.value)
   if SWEPT:
-    sweep, more = from_flags(name, SWEPT)
+    sweep, more = config_lib.sweep_from_flags(name, SWEPT)
     problems = problems + more
     name = '_'.join([name, *(field.rpartition('.')[2] for field, _ in SWEPT)])
   else:
@@ -182,13 +181,13 @@ def main() -> None:
     if not hosts.is_loss(error):
       _stop(traceback.format_exc())
     _stop(
-      f'error: process {hosts.index()} of {hosts.count()} has lost another, which has ended: what that '
-      f'one said tells why. The same command on all hosts goes on where it was. ({error})'
+      f'error: process {hosts.index()} of {hosts.count()} has lost another process, which ended; its output '
+      f'has the cause. The same command on all hosts resumes. ({error})'
     )
 
 
 def _quiet_closed_loop() -> None:
-  """A failed write is told in one line; those that Orbax leaves under way behind it say nothing more."""
+  """Hides the tracebacks of writes that Orbax leaves under way after a failed one, which has its own message."""
   sys.unraisablehook = lambda args: (
     None if str(args.exc_value) == 'Event loop is closed' else sys.__unraisablehook__(args)
   )

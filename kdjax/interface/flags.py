@@ -1,8 +1,11 @@
 """The flags of the command line and its help. Imports no JAX, so that help comes at once."""
 
 import ast
+import collections
 import pathlib
+import re
 import sys
+import tokenize
 
 from absl import app, flags
 
@@ -67,9 +70,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     print(help_text())
     sys.exit(0)
   if '--help_config' in arguments:
-    from kdjax.config import base, described
-
-    print(described.described(base.get_config(), pathlib.Path(base.__file__)))
+    print(config_help_text())
     sys.exit(0)
   while arguments:
     argument = arguments.pop(0)
@@ -94,3 +95,38 @@ def help_text() -> str:
       about = (ast.get_docstring(tree) or '').partition('\n')[0]
       lines.append(f'  {path.relative_to(EXPERIMENTS).with_suffix("").as_posix():<30} {about}')
   return '\n'.join(lines)
+
+
+def config_help_text() -> str:
+  """A line for each config field, 'name = default', and its comment below."""
+  from kdjax import config as config_lib
+  from kdjax.config import base
+
+  comments = _comments(pathlib.Path(base.__file__))
+  lines = []
+  for name, value in config_lib.leaves(base.get_config()).items():
+    lines.append(f'{name} = {value!r}')
+    section, _, field = name.rpartition('.')
+    text = comments.get(f'config.{name}') or (section and comments.get(f'section.{field}'))
+    lines += [f'    {text}'] if text else []
+  return '\n'.join(lines)
+
+
+def _comments(path: pathlib.Path) -> dict[str, str]:
+  """{'config.student.loss': the comment above the assignment or behind it}, for every attribute."""
+  by_line = collections.defaultdict(str)
+  with tokenize.open(path) as file:
+    source = file.read()
+  lines = source.splitlines()
+  for number, line in enumerate(lines, 1):
+    if match := re.search(r'(?:^|\s)# ?(.*)$', line):
+      by_line[number] = match[1]
+  found = {}
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+      first = node.lineno
+      while lines[first - 2].lstrip().startswith('#'):
+        first -= 1
+      texts = [by_line[number] for number in range(first, node.end_lineno + 1)]
+      found[ast.unparse(node.targets[0])] = ' '.join(filter(None, texts))
+  return found

@@ -4,7 +4,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax.config import outdated, user_code
+from kdjax.config import fingerprints, user_code
 from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, plugins
 from kdjax.stages.experiment import Experiment
@@ -68,7 +68,7 @@ def experiment(folder: epath.Path) -> Experiment:
   plugins.add_folder('.')
   if missing := [*user_code.missing(found.config)]:
     raise MissingInputError('\n  '.join([f'{folder}: it needs code that is not there:', *missing]))
-  if names := outdated.changes(folder, found.config, 'student'):
+  if names := fingerprints.changes(folder, found.config, 'student'):
     raise DamageError(
       f'{folder}: what decided it has changed since: {", ".join(names)}. Train the student again, or bring '
       'the old version back.'

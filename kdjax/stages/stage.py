@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
-from kdjax.config import outdated
+from kdjax.config import fingerprints
 from kdjax.errors import DivergedError, MissingInputError, UserError
 from kdjax.runtime import environment, files, hosts, progress
 from kdjax.stages.provenance import Provenance
@@ -189,7 +189,7 @@ def _locked(job: Job, wait: bool) -> Iterator[bool | None]:
     if is_missing and job.provenance:
       job.provenance.begin(job.folder)
       if job.artefact:
-        outdated.record(job.folder, job.provenance.config, job.artefact)
+        fingerprints.record(job.folder, job.provenance.config, job.artefact)
     start = time.monotonic()
     yield is_missing if locked else None
     if is_missing and job.artefact:
