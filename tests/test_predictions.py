@@ -163,8 +163,8 @@ def test_a_larger_ensemble_and_more_views_reuse_what_is_there(base, tmp_path):
     predictions.STAGE.run(run)
   shutil.copytree(run.folders.member(1), run.folders.member(2))  # takes less than making it
   assert predictions.STAGE.run(run)
-  changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
-  assert changed <= {'meta.json', 'zarr.json', 'environment.json'}
+  touched = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+  assert touched <= {'meta.json', 'zarr.json', 'environment.json'}
   assert predictions.open_teacher(run).members('distillation', 3).shape == (3, 200, 10)
   assert PredictionStore(run.folders.predictions).meta['complete'] == [[3, 4], [2, 3]]
   assert not predictions.STAGE.run(run)
