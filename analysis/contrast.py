@@ -31,7 +31,7 @@ from kdjax.stages.experiment import Experiment
 from . import runner, runs
 from .part import Arrays, Settings
 
-FIGURES = ('plane', 'barriers', 'curvature')
+FIGURES = ('plane', 'barriers')
 FIELDS = ('measure', 'unit', 'point', 'trial', 'value')
 
 
@@ -97,7 +97,6 @@ MEASURES = (
     'barriers',
     _barrier('error', ALIGNED, 100),
   ),
-  Measure('largest eigenvalue of the Hessian', '', 'curvature', _curvature('hessian/eigenvalues')),
   Measure('trace of the Hessian', '', 'curvature_traces', _curvature('hessian/trace')),
   Measure('mismatch ‖H − G‖ / ‖G‖', '', 'curvature_traces', _curvature('mismatch')),
 )
