@@ -11,7 +11,8 @@ right. In the paper its student, distilled on all of MNIST or on EMNIST in its p
 `:small` is the paper's regime itself: the full recipe on real MNIST, with parts of it (ours) and without EMNIST. Measured
 with 60,000 images, in three trials: teachers get 85.8 to 86.2 % of the test set right; students agree with them on 97.6 to
 97.8 %, independent students on 83 % (chance: 10 %). Agreement on the test set changes by about 0.1 points in the last
-two epochs, so the students are flat below the paper's 99 %. Longer schedules were not tried.
+two epochs, in which the learning rate goes to 0. One student of 50 epochs agrees on 98.3 % of the test set
+and on 99.3 % of its distillation data.
 """
 
 from ml_collections import ConfigDict
