@@ -67,11 +67,6 @@ def _barrier(key: str, variant: str, factor: float = 1.0) -> Callable[[Arrays], 
   return value
 
 
-def _curvature(key: str) -> Callable[[Arrays], float]:
-  """A value of the distillation loss at the student; the first, where there are several."""
-  return lambda arrays: arrays[f'student/distillation/{key}'].flat[0]
-
-
 RAW, ALIGNED = 'as they are', 'aligned'
 MEASURES = (
   Measure(
@@ -97,8 +92,6 @@ MEASURES = (
     'barriers',
     _barrier('error', ALIGNED, 100),
   ),
-  Measure('trace of the Hessian', '', 'curvature_traces', _curvature('hessian/trace')),
-  Measure('mismatch ‖H − G‖ / ‖G‖', '', 'curvature_traces', _curvature('mismatch')),
 )
 
 

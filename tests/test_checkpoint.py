@@ -48,7 +48,15 @@ def test_saving_does_not_see_later_changes(tmp_path):
       assert (checkpoints.restore(LIKE, step)['w'] == step).all()
 
 
-def test_ctrl_c_ends_no_save_that_began(tmp_path, monkeypatch):
+@pytest.fixture
+def interruptible():
+  """Lets Ctrl-C raise KeyboardInterrupt, which workers of pytest-xdist ignore."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_no_save_that_began(tmp_path, monkeypatch, interruptible):
   with pytest.raises(KeyboardInterrupt), Checkpoints(epath.Path(tmp_path)) as checkpoints:
     save = checkpoints._manager.save
 

@@ -47,7 +47,9 @@ def test_a_random_config_is_refused_by_name_or_can_be_built(tmp_path, monkeypatc
   monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path / 'sets'))
   fuzzed.patch(monkeypatch)
   num_devices = jax.local_device_count()
-  shipped = {spec: config_lib.load(spec)[0] for spec in FILES}  # arguments change what is drawn
+  shipped = {
+    spec: config_lib.load(spec)[0] for spec in FILES.values()
+  }  # arguments change what is drawn
   for config in shipped.values():
     validation.check(config, num_devices)
   values, outcomes = fuzzed.values_of(shipped), collections.Counter()

@@ -77,6 +77,7 @@ ANALYSIS = {
 ANALYSIS['parts'] = set(ANALYSIS)
 ANALYSIS['runner'] = {'part', 'parts', 'runs'}
 ANALYSIS['__main__'] = {'part', 'parts', 'runner', 'runs'}
+ANALYSIS['contrast'] = {'part', 'runner', 'runs'}
 MATHEMATICS = (
   'geometry',
   'paths',

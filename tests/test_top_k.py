@@ -264,8 +264,7 @@ def test_a_loss_with_other_needs_is_judged_or_refused(pretended):
   assert problem.startswith(
     f"student.loss = '{__name__}:on_features': needs features of the student"
   )
-  lenet = {'model.name': 'lenet'}  # whose features take less to trace
-  (problem,) = problems_of(load(fields=fields('truncated', loss='cka') | lenet))
+  (problem,) = problems_of(load(fields=fields('truncated', loss='cka')))
   assert 'top_k' not in problem  # of stored predictions
   validation.check(load(fields=fields('sampled', loss=f'{__name__}:relative')), 1)
 

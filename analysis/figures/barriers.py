@@ -68,13 +68,13 @@ def draw_barriers(arrays: Arrays) -> 'Figure':
       continue
     image = _draw_matrix(axes, names, arrays['pairs'], arrays['loss'][:, v], top, 'viridis')
     style.title(axes, next(letters), f'loss, {variants[v]}')
-  label = f'barrier of the loss ({arrays["loss_unit"]})'
+  label = f'loss ({arrays["loss_unit"]})'
   above.colorbar(image, ax=all_axes, label=label)
   accuracy, spread = below.subplots(1, 2)
   percent_Q = 100 * arrays['error'][:, -1]
   top = max(float(np.nanmax(percent_Q)), 1e-9)
   image = _draw_matrix(accuracy, names, arrays['pairs'], percent_Q, top, 'cividis')
-  label = 'barrier of the accuracy, test (%)'
+  label = 'test accuracy (points)'
   below.colorbar(image, ax=accuracy, location='bottom', label=label)
   style.title(accuracy, next(letters), f'accuracy, {variants[-1]}')
   _draw_alignments(spread, arrays)

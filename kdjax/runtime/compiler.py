@@ -23,7 +23,7 @@ def flag_sets(jaxlib_version: Sequence[int]) -> dict[str, str]:
   Args:
     jaxlib_version: as `jaxlib.version.__version_info__`.
   """
-  flags = xla_flags.recommended(jaxlib_version, cached=True)
+  flags = xla_flags.recommended(jaxlib_version)
   on_cpu = ' '.join(flag for flag in flags if flag.startswith('--xla_cpu'))
   return {'default': ''} | ({'set by launch.py': on_cpu} if on_cpu else {})
 
