@@ -121,7 +121,11 @@ def studies(
     folder = Experiment(configs[run.index], workdir).folders.student
     if names[run.index] in points and (folder / 'complete.json').exists():
       found.setdefault(run.trial, {})[names[run.index]] = runs.load(folder)
-  complete = {trial: of for trial, of in found.items() if len(of) == len(points)}
+  complete = {
+    trial: {point: of[point] for point in points}
+    for trial, of in found.items()
+    if len(of) == len(points)
+  }
   if not complete:
     raise MissingInputError(
       f'{workdir}: no trial of {spec} has the students of {"; ".join(points)}. Run launch.py '
