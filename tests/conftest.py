@@ -48,23 +48,22 @@ DATA = next((p for p in map(pathlib.Path, filter(None, _PLACES)) if (p / 'cifar1
 
 # The files that take longest, in the order in which they start.
 LONGEST = (
-  'hosts',
   'faults',
-  'compiler',
+  'hosts',
   'benchmarks',
-  'experiments',
-  'stages',
-  'analysis_basins',
-  'predictions',
-  'sweep_figure',
-  'top_k',
-  'notebook',
-  'analysis_end_to_end',
-  'models',
+  'compiler',
   'gan',
-  'end_to_end',
-  'analysis_trajectory_part',
+  'notebook',
+  'stages',
+  'devices',
+  'analysis_basins',
   'student',
+  'models',
+  'feature_losses',
+  'golden_draws',
+  'end_to_end',
+  'streaming',
+  'predictions',
 )
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
