@@ -27,7 +27,7 @@ def get_sweep(arg=''):
   points = [Point({}, 0.0, 'start'), Point({'student.init_lambda': 0.5}, 0.5, 'start')]
   return Sweep(title='λ', x_label='λ', points=points, panels=[PANEL], trials=2)
 """
-# What parts write about a student that lies at distance 5 of its teacher, by key; `other` is not to be read.
+# Arrays of the parts about a student at distance 5 of its teacher; `other` must not be read.
 other = 99.0
 ARRAYS = {
   'trajectory': {

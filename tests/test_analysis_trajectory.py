@@ -107,7 +107,7 @@ def test_pca_of_a_line_far_from_the_origin_has_one_component():
 
 
 def test_a_random_walk_seems_to_have_structure():
-  """With even steps its explained variance has a closed form."""
+  """The explained variance of even steps has a closed form."""
   for num_points in (2, 3, 6, 200):
     k = np.arange(1, num_points)
     values = 1 / (4 * np.sin(np.pi * k / (2 * num_points)) ** 2)

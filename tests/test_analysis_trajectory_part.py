@@ -202,7 +202,7 @@ def test_distances_stand_beside_their_nulls(study, results):
 def test_a_near_teacher_is_told_from_one_more_unrelated_network(
   study, tmp_path, monkeypatch, noise, verdict
 ):
-  """With noise None the teacher is a random network, like the unrelated ones. None is aligned."""
+  """Without noise the teacher is a random network, like the unrelated ones. None is aligned."""
   monkeypatch.delitem(permutations.SPECS, small_run.Small)
   final = jax.device_get(study.student())
   rng = np.random.default_rng(0)

@@ -177,7 +177,7 @@ def test_optional_fields_are_those_that_base_makes_references():
   assert optional == durations | model | dataset | others
 
 
-# What follows from fields.
+# Values that follow from fields.
 
 
 def test_durations_in_steps_epochs_and_examples_agree():

@@ -150,7 +150,7 @@ def test_the_first_part_is_the_subset_of_that_size():
 
 @pytest.mark.parametrize('seed', [0, 1])
 def test_halves_are_disjoint_and_balanced(seed):
-  """With every seed, which decides which examples a part has."""
+  """This holds for every seed, which decides which examples a part has."""
   train = data.load(section(num_train=1000))['train']
   small, first, second = (data.part(train, p, seed) for p in ((0, 200), (0, 500), (500, 1000)))
   for part in (small, first, second):

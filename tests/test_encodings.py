@@ -53,7 +53,7 @@ def test_the_most_probable_classes_and_the_rest(estimator, k, expected):
 
 
 def test_a_row_has_the_classes_and_then_the_bits_of_the_values():
-  """Of equally probable classes the lower ones are kept."""
+  """If classes are equally probable, the lower ones are kept."""
   encode = lambda encoding, probs: encoding.encode(log_probs_of(probs), 0, 0, np.arange(1))
   row = encode(TopK(2, TAIL, 4, seed=0), [1 / 8, 1 / 2, 1 / 8, 1 / 4])
   assert row.dtype == np.uint16 and row[0, :2].tolist() == [1, 3]

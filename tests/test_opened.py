@@ -1,4 +1,4 @@
-"""What reads a workdir: the table of its students, exported weights and stored predictions."""
+"""Reading a workdir: the table of its students, exported weights and stored predictions."""
 
 import json
 import os

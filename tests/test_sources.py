@@ -133,7 +133,7 @@ def test_cifar100_has_its_fine_labels(tmp_path):
 
 NO_CLASSIFICATION = r"^dataset\.name = 'tiny': .*one input.*and one class label"
 BROKEN = {'image': b'no image', 'label': 0}
-# What differs from a set that can be read, and the error.
+# The difference from a set that can be read, and the error.
 WRONG = {
   'sizes vary': (
     {'features': {'image': image_feature(-1, -1, 3)}},

@@ -23,7 +23,7 @@ from kdjax.errors import ConfigError
 from kdjax.runtime import files, plugins
 from kdjax.runtime.plugins import EXPERIMENTS
 
-# What a sweep of flags shows.
+# The panels of a sweep of flags.
 _PANELS = (
   Panel('splits.test.fidelity.top1_agreement', 'agreement, test (%)', 100),
   Panel('splits.test.fidelity.predictive_kl', 'KL to the teacher, test (nats)'),
