@@ -100,4 +100,4 @@ def test_the_table_has_paired_differences(tmp_path):
   page = '<!-- results: contrast -->\n<!-- end of results -->'
   lines = results.updated(page, epath.Path(tmp_path)).splitlines()
   assert lines[1] == '| measure | near | random | difference | 95 % interval | n | verdict |'
-  assert lines[3] == '| barrier (nats) | 22 | 20 | +2 | -0.484 to 4.48 | 3 | cannot be told |'
+  assert lines[3] == '| barrier (nats) | 22 | 20 | +2 | −0.484 to 4.48 | 3 | cannot be told |'

@@ -231,7 +231,9 @@ def _contrast(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
     effect = intervals.paired(*pairs)
     means = [f'{sum(of_point) / len(trials):.3g}' for of_point in pairs]
     ends = f'{effect.low:.3g} to {effect.high:.3g}'
-    cells.append([name, *means, f'{effect.mean:+.3g}', ends, str(len(trials)), effect.verdict])
+    numbers = [*means, f'{effect.mean:+.3g}', ends]
+    numbers = [number.replace('-', '−') for number in numbers]
+    cells.append([name, *numbers, str(len(trials)), effect.verdict])
   return _table(('measure', first, second, 'difference', '95 % interval', 'n', 'verdict'), cells)
 
 
