@@ -104,7 +104,7 @@ def test_teachers_are_paid_for_once_here_and_with_every_student_there():
 
 
 def test_predictions_for_the_evaluation_are_not_compared(tmp_path):
-  settings = against_torch.Settings(num_members=2, num_examples=1024, num_epochs=6)
+  settings = against_torch.Settings(num_members=2, num_examples=1024, num_epochs=6, predicted=512)
   run = against_torch._new_run(settings, epath.Path(tmp_path))
   # Six views of 1,024 and the training split as it is; twice the test split, padded to a batch of 512.
   assert against_torch.share_of_views(run) == 6 * 1024 / (7 * 1024 + 2 * 512)
