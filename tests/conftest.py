@@ -121,14 +121,26 @@ def compilations() -> Iterator[Callable[[], int]]:
   yield lambda: count
 
 
-@pytest.fixture(scope='session')
-def finished(tmp_path_factory) -> Experiment:
-  """The tiny config after all stages but the report. One worker makes it for all."""
+def made_once(
+  tmp_path_factory: pytest.TempPathFactory, name: str, run: Callable[[pathlib.Path], Experiment]
+) -> Experiment:
+  """A run after all stages but the report, to read and to copy. One worker makes it for all.
+
+  Args:
+    name: of its folder.
+    run: makes it for a workdir.
+  """
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:  # its folder is in that of the session
     folder = folder.parent
-  run = tiny_run(folder / 'finished')
-  with files.lock(run.workdir):
-    for name in ('teachers', 'predictions', 'student', 'evaluation'):
-      pipeline.STAGES[name].run(run)
-  return run
+  made = run(folder / name)
+  with files.lock(made.workdir):
+    for stage in ('teachers', 'predictions', 'student', 'evaluation'):
+      pipeline.STAGES[stage].run(made)
+  return made
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory) -> Experiment:
+  """The finished run of the tiny config."""
+  return made_once(tmp_path_factory, 'finished', tiny_run)

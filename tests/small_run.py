@@ -1,6 +1,5 @@
 """A finished run like that of the tiny config, with a network that is traced in a fraction of a ResNet's time."""
 
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -14,8 +13,6 @@ from ml_collections import ConfigDict
 
 from analysis import permutations
 from kdjax import models
-from kdjax.runtime import files
-from kdjax.stages import pipeline
 from kdjax.stages.experiment import Experiment
 from tests import tiny_config
 
@@ -72,15 +69,10 @@ def run(workdir: pathlib.Path, **fields: Any) -> Experiment:
 
 
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-  """The run after all stages but the report, to read and to copy. One worker makes it for all."""
-  folder = tmp_path_factory.getbasetemp()
-  if 'PYTEST_XDIST_WORKER' in os.environ:  # its folder is in that of the session
-    folder = folder.parent
-  made = run(folder / 'small')
-  with files.lock(made.workdir):
-    for name in ('teachers', 'predictions', 'student', 'evaluation'):
-      pipeline.STAGES[name].run(made)
-  return made
+  """The finished run of this config."""
+  from conftest import made_once  # a program that loads `Small` has no conftest
+
+  return made_once(tmp_path_factory, 'small', run)
 
 
 def copied(made: Experiment, workdir: pathlib.Path, **fields: Any) -> Experiment:
