@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.*)'", (ROOT / 'kdjax' / '__init__.py').read_text())[1]
 # The address of the repository, set here alone: `python -m tests.notebooks` writes it to README.md and the notebooks.
 REPOSITORY = 'https://github.com/OWNER/kdjax'
-# A wheel installs no other top-level name than kdjax: there, `analysis` and `configs` are packages of it.
+# A wheel installs one top-level name, kdjax. There, `analysis` and `configs` are packages of kdjax.
 INSIDE = {'analysis': 'kdjax.analysis', 'configs': 'kdjax.experiments'}
 
 
@@ -39,7 +39,7 @@ setup(
     'flax>=0.12',  # linen modules, struct dataclasses
     'grain>=0.2.12',  # streams data sets larger than memory, with worker processes
     'importlib_resources',  # imported by tensorflow-datasets, which does not declare it
-    # XLA of 0.10.2 gets sums wrong on a CPU (jax-ml/jax#39103); Python 3.11 gets 0.10.1, its last right one.
+    # XLA of 0.10.2 computes wrong sums on a CPU (jax-ml/jax#39103). Python 3.11 gets 0.10.1.
     'jax>=0.10,!=0.10.2',
     'jinja2>=3.1',  # the HTML report
     'matplotlib>=3.8',  # the figures of reports and sweeps
@@ -56,7 +56,7 @@ setup(
   ],
   extras_require={
     'test': [
-      'hypothesis>=6.100',  # draws the wrong configs of test_fuzz.py
+      'hypothesis>=6.100',  # generates the wrong configs of test_fuzz.py
       'ipykernel>=6.29',  # the kernel that runs the notebook of analysis/
       'nbclient>=0.10',  # runs it cell by cell
       'pytest>=8',
@@ -64,7 +64,7 @@ setup(
       'ruff>=0.9',
       'safetensors>=0.8',  # reads an exported network
       'setuptools>=70.1',  # builds the wheel that a test installs
-      'scikit-learn>=1.4',  # its digits and metrics are the reference of ours
+      'scikit-learn>=1.4',  # the reference for our digits and metrics
     ],
     'cuda12': ['jax[cuda12]'],
     'tpu': [
@@ -73,12 +73,12 @@ setup(
       'google-cloud-storage',  # event files on gs://
     ],
     'safetensors': ['safetensors>=0.8'],  # writes a network to a file of that format
-    # Trackers, which --trackers names. mlflow-skinny with the two packages of its SQL store (the default, and
-    # the only one that MLflow 3 writes without a server) logs as the full MLflow does, without its web page,
-    # pandas and pyarrow; `mlflow ui` of a full installation shows the same store.
+    # The trackers of --trackers. mlflow-skinny logs without the web page, pandas and pyarrow of the full
+    # MLflow. The two packages beside it are for its SQL store, the only store that MLflow 3 writes without a
+    # server; `mlflow ui` of a full installation shows it.
     'wandb': ['wandb>=0.24.2'],
     'mlflow': ['mlflow-skinny>=3.7', 'sqlalchemy>=2.0.40', 'alembic>=1.14'],
     'trackio': ['trackio>=0.38.1'],
-    'prepare': ['tensorflow'],  # TFDS needs it to download and prepare a data set, once
+    'prepare': ['tensorflow'],  # TFDS downloads and prepares data sets with it
   },
 )

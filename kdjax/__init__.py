@@ -9,6 +9,8 @@ see docs/extending.md. Importing kdjax imports no JAX; the first use of one of t
 import importlib
 from typing import Any
 
+from kdjax import errors as errors
+
 __version__ = '0.1.0'
 _HOMES = {
   'distil': 'distillation',
@@ -21,8 +23,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-  if name == 'errors':
-    return importlib.import_module('kdjax.errors')
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   importlib.import_module('kdjax.runtime.xla_flags').set_flags()  # before JAX is imported
@@ -30,4 +30,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), 'errors', *_HOMES])
+  return sorted([*globals(), *_HOMES])

@@ -186,7 +186,7 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
   (found,) = kdjax.open(tmp_path)
   assert found.result == result
   assert found.logits.keys() == result['splits'].keys() - {'distillation'}
-  told = 'OfNotebook: is an object that Python code gave'
+  told = 'OfNotebook: this object was passed from Python'
   with pytest.raises(MissingInputError, match=told) as error:
     _ = found.variables
   assert 'kdjax.runtime.given:loss' in str(error.value)
@@ -274,8 +274,8 @@ def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
   with caplog.at_level('WARNING', logger=progress.logger.name):
     other, made = run(x_test=(3, 2, 1, 0))
   assert other != name and made == ['students']  # teachers learn nothing of the test images
-  assert 'teacher: made anew' not in caplog.text
-  assert 'student: made anew, since what decides it has changed: the data of test' in caplog.text
+  assert 'teacher: made again' not in caplog.text
+  assert 'student: made again, since this has changed: the data of test' in caplog.text
   last, made = run(x_train=(5, 4, 3, 0))
   assert last not in (name, other) and made == ['students', 'teachers']
   records = [epath.Path(workdir / 'students' / x / 'data.json') for x in (name, other, last)]

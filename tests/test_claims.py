@@ -125,9 +125,9 @@ def test_equality_needs_trials_until_the_interval_is_within_the_margin():
 @pytest.mark.parametrize(
   ('fields', 'problem'),
   [
-    ({'measure': 'nll'}, f'is about nll; measures of panels: {AGREEMENT}'),
-    ({'first': ('', 2.0)}, "is about ('', 2.0), where no point is"),
-    ({'second': ('m', 1.0)}, "is about ('m', 1.0), where no point is"),
+    ({'measure': 'nll'}, f'is about nll, which has no panel; measures of panels: {AGREEMENT}'),
+    ({'first': ('', 2.0)}, "is about ('', 2.0), which has no point"),
+    ({'second': ('m', 1.0)}, "is about ('m', 1.0), which has no point"),
     ({'direction': 'more'}, "has direction = 'more'; allowed: 'higher', 'lower', 'equal'"),
     ({'direction': 'equal'}, "has margin = 0.0; allowed: 0 or more, and more than 0 for 'equal'"),
     ({'margin': -1.0}, "has margin = -1.0; allowed: 0 or more, and more than 0 for 'equal'"),

@@ -333,8 +333,8 @@ CASES = [
   (
     {},
     {'teacher__source': f'{__name__}:predict', 'teacher__num_members': 1},
-    "student.loss = 'cka': needs a teacher's weights, by which its features are computed; allowed with "
-    f"teacher.source = '{__name__}:predict', which gives predictions alone: a loss without teacher_features",
+    "student.loss = 'cka': needs a teacher's weights, to compute its features, and teacher.source = "
+    f"'{__name__}:predict' has only predictions; allowed: a loss without teacher_features",
   ),
   (
     {},
@@ -345,7 +345,7 @@ CASES = [
       'evaluation__independent_seed': 5,
       'teacher__independent_source': f'{__name__}:predict',
     },
-    f"teacher.independent_source = '{__name__}:predict', which gives predictions alone",
+    f"teacher.independent_source = '{__name__}:predict' has only predictions",
   ),
 ]
 

@@ -158,7 +158,7 @@ def test_command_is_quoted_for_the_shell():
     ({'trials': 2.0}, ['trials = 2.0 of the sweep; allowed: an integer of at least 1']),
     (
       {'points': (*POINTS, POINTS[0])},
-      ["2 points of the sweep have series 'm = 1' and x = 1; one may"],
+      ["2 points of the sweep have series 'm = 1' and x = 1; allowed: one"],
     ),
     (
       {'points': (*POINTS, Point({}, 'four'))},

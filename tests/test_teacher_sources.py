@@ -250,10 +250,10 @@ TOGETHER = [
     FUNCTION | {'predictions__extra': 'gan', 'predictions__num_extra': 5},
     "extra = 'gan': needs a teacher's weights",
   ),
-  (FUNCTION | {SEED: 1}, 'independent_seed = 1: the independent teacher of .* cannot be trained'),
+  (FUNCTION | {SEED: 1}, 'independent_seed = 1: with .* no independent teacher can be trained'),
   (
     FUNCTION | {SEED: 1, 'teacher__independent_source': 'json:loads'},
-    'it is the teacher itself, so not independent',
+    'it names the teacher itself; allowed: another teacher',
   ),
   (
     {'teacher__source': 'file'},
@@ -261,10 +261,10 @@ TOGETHER = [
   ),
   (
     {'teacher__source': 'file', 'teacher__path': 'x', 'predictions__mode': 'online'},
-    "predictions.mode = 'online': a file has the logits of its views alone",
+    "predictions.mode = 'online': teacher.source = 'file' has the logits of its own views only",
   ),
-  ({'teacher__path': 'x'}, "teacher.path = 'x': is not read"),
-  ({'teacher__independent_source': 'file'}, "independent_source = 'file': is not read"),
+  ({'teacher__path': 'x'}, "teacher.path = 'x': has no effect"),
+  ({'teacher__independent_source': 'file'}, "independent_source = 'file': has no effect"),
   ({'teacher__source': 'files'}, "source = 'files': allowed: '' .trained here., 'file', 'workdir'"),
   (
     {'teacher__source': 'no_such_module:f'},

@@ -163,10 +163,13 @@ def fields(estimator, k=5, **student):
   return found | {f'student.{name}': value for name, value in student.items()}
 
 
-ZEROS = 'is ∞ or NaN, or its gradient is, where a probability of the teacher is 0, as'
-LINEAR = "its gradient is not linear in the teacher's probabilities, so that"
+ZEROS = 'the loss or its gradient is ∞ or NaN where a probability of the teacher is 0, as with'
+LINEAR = "its gradient is not linear in the teacher's probabilities."
 REFUSED = [
-  ({'predictions.dtype': 'top_k'}, 'predictions.top_k = None: allowed with'),
+  (
+    {'predictions.dtype': 'top_k'},
+    "predictions.top_k = None: predictions.dtype = 'top_k' needs it",
+  ),
   (
     {'predictions.top_k': 5},
     "predictions.top_k = 5: has no effect with predictions.dtype = 'float16'",

@@ -206,12 +206,12 @@ CASES = [
   ({'model__name': '@Half', 'model__options': {}}, 'logits of dtype bfloat16; needed: float32'),
   ({'model__name': '@Cached', 'model__options': {}}, "has the variables ['cache']"),
   ({'student__model__name': '@WrongShape'}, 'student.model.name'),
-  ({'model__name': 'resnet', 'model__options': {'a': 1}}, 'resnet reads none'),
+  ({'model__name': 'resnet', 'model__options': {'a': 1}}, 'resnet has no options'),
   ({'student__loss': '@scalar', 'student__loss_options': {}}, 'returns the shape ()'),
   ({'student__loss': '@nan', 'student__loss_options': {}}, 'gives [nan nan nan nan]'),
   (
     {'student__loss': '@nan_gradient', 'student__loss_options': {}},
-    'gives [0. 0. 0. 0.] for random logits of 4 examples, and a gradient with 12 values',
+    'gives [0. 0. 0. 0.] for random logits of 4 examples, and 12 values of its gradient are not',
   ),
   ({'student__loss': '@branches', 'student__loss_options': {}}, 'raised TracerBoolConversionError'),
   ({'student__loss': '@fails', 'student__loss_options': {}}, "raised KeyError: 'no such thing' ("),
@@ -253,7 +253,7 @@ def test_a_loss_is_evaluated_with_its_options(project):
   config = project.config(
     student__loss='decoupled', student__loss_options="{'target_weight': 1e999}"
   )
-  with pytest.raises(ConfigError, match='values that are not finite'):
+  with pytest.raises(ConfigError, match='are not finite; needed: finite values'):
     validation.check(config, 1)
 
 
@@ -339,5 +339,5 @@ def test_a_changed_model_is_trained_anew_and_the_reason_is_told(tmp_path, caplog
   assert not teachers.is_trained(run, 0)
   with caplog.at_level(logging.WARNING):
     teachers.STAGE.run(run)
-  (message,) = [r.getMessage() for r in caplog.records if 'made anew' in r.getMessage()]
-  assert message == (f'teacher: made anew, since what decides it has changed: {activation}')
+  (message,) = [r.getMessage() for r in caplog.records if 'made again' in r.getMessage()]
+  assert message == (f'teacher: made again, since this has changed: {activation}')

@@ -33,10 +33,13 @@ TOGETHER = [
     {'student.num_epochs': 2, 'student.num_steps': 3, 'student.num_examples': 4},
     'student.num_epochs/num_steps/num_examples: num_epochs = 2, num_steps = 3, num_examples = 4; all',
   ),
-  ({'teacher.num_epochs': 10**9}, 'teacher.num_epochs = 1000000000: are 195312500000 steps of 256'),
+  (
+    {'teacher.num_epochs': 10**9},
+    'teacher.num_epochs = 1000000000: gives 195312500000 steps of 256',
+  ),
   (  # two billion epochs
     {'student.num_epochs': None, 'student.num_steps': 10**9, 'student.batch_size': 100_000},
-    'student.num_steps = 1000000000: are 1000000000 steps of 100000',
+    'student.num_steps = 1000000000: gives 1000000000 steps of 100000',
   ),
   # Sizes.
   (
@@ -66,27 +69,27 @@ TOGETHER = [
   (GAN | {NUM_EXTRA: 50_001}, f'{NUM_EXTRA} = 50001: allowed: at most the gan.num_samples = 50000'),
   ({'predictions.extra': 'shvn', NUM_EXTRA: 5}, "predictions.extra = 'shvn': not there"),
   ({'predictions.extra': 's3://bucket', NUM_EXTRA: 1}, "predictions.extra = 's3://bucket'"),
-  ({'predictions.examples': (0, 0)}, 'predictions.examples = (0, 0): nothing is left to distil on'),
+  ({'predictions.examples': (0, 0)}, 'predictions.examples = (0, 0): leaves nothing to distil on'),
   (
     GAN | {'dataset.name': 'odd'},
-    "predictions.extra = 'gan': the GAN cannot grow images of 33 pix",
+    "predictions.extra = 'gan': the GAN cannot make images of 33 pix",
   ),
   (
     GAN | {'gan.num_steps': 10**9},
-    'gan.num_steps = 1000000000: with gan.num_discriminator_steps = 5 are 5000000000 steps',
+    'gan.num_steps = 1000000000: with gan.num_discriminator_steps = 5 gives 5000000000 steps',
   ),
   (GAN | {'dataset.num_train': 3}, 'dataset.num_train = 3: allowed with'),
   (GAN | {'dataset.num_test': 1}, 'dataset.num_test = 1: allowed with'),
   (
     GAN | {'dataset.streaming': True},
-    'dataset.streaming = True: the GAN learns from images in mem',
+    "dataset.streaming = True: predictions.extra = 'gan' needs all images in mem",
   ),
   # Augmentations.
   *(
     (
       {'dataset.name': 'satellite', f'{section}.augmentation': NAMES},
-      f'{section}.augmentation = {NAMES!r}: contrast, saturation, hue, color_jitter are of grey or '
-      'RGB images, with 1 or 3 channels; those of satellite have 13',
+      f'{section}.augmentation = {NAMES!r}: contrast, saturation, hue, color_jitter need images '
+      'with 1 or 3 channels; those of satellite have 13',
     )
     for section in ('teacher', 'predictions')
   ),
@@ -105,11 +108,11 @@ TOGETHER = [
   ),
   (
     {'predictions.augmentation': ('crop', 'mixup'), 'student.alpha': 0.1},
-    "student.alpha = 0.1: a mixture of two images has no one true label; allowed: 0 with 'mixup'",
+    "student.alpha = 0.1: with 'mixup' in predictions.augmentation, an image has no single true label",
   ),
   (
     {'student.init_from': 'initial'},
-    "student.init_from = 'initial': changes nothing at student.in",
+    "student.init_from = 'initial': has no effect at student.in",
   ),
   *(
     (

@@ -29,11 +29,11 @@ def test_texts_and_images_have_models_of_their_own(field):
   (problem,) = problems_of(load(fields={field: 'bilstm'}))
   assert problem == (
     f"{field} = 'bilstm': takes texts, and cifar10 has images. "
-    'Allowed here: resnet, lenet, vgg, resnet50'
+    'Allowed: resnet, lenet, vgg, resnet50'
   )
   (problem,) = problems_of(load('imdb_bilstm.py', {field: 'lenet'}))
   assert problem == (
-    f"{field} = 'lenet': takes images, and imdb_reviews has texts. Allowed here: bilstm"
+    f"{field} = 'lenet': takes images, and imdb_reviews has texts. Allowed: bilstm"
   )
 
 

@@ -1,9 +1,9 @@
 """Configs: their fields, loading, overrides and fingerprints.
 
-A config is an `ml_collections.ConfigDict` with the fields of `base.py`, which explains them. The files:
+A config is an `ml_collections.ConfigDict` with the fields of `base.py`, which explains each. The modules:
 
-- `base`, `fields`, `loading`: the defaults, values that follow from several fields, files with their overrides.
-- `rules`, `validation`: the rule of each field, and the order of all checks, with those that join fields.
+- `base`, `fields`, `loading`: the defaults, values that follow from several fields, config files and overrides.
+- `rules`, `validation`: the allowed values of each field, and all checks in their order.
 - `data_checks`, `loss_checks`, `user_code`, `teacher_source`: the checks that need the data, a loss, or code.
 - `fingerprints`, `code`, `objects`: the names of artefacts, digests of code, names of objects of a notebook.
 - `sweep`, `claims`: the runs of a figure, and the verdicts on the paper's claims.

@@ -1,8 +1,8 @@
 """Every field of every experiment, with its default: the paper's CIFAR recipe (Appendix A).
 
-A config file's `get_config(arg='')` calls this one and changes what its experiment changes. Fields
-that are None are optional. Durations (`num_epochs`, `num_steps`, `num_examples`) are alternatives:
-exactly one of the three is set, the others are None.
+The `get_config(arg='')` of a config file calls the one of this file and changes some fields. Fields that may
+be None are placeholders or references. Of the durations (`num_epochs`, `num_steps`, `num_examples`) exactly
+one is set; the others are None.
 """
 
 import functools
@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-  return pickle.loads(_pickled())  # a copy takes a fifth of the time that it takes to make one
+  return pickle.loads(_pickled())  # takes a fifth of the time of `_defaults`
 
 
 @functools.cache
@@ -33,35 +33,33 @@ def _defaults() -> ConfigDict:
   # train/CLASS/* and test/CLASS/*.
   config.dataset.data_dir = placeholder(str)
   config.dataset.path = placeholder(str)  # for 'arrays': the .npz file, with x_train, y_train, ...
-  config.dataset.num_train = placeholder(
-    int
-  )  # class-balanced subset, the same each time; None: all
-  # Which class-balanced parts `teacher.examples` and `predictions.examples` take; None: `seed`, so that
-  # trials and independent students have parts of their own.
+  # The size of a class-balanced subset, which is always the same; None: all.
+  config.dataset.num_train = placeholder(int)
+  # Chooses the class-balanced parts of `teacher.examples` and `predictions.examples`. None: `seed`, so trials
+  # and independent students have parts of their own.
   config.dataset.subset_seed = placeholder(int)
-  config.dataset.num_val = 0  # held out of the training set; choices are made there
+  config.dataset.num_val = 0  # held out of the training set, to choose hyperparameters on
   config.dataset.num_test = placeholder(int)  # None: all
   config.dataset.image_size = placeholder(int)  # images are resized and cropped to it; None: as is
-  # Whether images stay on disk, and are decoded while training goes on: for sets larger than memory.
+  # Whether images stay on disk and are decoded during training, for sets larger than memory.
   config.dataset.streaming = False
   config.dataset.num_workers = 0  # of streaming: processes that decode; 0: a thread for each core
-  config.dataset.max_tokens = 100  # of a text; what comes later is cut off
+  config.dataset.max_tokens = 100  # of a text; the rest is cut off
   config.dataset.min_count = 10  # of a token in the training texts; rarer ones are dropped
 
   config.model = ConfigDict()
   # 'resnet' (pre-activation, for small images), 'lenet', 'vgg' (16), 'resnet50', 'bilstm' (texts), or
   # 'module:class' of a linen module.
   config.model.name = 'resnet'
-  config.model.options = ConfigDict()  # arguments of a linen module of your own, by name
+  config.model.options = ConfigDict()  # arguments of your own linen module, by name
   config.model.depth = 20  # resnet: 6n+2 has basic blocks; 9n+2 from 56 on bottleneck blocks
-  config.model.width = (
-    16  # filters of the first stage, doubled in each later one; bilstm: cell size
-  )
+  # The filters of the first stage, doubled in each later one; bilstm: the size of the cell.
+  config.model.width = 16
   config.model.norm = 'batch'  # resnet and resnet50: 'batch' or 'layer'
   # resnet: a projection shortcut reads a block's input after norm and ReLU ('activated', He et al. 2016)
   # or before them ('raw', as in the paper's public code).
   config.model.shortcut = 'activated'
-  # 'float32' or 'bfloat16', of what layers compute; weights, logits and losses are always float32.
+  # The type in which layers compute: 'float32' or 'bfloat16'. Weights, logits and losses are always float32.
   config.model.dtype = 'float32'
 
   config.teacher = ConfigDict()
@@ -70,40 +68,41 @@ def _defaults() -> ConfigDict:
   # members in `path`. Only '' and 'workdir' have weights. See docs/extending.md, "A teacher".
   config.teacher.source = ''
   # For 'file': an .npz file or a zarr folder. For 'workdir': OTHER/teachers/FINGERPRINT of another workdir.
-  # For 'module:attribute': a file or folder that the function reads, if any. Its content counts.
+  # For 'module:attribute': a file or folder that the function reads, if any. Fingerprints cover its content.
   config.teacher.path = placeholder(str)
-  # The same two fields for the independent teacher. It cannot be trained here unless `source` is ''.
+  # The same two fields for the independent teacher, which is trained here only if `source` is ''.
   config.teacher.independent_source = ''
   config.teacher.independent_path = placeholder(str)
   config.teacher.num_members = 5  # m, the size of the ensemble
-  # Whether each member is trained on one device, as many at a time as there are devices; otherwise all
-  # devices train one member after the other. The faster way for small models.
+  # Whether each device trains a member of its own, which is faster for small models. Otherwise all devices
+  # train one member after the other.
   config.teacher.members_in_parallel = False
-  config.teacher.examples = ()  # (start, stop) in class-balanced order: what it learns; (): all
-  _duration(config.teacher, num_epochs=200)  # 0: stays untrained, a control
+  # The training examples, as (start, stop) in class-balanced order; (): all.
+  config.teacher.examples = ()
+  _duration(config.teacher, num_epochs=200)  # 0: an untrained teacher, as a control
   config.teacher.batch_size = 256  # over all devices
   _optimizer(config.teacher, learning_rate=0.1, final_learning_rate=0.0, nesterov=False)
-  config.teacher.augmentation = ('crop', 'flip')  # in this order; or 'module:function'
+  config.teacher.augmentation = ('crop', 'flip')  # names or 'module:function', in this order
   config.teacher.keep_checkpoints = ()  # fractions of training whose checkpoints are kept
 
   config.predictions = ConfigDict()
   config.predictions.mode = 'stored'  # 'stored', or 'online': run the teachers beside the student
   config.predictions.num_views = 300  # student epoch e reads view e mod num_views
-  # How log_probs are stored: 'float16', 'bfloat16', 'float32', or 'top_k': `top_k` classes of each example of
-  # the distillation data. The splits as they are stay in float16 then.
+  # How log_probs are stored: 'float16', 'bfloat16', 'float32' or 'top_k'. 'top_k' keeps `top_k` classes of
+  # each example of the distillation data, and float16 for the unaugmented splits.
   config.predictions.dtype = 'float16'
   config.predictions.top_k = placeholder(int)  # k, for 'top_k'
-  # For 'top_k': 'tail' (the k most probable classes; the others share what is left), 'truncated' (no
-  # others), 'sampled' or 'systematic' (k random draws, an unbiased estimate: for a cross_entropy at
-  # temperature 1). See kdjax/predictions/encodings.py.
+  # For 'top_k': 'tail' (the k most probable classes; the others share the rest), 'truncated' (the others have
+  # 0), 'sampled' or 'systematic' (k random draws, an unbiased estimate, for a cross_entropy at temperature
+  # 1). See kdjax/predictions/encodings.py.
   config.predictions.top_k_estimator = 'tail'
-  # The distillation data: which training examples, what is done to them, and what else.
-  config.predictions.examples = ()  # as teacher.examples; (0, 0): none, with `extra`
-  # Names as in teacher.augmentation, and also 'mixup' and 'noise'; applied in this order.
+  # The distillation data: training examples, their augmentation, and unlabelled images.
+  config.predictions.examples = ()  # as teacher.examples; (0, 0): none, only `extra`
+  # Names as in teacher.augmentation, and also 'mixup' and 'noise', in this order.
   config.predictions.augmentation = ('crop', 'flip')
-  config.predictions.extra = ''  # unlabelled images added: of a TFDS set, a folder, or 'gan'
-  config.predictions.num_extra = placeholder(int)  # how many; an epoch has so many more examples
-  config.predictions.augment_extra = True  # whether `augmentation` is done to these, too
+  config.predictions.extra = ''  # where unlabelled images come from: a TFDS set, a folder, or 'gan'
+  config.predictions.num_extra = placeholder(int)  # how many are added to each epoch
+  config.predictions.augment_extra = True  # whether they are augmented, too
 
   config.student = ConfigDict()
   config.student.seed = placeholder(int)  # init and data order; None: `seed`. Views follow `seed`
@@ -113,14 +112,14 @@ def _defaults() -> ConfigDict:
   config.student.loss = 'cross_entropy'  # of kdjax.losses.LOSSES, or 'module:function'
   config.student.loss_options = ConfigDict()  # arguments of the loss by name; see kdjax/losses/
   config.student.temperature = 4.0  # τ
-  config.student.final_temperature = placeholder(float)  # τ falls to it geometrically; None: stays
-  config.student.alpha = 0.0  # α, the weight of the true labels where there are any; 1: labels only
+  config.student.final_temperature = placeholder(float)  # τ falls to it geometrically; None: fixed
+  config.student.alpha = 0.0  # α, the weight of the true labels where known; 1: labels only
   config.student.init_lambda = 0.0  # λ: 0 starts at random, 1 at the first member's weights
   config.student.init_from = 'final'  # which of the member's weights: 'final' or 'initial'
   config.student.keep_checkpoints = (0.0, 0.1, 0.25, 0.5, 0.75)
   config.student.model = ConfigDict()  # overrides `model`, field by field
   config.student.model.name = placeholder(str)
-  config.student.model.options = ConfigDict()  # another model has these alone
+  config.student.model.options = ConfigDict()  # overrides model.options if the name is the same
   config.student.model.depth = placeholder(int)
   config.student.model.width = placeholder(int)
   config.student.model.norm = placeholder(str)
@@ -131,14 +130,14 @@ def _defaults() -> ConfigDict:
   config.augmentation.crop_padding = 4  # pixels of black on each side before a random crop
   config.augmentation.rotation_degrees = 20.0  # the largest angle
   config.augmentation.rotation_interpolation = 'bilinear'  # or 'nearest', torchvision's default
-  config.augmentation.brightness = 0.2  # the largest change, as a fraction; so the next two
+  config.augmentation.brightness = 0.2  # the largest change, as a fraction
   config.augmentation.contrast = 0.2
   config.augmentation.saturation = 0.2
   config.augmentation.hue = 0.2  # the largest shift, in turns of the colour wheel
   config.augmentation.noise_probability = 0.2  # that 'noise' replaces an image
 
-  config.gan = ConfigDict()  # SN-GAN, trained only where the distillation data has 'gan' images
-  config.gan.seed = 0  # its own, so that all students of a sweep share it
+  config.gan = ConfigDict()  # SN-GAN, trained only if predictions.extra = 'gan'
+  config.gan.seed = 0  # not `seed`, so all students of a sweep share the GAN
   config.gan.num_steps = 100_000  # of the generator
   config.gan.batch_size = 128
   config.gan.num_discriminator_steps = 5  # for each step of the generator
@@ -150,26 +149,26 @@ def _defaults() -> ConfigDict:
   config.gan.flip = True  # whether the real images are flipped at random
   config.gan.num_samples = 50_000
 
-  config.training = ConfigDict()  # how often, in times over a whole training
+  config.training = ConfigDict()  # numbers of times during a training
   config.training.num_logs = 100
   config.training.num_evals = 20
-  config.training.num_checkpoints = 20  # a killed run goes on from the newest
-  # How many steps of a teacher or student are one call to the device. None: 1 on a CPU, else 10. More
-  # than 1 rounds differently, as another number of devices does.
+  config.training.num_checkpoints = 20  # a killed run resumes from the newest
+  # How many steps of a teacher or student are one call to the device. None: 1 on a CPU, else 10. Results for
+  # 1 and for more differ by rounding.
   config.training.steps_per_dispatch = placeholder(int)
 
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 512
   config.evaluation.num_views = 5  # views of the distillation data that result.json averages over
-  # The seed of the independent teacher and its student, the baseline of fidelity; None: without. With a
-  # teacher.source, another teacher is named by teacher.independent_source.
+  # The seed of the independent teacher and its student, the baseline of fidelity; None: no baseline. With a
+  # teacher.source, teacher.independent_source names the independent teacher.
   config.evaluation.independent_seed = FieldReference(1000)
-  config.evaluation.num_bootstrap = 1000  # resamples behind each interval
-  config.evaluation.num_cka_examples = 0  # test examples to compare features on; needs the teachers
+  config.evaluation.num_bootstrap = 1000  # resamples for each interval
+  config.evaluation.num_cka_examples = 0  # test examples for the CKA of features; 0: no CKA
 
-  config.lock()  # a misspelt field raises
+  config.lock()  # a misspelt field raises an error
   for section in (config.model.options, config.student.model.options, config.student.loss_options):
-    section.unlock()  # may have any fields
+    section.unlock()  # these take any fields
   return config
 
 
@@ -186,7 +185,7 @@ def _optimizer(
   section.warmup_epochs = 0.0  # of a linear rise from 0 to ...
   section.learning_rate = learning_rate  # ... this, and then cosine to ...
   section.final_learning_rate = final_learning_rate  # ... this
-  section.momentum = 0.9  # of SGD and Muon; of Adam and AdamW: β1
+  section.momentum = 0.9  # of SGD and Muon; β1 of Adam and AdamW
   section.beta2 = 0.999  # of Adam and AdamW
   section.nesterov = nesterov  # of SGD and Muon
-  section.weight_decay = 1e-4  # coupled (a gradient of L2), but decoupled for adamw, muon
+  section.weight_decay = 1e-4  # L2 in the gradient (sgd, adam), or decoupled (adamw, muon)

@@ -1,9 +1,9 @@
 """Decides the claims of a sweep from its results.
 
-The effect of a claim is a difference of two values of the same trial, which shares its seed and so its
-teacher, averaged over trials. Its 95 % interval is Student's t interval over trials (`intervals.paired`). The
-claim holds if the whole interval lies where the claim says, does not hold if it lies where the claim excludes,
-and is not decided otherwise. Intervals are not corrected for the number of claims.
+The effect of a claim is the difference of two values of the same trial, averaged over trials. A trial has one
+seed, and so one teacher. The effect's 95 % interval is Student's t interval over trials (`intervals.paired`).
+The claim holds if the whole interval lies where the claim says, does not hold if it lies where the claim
+excludes, and is not decided otherwise. Intervals are not corrected for the number of claims.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from kdjax.config.sweep import Claim, Panel, Sweep
 from kdjax.intervals import Estimate
 
 HOLDS, FAILS, UNDECIDED = 'holds', 'does not hold', 'not decided'  # verdicts
-MAX_TRIALS = 1000  # a claim that needs more is as good as not decidable
+MAX_TRIALS = 1000  # the largest number of trials that `num_needed` gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Finding:
 
   claim: Claim
   panel: Panel  # its label has the unit of the effect
-  effect: Estimate | None  # None without a trial that has both values
+  effect: Estimate | None  # None if no trial has both values
   count: int  # trials that have both values
   verdict: str
-  # How many trials decide a claim that is not decided, if mean and spread stay as they are; None where
-  # that is more than MAX_TRIALS or not known.
+  # The trials that would decide an undecided claim if mean and spread stayed the same; None for more than
+  # MAX_TRIALS, or if not known.
   num_needed: int | None
 
 
@@ -40,15 +40,15 @@ def findings(sweep: Sweep, results: Mapping[int, Mapping[str, Any]]) -> list[Fin
   """A finding for each claim of the sweep, in its order.
 
   Args:
-    sweep: one in which `sweep.problems` finds nothing.
-    results: the content of result.json by index of the run. Any can be missing.
+    sweep: a sweep without `sweep.problems`.
+    results: the content of result.json by index of the run. Any run can be missing.
   """
   panels = {panel.measure: panel for panel in sweep.panels}
   return [_finding(claim, panels[claim.measure], sweep, results) for claim in sweep.claims]
 
 
 def verdict(claim: Claim, effect: Estimate) -> str:
-  """HOLDS, FAILS or UNDECIDED, by where the interval lies relative to the bounds of the claim."""
+  """HOLDS, FAILS or UNDECIDED, by the place of the interval relative to the bounds of the claim."""
   found = {bound: intervals.verdict(effect.low, effect.high, bound) for bound in _bounds(claim)}
   if claim.direction != sweep_lib.EQUAL:
     (side,) = found.values()
@@ -61,7 +61,7 @@ def verdict(claim: Claim, effect: Estimate) -> str:
 
 
 def num_needed(mean: float, std: float, bounds: Sequence[float]) -> int | None:
-  """The fewest trials whose interval around `mean` reaches none of the bounds; None above MAX_TRIALS.
+  """The fewest trials whose interval around `mean` reaches no bound; None if they exceed MAX_TRIALS.
 
   Args:
     std: standard deviation of the effect over trials.
@@ -99,7 +99,7 @@ def _finding(
 def _pairs(
   claim: Claim, panel: Panel, sweep: Sweep, results: Mapping[int, Mapping[str, Any]]
 ) -> list[tuple[float, float]]:
-  """(value at `first`, what it is compared with) of each trial that has both."""
+  """The value at `first` and the value that `second` names, of each trial that has both."""
   by_trial = {
     (run.trial, run.point.key): results[run.index]
     for run in sweep_lib.expand(sweep)

@@ -1,10 +1,10 @@
-"""Digests of the code behind an artefact: of every definition that can be reached from some functions.
+"""Digests of the code that decides an artefact: of every definition that its root functions reach.
 
-The code is read from source files and never run. A definition is a top-level statement of a module that
-binds names: a function, a class, an assignment. From a function or class, all names are followed that it
-mentions, into the modules of kdjax and of the user; other packages are not followed, nor are names that are
-looked up in strings or in registries. Comments, docstrings, annotations, positions and formatting do not
-count. Statements of a module that bind no name, such as calls, count with every definition of it.
+The code is read from source files and never run. A definition is a top-level statement that binds names: a
+function, a class, an assignment. It reaches the definitions that it mentions by name, in the modules of kdjax
+and of the user. Names in other packages, in strings and in registries are not followed. Comments, docstrings,
+annotations, positions and formatting do not count. Top-level statements that bind no name, such as calls,
+count with every definition of their module.
 """
 
 import ast
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from kdjax.runtime import given
 
-# Tables from name to function: an artefact follows the entry that its config names, and not all of them.
+# Tables from name to function, which are not followed: a root names the entry that the config chooses.
 REGISTRIES = {
   'kdjax.models.MODELS',
   'kdjax.models.SHAPED_BY',
@@ -28,18 +28,18 @@ REGISTRIES = {
   'kdjax.data.augmentations.AUGMENTATIONS',
   'kdjax.data.augmentations.FUNCTIONS',
 }
-# These find code, raise errors, spread work over devices or read results, and change no number.
+# Infrastructure and reading of results, which change no number.
 NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors', 'kdjax.interface.opened')
 _IGNORED = {'annotation', 'returns', 'type_comment', 'type_params', 'kind', 'ctx'}
 
 
 def digest(roots: tuple[str, ...]) -> str:
-  """One digest of all of `digests`. The names of modules do not count, so that a definition may move."""
+  """One digest of the values of `digests`. Names do not count, so a definition may move."""
   return _joined(roots)
 
 
 def forget() -> None:
-  """Has source files read again, after modules were edited and reloaded in a notebook."""
+  """Clears the caches, so source files that were edited in a notebook session are read again."""
   for function in (_joined, digests, _module, is_followed):
     function.cache_clear()
 
@@ -51,10 +51,10 @@ def _joined(roots: tuple[str, ...]) -> str:
 
 @functools.lru_cache(64)
 def digests(roots: Sequence[str]) -> dict[str, str]:
-  """The digest of every definition that can be reached, by its dotted name.
+  """The digest of every definition that the roots reach, by dotted name.
 
   Args:
-    roots: 'module:attribute' of functions and classes. Their code is read once in a process.
+    roots: 'module:attribute' of functions and classes. Their code is read once per process.
 
   Raises:
     LookupError: a root in kdjax does not exist.
@@ -87,7 +87,7 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
 
 
 def _places(module_name: str, name: str) -> list[tuple[str, str]]:
-  """The (module, name) pairs of a root: all of its module for a name that a user's module makes as it runs."""
+  """The (module, name) pairs of a root; the whole module for a name that a user's module binds at run time."""
   module = _module(module_name)
   if module is None or name in module.definitions or name in module.imports:
     return [(module_name, name)]
@@ -101,7 +101,7 @@ class _Module:
   """The top level of a source file.
 
   Attributes:
-    imports: name → (module, name there); the name there is '' for a module as a whole.
+    imports: name → (module, name there), or (module, '') for the module itself.
     definitions: name → the statement that binds it.
     effects: statements that bind no name.
   """
@@ -181,7 +181,7 @@ def _imported(
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
-  """The names that a top-level statement binds, in its branches too."""
+  """The names that a top-level statement binds, also in its branches."""
   if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
     yield node.name
     return
@@ -195,7 +195,7 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 
 def _references(node: ast.stmt, module: _Module) -> Iterator[tuple[str, str]]:
-  """(module, name) of what a statement mentions."""
+  """Yields (module, name) of each definition that a statement mentions."""
   for inner in walk(node):
     names = chain(inner)
     if not names:
@@ -210,7 +210,7 @@ def _references(node: ast.stmt, module: _Module) -> Iterator[tuple[str, str]]:
 
 
 def _resolved(origin: str, path: Sequence[str]) -> Iterator[tuple[str, str]]:
-  """The longest module of origin.path[0].path[1]..., and the name in it."""
+  """Yields the longest module of origin.path[0].path[1]... that defines the next part, and that part."""
   while path and is_followed(origin.partition('.')[0]):
     module = _module(origin)
     if module and (path[0] in module.definitions or path[0] in module.imports):
@@ -230,7 +230,7 @@ def chain(node: ast.AST) -> list[str]:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-  """All nodes but annotations."""
+  """Yields all nodes of a tree except annotations."""
   yield node
   for field, value in ast.iter_fields(node):
     if field not in _IGNORED:
@@ -240,7 +240,7 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def canonical(node: ast.AST) -> str:
-  """A text of a tree that is the same for all supported versions of Python."""
+  """A tree as text, the same in all supported versions of Python."""
   if not isinstance(node, ast.AST):
     return repr(node)
   parts = []

@@ -1,12 +1,12 @@
-"""The checks that join a config and the description of its data set, which is known before inputs are read."""
+"""Checks of a config against the description of its data set, which is known before inputs are read."""
 
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from kdjax import config as config_lib
 from kdjax import data, models, similarity
-from kdjax.config.rules import LARGEST, keeps
+from kdjax.config import fields
+from kdjax.config.rules import LARGEST, are_allowed
 from kdjax.data import augmentations
 from kdjax.errors import UserError
 from kdjax.gan import networks as gan_networks
@@ -16,6 +16,7 @@ NEEDS_COLOURS = ('contrast', 'saturation', 'hue', 'color_jitter')
 
 
 def problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
+  """A line for each field that does not fit the data."""
   dataset = config.dataset
   of_name = f'dataset.name = {dataset.name!r}'
   room = description.num_train - dataset.num_val
@@ -40,7 +41,7 @@ def problems(config: ConfigDict, description: data.Description) -> Iterator[str]
     )
   for section in ('teacher', 'predictions'):
     examples = config[section].examples
-    if examples and keeps(config, f'{section}.examples') and examples[1] > num_train:
+    if examples and are_allowed(config, f'{section}.examples') and examples[1] > num_train:
       yield (
         f'{section}.examples = {examples}: allowed: up to the {num_train} training examples that '
         f'dataset.num_train and dataset.num_val leave of {of_name}'
@@ -54,27 +55,29 @@ def problems(config: ConfigDict, description: data.Description) -> Iterator[str]
     yield from _text_problems(config)
   yield from _extra_problems(config)
   k, num_classes = config.predictions.top_k, description.num_classes
-  if config_lib.is_top_k(config) and keeps(config, 'predictions.top_k') and (k or 0) > num_classes:
+  if (
+    fields.is_top_k(config) and are_allowed(config, 'predictions.top_k') and (k or 0) > num_classes
+  ):
     yield f'predictions.top_k = {k}: allowed: up to the {num_classes} classes of {of_name}'
 
 
 def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
   for name, part in (('teacher', 'teacher.examples'), ('student', 'predictions.examples')):
-    fields = [f'{name}.{field}' for field in (*config_lib.DURATIONS, 'batch_size', 'warmup_epochs')]
-    section = config[name]
-    durations = [d for d in config_lib.DURATIONS if section[d] is not None]
-    if len(durations) != 1 or not keeps(config, part, 'predictions.num_extra', *fields):
+    section, needed = config[name], (*fields.DURATIONS, 'batch_size', 'warmup_epochs')
+    needed = [part, 'predictions.num_extra', *(f'{name}.{field}' for field in needed)]
+    durations = [d for d in fields.DURATIONS if section[d] is not None]
+    if len(durations) != 1 or not are_allowed(config, *needed):
       continue
     num_examples = data.part_size(num_train, config[part.partition('.')[0]].examples)
     if name == 'student':
-      num_examples += config_lib.num_extra(config) or 0
-    num_steps = config_lib.num_steps(section, num_examples)
-    if not num_examples:  # as is told elsewhere
+      num_examples += fields.num_extra(config) or 0
+    num_steps = fields.num_steps(section, num_examples)
+    if not num_examples:  # another check reports this
       continue
     warmup_steps = round(section.warmup_epochs * num_examples / section.batch_size)
     if not _are_countable(num_steps, section.batch_size, num_examples):
       yield (
-        f'{name}.{durations[0]} = {section[durations[0]]}: are {num_steps} steps of '
+        f'{name}.{durations[0]} = {section[durations[0]]}: gives {num_steps} steps of '
         f'{section.batch_size} of {num_examples} examples; allowed: up to {LARGEST} steps and epochs'
       )
     elif warmup_steps and warmup_steps >= num_steps:
@@ -85,7 +88,7 @@ def _duration_problems(config: ConfigDict, num_train: int) -> Iterator[str]:
 
 
 def _are_countable(num_steps: int, batch_size: int, num_examples: int) -> bool:
-  """Whether steps and epochs fit the int32 that devices count in, with room."""
+  """Whether the numbers of steps and epochs fit the int32 with which devices count."""
   return max(num_steps, num_steps * batch_size // num_examples) <= LARGEST
 
 
@@ -94,25 +97,27 @@ def _gan_problems(config: ConfigDict, description: data.Description) -> Iterator
   sizes = data.split_sizes(config.dataset, description)
   if config.dataset.streaming:
     yield (
-      'dataset.streaming = True: the GAN learns from images in memory, and its own are there too; '
-      "allowed: False, or another predictions.extra than 'gan'"
+      "dataset.streaming = True: predictions.extra = 'gan' needs all images in memory; allowed: False, or "
+      'another predictions.extra'
     )
   if not gan_networks.num_halvings(*shape[:2]):
     yield (
-      f"predictions.extra = 'gan': the GAN cannot grow images of {min(shape[:2])} pixels, the size of "
-      f'{config.dataset.name}: it doubles a start of at least {gan_networks.MIN_SIDE}; allowed: another'
+      f"predictions.extra = 'gan': the GAN cannot make images of {min(shape[:2])} pixels, the size of "
+      f'{config.dataset.name}: it doubles a start of at least {gan_networks.MIN_SIDE} pixels; allowed: '
+      'another predictions.extra'
     )
-  for name, least in (('train', 4), ('test', 2)):  # a covariance wants two, of halves too
+  # A covariance needs two examples: of the test set, and of each half of the training set.
+  for name, least in (('train', 4), ('test', 2)):
     if sizes[name] < least:
       yield (
         f"dataset.num_{name} = {sizes[name]}: allowed with predictions.extra = 'gan': at least {least}, "
-        'to judge its images by'
+        "to measure the quality of the GAN's images"
       )
   num_steps, num_train = section.num_steps * section.num_discriminator_steps, sizes['train']
   if num_train > 0 and not _are_countable(num_steps, section.batch_size, num_train):
     yield (
       f'gan.num_steps = {section.num_steps}: with gan.num_discriminator_steps = '
-      f'{section.num_discriminator_steps} are {num_steps} steps of {section.batch_size} of {num_train} '
+      f'{section.num_discriminator_steps} gives {num_steps} steps of {section.batch_size} of {num_train} '
       f'examples; allowed: up to {LARGEST} steps and epochs'
     )
 
@@ -130,9 +135,8 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
       f'dataset.image_size = None: the images of {name} have {max(description.input_shape[:2])} pixels a '
       f'side; allowed: a size of up to {augmentations.LARGEST_SIDE}'
     )
-  if config_lib.needs_gan(config) and keeps(
-    config, 'gan.num_steps', 'gan.num_discriminator_steps', 'gan.batch_size'
-  ):
+  needed = 'gan.num_steps', 'gan.num_discriminator_steps', 'gan.batch_size'
+  if fields.needs_gan(config) and are_allowed(config, *needed):
     yield from _gan_problems(config, description)
   for field, model in _model_names(config).items():
     if model in models.TAKES_TOKENS:
@@ -140,7 +144,7 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
     elif size < models.SMALLEST_SIDE.get(model, 1):
       yield (
         f'{field} = {model!r}: needs images of at least {models.SMALLEST_SIDE[model]} pixels a side; '
-        f'those of {name} have {size}. Allowed here: resnet, or a larger dataset.image_size'
+        f'those of {name} have {size}. Allowed: resnet, or a larger dataset.image_size'
       )
   yield from _colour_problems(config, description.input_shape[-1])
 
@@ -153,8 +157,8 @@ def _colour_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
     names = [name for name in NEEDS_COLOURS if name in chosen]
     if names:
       yield (
-        f'{section}.augmentation = {chosen}: {", ".join(names)} are of grey or RGB images, with 1 or 3 '
-        f'channels; those of {config.dataset.name} have {num_channels}. Allowed here: the others'
+        f'{section}.augmentation = {chosen}: {", ".join(names)} need images with 1 or 3 channels; those of '
+        f'{config.dataset.name} have {num_channels}. Allowed: the other augmentations'
       )
 
 
@@ -168,18 +172,18 @@ def _text_problems(config: ConfigDict) -> Iterator[str]:
   for section in ('teacher', 'predictions'):
     if chosen := config[section].augmentation:
       yield f'{section}.augmentation = {chosen}: is for images, and {name} has texts; allowed: ()'
-  if config_lib.needs_gan(config):
+  if fields.needs_gan(config):
     yield f"predictions.extra = 'gan': makes images, and {name} has texts; allowed: other texts"
 
 
 def _model_names(config: ConfigDict) -> dict[str, str]:
-  """The names of the models, by field. A student's name of None stands for the teacher's."""
+  """The built-in models, by field. A student's name of None stands for the teacher's."""
   names = {'model.name': config.model.name, 'student.model.name': config.student.model.name}
   return {field: name for field, name in names.items() if name in models.MODELS}
 
 
 def _array_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """Problems of inputs that are no uint8 images, and of a source's own validation split."""
+  """A line for each field that does not fit inputs other than uint8 images, or a source's own validation split."""
   name, dataset = config.dataset.name, config.dataset
   if description.num_val and dataset.num_val:
     yield (
@@ -213,13 +217,13 @@ def _array_problems(config: ConfigDict, description: data.Description) -> Iterat
 
 def _models_for(texts: bool) -> str:
   names = [name for name in models.MODELS if (name in models.TAKES_TOKENS) == texts]
-  return f'Allowed here: {", ".join(names)}'
+  return f'Allowed: {", ".join(names)}'
 
 
 def _extra_problems(config: ConfigDict) -> Iterator[str]:
-  """Whether the source of unlabelled images is there, and large enough."""
+  """A line if the source of unlabelled images is missing or too small."""
   name, wanted = config.predictions.extra, config.predictions.num_extra
-  if name in ('', 'gan') or not keeps(config, 'predictions.extra'):
+  if name in ('', 'gan') or not are_allowed(config, 'predictions.extra'):
     return
   try:
     available = data.extra_size(name, config.dataset)

@@ -1,4 +1,4 @@
-"""The fields of a config: which there are, and what follows from several of them."""
+"""The fields of a config, and values that follow from several of them."""
 
 from typing import Any
 
@@ -9,20 +9,21 @@ from kdjax.predictions.encodings import TOP_K
 DURATIONS = ('num_epochs', 'num_steps', 'num_examples')
 # Values of `teacher.source`; others name a function as 'module:attribute'.
 TRAINED, FILE, WORKDIR = SOURCES = ('', 'file', 'workdir')
-FREE = ('options', 'loss_options')  # names of sections that may have any fields
+FREE = ('options', 'loss_options')  # names of sections that take any fields
 
 
 def num_steps(section: ConfigDict, num_examples: int) -> int:
-  """The steps that the `teacher` or `student` section asks for.
+  """The steps of the duration in a `teacher` or `student` section, rounded up to whole batches.
 
-  Epochs and examples are rounded up to whole batches.
+  Args:
+    num_examples: the examples of an epoch.
   """
   if section.num_steps is not None:
     return section.num_steps
   examples = section.num_examples
   if section.num_epochs is not None:
     examples = section.num_epochs * num_examples
-  return int(-(-examples // section.batch_size))  # whole numbers of any size
+  return int(-(-examples // section.batch_size))  # integer division is exact for any size
 
 
 def student_model(config: ConfigDict) -> ConfigDict:
@@ -37,13 +38,13 @@ def student_model(config: ConfigDict) -> ConfigDict:
 
 
 def shares_weight_space(config: ConfigDict) -> bool:
-  """Whether the teacher has weights, and the student's architecture; what they compute in may differ."""
+  """Whether the teacher has weights and the student's architecture. Their `dtype` may differ."""
   same = without(student_model(config), 'dtype') == without(config.model, 'dtype')
   return same and has_weights(config.teacher.source)
 
 
 def student_seed(config: ConfigDict) -> int:
-  """Decides the student's initial weights and data order."""
+  """The seed of the student's initial weights and data order."""
   return config.seed if config.student.seed is None else config.student.seed
 
 
@@ -58,19 +59,20 @@ def is_top_k(config: ConfigDict) -> bool:
 
 
 def needs_gan(config: ConfigDict) -> bool:
+  """Whether the distillation data has images of a GAN."""
   return config.predictions.extra == 'gan'
 
 
 def subset_seed(config: ConfigDict) -> int:
-  """Decides which examples `teacher.examples` and `predictions.examples` take."""
+  """The seed that chooses the parts `teacher.examples` and `predictions.examples`."""
   return config.seed if config.dataset.subset_seed is None else config.dataset.subset_seed
 
 
 def independent(config: ConfigDict) -> ConfigDict:
-  """The same experiment from another seed: the baseline of fidelity (paper, Section 3).
+  """The same experiment with another seed: the baseline of fidelity (paper, Section 3).
 
-  Both are distilled on the same images, unless a section takes a part of the training set: then the other
-  one has parts of its own, as its teacher has (or the same ones, if `dataset.subset_seed` is set).
+  Both distil on the same training images. If a section takes a part of them, each experiment has its own part,
+  unless `dataset.subset_seed` is set.
   """
   other = config.copy_and_resolve_references()
   other.update_from_flattened_dict(
@@ -88,15 +90,15 @@ def independent(config: ConfigDict) -> ConfigDict:
 
 
 def has_weights(source: str) -> bool:
-  """Whether a teacher of this `teacher.source` has weights, and not predictions alone."""
+  """Whether a teacher of this `teacher.source` has weights. Other teachers have only predictions."""
   return source in (TRAINED, WORKDIR)
 
 
 def sources(config: ConfigDict) -> dict[str, tuple[str, str | None]]:
-  """{prefix: (source, path)} of the teachers that come from elsewhere; the fields begin with the prefix.
+  """{prefix: (source, path)} of the teachers that are not trained here.
 
-  The teacher's prefix is 'teacher.', that of the independent teacher 'teacher.independent_'. The latter is
-  left out if there is no independent student.
+  The prefix is how the names of their fields begin: 'teacher.' for the teacher, 'teacher.independent_' for
+  the independent teacher, which is left out if there is no independent student.
   """
   section = config.teacher
   found = {'teacher.': (section.source, section.path)}
@@ -106,7 +108,7 @@ def sources(config: ConfigDict) -> dict[str, tuple[str, str | None]]:
 
 
 def is_optional(config: ConfigDict, field: str) -> bool:
-  """Whether None is allowed: base.py makes such fields references, which know their type."""
+  """Whether a field may be None. base.py makes these fields references, which know their type."""
   *parents, name = field.split('.')
   for parent in parents:
     config = config[parent]
@@ -114,12 +116,12 @@ def is_optional(config: ConfigDict, field: str) -> bool:
 
 
 def is_free(field: str) -> bool:
-  """Whether a section may have any fields: the options of a user's model or of a loss."""
+  """Whether a section takes any fields: the options of a user's model or of a loss."""
   return field.rpartition('.')[2] in FREE
 
 
 def leaves(section: ConfigDict, prefix: str = '') -> dict[str, Any]:
-  """Every field that is not a section, by its dotted name. A free section is one field, a dict."""
+  """The values of all fields by dotted name. A free section is one field with a dict."""
   found = {}
   for name, value in section.items():
     if is_free(name):
@@ -132,4 +134,5 @@ def leaves(section: ConfigDict, prefix: str = '') -> dict[str, Any]:
 
 
 def without(section: ConfigDict, *fields: str) -> dict[str, Any]:
+  """A section as a dict, without some fields."""
   return {name: value for name, value in section.to_dict().items() if name not in fields}

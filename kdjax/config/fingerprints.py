@@ -1,9 +1,9 @@
-"""Fingerprints: the name of an artefact, from the fields, the code and the user's data that can change it.
+"""Fingerprints: the names of artefacts, from the fields, the code and the user's data that can change them.
 
-`ARTEFACT_VERSION` and the code that `_roots` names stand for kdjax; what a config names as
-'module:attribute' stands for the user. Code that only reads artefacts, such as reports and analyses, does
-not count. Data of the user, in an .npz file or from a function, count by their content; other data sets by
-their name. A record of the code and data lies with each artefact, and tells why it is made anew.
+A fingerprint covers the code of kdjax that `_roots` names, the code that a config names as
+'module:attribute', and `ARTEFACT_VERSION`. It does not cover code that only reads artefacts, such as reports
+and analyses. It covers the user's data, from an .npz file or a function, by their content, and other data
+sets by their name. A record of code and data lies with each artefact, to explain why one is made again.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from kdjax.runtime import files, plugins, progress
 from kdjax.train import optimizers
 
 RECORD = 'code.json'  # the file of a record
-# Raise it when old artefacts are wrong for a reason that `_roots` does not reach.
+# Raise it when old artefacts are wrong for a reason outside the code that `_roots` names.
 ARTEFACT_VERSION = 4
 
 
 def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
-  """The fingerprint of every member: its index is not part of it.
+  """The fingerprint of a teacher, which all members share.
 
   Args:
-    with_code: whether code and content of data count; without, artefacts that differ in these alone are found.
+    with_code: whether code and content of data count. Without, it finds artefacts of the same fields.
   """
   common = {
     'code': _digest(config, 'teacher', with_code),
-    'seed': config.seed,  # of the views, too, which a teacher from elsewhere is shown
+    'seed': config.seed,  # also decides the views that a teacher from elsewhere sees
     'dataset': _dataset(config),
     **_content(config, 'teacher', with_code),
   }
@@ -50,7 +50,7 @@ def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
 
 
 def gan_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
-  """The fingerprint of the GAN. Samples can be added, so their number is not part of it."""
+  """The fingerprint of the GAN. It does not cover the number of samples, since samples can be added."""
   return _hash(
     code=_digest(config, 'gan', with_code),
     dataset=_dataset(config),
@@ -60,7 +60,7 @@ def gan_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
 
 
 def predictions_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
-  """The fingerprint of the store. Members and views can be added, so their numbers are not part of it."""
+  """The fingerprint of the store. It does not cover the numbers of members and views, which can be added."""
   predictions = config.predictions
   return _hash(
     code=_digest(config, 'predictions', with_code),
@@ -97,13 +97,13 @@ FINGERPRINTS: dict[str, Callable[..., str]] = {
 
 
 def record(folder: epath.Path, config: ConfigDict, artefact: str) -> None:
-  """Writes the record of an artefact that is about to be made, unless it is there.
+  """Writes the record of an artefact that is about to be made, unless the record exists.
 
-  If the workdir has an artefact of the same fields and other code or data, a warning names these.
+  If the workdir has an artefact of the same fields but other code or data, a warning names the differences.
 
   Args:
     folder: the artefact's folder. The members of a teacher share a record in the folder above theirs.
-    artefact: of FINGERPRINTS.
+    artefact: a key of FINGERPRINTS.
   """
   folder = folder.parent if artefact == 'teacher' else folder
   if (folder / RECORD).exists():
@@ -111,31 +111,28 @@ def record(folder: epath.Path, config: ConfigDict, artefact: str) -> None:
   new = code_record(config, artefact)
   others = sorted(folder.parent.glob(f'*/{RECORD}')) if folder.parent.exists() else []
   found = [names for path in others if (names := changed(files.read_json(path), new))]
-  if found:  # of several, the most similar one
-    names = ', '.join(min(found, key=len))
-    progress.logger.warning('%s: made anew, since what decides it has changed: %s', artefact, names)
+  if found:
+    names = ', '.join(min(found, key=len))  # against the most similar artefact
+    progress.logger.warning('%s: made again, since this has changed: %s', artefact, names)
   files.write_json(folder / RECORD, new)
 
 
 def changes(folder: epath.Path, config: ConfigDict, artefact: str) -> list[str]:
-  """The definitions and data that have changed since an artefact of these fields was made; [] without a record."""
+  """The names of definitions and data that have changed since an artefact was made; [] without a record."""
   path = folder / RECORD
   return changed(files.read_json(path), code_record(config, artefact)) if path.exists() else []
 
 
 def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
-  """A record: 'fields', a fingerprint without code and content of data, and 'code', the digests of these by name.
+  """A record: 'fields', the fingerprint without code and data, and 'code', the digest of each by name.
 
   Args:
-    artefact: of FINGERPRINTS.
+    artefact: a key of FINGERPRINTS.
   """
-  before = {'predictions': ['teacher'], 'student': ['teacher', 'predictions']}
-  before = [
-    *before.get(artefact, []),
-    *['gan'] * (fields.needs_gan(config) and artefact != 'teacher'),
-  ]
+  names = {'predictions': ['teacher'], 'student': ['teacher', 'predictions']}.get(artefact, [])
+  names += ['gan'] * (fields.needs_gan(config) and artefact in ('predictions', 'student'))
   digests = {}
-  for name in [*before, artefact]:
+  for name in [*names, artefact]:
     digests |= _digests(config, name)
     for content in _content(config, name).values():
       digests |= {f'the data of {split}': digest for split, digest in content.items()}
@@ -143,7 +140,7 @@ def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """The definitions and data in which two records of the same fields differ; [] for other fields."""
+  """The names of definitions and data in which two records of the same fields differ; [] for other fields."""
   if old['fields'] != new['fields']:
     return []
   names = old['code'].keys() | new['code'].keys()
@@ -151,7 +148,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _roots(config: ConfigDict, artefact: str) -> list[str]:
-  """'module:attribute' of the functions that decide an artefact, besides those of earlier artefacts."""
+  """'module:attribute' of the functions that decide an artefact, without those of earlier artefacts."""
   roots = {
     'teacher': [
       'kdjax.train.steps:teacher_step',
@@ -191,9 +188,7 @@ def _roots(config: ConfigDict, artefact: str) -> list[str]:
   if artefact == 'student':
     table = {name: loss.function for name, loss in losses.LOSSES.items()}
     roots.append(_root(table, config.student.loss))
-  return [
-    root for root in roots if ':' in root
-  ]  # others are no names, which is a problem of their own
+  return [root for root in roots if ':' in root]  # `rules` reports any other name
 
 
 def _root(registry: dict[str, Callable], name: str) -> str:
@@ -211,7 +206,7 @@ def _digest(config: ConfigDict, artefact: str, with_code: bool) -> str | None:
 
 
 def _distillation_data(config: ConfigDict, with_code: bool) -> dict[str, Any]:
-  """The fields that say what a student is distilled on, as far as they count."""
+  """The fields that decide what a student is distilled on."""
   predictions = config.predictions
   unused = ['mode', 'num_views', 'dtype', 'top_k', 'top_k_estimator']
   unused += [] if predictions.extra else ['num_extra', 'augment_extra']
@@ -222,10 +217,10 @@ def _distillation_data(config: ConfigDict, with_code: bool) -> dict[str, Any]:
 def _content(
   config: ConfigDict, artefact: str, with_code: bool = True
 ) -> dict[str, dict[str, str]]:
-  """{'content': digests by split} of data of the user that decide an artefact, besides those of earlier ones.
+  """{'content': digests by split} of the user's data that decide an artefact, without those of earlier artefacts.
 
-  Teachers and GANs learn nothing of the test split, which decides predictions and students. It is {} for other
-  data sets and artefacts.
+  Teachers and GANs never see the test split; predictions and students depend on it. {} for other data sets
+  and artefacts.
   """
   if not with_code or artefact == 'student':
     return {}
@@ -243,12 +238,12 @@ def _stored_as(config: ConfigDict) -> Any:
 
 
 def _subset(config: ConfigDict, section: str) -> int | None:
-  """The subset seed, if the section takes a part of the training set."""
+  """The subset seed if the section takes a part of the training set, else None."""
   return fields.subset_seed(config) if any(config[section].examples) else None
 
 
 def _dataset(config: ConfigDict) -> dict[str, Any]:
-  """The fields that decide the training data, without those that say where and how they are read."""
+  """The fields that decide the training data. Where and how the data are read does not count."""
   unused = 'data_dir', 'path', 'num_test', 'streaming', 'num_workers', 'subset_seed'
   return fields.without(config.dataset, *unused)
 

@@ -1,4 +1,4 @@
-"""Loading a config: the file, its overrides, and the points of a sweep of the file or of flags."""
+"""Loads configs from files with overrides, and the configs of a sweep that a file or flags define."""
 
 import ast
 import copy
@@ -34,18 +34,18 @@ _PANELS = (
 def load(
   spec: str, overrides: Sequence[tuple[str, str | None]] = ()
 ) -> tuple[ConfigDict, list[str]]:
-  """The config of FILE.py or FILE.py:ARGUMENT with fields overridden.
+  """The config of FILE.py or FILE.py:ARGUMENT with overrides.
 
   Args:
     spec: a Python file that defines `get_config`, and its argument.
-    overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. Values are
-      Python literals; text that is none is a string. None stands for a value that was not given.
+    overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. A value is a
+      Python literal, and otherwise a string. None stands for a missing value.
 
-  Returns: the config, and a line for each override that fits no field or has a wrong type. These are
-    not applied. `validation.check` raises them together with what else is wrong.
+  Returns: the config, and a line for each override without a field or with a wrong type, which is not
+    applied. `validation.check` raises these lines together with all other problems.
 
   Raises:
-    ConfigError: there is no such file, or it cannot be run.
+    ConfigError: the file does not exist or cannot be run.
   """
   config = _call_get_config(spec)
   problems = [problem for field, text in overrides for problem in _override(config, field, text)]
@@ -53,15 +53,13 @@ def load(
 
 
 def from_values(values: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
-  """The config of base.py with fields set to Python values, and a line for each that does not fit.
+  """The config of base.py with Python values of fields, and a line for each value that does not fit.
 
   Args:
     values: by dotted field, such as {'student.temperature': 1}.
   """
   config = base.get_config()
-  return config, [
-    p for field, value in values.items() for p in _assign(config, field, value, repr(value))
-  ]
+  return config, _assign_all(config, values)
 
 
 def config_name(spec: str) -> str:
@@ -75,9 +73,9 @@ def load_sweep(spec: str) -> Sweep:
   """The sweep of FILE.py or FILE.py:ARGUMENT.
 
   Raises:
-    ConfigError: the file defines none, or it is not a sensible one.
+    ConfigError: the file defines no sweep, or one with problems.
   """
-  _call_get_config(spec)  # which knows what arguments there are
+  _call_get_config(spec)  # raises for an unknown argument
   sweep = _call(spec, 'get_sweep')
   if not isinstance(sweep, Sweep):
     raise ConfigError([f'--config = {spec!r}: get_sweep returns no kdjax.config.sweep.Sweep'])
@@ -100,11 +98,13 @@ def _call(spec: str, function: str) -> Any:
   path, argument = _split(spec)
   if not files.is_reachable(path):
     raise ConfigError([f'--config = {spec!r}: {files.NEEDS_CLOUD}'])
-  path = _find(path)
+  built_in = EXPERIMENTS / path  # such as 'paper/fig6b_lambda.py'
+  path = epath.Path(path)
+  path = built_in if not path.exists() and built_in.exists() else path
   if not path.exists():
     raise ConfigError(
       [
-        f'--config = {spec!r}: there is no file {path}, nor an experiment of that name in {EXPERIMENTS}'
+        f'--config = {spec!r}: there is no file {path}, and no experiment of that name in {EXPERIMENTS}'
       ]
     )
   plugins.add_folder('.')
@@ -117,7 +117,7 @@ def _call(spec: str, function: str) -> Any:
     module_spec.loader.exec_module(module)
     if not hasattr(module, function):
       is_sweep = function == 'get_sweep'
-      hint = '; it is no sweep: run it without --sweep and --sweep_index' * is_sweep
+      hint = '; run it without --sweep and --sweep_index' * is_sweep
       raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
     if argument and not inspect.signature(getattr(module, function)).parameters:
       raise ConfigError([f'--config = {spec!r}: {path} takes no argument; leave out :{argument}'])
@@ -127,7 +127,7 @@ def _call(spec: str, function: str) -> Any:
     raise
   except (Exception, SystemExit) as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    reason = str(error).partition(' Other fields present')[0]  # a dump of the whole config
+    reason, *_ = str(error).partition(' Other fields present')  # by ml_collections
     place = f'{frame.filename}:{frame.lineno}'
     raise ConfigError(
       [f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})']
@@ -137,21 +137,16 @@ def _call(spec: str, function: str) -> Any:
 def _split(spec: str) -> tuple[str, str]:
   """'a/b.py:smoke' and 'a/b:smoke' → ('a/b.py', 'smoke')."""
   path, colon, argument = spec.rpartition(':')
-  if not colon or '/' in argument:  # no argument; 'gs://bucket/b.py' has none either
+  if not colon or '/' in argument:  # 'gs://bucket/b.py' has no argument
     path, argument = spec, ''
   return f'{path.removesuffix(".py")}.py', argument
 
 
-def _find(path: str) -> epath.Path:
-  """The path of a config file, which may be the name of a built-in experiment: 'paper/fig6b_lambda.py'."""
-  built_in = EXPERIMENTS / path
-  return built_in if not epath.Path(path).exists() and built_in.exists() else epath.Path(path)
-
-
 def _package(folder: epath.Path) -> str:
-  """The dotted name under which a folder with an `__init__.py` is imported, so relative imports work there.
+  """The dotted name under which a folder with an `__init__.py` is imported; '' for any other folder.
 
-  The name is not the folder's own: another `configs` package may be installed. '' for any other folder.
+  Files of the folder can then import relatively. The name is not the folder's own, since another package
+  `configs` may be installed.
   """
   if not (folder / '__init__.py').exists():
     return ''
@@ -171,26 +166,26 @@ def _package(folder: epath.Path) -> str:
 def sweep_configs(
   spec: str, sweep: Sweep, overrides: Sequence[tuple[str, str | None]]
 ) -> tuple[list[ConfigDict], list[str]]:
-  """The config of every run of the sweep: the file's, the overrides, and the fields of the run.
+  """The config of every run of the sweep: the file's with the overrides and the fields of the run.
 
-  Returns: the configs in the order of `sweep.expand`, and what is wrong with fields, as `load` does.
+  Returns: the configs in the order of `sweep.expand`, and a line for each problem, as `load` does.
   """
   start, problems = load(spec, overrides)
   configs = []
   for one in sweep_lib.expand(sweep):
     config = copy.deepcopy(start)
-    for field, value in one.fields.items():
-      if field in dict(overrides):
-        problems.append(f'{field} = {dict(overrides)[field]}: the sweep sets it; leave it out')
-      problems += _assign(config, field, value, repr(value))
+    for field, text in overrides:
+      if field in one.fields:
+        problems.append(f'{field} = {text}: the sweep sets it; leave it out')
+    problems += _assign_all(config, one.fields)
     configs.append(config)
   return configs, list(dict.fromkeys(problems))
 
 
 def sweep_from_flags(name: str, swept: Sequence[tuple[str, str | None]]) -> tuple[Sweep, list[str]]:
-  """The sweep of `--sweep.FIELD=VALUES`, over all combinations of the values, and the problems with the flags.
+  """The sweep of `--sweep.FIELD=VALUES` over all combinations of the values, and the problems with the flags.
 
-  The first field is on the x axis; each combination of the others is a series.
+  The first field is the x axis; each combination of the others is a series.
 
   Args:
     name: the name of the config, for the title.
@@ -228,7 +223,7 @@ def _literals(text: str) -> list[Any]:
 
 
 def _literal(text: str) -> Any:
-  """The value of a Python literal; any other text is a string without quotes."""
+  """The value of a Python literal; any other text is itself, as a string."""
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -236,14 +231,24 @@ def _literal(text: str) -> Any:
 
 
 def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]:
-  """Sets a field, or yields what is wrong."""
+  """Sets a field to the value of a text, or yields the problem."""
   if text is None:
     yield f'{field}: no value given; write --config.{field}=VALUE'
-    return
-  yield from _assign(config, field, _literal(text), text)
+  else:
+    yield from _assign(config, field, _literal(text), text)
+
+
+def _assign_all(config: ConfigDict, values: Mapping[str, Any]) -> list[str]:
+  """Sets fields to Python values; returns a line for each that does not fit."""
+  return [
+    problem
+    for field, value in values.items()
+    for problem in _assign(config, field, value, repr(value))
+  ]
 
 
 def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[str]:
+  """Sets a field to a value, or yields the problem. `text` is the value as the user wrote it."""
   *parents, name = field.split('.')
   section = config
   for parent in parents:

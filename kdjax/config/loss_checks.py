@@ -1,6 +1,6 @@
-"""The checks of the student's loss: its options, the features that it needs, and its values on random inputs.
+"""Checks of the student's loss: its options, the features that it needs, and its values on random inputs.
 
-A loss is computed for a few examples, so that a loss of the user is checked as the built-in ones are.
+Each loss is computed for a few random examples, so built-in losses and those of a user get the same checks.
 Axes: B example, C class.
 """
 
@@ -21,18 +21,18 @@ from kdjax.data import views
 from kdjax.predictions.encodings import TAIL, TRUNCATED, UNBIASED
 from kdjax.runtime import plugins
 
-NUM_EXAMPLES = 4  # random ones that a loss is computed for, or a batch if it has fewer
-NUM_MEMBERS = 2  # whose random features it is computed for
-STORED_BYTES = 2  # of a value, as of a log-probability in float16
-LINEAR = 1e-4  # how far a gradient that is linear may be from that, relative to its largest value
+NUM_EXAMPLES = 4  # random examples for which a loss is computed; fewer if the batch is smaller
+NUM_MEMBERS = 2  # teacher members with random features
+STORED_BYTES = 2  # of a value in float16
+LINEAR = 1e-4  # tolerance of the test of linearity, relative to the largest gradient
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def option_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """A line for each option that the loss does not take, and for each thing that it needs and does not get.
+  """A line for each option that the loss does not have, and for each input that it needs and does not get.
 
-  A loss without features is computed; one with features is computed by `feature_problems`.
+  Computes a loss without features; `feature_problems` computes the others.
   """
   section = config.student
   name, options = section.loss, section.loss_options.to_dict()
@@ -47,28 +47,27 @@ def option_problems(config: ConfigDict, description: data.Description) -> Iterat
   unlabelled += [config.predictions.extra] if config.predictions.extra else []
   if 'labels_B' in loss.needs and unlabelled:
     yield (
-      f'student.loss = {name!r}: needs the label of every example, and {", ".join(unlabelled)} of the '
+      f'student.loss = {name!r}: needs the label of every example, but {", ".join(unlabelled)} in the '
       'distillation data has none; allowed: another loss, or other distillation data'
     )
   if 'teacher_features' in loss.needs:
     for prefix, (source, _) in fields.sources(config).items():
       if not fields.has_weights(source):
         yield (
-          f'student.loss = {name!r}: {NEEDS_WEIGHTS}, by which its features are computed; '
-          f'allowed with {prefix}source = {source!r}, which gives predictions alone: a loss without '
-          'teacher_features'
+          f'student.loss = {name!r}: {NEEDS_WEIGHTS}, to compute its features, and {prefix}source = '
+          f'{source!r} has only predictions; allowed: a loss without teacher_features'
         )
   elif 'student_features' not in loss.needs and (plugins.is_dotted(name) or options):
     yield from _computed(config, description)
 
 
-# Features, which are known by their shapes.
+# Features. Checks see their shapes only.
 
 
 def feature_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """A line for each field that names or needs features that there are not.
+  """A line for each field that names or needs features that do not exist.
 
-  The models, the options of the loss and the source of the teacher are right by themselves.
+  Call it once all other checks of the models, the loss and the teacher pass.
   """
   yield from _cka_problems(config, description)
   loss = losses.find(config.student.loss)
@@ -77,7 +76,7 @@ def feature_problems(config: ConfigDict, description: data.Description) -> Itera
 
 
 def _shapes(config: ConfigDict, description: data.Description) -> dict[str, Shapes]:
-  """The shapes of the features of two examples, of the 'student' and the 'teacher'."""
+  """{'student', 'teacher': the shapes of the model's features for two examples}."""
   sections = {'student': fields.student_model(config), 'teacher': config.model}
   dtype = 'float32' if description.vocabulary_size is None else 'int32'
   return {
@@ -91,7 +90,7 @@ def _shapes(config: ConfigDict, description: data.Description) -> dict[str, Shap
 
 
 def _cka_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """Whether teacher and student have features whose CKA can be evaluated."""
+  """A line if teacher and student have no features in common, so that no CKA can be computed."""
   names = config.model.name, fields.student_model(config).name
   is_known = len(set(names)) == 1 and names[0] in models.MODELS
   if not config.evaluation.num_cka_examples or is_known:
@@ -108,7 +107,7 @@ def _cka_problems(config: ConfigDict, description: data.Description) -> Iterator
 def _feature_loss_problems(
   config: ConfigDict, description: data.Description, loss: losses.Loss
 ) -> Iterator[str]:
-  """Whether a loss on features has them."""
+  """A line for each feature that the loss needs and the models or the store do not have."""
   shapes, section = _shapes(config, description), config.student
   listed = '; '.join(f'features of the {role}: {_listed(of)}' for role, of in shapes.items())
   found = []
@@ -122,7 +121,7 @@ def _feature_loss_problems(
       )
     found += [
       f'student.loss = {section.loss!r}: the feature {name!r} of the {role} has the shape {of.shape} for '
-      'two examples; needed: an array with the examples first'
+      'two examples; needed: an array whose first axis is the examples'
       for name, of in of_role.items()
       if of.shape[:1] != (2,)
     ]
@@ -144,7 +143,7 @@ def _feature_loss_problems(
 def _needs_members(
   config: ConfigDict, description: data.Description, shapes: Shapes, chosen: Mapping[str, object]
 ) -> str:
-  """The problem that the store has no features, with the bytes that they would take."""
+  """A line that the store has no features, with the bytes that they would take."""
   predictions, num_members = config.predictions, config.teacher.num_members
   size = data.split_sizes(config.dataset, description)['train']
   size = data.part_size(size, predictions.examples) + fields.num_extra(config)
@@ -166,8 +165,7 @@ def _listed(shapes: Shapes) -> str:
 
 # Values and gradients.
 
-# ((student_BC, features), teacher_log_probs_BC, temperature) → the values (B,), and the gradient of the first
-# argument.
+# ((student_BC, features), teacher_log_probs_BC, temperature) → value_B, and the gradient in the first argument.
 Gradient = Callable[[tuple[Any, Mapping[str, Any]], Any, float], tuple[jax.Array, Any]]
 
 
@@ -199,7 +197,7 @@ def _labels(num_classes: int, num_examples: int) -> np.ndarray:
 def _computed(
   config: ConfigDict, description: data.Description, features: Mapping[str, Shapes] | None = None
 ) -> Iterator[str]:
-  """A line with the reason why a loss does not fit. It is computed for up to four random examples.
+  """A line if the loss raises an error, or has a wrong shape or values for random examples.
 
   Args:
     features: shapes of 'student_features' and 'teacher_features', if the loss needs them.
@@ -213,7 +211,7 @@ def _computed(
   drawn = jax.tree.map(
     lambda x: rng.normal(size=(batch, *x.shape[1:])).astype(x.dtype), features or {}
   )
-  # The temperature is a number here, as it is in a training in which it stays.
+  # A number, not an array: a fixed temperature is a number in training, too.
   gradient = partial(
     _gradient(section, description.num_classes, batch), temperature=section.temperature
   )
@@ -227,31 +225,30 @@ def _computed(
   num_wrong = sum(int(np.sum(~np.isfinite(x))) for x in inexact)
   if value_B.shape != (batch,):
     yield (
-      f'{field}: returns the shape {value_B.shape} for {batch} examples; needed: {(batch,)}, a value for '
-      'each'
+      f'{field}: returns the shape {value_B.shape} for {batch} examples; needed: {(batch,)}, a value for each'
     )
   elif num_wrong or not np.isfinite(value_B).all():
     yield (
-      f'{field}: gives {np.asarray(value_B)} for random logits of {batch} examples, and a gradient with '
-      f'{num_wrong} values that are not finite; needed: finite ones'
+      f'{field}: gives {np.asarray(value_B)} for random logits of {batch} examples, and {num_wrong} values '
+      'of its gradient are not finite; needed: finite values and gradients'
     )
 
 
-# Predictions that are stored as k classes of each example.
+# Predictions stored as k classes of each example.
 
 
 def top_k_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """A line if the loss cannot take the probabilities of 0, or the draws, of the estimator."""
+  """A line if the loss cannot learn from the estimator's probabilities of 0, or from its random draws."""
   section, estimator = config.student, config.predictions.top_k_estimator
   if not fields.is_top_k(config) or estimator == TAIL:
     return
   loss = losses.find(section.loss)
-  if 'teacher_features' in loss.needs:  # refused with stored predictions of any dtype
+  if 'teacher_features' in loss.needs:  # `feature_problems` reports it
     return
   if 'student_features' in loss.needs:
     yield (
-      f'student.loss = {section.loss!r}: needs features of the student, so that it is not known whether it '
-      f"can learn from predictions.top_k_estimator = {estimator!r}; allowed: 'tail', or a loss on logits"
+      f'student.loss = {section.loss!r}: needs features of the student, so no check shows whether it can '
+      f"learn from predictions.top_k_estimator = {estimator!r}; allowed: 'tail', or a loss on logits"
     )
     return
   # A draw may give one class all the probability.
@@ -265,15 +262,15 @@ def top_k_problems(config: ConfigDict, description: data.Description) -> Iterato
       which = f'{which} with student.{field} = {temperature}'
     if not _takes_zeros(gradient, description.num_classes, num_positive, temperature):
       yield (
-        f'{which}: is ∞ or NaN, or its gradient is, where a probability of the teacher is 0, as '
-        f"predictions.top_k_estimator = {estimator!r} makes some; allowed: 'tail', or another loss, such as "
+        f'{which}: the loss or its gradient is ∞ or NaN where a probability of the teacher is 0, as with '
+        f"predictions.top_k_estimator = {estimator!r}; allowed: 'tail', or another loss, such as "
         'cross_entropy'
       )
       return
     if estimator in UNBIASED and not _is_linear(gradient, description.num_classes, temperature):
       yield (
-        f"{which}: its gradient is not linear in the teacher's probabilities, so that predictions.top_k_estimator "
-        f'= {estimator!r}, an unbiased estimate of them, would give a biased gradient; allowed: '
+        f"{which}: its gradient is not linear in the teacher's probabilities. predictions.top_k_estimator = "
+        f'{estimator!r}, an unbiased estimate of them, would give a biased gradient; allowed: '
         "cross_entropy with student.temperature = 1, or predictions.top_k_estimator = 'tail'"
       )
       return
@@ -282,7 +279,7 @@ def top_k_problems(config: ConfigDict, description: data.Description) -> Iterato
 def _takes_zeros(
   gradient: Gradient, num_classes: int, num_positive: int, temperature: float
 ) -> bool:
-  """Whether all is finite for a teacher with so many classes, half of the time without the label."""
+  """Whether all is finite for a teacher with `num_positive` classes, which lack the label of every other example."""
   first_B = _labels(num_classes, NUM_EXAMPLES) + np.arange(NUM_EXAMPLES) % 2
   classes_BK = (first_B[:, None] + np.arange(num_positive)) % num_classes
   teacher_BC = np.full((NUM_EXAMPLES, num_classes), -np.inf, np.float32)
@@ -299,12 +296,9 @@ def _is_linear(gradient: Gradient, num_classes: int, temperature: float) -> bool
   student_BC = _student(num_classes)
   logits_BC = student_BC[:, ::-1]
   pair = jax.nn.softmax(3 * logits_BC), jax.nn.softmax(5 * jnp.roll(logits_BC, 1, axis=-1))
-
-  def of(teacher_BC: jax.Array) -> np.ndarray:
-    _, (gradient_BC, _) = gradient((student_BC, {}), jnp.log(teacher_BC), temperature)
-    return np.asarray(gradient_BC)
-
-  first_BC, second_BC, middle_BC = (of(x_BC) for x_BC in (*pair, (pair[0] + pair[1]) / 2))
+  teachers = jnp.log(jnp.stack([*pair, (pair[0] + pair[1]) / 2]))
+  gradients = [gradient((student_BC, {}), teacher_BC, temperature)[1][0] for teacher_BC in teachers]
+  first_BC, second_BC, middle_BC = map(np.asarray, gradients)
   error = np.abs(middle_BC - (first_BC + second_BC) / 2).max()
   return bool(error <= LINEAR * np.abs(middle_BC).max())
 

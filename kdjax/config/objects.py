@@ -1,9 +1,9 @@
-"""Names, for a config, of the functions, classes and linen modules that Python code hands over.
+"""Names, for a config, of the functions, classes and linen modules that a user passes from Python.
 
-What can be imported is named 'module:attribute'. Anything else, such as a class of a notebook or a closure,
-is registered as 'kdjax.runtime.given:NAME', with digests of its code. The digests cover the object's definition and what it
-uses: other definitions, the values of global variables and of a closure. Values count by their content, so
-that the same object has the same digests in the next process.
+An importable object is named 'module:attribute'. Any other, such as a class of a notebook or a closure, is
+registered as 'kdjax.runtime.given:NAME' with digests of its code. The digests cover its definition and all
+that the definition uses: other definitions, and the values of global and closure variables. Values count by
+their content, so an object has the same digests in every process.
 """
 
 import ast
@@ -37,7 +37,7 @@ _OF_FLAX = ('parent', 'name')  # fields that every linen module has
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-  """A `model.name` that stands for one linen module as it is, whatever the data."""
+  """A model that is always the same linen module, whatever the data."""
 
   module: nn.Module
 
@@ -46,34 +46,34 @@ class Maker:
 
 
 class Objects:
-  """The names of the objects of one call. Two different ones never get the same name."""
+  """Gives names to the objects of one call. Different objects get different names."""
 
   def __init__(self):
     self._digests: dict[str, dict[str, str]] = {}
 
   def name(self, value: Any) -> str:
-    """'module:attribute' of a function, a class or another callable, or of a list of functions.
+    """'module:attribute' for a function, a class or another callable, or for a list of functions.
 
     Raises:
-      UserError: its source or content cannot be read, or another object of this call has the name.
+      UserError: its source or content cannot be read, or another object of this call has the same name.
     """
-    if is_importable(value):
-      return _dotted(value)
-    first = value[0] if isinstance(value, list | tuple) else value
-    return self._give(_label(first), value, digests(value))
+    return (
+      _dotted(value) if is_importable(value) else self._give(_label(value), value, digests(value))
+    )
 
   def model(self, module: nn.Module) -> dict[str, Any]:
     """The fields of a `model` section for a linen module: 'name', 'options' and perhaps 'dtype'.
 
-    A module whose fields are plain values is named by its class, with the fields as options. Others are
-    registered as they are.
+    A module whose fields are plain values is named by its class, with the fields as options. Any other is
+    registered as it is.
     """
+    all_fields = _fields(type(module))
+    names = {field.name for field in all_fields}
     values = {
       field.name: unfreeze(getattr(module, field.name))
-      for field in _fields(type(module))
+      for field in all_fields
       if not _is_default(field, getattr(module, field.name))
     }
-    names = {field.name for field in _fields(type(module))}
     dtype = {}
     if 'dtype' in names and (found := _dtype_name(module.dtype)) is not None:
       values.pop('dtype', None)
@@ -96,7 +96,7 @@ class Objects:
 
 
 def is_importable(value: Any) -> bool:
-  """Whether a module can be imported, in any process, that has the object under its name."""
+  """Whether any process can import the object by its module and name."""
   module, name = getattr(value, '__module__', None), getattr(value, '__qualname__', '')
   if module in (None, '__main__') or not plugins.is_dotted(f'{module}:{name}'):
     return False
@@ -104,7 +104,7 @@ def is_importable(value: Any) -> bool:
     return False
   try:
     return importlib.util.find_spec(module) is not None
-  except ValueError:  # a module that was made by hand
+  except ValueError:  # a module without a spec, made by hand
     return False
 
 
@@ -115,13 +115,13 @@ def digests(value: Any) -> dict[str, str]:
     UserError: the source of a definition or the content of a value cannot be read.
   """
   found: dict[str, str] = {}
-  label = _label(value[0] if isinstance(value, list | tuple) else value)
+  label = _label(value)
   found[f'{given.__name__}.{label}:value'] = _sha(_Reader(found).token(value, label))
   return found
 
 
 class _Reader:
-  """Adds the digests of definitions that it meets to `found`."""
+  """Turns values into text, and adds the digests of the definitions that they use to `found`."""
 
   def __init__(self, found: dict[str, str]):
     self._found, self._seen, self._objects = found, {}, {}
@@ -133,7 +133,7 @@ class _Reader:
       label: where the value was found, for errors.
     """
     if callable(value) and not inspect.isfunction(value):
-      value = inspect.unwrap(value)  # such as what jax.jit returns
+      value = inspect.unwrap(value)  # for example of jax.jit
     token = functools.partial(self.token, label=label)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
       return repr(value)
@@ -172,8 +172,8 @@ class _Reader:
       content = pickle.dumps(value)
     except Exception as error:
       raise UserError(
-        f'{label}: {type(value).__name__} has a content that cannot be digested ({error}), so a change of it '
-        "could not be told. Put the code into a module and give its name, 'module:attribute'"
+        f'{label}: the content of {type(value).__name__} cannot be digested ({error}), so a change would go '
+        "unnoticed. Put the code into a module and give its name, 'module:attribute'"
       ) from error
     return f'{self._definition(type(value))}({_sha(content)})'
 
@@ -192,12 +192,12 @@ class _Reader:
       while self._found.setdefault(name, _sha(content)) != _sha(content):
         name += "'"  # another definition of the same name
       self._seen[value] = name
-    elif getattr(value, '__closure__', None):  # such as what an optax function returns
+    elif getattr(value, '__closure__', None):  # for example a function that optax returns
       name += self.token(_closure(value), name)
     return name
 
   def _uses(self, value: Callable, label: str) -> str:
-    """Tokens of all values, outside of a definition, that it mentions."""
+    """Tokens of the values outside of a definition that it mentions, as text."""
     names, uses = _namespace(value), {}
     for node in code.walk(_tree(value)) if names else ():
       first, *rest = code.chain(node) or [None]
@@ -253,19 +253,19 @@ def _closure(function: Callable) -> dict[str, Any]:
 
 
 def _home(value: Callable) -> str:
-  """The name of the module that a function or class was defined in; of a wrapper, not of what it wraps."""
+  """The module that defines a function or class. For a wrapper, the wrapper's module counts."""
   names = {} if inspect.isclass(value) else value.__globals__
   return names.get('__name__') or value.__module__ or ''
 
 
 def _is_own(value: Callable) -> bool:
-  """Whether a function or class is the user's or of kdjax: neither built in nor installed."""
+  """Whether a function or class belongs to the user or kdjax: it is neither built in nor installed."""
   package = _home(value).partition('.')[0]
   return package == '__main__' or code.is_followed(package) or package not in sys.modules
 
 
 def _functions(value: Callable) -> list[types.FunctionType]:
-  """The function, or the methods that the text of a class defines."""
+  """The function itself, or the methods that the source of a class defines."""
   if not inspect.isclass(value):
     return [value]
   found = []
@@ -280,7 +280,7 @@ def _functions(value: Callable) -> list[types.FunctionType]:
 
 
 def _attributes(kind: type) -> str:
-  """The names that a class without methods defines; it has no code from which its text could be found."""
+  """The fields and plain attributes of a class without methods, whose source cannot be found, as text."""
   fields = [field.name for field in _fields(kind)] if dataclasses.is_dataclass(kind) else []
   plain = {k: v for k, v in vars(kind).items() if not k.startswith('_') and is_plain(v)}
   return f'{kind.__qualname__} {fields} {sorted(plain.items(), key=str)}'
@@ -306,10 +306,10 @@ def _tree(value: Callable) -> ast.AST:
         if start == line or (kinds is ast.ClassDef and start < line <= node.end_lineno):
           found.append(node)
     if found:
-      return ast.Tuple(found)  # several are lambdas of one line
+      return ast.Tuple(found)  # one line may have several lambdas
   raise UserError(
-    f'{value.__qualname__}: its source cannot be read, so a change of it could not be told. Write it in a '
-    'file or a notebook'
+    f'{value.__qualname__}: its source cannot be read, so a change would go unnoticed. Write it in a file or '
+    'a notebook'
   )
 
 
@@ -340,7 +340,8 @@ def _dotted(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-  """A name of letters, digits and underscores."""
+  """The name of an object, or of the first object of a list: letters, digits and underscores."""
+  value = value[0] if isinstance(value, list | tuple) else value
   name = getattr(value, '__qualname__', type(value).__qualname__).rpartition('.')[2]
   return name.strip('<>') or 'object'
 

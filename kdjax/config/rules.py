@@ -1,4 +1,4 @@
-"""The rule for the value of each field of a config: field → (test, allowed values in words)."""
+"""The rule for each field of a config: field → (test of a value, allowed values in words)."""
 
 import functools
 import operator
@@ -13,7 +13,7 @@ from kdjax.predictions import encodings
 from kdjax.runtime import files, plugins
 from kdjax.train import optimizers
 
-LARGEST = 10**9  # of any count: beyond it is a typing error
+LARGEST = 10**9  # of any count; a larger one is a typing error
 
 
 def _is_whole(minimum: int, maximum: int = LARGEST):
@@ -28,7 +28,7 @@ def _is_one_of(names):
 
 
 def _is_named(names):
-  """A name of a registry, or a dotted one, which `validation` finds."""
+  """A name of a registry, or 'module:attribute', which `validation` looks up."""
   return (
     lambda x: x in names or plugins.is_dotted(x),
     f'one of {", ".join(names)}, or {plugins.FORM}',
@@ -91,7 +91,7 @@ _SOURCE = (
   lambda x: x in fields.SOURCES or plugins.is_dotted(x),
   f"'' (trained here), 'file', 'workdir', or {plugins.FORM}",
 )
-# Wide enough for any training, and so narrow that float32 holds them, their ratios and complements.
+# These are wide enough for any training, and float32 holds the values, their ratios and complements.
 _RATE = _within(1e-12, 1e6)
 _RATE_OR_0 = _within(0, 1e6)
 _MOMENTUM = _within(0, 0.999999)
@@ -195,7 +195,7 @@ RULES = {
   'gan.learning_rate': _RATE,
   'gan.final_learning_rate': _RATE_OR_0,
   'gan.flip': _ANY_BOOL,
-  'gan.num_samples': _is_whole(2),  # a covariance wants two
+  'gan.num_samples': _is_whole(2),  # a covariance needs two
   'training.num_logs': _EVENTS,
   'training.num_evals': _EVENTS,
   'training.num_checkpoints': _EVENTS,
@@ -212,13 +212,14 @@ RULES = {
 
 
 def passes(test, value: Any) -> bool:
+  """Whether a value passes a test; one of a wrong type does not."""
   try:
     return bool(test(value))
   except TypeError:  # such as a string in a tuple of fractions
     return False
 
 
-def keeps(config: ConfigDict, *names: str) -> bool:
-  """Whether fields that others are computed from are None or allowed."""
+def are_allowed(config: ConfigDict, *names: str) -> bool:
+  """Whether each of these fields is None or passes its rule. Checks that compute with them ask first."""
   values = {name: functools.reduce(operator.getitem, name.split('.'), config) for name in names}
   return all(value is None or passes(RULES[name][0], value) for name, value in values.items())

@@ -1,11 +1,12 @@
 """Sweeps: the runs of a figure or table of the paper, the means over their trials, and its claims.
 
-A config file that defines `get_sweep(arg='')` beside `get_config` is a sweep of that config: each point
-overrides fields of it, and is repeated for `trials` seeds. `config/claims.py` decides the claims.
+A config file with a `get_sweep(arg='')` beside its `get_config` defines a sweep. Each point overrides fields
+of the config, and is repeated for `trials` seeds. `config/claims.py` decides the claims.
 """
 
 import collections
 import dataclasses
+import itertools
 import math
 import shlex
 import statistics
@@ -25,7 +26,7 @@ Key = tuple[str, float | str]  # (series, x) of a point
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One place in the figure, and the config that belongs there."""
+  """A place in the figure, and the fields of its config."""
 
   fields: Mapping[str, Any]  # dotted config field: value
   x: float | str
@@ -47,15 +48,15 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A statement of the paper, in a form that results decide.
+  """A statement of the paper that results can decide.
 
-  Its effect is the measure at `first` minus what `second` names, in the unit of the panel's label.
+  Its effect is the measure at `first` minus the value that `second` names, in the unit of the panel's label.
   """
 
   text: str
   measure: str  # of a panel
   first: Key
-  # Another point; another measure at the point `first`, as a path into result.json; or a number.
+  # Another point; another measure at `first`, as a dotted path into result.json; or a number.
   second: Key | str | float
   direction: str  # of DIRECTIONS: the effect is above `margin`, below −`margin`, or between the two
   margin: float = 0.0
@@ -64,14 +65,16 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
+  """The runs, panels and claims of a figure or table."""
+
   title: str
   x_label: str
   points: Sequence[Point]
   panels: Sequence[Panel]
   trials: int = 1
-  trial_field: str = 'seed'  # gets the trial's number: 0, 1, ...; '': no field does
+  trial_field: str = 'seed'  # the field that gets the trial's number, 0, 1, ...; '': none
   caption: str = ''
-  # measure: {(series, x): mean or (mean, standard deviation)}, in the unit of the panel's label
+  # {measure: {(series, x): mean or (mean, standard deviation)}}, in the unit of the panel's label.
   paper: Mapping[str, Mapping[Key, float | tuple[float, float]]] = dataclasses.field(
     default_factory=dict
   )
@@ -90,10 +93,10 @@ class SweepRun:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A measure at a point, in the unit of the panel's label. None stands for an unknown value."""
+  """A measure at a point, in the unit of the panel's label. None is an unknown value."""
 
   mean: float | None = None
-  std: float | None = None  # over trials, with ddof = 1; None for fewer than two
+  std: float | None = None  # over trials, with ddof = 1; None for fewer than two trials
   count: int = 0  # trials that have the measure
   paper_mean: float | None = None
   paper_std: float | None = None
@@ -112,31 +115,30 @@ class Row:
 
 
 def expand(sweep: Sweep) -> list[SweepRun]:
-  """Every training of the sweep; the index is the place in the list.
+  """Every run of the sweep, in the order of its index.
 
-  All points come once before any comes again: a sweep that is cut short has a value for each, and more
-  trials leave the earlier runs as they are. With trials over `seed`, the trial before is the independent
-  student (Section 4) of a trial, and the second that of the first, so that the baseline costs no training.
+  A trial of all points comes before the next trial. So a sweep that is cut short has a value for each point,
+  and more trials change no earlier run. With trials over `seed`, a trial's independent student (Section 4)
+  is that of the trial before, and of the second for the first, so the baseline costs no training.
   """
-  runs = []
-  for trial in range(sweep.trials):
-    added = added_fields(sweep, trial)
-    for point in sweep.points:
-      runs.append(SweepRun(len(runs), point, trial, {**point.fields, **added}))
-  return runs
+  places = itertools.product(range(sweep.trials), sweep.points)
+  return [
+    SweepRun(index, point, trial, {**point.fields, **added_fields(sweep, trial)})
+    for index, (trial, point) in enumerate(places)
+  ]
 
 
 def summarise(sweep: Sweep, results: Mapping[int, Mapping[str, Any]]) -> list[Row]:
-  """Means over the trials there are, for each point in its order.
+  """Means over the finished trials, for each point in its order.
 
-  A measure of fidelity, at `....fidelity....` in result.json, has the independent student's beside it, and
-  their difference with Student's t interval over trials, each trial's student paired with its independent
-  student. The interval is approximate: with trials over `seed`, the student of one trial is the
+  A measure of fidelity, `....fidelity....` in result.json, comes with the independent student's and with
+  their difference, which has Student's t interval over trials. Each trial's student is paired with its
+  independent student. The interval is approximate: with trials over `seed`, the student of one trial is the
   independent student of another.
 
   Args:
-    results: the content of result.json by index of the run. Those that are not there are `missing`; a
-      measure that is in none of a point's results has `count` 0.
+    results: the content of result.json by index of the run. Runs without one are `missing`; a measure that
+      none of a point's results has gets `count` 0.
   """
   trials = collections.defaultdict(list)
   for run in expand(sweep):
@@ -157,42 +159,42 @@ def independent_measure(measure: str) -> str | None:
 
 
 def values(panel: Panel, measure: str, results: Sequence[Mapping[str, Any]]) -> list[float | None]:
-  """A measure of each result in the unit of the panel's label; None where it is not known."""
+  """A measure of each result in the unit of the panel's label; None where a result does not have it."""
   found = [look_up(result, measure) for result in results]
   return [None if value is None else panel.scale * value for value in found]
 
 
 def look_up(result: Any, path: str) -> float | None:
-  """The value at a dotted path into result.json; None where there is none."""
+  """The value at a dotted path into result.json; None if there is none."""
   for name in path.split('.'):
     result = result.get(name) if isinstance(result, Mapping) else None
   return result
 
 
 def command(run: SweepRun, start: str = 'python launch.py') -> str:
-  """The shell command of one run: `start` with a flag for each field."""
+  """The shell command of a run: `start` and a flag for each field."""
   flags = [shlex.quote(f'--config.{field}={value}') for field, value in run.fields.items()]
   return ' '.join([start, *flags])
 
 
 def has_difference(rows: Sequence[Row]) -> list[bool]:
-  """Whether any point has an independent student to compare with, for each panel."""
+  """For each panel, whether any point has an independent student to compare with."""
   columns = zip(*(row.cells for row in rows), strict=True)
   return [any(cell.num_pairs for cell in cells) for cells in columns]
 
 
 def series_names(sweep: Sweep) -> list[str]:
-  """In the order of their first points."""
+  """The series, in the order of their first points."""
   return list(dict.fromkeys(point.series for point in sweep.points))
 
 
 def x_values(sweep: Sweep) -> list[float | str]:
-  """In the order of their first points."""
+  """The values of x, in the order of their first points."""
   return list(dict.fromkeys(point.x for point in sweep.points))
 
 
 def is_categorical(sweep: Sweep) -> bool:
-  """Whether x are names instead of numbers."""
+  """Whether the values of x are names instead of numbers."""
   return isinstance(sweep.points[0].x, str)
 
 
@@ -207,7 +209,7 @@ def problems(sweep: Sweep) -> list[str]:
     return [*found, f'trials = {sweep.trials!r} of the sweep; allowed: an integer of at least 1']
   keys = [point.key for point in sweep.points]
   found += [
-    f'{count} points of the sweep have series {series!r} and x = {x!r}; one may'
+    f'{count} points of the sweep have series {series!r} and x = {x!r}; allowed: one'
     for (series, x), count in collections.Counter(keys).items()
     if count > 1
   ]
@@ -238,10 +240,10 @@ def problems(sweep: Sweep) -> list[str]:
 def _problems_of_claim(claim: Claim, measures: Sequence[str], keys: Sequence[Key]) -> Iterator[str]:
   name = f'the claim {claim.text!r}'
   if claim.measure not in measures:
-    yield f'{name} is about {claim.measure}; measures of panels: {", ".join(measures)}'
+    yield f'{name} is about {claim.measure}, which has no panel; measures of panels: {", ".join(measures)}'
   for key in (claim.first, claim.second):
     if isinstance(key, tuple) and key not in keys:
-      yield f'{name} is about {key}, where no point is'
+      yield f'{name} is about {key}, which has no point'
   if claim.direction not in DIRECTIONS:
     yield f'{name} has direction = {claim.direction!r}; allowed: {", ".join(map(repr, DIRECTIONS))}'
   if claim.margin < 0 or (claim.margin == 0 and claim.direction == EQUAL):
@@ -249,7 +251,7 @@ def _problems_of_claim(claim: Claim, measures: Sequence[str], keys: Sequence[Key
 
 
 def added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
-  """The fields that a trial sets beside those of its point."""
+  """The fields that a trial adds to those of its point."""
   added = {sweep.trial_field: trial} if sweep.trial_field else {}
   if sweep.trials > 1 and sweep.trial_field == 'seed':
     added[INDEPENDENT] = trial - 1 if trial else 1

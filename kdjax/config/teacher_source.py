@@ -1,4 +1,4 @@
-"""Teachers that come from elsewhere (`teacher.source`): what they are known by, and their checks."""
+"""Teachers that are not trained here (`teacher.source`): their identity in fingerprints, and their checks."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +15,11 @@ from kdjax.predictions.imported import LogitsFile
 from kdjax.runtime import files, hosts
 
 NEEDS_WEIGHTS = "needs a teacher's weights"
-SHOWN = 4  # random inputs that a function is shown before anything runs
+NUM_SHOWN = 4  # random inputs for the check of a function
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-  """The part of a fingerprint that stands for a teacher from elsewhere, beside the code of a function."""
+  """The part of a fingerprint for a teacher that is not trained here. The code of a function counts apart."""
   section = config.teacher
   if section.source != fields.WORKDIR:
     content = None if section.path is None else files.tree_checksum(section.path)
@@ -34,7 +34,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def recorded(path: str) -> ConfigDict:
-  """The config that the members in a folder of another workdir were trained with."""
+  """The config of the members in a folder of another workdir."""
   return ConfigDict(files.read_json(_record(path)))
 
 
@@ -44,24 +44,24 @@ def problems(config: ConfigDict) -> Iterator[str]:
   for name in ('path', 'independent_source', 'independent_path'):
     if section.source == fields.TRAINED and section[name]:
       yield (
-        f'teacher.{name} = {section[name]!r}: is not read, since members are trained here; allowed with '
-        f"teacher.source = '': {'None' if 'path' in name else repr('')}"
+        f"teacher.{name} = {section[name]!r}: has no effect with teacher.source = ''; allowed: "
+        f'{"None" if "path" in name else repr("")}'
       )
   if section.source == fields.TRAINED:
     return
   independent_seed = config.evaluation.independent_seed
   if independent_seed is not None and section.independent_source == fields.TRAINED:
     yield (
-      f'evaluation.independent_seed = {independent_seed}: the independent teacher of teacher.source = '
-      f'{section.source!r} cannot be trained here; allowed: None, which goes without the independent '
-      'student, or with teacher.independent_source (and teacher.independent_path) that names another '
-      'teacher, such as the same model trained on another sample'
+      f'evaluation.independent_seed = {independent_seed}: with teacher.source = {section.source!r}, no '
+      'independent teacher can be trained here; allowed: None, for no independent student, or a '
+      'teacher.independent_source (and teacher.independent_path) that names another teacher, such as the '
+      'same model trained on another sample'
     )
   teachers = fields.sources(config)
   if len(set(teachers.values())) < len(teachers):
     yield (
       f'teacher.independent_source = {section.independent_source!r}: with teacher.independent_path = '
-      f'{section.independent_path!r} it is the teacher itself, so not independent; allowed: another'
+      f'{section.independent_path!r}, it names the teacher itself; allowed: another teacher'
     )
   for prefix, (source, path) in teachers.items():
     field = f'{prefix}source = {source!r}'
@@ -69,38 +69,32 @@ def problems(config: ConfigDict) -> Iterator[str]:
       yield f'{prefix}path = None: allowed with {field}: a path; see kdjax/config/base.py'
     if source == fields.FILE and config.predictions.mode == 'online':
       yield (
-        f"predictions.mode = 'online': a file has the logits of its views alone; allowed with {field}: "
-        "'stored'"
+        f"predictions.mode = 'online': {field} has the logits of its own views only; allowed: 'stored'"
       )
     elif config.predictions.mode == 'online' and source != fields.WORKDIR and hosts.count() > 1:
-      yield (
-        f"predictions.mode = 'online': allowed with {field} and {hosts.count()} hosts: 'stored'"
-      )
+      yield f"predictions.mode = 'online': allowed with {field} and {hosts.count()} hosts: 'stored'"
     if not fields.has_weights(source):
       yield from _weight_problems(config, field)
 
 
 def _weight_problems(config: ConfigDict, field: str) -> Iterator[str]:
+  """A line for each field that needs a teacher's weights. `field` is the source, which has none."""
   student, evaluation = config.student, config.evaluation
+  has_none = f'and {field} has only predictions; allowed:'
   if student.init_lambda > 0:
-    yield (
-      f'student.init_lambda = {student.init_lambda}: {NEEDS_WEIGHTS}; allowed with {field}, which gives '
-      'predictions alone: 0'
-    )
+    yield f'student.init_lambda = {student.init_lambda}: {NEEDS_WEIGHTS}, {has_none} 0'
   if evaluation.num_cka_examples > 0:
-    yield (
-      f'evaluation.num_cka_examples = {evaluation.num_cka_examples}: {NEEDS_WEIGHTS}; allowed with '
-      f'{field}, which gives predictions alone: 0'
-    )
+    value = evaluation.num_cka_examples
+    yield f'evaluation.num_cka_examples = {value}: {NEEDS_WEIGHTS}, {has_none} 0'
   if fields.needs_gan(config):
     yield (
-      f"predictions.extra = 'gan': {NEEDS_WEIGHTS}, by whose features its images are judged; allowed "
-      f'with {field}, which gives predictions alone: another'
+      f"predictions.extra = 'gan': {NEEDS_WEIGHTS}, to measure the quality of the GAN's images, {has_none} "
+      'another predictions.extra'
     )
 
 
 def content_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """A line for each teacher that is not there, or does not fit the data and the other fields."""
+  """A line for each teacher that is missing, or does not fit the data or the other fields."""
   checks = {fields.FILE: _file_problems, fields.WORKDIR: _workdir_problems}
   for prefix, (source, path) in fields.sources(config).items():
     check = checks.get(source, _function_problems)
@@ -113,7 +107,7 @@ def content_problems(config: ConfigDict, description: data.Description) -> Itera
 def _function_problems(
   config: ConfigDict, description: data.Description, prefix: str, source: str, path: str | None
 ) -> Iterator[str]:
-  """Shows each member some random inputs."""
+  """Calls each member with random inputs."""
   field = f'{prefix}source'
   if path is not None and not epath.Path(path).expanduser().exists():
     yield f'{prefix}path = {path!r}: no such file or folder'
@@ -121,7 +115,7 @@ def _function_problems(
   members, wanted = functions.find(source, path, field), config.teacher.num_members
   if len(members) < wanted:
     yield _too_few(wanted, f'{field} = {source!r}', len(members))
-  rng, shape = np.random.default_rng(0), (SHOWN, *description.input_shape)
+  rng, shape = np.random.default_rng(0), (NUM_SHOWN, *description.input_shape)
   if description.vocabulary_size is None:
     inputs_BX = rng.uniform(-1, 1, shape).astype(np.float32)
   else:
@@ -151,7 +145,7 @@ def _workdir_problems(
   config: ConfigDict, description: data.Description, prefix: str, source: str, path: str
 ) -> Iterator[str]:
   """Compares the model of the other workdir with this one, and counts its members."""
-  del description  # how many classes a member has is known when its checkpoint is read
+  del description  # reading the checkpoint checks the number of classes
   field = f'{prefix}path = {path!r}'
   if not _record(path).exists():
     yield (

@@ -1,6 +1,6 @@
-"""The checks of what a config names as 'module:attribute', before any training.
+"""Checks, before any training, of the code that a config names as 'module:attribute'.
 
-Models, augmentations and optimizers are evaluated abstractly; `loss_checks` checks losses.
+Models, augmentations and optimizers are evaluated abstractly. `loss_checks` checks losses.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SECTIONS = ('teacher', 'student')
 
 
 def names(config: ConfigDict) -> dict[tuple[str, str], str]:
-  """All that a config names as 'module:attribute': (field, name) → the part that it serves."""
+  """{(field, name): part} of all that a config names as 'module:attribute'; a part is 'model', 'loss', ..."""
   found = {
     ('dataset.name', config.dataset.name): 'data',
     ('model.name', config.model.name): 'model',
@@ -39,7 +39,7 @@ def names(config: ConfigDict) -> dict[tuple[str, str], str]:
 
 
 def missing(config: ConfigDict) -> Iterator[str]:
-  """A line for each name that stands for nothing callable."""
+  """A line for each name of code that cannot be imported or called."""
   for (field, name), part in names(config).items():
     try:
       (plugins.attribute if part == 'teacher' else plugins.find)(name, field)
@@ -48,7 +48,7 @@ def missing(config: ConfigDict) -> Iterator[str]:
 
 
 def problems(config: ConfigDict, description: data.Description) -> list[str]:
-  """A line for each part, and each option of the loss, that does not fit the data or the other fields."""
+  """A line for each part and each option of the loss that does not fit the data or the other fields."""
   checks = [
     partial(_model_problems, config, description),
     partial(loss_checks.option_problems, config, description),

@@ -1,7 +1,7 @@
-"""The checks of a config: the rules of `config/rules.py`, and those that join fields, code and data.
+"""All checks of a config: the rules of `config/rules.py`, and checks across fields, code and data.
 
-Every problem is a line with the field, its value and what is allowed. All of them are raised at once,
-before anything runs.
+A problem is one line with the field, its value and what is allowed. All problems are raised at once, before
+anything runs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.config import data_checks, loss_checks, teacher_source, user_code
+from kdjax.config import data_checks, fields, loss_checks, teacher_source, user_code
 from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
 from kdjax.predictions.encodings import TOP_K
@@ -22,16 +21,20 @@ from kdjax.runtime import files, hosts
 def check(
   config: ConfigDict, num_devices: int, problems: Sequence[str] = (), prepare: bool = True
 ) -> None:
-  """Raises ConfigError with every problem of the config, those of `config.load` first.
+  """Raises ConfigError with every problem of the config.
 
-  Looks the data set up, but reads no image. With `prepare`, prepares it if it must, but only once all
-  else is right.
+  The data set is looked up, but no input is read.
+
+  Args:
+    num_devices: on all hosts.
+    problems: lines that come first, such as those of `config.load`.
+    prepare: whether to download and prepare the data set where needed, once all else is right.
   """
-  leaves = config_lib.leaves(config)
+  leaves = fields.leaves(config)
   incomplete = [*_wrong_fields(leaves), *_missing_values(config, leaves)]
   problems = [*problems, *incomplete, *_field_problems(leaves)]
   if incomplete or not files.is_reachable(config.dataset.data_dir or ''):
-    raise ConfigError(problems)  # the next checks need complete fields
+    raise ConfigError(problems)  # the next checks need all fields
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   if unknown := [*user_code.missing(config)]:
     raise ConfigError(problems + unknown)
@@ -41,7 +44,7 @@ def check(
     problems.append(str(error))
   else:
     problems += data_checks.problems(config, description)
-    if not problems:  # these build the models
+    if not problems:  # these checks build the models
       problems += user_code.problems(config, description)
       problems += teacher_source.content_problems(config, description)
     if not problems:
@@ -52,7 +55,7 @@ def check(
 
 
 def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Sequence[str]) -> None:
-  """Raises ConfigError with the problems of all runs of a sweep, each with the first run that has it."""
+  """Raises ConfigError with the problems of all runs of a sweep, each after the first run that has it."""
   found = dict.fromkeys(problems)
   for index, config in enumerate(configs):
     try:
@@ -67,16 +70,16 @@ def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Seque
 
 
 def _wrong_fields(leaves: Mapping[str, Any]) -> Iterator[str]:
-  """Missing or unknown fields: the config does not come from base.py, or adds to it."""
+  """A line for each missing or unknown field of a config that does not come from base.py or adds to it."""
   for field in sorted(RULES.keys() - leaves.keys()):
-    yield f'{field}: missing; a config is made by kdjax.config.base.get_config and then changed'
+    yield f'{field}: missing; make the config with kdjax.config.base.get_config and change it'
   for field in sorted(leaves.keys() - RULES.keys()):
-    yield f'{field} = {leaves[field]!r}: no such field; kdjax/config/base.py has them all'
+    yield f'{field} = {leaves[field]!r}: no such field; see kdjax/config/base.py'
 
 
 def _missing_values(config: ConfigDict, leaves: Mapping[str, Any]) -> Iterator[str]:
   for field, value in leaves.items():
-    if value is None and field in RULES and not config_lib.is_optional(config, field):
+    if value is None and field in RULES and not fields.is_optional(config, field):
       yield f'{field} = None: not optional; allowed: {RULES[field][1]}'
 
 
@@ -88,16 +91,16 @@ def _field_problems(leaves: Mapping[str, Any]) -> Iterator[str]:
 
 def _joint_problems(config: ConfigDict) -> Iterator[str]:
   for name in ('teacher', 'student'):
-    given = {d: config[name][d] for d in config_lib.DURATIONS if config[name][d] is not None}
+    given = {d: config[name][d] for d in fields.DURATIONS if config[name][d] is not None}
     if len(given) != 1:
       shown = ', '.join(f'{d} = {value}' for d, value in given.items()) or 'none of them'
-      yield f'{name}.{"/".join(config_lib.DURATIONS)}: {shown}; allowed: exactly one, the others None'
+      yield f'{name}.{"/".join(fields.DURATIONS)}: {shown}; allowed: exactly one, the others None'
   yield from _unread_problems(config)
   yield from _student_problems(config)
   yield from _distillation_problems(config)
   yield from teacher_source.problems(config)
   other = config.evaluation.independent_seed
-  if other is not None and other in (config.seed, config_lib.student_seed(config)):
+  if other is not None and other in (config.seed, fields.student_seed(config)):
     yield (
       f'evaluation.independent_seed = {other}: the same as seed or student.seed, so not independent; '
       'allowed: any other, or None'
@@ -105,10 +108,10 @@ def _joint_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def _unread_problems(config: ConfigDict) -> Iterator[str]:
-  """Fields of a model that the model does not read."""
-  names = [config_lib.student_model(config).name, config.model.name]
+  """A line for each field of a model that the model does not read."""
+  names = [fields.student_model(config).name, config.model.name]
   of_student, of_teacher = map(models.fields_read, names)
-  if of_student is None or of_teacher is None:  # unknown, which is another problem
+  if of_student is None or of_teacher is None:  # an unknown model, which another check reports
     return
   for field, section, name, read in (
     ('model', config.model, names[1], of_teacher),
@@ -117,7 +120,7 @@ def _unread_problems(config: ConfigDict) -> Iterator[str]:
     options = section.options.to_dict()
     if options and 'options' not in read:
       yield (
-        f'{field}.options = {options!r}: {name} reads none; allowed: {{}}, and the fields '
+        f'{field}.options = {options!r}: {name} has no options; allowed: {{}}, and the fields '
         f'{", ".join(sorted(read)) or "of no model"}'
       )
   for field in ('depth', 'width', 'norm', 'shortcut'):
@@ -132,16 +135,16 @@ def _unread_problems(config: ConfigDict) -> Iterator[str]:
 
 def _student_problems(config: ConfigDict) -> Iterator[str]:
   student = config.student
-  has_weights = config_lib.has_weights(config.teacher.source)  # else there is another problem
-  if student.init_lambda > 0 and has_weights and not config_lib.shares_weight_space(config):
+  has_weights = fields.has_weights(config.teacher.source)  # otherwise `teacher_source` reports it
+  if student.init_lambda > 0 and has_weights and not fields.shares_weight_space(config):
     yield (
       f'student.init_lambda = {student.init_lambda}: mixes the weights of teacher and student; '
-      'allowed with student.model only if it equals model (but for the dtype), or 0'
+      'allowed: 0, or a student.model that equals model, except in dtype'
     )
   if student.init_from == 'initial' and student.init_lambda == 0:
     yield (
-      "student.init_from = 'initial': changes nothing at student.init_lambda = 0, which starts at "
-      'random; allowed with init_lambda > 0 (1 starts at those weights)'
+      "student.init_from = 'initial': has no effect at student.init_lambda = 0, a random start; allowed: "
+      "'final', or student.init_lambda > 0 (1 starts at the member's initial weights)"
     )
   loss = losses.LOSSES.get(student.loss)
   if student.final_temperature is not None and loss and not loss.uses_temperature:
@@ -154,22 +157,22 @@ def _student_problems(config: ConfigDict) -> Iterator[str]:
     yield f'student.alpha = {student.alpha}: no example has a label; allowed: 0'
   if student.alpha > 0 and 'mixup' in config.predictions.augmentation:
     yield (
-      f'student.alpha = {student.alpha}: a mixture of two images has no one true label; allowed: 0 '
-      "with 'mixup' in predictions.augmentation"
+      f"student.alpha = {student.alpha}: with 'mixup' in predictions.augmentation, an image has no single "
+      'true label; allowed: 0'
     )
 
 
 def _distillation_problems(config: ConfigDict) -> Iterator[str]:
   predictions = config.predictions
   if predictions.extra and predictions.num_extra is None:
-    yield f'predictions.num_extra = None: allowed with predictions.extra = {predictions.extra!r}: a number'
+    yield f'predictions.num_extra = None: predictions.extra = {predictions.extra!r} needs it; allowed: a number'
   if not predictions.extra and predictions.num_extra is not None:
     yield (
-      f'predictions.num_extra = {predictions.num_extra}: has no effect; allowed: None, or with '
-      'predictions.extra'
+      f'predictions.num_extra = {predictions.num_extra}: has no effect without predictions.extra; allowed: '
+      'None'
     )
   if predictions.dtype == TOP_K and predictions.top_k is None:
-    yield "predictions.top_k = None: allowed with predictions.dtype = 'top_k': a number of classes"
+    yield "predictions.top_k = None: predictions.dtype = 'top_k' needs it; allowed: a number of classes"
   if predictions.dtype != TOP_K and predictions.top_k is not None:
     yield (
       f'predictions.top_k = {predictions.top_k}: has no effect with predictions.dtype = '
@@ -177,8 +180,8 @@ def _distillation_problems(config: ConfigDict) -> Iterator[str]:
     )
   if predictions.examples == (0, 0) and not predictions.extra:
     yield (
-      'predictions.examples = (0, 0): nothing is left to distil on; allowed: with predictions.extra, or '
-      '() for all'
+      'predictions.examples = (0, 0): leaves nothing to distil on without predictions.extra; allowed: () '
+      'for all, or a part'
     )
   if predictions.extra == 'gan' and (predictions.num_extra or 0) > config.gan.num_samples:
     yield (
@@ -189,19 +192,18 @@ def _distillation_problems(config: ConfigDict) -> Iterator[str]:
 
 def _device_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
   sections = ['teacher', 'student', 'evaluation']
-  for section in sections + ['gan'] * config_lib.needs_gan(config):
+  for section in sections + ['gan'] * fields.needs_gan(config):
     size = config[section].batch_size
     if size % num_devices:
       yield f'{section}.batch_size = {size}: allowed: a multiple of the {num_devices} devices'
-  sections = {'model': config.model, 'student.model': config_lib.student_model(config)}
+  sections = {'model': config.model, 'student.model': fields.student_model(config)}
   wrong = [field for field, section in sections.items() if models.is_miscomputed(section)]
   if wrong:
     yield (
       f"{wrong[0]}.dtype = 'bfloat16': on a CPU, XLA of JAX {jax.__version__} computes VGG-16 wrongly in "
-      "it; allowed there: 'float32'"
+      "bfloat16; allowed: 'float32'"
     )
   if config.teacher.members_in_parallel and hosts.count() > 1:
     yield (
-      f'teacher.members_in_parallel = True: allowed: False with {hosts.count()} hosts, which train each '
-      'member together'
+      f'teacher.members_in_parallel = True: {hosts.count()} hosts train each member together; allowed: False'
     )

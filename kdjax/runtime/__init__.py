@@ -1,1 +1,1 @@
-"""The machine: files, hosts, progress on the terminal, and the compiler's flags. It knows no experiment."""
+"""Files, hosts, progress on the terminal, and XLA's flags. Nothing here knows an experiment."""

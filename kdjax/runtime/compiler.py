@@ -29,28 +29,28 @@ def flag_sets(jaxlib_version: Sequence[int]) -> dict[str, str]:
 
 
 def require_right(insist: bool) -> None:
-  """Raises UserError, in one line, if XLA computes a result of `probe` wrongly.
+  """Raises UserError if XLA computes a result of `probe` wrongly.
 
-  It uses a device, so call `hosts.initialise` first.
+  The probe runs on a device, so call `hosts.initialise` first.
 
   Args:
-    insist: skips the probe; the value of `--allow_wrong_xla`.
+    insist: whether to skip the probe; the value of `--allow_wrong_xla`.
   """
   if insist or not (wrong := probe()):
     return
   version = jax.__version__
   raise UserError(
     f'XLA of JAX {version} is wrong on this {jax.default_backend()}: {"; ".join(wrong)}. Install another '
-    f"version, as by pip install 'jax!={version}', or insist with --allow_wrong_xla"
+    f"version, for example by pip install 'jax!={version}', or skip this check by --allow_wrong_xla"
   )
 
 
 def probe() -> list[str]:
-  """A line for each wrong result, on the default backend with the flags of this process.
+  """A line for each wrong result on the default backend, with the flags of this process.
 
-  The programs are patterns that kdjax uses and that some release computed wrongly: a product summed row by
+  kdjax uses these programs, and some release of XLA computed each of them wrongly: a product summed row by
   row, a sum of broadcast values, and the gradient of average pooling, the only dilated window of kdjax. All
-  numbers are exact in bfloat16 too, so a lower precision of products is not mistaken for an error.
+  numbers are exact in bfloat16, too, so a lower precision of products does not count as an error.
   """
   found = []
   for what, values, right in _results():
@@ -69,7 +69,7 @@ def _results() -> Iterator[tuple[str, np.ndarray, np.ndarray | float]]:
 
   ones_N1 = np.ones((512, 1), np.float32)
   right = 2.0 * len(ones_N1) ** 2
-  # The threads of a wrong release race, so only some of the calls return a wrong value.
+  # In a wrong release threads race, so only some of the calls return a wrong value.
   yield f'a sum of {right:,.0f} ones', np.array([_broadcast_sum(ones_N1) for _ in range(20)]), right
 
   weights_BHWC = np.random.default_rng(0).integers(-8, 9, (16, 8, 8, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The environment that an artefact was made in, for the file environment.json beside it."""
+"""The environment in which an artefact was made, for the file environment.json beside it."""
 
 import datetime
 import functools
@@ -20,7 +20,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tens
 
 
 def describe() -> dict[str, Any]:
-  """Versions, devices, compiler flags, command and date (UTC), as environment.json has them."""
+  """The content of environment.json: versions, devices, compiler flags, command and date (UTC)."""
   devices = jax.devices()
   return {
     'kdjax': __version__,
@@ -42,14 +42,14 @@ def describe() -> dict[str, Any]:
 
 @functools.cache
 def _commit() -> dict[str, Any]:
-  """The commit of the clone that kdjax runs from, and whether its files differ from the commit's."""
+  """'commit' of the clone that kdjax runs from, and 'dirty': whether its files differ; None if unknown."""
   root = pathlib.Path(__file__).parents[2]
   if (root / '.git').exists() and shutil.which('git'):
     head, status = (
       subprocess.run(['git', '-C', str(root), *command], capture_output=True, text=True)
       for command in (['rev-parse', 'HEAD'], ['status', '--porcelain'])
     )
-    if not (head.returncode or status.returncode):  # as of a clone that belongs to another user
+    if not (head.returncode or status.returncode):  # git refuses a clone of another user
       return {'commit': head.stdout.strip(), 'dirty': bool(status.stdout.strip())}
   return {'commit': None, 'dirty': None}
 

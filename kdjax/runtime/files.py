@@ -24,8 +24,8 @@ from kdjax.runtime import hosts
 
 CHECKSUM = 'sha256'  # the key under which a JSON object holds its own checksum
 CLOUD = 'gs://'
-# Prefixes of TensorStore's errors where data could not be read although it may be whole: no permission, too
-# many open files, or a server that did not answer.
+# TensorStore's errors begin so if data could not be read but may be whole: no permission, too many open
+# files, or a server that did not answer.
 REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 NEEDS_CLOUD = f"{CLOUD} needs a package: pip install 'etils[epath-gcs]'; allowed are paths on local disks and on {CLOUD}"
 
@@ -39,14 +39,14 @@ def is_reachable(path: str) -> bool:
 
 
 def is_refused(error: Exception) -> bool:
-  """Whether the error means that data could not be read, not that the data are damaged."""
+  """Whether the error means that data could not be read, but may be whole."""
   if isinstance(error, OSError):
     return not isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
   return str(error).startswith(REFUSALS)
 
 
 def refusal(place: epath.Path, error: Exception) -> StorageError:
-  """The error for data that could not be read, with a hint that the run can be continued."""
+  """The error for data that could not be read; it says that the run can be resumed."""
   text = ' '.join(str(error).split())
   return StorageError(
     f'{place} could not be read ({text}). Fix that and run the same command again: it resumes.'
@@ -68,7 +68,7 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     temporary.write_bytes(content)
     temporary.replace(path)
   except OSError as error:
-    # The temporary file takes room on a full disk, and does not exist on a read-only one.
+    # On a full disk the temporary file takes room; on a read-only one it does not exist.
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise StorageError(
@@ -108,7 +108,7 @@ def checksum(content: bytes) -> str:
 
 
 def tree_checksum(path: str | os.PathLike) -> str | None:
-  """The checksum of a file, or of all files of a folder with their names; None if there is none."""
+  """The checksum of a file, or of all files of a folder with their names; None if the path does not exist."""
   place = epath.Path(path).expanduser()
   if not place.exists():
     return None
@@ -117,7 +117,7 @@ def tree_checksum(path: str | os.PathLike) -> str | None:
 
 
 def _stamp(path: epath.Path) -> tuple[int, float]:
-  """The length and the time of a file, in which it differs after a change."""
+  """The length and modification time of a file. A change of the file changes them."""
   if path.as_posix().startswith(CLOUD):
     return path.stat().length, path.stat().mtime
   stat = os.stat(path)
@@ -140,14 +140,14 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-  """A value as JSON. An object also gets a checksum, since a flipped digit is still valid JSON."""
+  """A value as JSON text. An object also gets a checksum, since a flipped digit is still valid JSON."""
   if isinstance(value, dict):
     value = value | {CHECKSUM: checksum(json.dumps(value).encode())}
   return json.dumps(value, indent=2) + '\n'
 
 
 def read_json(path: epath.Path) -> Any:
-  """The value that `write_json` wrote; a file written by hand needs no checksum.
+  """The value of a file that `write_json` or a person wrote; only the former has a checksum.
 
   Raises:
     DamageError: the file is no JSON, or its checksum does not match.
@@ -161,7 +161,7 @@ def read_json(path: epath.Path) -> Any:
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-  """The rows of a log with one JSON object per line; [] if there is no file."""
+  """The rows of a log with one JSON object per line; [] if the file does not exist."""
   if not path.exists():
     return []
   return _decode(path, lambda text: [json.loads(line) for line in text.splitlines()])
@@ -181,14 +181,14 @@ def _decode(path: epath.Path, decode: Callable[[str], Any]) -> Any:
 
 @contextlib.contextmanager
 def lock(folder: epath.Path, wait: bool = True) -> Iterator[bool]:
-  """A context that keeps other processes out of a folder while its content is made.
+  """A context in which no other process can lock the folder.
 
-  The lock file is FOLDER.lock; the operating system releases it when the process ends. There are no locks
-  on gs://: run one process at a time there. With several hosts, all must call this and the main host
-  holds the lock for all.
+  The lock file is FOLDER.lock; the operating system releases it when the process ends. gs:// has no locks:
+  run one process at a time there. With several hosts, all must call this; the main host holds the lock for
+  all.
 
   Args:
-    wait: waits until another process releases the lock; otherwise returns at once.
+    wait: whether to wait until another process releases the lock.
 
   Yields: whether this process holds the lock.
   """

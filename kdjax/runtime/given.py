@@ -1,7 +1,7 @@
-"""Objects that Python code gave and that belong to no importable module, such as a class of a notebook.
+"""Objects passed from Python that no module can be imported for, such as a class of a notebook.
 
-A config names them as 'kdjax.runtime.given:NAME', since they become attributes of this module. They are found in the
-process that gave them, and in no other. `kdjax.config.objects` gives them.
+They become attributes of this module, so a config names them as 'kdjax.runtime.given:NAME'. Only the process
+that passed them can find them. `kdjax.config.objects` adds them.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ _digests: dict[str, Mapping[str, str]] = {}
 
 
 def give(name: str, value: Any, digests: Mapping[str, str]) -> bool:
-  """Gives an object a name, in place of an earlier object of that name.
+  """Adds an object under a name. It replaces an earlier object of that name.
 
   Args:
-    digests: of the definitions that decide the object, by name; a fingerprint covers them.
+    digests: the digest of each definition that decides the object, by name. Fingerprints cover them.
 
   Returns: whether the digests are new for this name.
 
   Raises:
-    UserError: this module has such a name of its own.
+    UserError: the name belongs to this module.
   """
   if name in globals() and name not in _digests:
     raise UserError(f'{__name__}:{name}: the name is taken; give the object another one')
@@ -31,13 +31,13 @@ def give(name: str, value: Any, digests: Mapping[str, str]) -> bool:
 
 
 def digests(root: str) -> Mapping[str, str]:
-  """The digests of the object 'kdjax.runtime.given:NAME'; {} for any other name."""
+  """The digests of the object that 'kdjax.runtime.given:NAME' names; {} for any other root."""
   module, _, name = root.partition(':')
   return _digests.get(name, {}) if module == __name__ else {}
 
 
 def forget() -> None:
-  """Forgets all objects, as another process does not know them."""
+  """Removes all objects, so that this process knows none, like a new one."""
   for name in _digests:
     del globals()[name]
   _digests.clear()
@@ -47,6 +47,6 @@ def __getattr__(name: str) -> Any:
   if name.startswith('__'):
     raise AttributeError(name)
   raise UserError(
-    f'{__name__}:{name}: is an object that Python code gave, and that belongs to no importable module. Give it '
-    'again, by kdjax.distil or as kdjax.open(workdir, the_object); or put it into a module'
+    f'{__name__}:{name}: this object was passed from Python, and no module can be imported for it. Pass it '
+    'again, to kdjax.distil or as kdjax.open(workdir, the_object), or move it to a module'
   )

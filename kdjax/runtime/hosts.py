@@ -1,8 +1,8 @@
 """Several processes that run one experiment together.
 
-All processes run the same program in the same order, each on its own devices. (A process counts as a host
-here, although one machine may run several.) The main process decides everything that depends on files and
-broadcasts the decision, which is also a barrier; it alone writes small shared files. With one process,
+All processes run the same program in the same order, each on its own devices. Here a process counts as a
+host, although one machine may run several. The main process decides everything that depends on files and
+broadcasts the decision, which is also a barrier. It alone writes small shared files. With one process,
 nothing here costs time. Axes: H host, B batch.
 """
 
@@ -18,12 +18,12 @@ from kdjax.errors import ConfigError, UserError
 
 AUTO = 'auto'  # JAX finds the coordinator from the cluster's environment variables
 JOIN_SECONDS = 300  # how long a process waits for the others to start
-HEARTBEAT_SECONDS = 60  # a process that is silent for longer counts as dead, and all others end
-SHUTDOWN_SECONDS = 10  # how long a process that ends waits for the others to end
+HEARTBEAT_SECONDS = 60  # a process that is silent for longer counts as lost, and all others end
+SHUTDOWN_SECONDS = 10  # how long a process waits at its end for the others
 MAX_ERROR_BYTES = 2**14  # the largest error message that is broadcast
 
 _NO, _YES, _FAILED = range(3)
-# The errors of the communication libraries and of JAX's coordination service have one of these words.
+# Substrings that identify the error of a collective whose peer is lost.
 _LOSS = ('Gloo', 'NCCL', 'Connection', 'coordination service', 'CoordinationService')
 
 
@@ -54,7 +54,7 @@ def problems(
 
 
 def initialise(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  """Joins the other processes. Call it before any other use of JAX. Without a coordinator, it runs alone.
+  """Joins the other processes. Call it before any other use of JAX. Without a coordinator, this process is alone.
 
   Raises:
     ConfigError: the flags are wrong, the other processes did not start in time, or this is one of several
@@ -70,7 +70,7 @@ def initialise(coordinator: str | None, num_processes: int | None, process_id: i
         ]
       )
     return
-  # SIGTERM ends the process at once. JAX's preemption service would intercept the signal.
+  # JAX's preemption service would intercept SIGTERM, which is to end the process at once.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
@@ -120,20 +120,20 @@ def devices() -> list[jax.Device]:
 
 
 def gather(value: Any) -> np.ndarray:
-  """values_H: each host's own array or number. All hosts must call it."""
+  """The value of each host, stacked along a first axis H. All hosts must call this."""
   return multihost_utils.process_allgather(np.asarray(value))
 
 
 def barrier() -> None:
-  """Waits until all hosts have called it; files that the main host wrote before are then complete."""
+  """Waits until all hosts have called it. Files that the main host wrote before are then complete."""
   decide(lambda: True)
 
 
 def decide(function: Callable[[], bool]) -> bool:
-  """Calls the function in the main process and returns its result in all. All hosts must call this.
+  """Calls the function in the main process and returns its result on all hosts. All hosts must call this.
 
   Raises:
-    UserError, OSError: the function's error in the main process, a UserError with its message elsewhere.
+    UserError, OSError: the function's error; on other hosts, a UserError with its message.
   """
   if count() == 1:
     return function()
@@ -171,12 +171,16 @@ def is_known_to_all(error: Exception) -> bool:
 
 
 def is_loss(error: Exception) -> bool:
-  """Whether a collective failed because another process ended. JAX has no type for it."""
+  """Whether a collective failed because another process ended. JAX has no type for this error."""
   return isinstance(error, (RuntimeError, ValueError)) and any(word in str(error) for word in _LOSS)
 
 
 def replicated(tree: Any) -> Any:
-  """Arrays that are equal on all hosts, as arrays replicated over all devices, which Orbax can save."""
+  """The tree with arrays replicated over all devices, which Orbax can save.
+
+  Args:
+    tree: arrays that are equal on all hosts.
+  """
   if count() == 1:
     return tree
   mesh = jax.sharding.Mesh(np.array(devices()), ('devices',))

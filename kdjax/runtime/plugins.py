@@ -1,6 +1,6 @@
 """Functions and classes that a config names as 'module:attribute', such as 'my_pkg.nets:ConvMixer'.
 
-Modules are looked for among the installed packages, then beside the config file and in the working
+Python finds modules among the installed packages first, then beside the config file and in the working
 directory. So a user's module cannot hide one that a library imports.
 """
 
@@ -23,7 +23,7 @@ EXPERIMENTS = next(
   if (folder / 'digits_resnet.py').exists()
 )
 _DOTTED = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
-_folders: list[str] = []  # the folders that were added to sys.path, the newest first
+_folders: list[str] = []  # added to sys.path, the newest first
 FORM = "'module:attribute' of your own code"
 
 
@@ -33,7 +33,7 @@ def is_dotted(name: Any) -> bool:
 
 
 def add_folder(folder: str | os.PathLike) -> None:
-  """Looks for modules in a folder, too: after the installed packages, and before the folders added earlier."""
+  """Makes the modules of a folder importable, after installed packages and before folders added earlier."""
   path = str(pathlib.Path(folder).absolute())
   if path in _folders:
     sys.path.remove(path)
@@ -48,7 +48,7 @@ def find(name: str, field: str) -> Callable[..., Any]:
   """The function or class that 'module:attribute' names.
 
   Args:
-    field: the config field that has the name, for errors.
+    field: the config field that holds the name, for errors.
 
   Raises:
     UserError: the module cannot be imported, has no such attribute, or the attribute is not callable.
@@ -60,7 +60,7 @@ def find(name: str, field: str) -> Callable[..., Any]:
 
 
 def attribute(name: str, field: str) -> Any:
-  """The object that 'module:attribute' names, callable or not; raises what `find` raises."""
+  """The object that 'module:attribute' names, callable or not. Raises what `find` raises."""
   module_name, _, variable = name.partition(':')
   try:
     module = importlib.import_module(module_name)
@@ -80,7 +80,7 @@ def look_up(registry: Mapping[str, Any], name: str, field: str) -> Any:
   """The entry of a registry, or what 'module:attribute' names.
 
   Raises:
-    UserError: as `find`; or the registry has no such name, which is not of that form either.
+    UserError: as `find`, or the name is neither in the registry nor of the form 'module:attribute'.
   """
   if name in registry:
     return registry[name]
@@ -90,10 +90,10 @@ def look_up(registry: Mapping[str, Any], name: str, field: str) -> Any:
 
 
 def call(name: str, field: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-  """The result of a function that a config names.
+  """The result of the function that a config names.
 
   Raises:
-    UserError: a user's function raised an error, or does not take these arguments.
+    UserError: a function of the user raised an error, or does not take these arguments.
   """
   if not is_dotted(name):
     return function(*args, **kwargs)
@@ -106,7 +106,7 @@ def call(name: str, field: str, function: Callable[..., Any], *args: Any, **kwar
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-  """The parameters of a function or class by name; none for those written in C that do not tell."""
+  """The parameters of a function or class by name; {} where Python knows none, as for some C code."""
   try:
     return inspect.signature(function).parameters
   except (TypeError, ValueError):
@@ -114,7 +114,7 @@ def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def describe(error: BaseException) -> str:
-  """One line about an error that a user's code raised, with the place in that code."""
+  """One line about an error of a user's code, with the place in that code."""
   reason = str(error).strip().partition('\n')[0]
   trace, place = error.__traceback__, ''
   while trace is not None:

@@ -28,7 +28,7 @@ def setup_logging(errors_only: bool = False) -> None:
   """Sends kdjax's log lines above the bars on a terminal, and to stderr with the time elsewhere.
 
   Args:
-    errors_only: shows no bars, tables or information, as in all but one of several processes.
+    errors_only: whether to show no bars, tables or information. All processes but the main one set it.
   """
   console.quiet = errors_only
   if console.is_terminal:
@@ -45,7 +45,7 @@ def setup_logging(errors_only: bool = False) -> None:
   logger.handlers = [handler]
   logger.setLevel(logging.ERROR if errors_only else logging.INFO)
   logger.propagate = False
-  # Errors of libraries are raised too, and the program prints them in one line.
+  # Libraries also raise what they log as errors, and the program prints that in one line.
   absl_logging.set_verbosity(absl_logging.FATAL)
 
 
@@ -61,7 +61,7 @@ def bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]
 
 @contextmanager
 def _terminal_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-  # On 80 columns the count and the remaining time are whole, and the metrics are cut.
+  # On 80 columns the metrics are cut; the count and the remaining time are not.
   rest = Column(ratio=1, no_wrap=True, overflow='ellipsis')
   columns = (
     TextColumn('{task.description:<15}', table_column=Column(no_wrap=True)),

@@ -1,8 +1,7 @@
 """XLA flags that make programs deterministic and fast, set before JAX is imported.
 
-XLA reads XLA_FLAGS once, so this module must not import JAX. A flag that the user's XLA_FLAGS sets keeps the
-user's value. docs/performance.md has the measurements; `tests/test_compiler.py` checks results under these
-flags.
+XLA reads XLA_FLAGS once, so this module must not import JAX. A flag in the user's XLA_FLAGS keeps its value.
+docs/performance.md has the measurements; `tests/test_compiler.py` checks results under these flags.
 """
 
 import os
@@ -19,7 +18,7 @@ ONEDNN = (
   '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',
 )
 
-# Launching kernels takes most of the time of a small network, so XLA runs a whole step as one CUDA graph.
+# A small network spends most of its time on launching kernels, so XLA runs a whole step as one CUDA graph.
 GRAPHS = (
   '--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE,+CONDITIONAL',
   '--xla_gpu_command_buffer_scheduling_mode=CONCURRENT',
@@ -31,10 +30,10 @@ def recommended(version: Sequence[int] = JAXLIB_VERSION, cached: bool = False) -
   """The flags for a version of jaxlib. Each concerns one platform and does nothing on the others.
 
   Args:
-    version: (major, minor, ...) of jaxlib, which ends the process at a flag that it does not know.
-    cached: whether programs come from a compilation cache. Then flags whose programs cannot are left out: CUDA
-      graphs with convolutions fail when they are loaded ("No DNN support for stream"), and programs with
-      calls of oneDNN cannot be written (jaxlib 0.12: "std::bad_alloc").
+    version: (major, minor, ...) of jaxlib. jaxlib ends the process at a flag that it does not know.
+    cached: whether a compilation cache is in use. Flags whose programs cannot be cached are then left out:
+      loading CUDA graphs with convolutions fails ("No DNN support for stream"), and so does writing programs
+      that call oneDNN (jaxlib 0.12: "std::bad_alloc").
   """
   if cached:
     return DETERMINISTIC
