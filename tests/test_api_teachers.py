@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
   for teacher, told in (
     (
       {'train': logits['train']},
-      'teacher: has logits of distillation, train; needed: of distillation, train, test',
+      'teacher: has logits of distillation, train; needed: distillation, train, test',
     ),
     (logits | {'test': np.zeros(20)}, r"teacher\['test'\]: has the shape \(20,\)"),
     (logits | {'test': np.zeros((20, 9))}, 'test has 20 examples and 9 classes'),

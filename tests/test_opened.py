@@ -72,7 +72,7 @@ def test_an_exported_network_has_every_bit_and_its_config(finished, tmp_path):
     one.export(tmp_path / 'no.safetensors', member=2)
   with one.experiment.config.unlocked():
     one.experiment.config.teacher.source = 'file'
-  with pytest.raises(UserError, match=r"teacher\.source = 'file' gives predictions alone"):
+  with pytest.raises(UserError, match=r"teacher\.source = 'file' has only predictions"):
     one.export(tmp_path / 'no.safetensors', member=0)
   assert not (tmp_path / 'no.safetensors').exists()
 

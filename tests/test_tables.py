@@ -52,8 +52,8 @@ def test_without_an_independent_student_there_is_nothing_to_compare():
 @pytest.mark.parametrize(
   ('agreement', 'kl', 'words'),
   [
-    ('higher', 'lower', ('Yes: ', 'is nearer to the teacher than')),
-    ('lower', 'higher', ('No, less: ', 'is farther from the teacher than')),
+    ('higher', 'lower', ('Yes: ', 'is lower than')),
+    ('lower', 'higher', ('No, less: ', 'is higher than')),
     ('cannot be told', 'cannot be told', ('No difference was found: ', 'cannot be told from')),
   ],
 )

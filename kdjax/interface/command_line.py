@@ -1,6 +1,6 @@
 """The entry of the command line, which `launch.py` and the command `kdjax` call.
 
-JAX takes seconds to import. The flags are read and the first line is logged before that.
+Importing JAX takes seconds, so the flags are read and the first line is logged before.
 """
 
 import signal
@@ -13,7 +13,7 @@ from kdjax.runtime import progress, xla_flags
 
 
 def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+  """Logs the first line, sets XLA's flags and runs the command of the flags."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
   progress.setup_logging()

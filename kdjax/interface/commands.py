@@ -1,4 +1,4 @@
-"""The commands that the flags ask for: an experiment, a sweep, a list, a check."""
+"""The commands of the command line: an experiment, a sweep, a list, a check."""
 
 import faulthandler
 import os
@@ -18,22 +18,7 @@ from kdjax.config import sweep as sweep_lib
 from kdjax.config import validation
 from kdjax.config.sweep import Sweep, SweepRun
 from kdjax.errors import ConfigError, UserError
-from kdjax.interface.flags import (
-  ALLOW_WRONG_XLA,
-  CONFIG,
-  COORDINATOR,
-  LIST,
-  NUM_PROCESSES,
-  OVERRIDES,
-  PROCESS_ID,
-  STAGES,
-  SWEEP,
-  SWEEP_INDEX,
-  SWEPT,
-  TRACKERS,
-  VERIFY,
-  WORKDIR,
-)
+from kdjax.interface import flags
 from kdjax.report import index as report_index
 from kdjax.report import sweep_page, tables
 from kdjax.runtime import compiler, files, hosts, progress
@@ -45,8 +30,8 @@ INTERRUPTED = 130  # the exit status after Ctrl-C: 128 + SIGINT
 
 
 def _workdir() -> epath.Path:
-  name = config_lib.config_name(CONFIG.value)
-  workdir = WORKDIR.value or f'runs/{name}'
+  name = config_lib.config_name(flags.CONFIG.value)
+  workdir = flags.WORKDIR.value or f'runs/{name}'
   if not files.is_reachable(workdir):
     raise ConfigError([f'--workdir = {workdir!r}: {files.NEEDS_CLOUD}'])
   return epath.Path(workdir).expanduser()
@@ -54,48 +39,48 @@ def _workdir() -> epath.Path:
 
 def _run() -> None:
   modes = {
-    '--sweep': SWEEP.value,
-    '--sweep_index': SWEEP_INDEX.value is not None,
-    '--list': LIST.value,
+    '--sweep': flags.SWEEP.value,
+    '--sweep_index': flags.SWEEP_INDEX.value is not None,
+    '--list': flags.LIST.value,
   }
-  given = [flag for flag, on in (modes | {'--verify': VERIFY.value}).items() if on]
-  if SWEPT and not given:
+  given = [flag for flag, on in (modes | {'--verify': flags.VERIFY.value}).items() if on]
+  if flags.SWEPT and not given:
     given = ['--sweep']
     modes['--sweep'] = True
   if len(given) > 1:
     raise ConfigError([f'{" and ".join(given)}: allowed: one of them'])
   sweeps = [flag for flag, on in modes.items() if on]
-  if sweeps and COORDINATOR.value is not None:
+  if sweeps and flags.COORDINATOR.value is not None:
     raise ConfigError(
       [
-        f'{sweeps[0]} and --coordinator: allowed: one of them. Processes of a sweep that are started '
-        'without --coordinator, one on each host, share its runs'
+        f'{sweeps[0]} and --coordinator: allowed: one of them. Without --coordinator, a process on each host '
+        'takes its share of the runs'
       ]
     )
-  hosts.initialise(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  hosts.initialise(flags.COORDINATOR.value, flags.NUM_PROCESSES.value, flags.PROCESS_ID.value)
   if hosts.count() > 1:
-    faulthandler.disable()  # no trace when JAX aborts a process that lost another, which has a message
+    faulthandler.disable()  # no trace when JAX aborts a process that lost a peer; there is a message
   if not hosts.is_main():
     progress.setup_logging(errors_only=True)
-  compiler.require_right(insist=ALLOW_WRONG_XLA.value)
+  compiler.require_right(insist=flags.ALLOW_WRONG_XLA.value)
   if sweeps:
     _run_sweep(_flag_problems())
     return
-  config, problems = config_lib.load(CONFIG.value, OVERRIDES)
+  config, problems = config_lib.load(flags.CONFIG.value, flags.OVERRIDES)
   if hosts.count() > 1:
     hosts.require_same(
-      f'{config} {problems} {_workdir()} {STAGES.value} {TRACKERS.value} {VERIFY.value}',
+      f'{config} {problems} {_workdir()} {flags.STAGES.value} {flags.TRACKERS.value} {flags.VERIFY.value}',
       '--config, --workdir, --stages, --trackers or --verify',
     )
   check = partial(validation.check, config, jax.device_count(), problems + _flag_problems())
-  hosts.decide(lambda: check() is None)  # which prepares the data, once
+  hosts.decide(lambda: check() is None)  # prepares the data once
   if not hosts.is_main():
     check(prepare=False)
-  if VERIFY.value:
+  if flags.VERIFY.value:
     progress.console.print(verification.verify(Experiment(config, _workdir())))
     return
-  run = pipeline.run(config, _workdir(), STAGES.value, TRACKERS.value)
-  if 'report' in STAGES.value:
+  run = pipeline.run(config, _workdir(), flags.STAGES.value, flags.TRACKERS.value)
+  if 'report' in flags.STAGES.value:
     progress.console.print(*tables.terminal(evaluation.result(run)))
     progress.console.print(f'report: {report.path(run)}', soft_wrap=True)
     progress.console.print(f'all students: {run.workdir / report_index.NAME}', soft_wrap=True)
@@ -103,25 +88,25 @@ def _run() -> None:
 
 def _flag_problems() -> list[str]:
   """The problems of --stages and --trackers, one line each. Only the main host needs a tracker's package."""
-  of_trackers = trackers.problems(TRACKERS.value, '--trackers') if hosts.is_main() else []
-  return pipeline.problems(STAGES.value) + of_trackers
+  of_trackers = trackers.problems(flags.TRACKERS.value, '--trackers') if hosts.is_main() else []
+  return pipeline.problems(flags.STAGES.value) + of_trackers
 
 
 def _run_sweep(problems: list[str]) -> None:
-  name = config_lib.config_name(CONFIG.value)
-  if SWEPT:
-    sweep, more = config_lib.sweep_from_flags(name, SWEPT)
+  name = config_lib.config_name(flags.CONFIG.value)
+  if flags.SWEPT:
+    sweep, more = config_lib.sweep_from_flags(name, flags.SWEPT)
     problems = problems + more
-    name = '_'.join([name, *(field.rpartition('.')[2] for field, _ in SWEPT)])
+    name = '_'.join([name, *(field.rpartition('.')[2] for field, _ in flags.SWEPT)])
   else:
-    sweep = config_lib.load_sweep(CONFIG.value)
-  configs, wrong = config_lib.sweep_configs(CONFIG.value, sweep, OVERRIDES)
-  chosen, index = dict(enumerate(configs)), SWEEP_INDEX.value
+    sweep = config_lib.load_sweep(flags.CONFIG.value)
+  configs, wrong = config_lib.sweep_configs(flags.CONFIG.value, sweep, flags.OVERRIDES)
+  chosen, index = dict(enumerate(configs)), flags.SWEEP_INDEX.value
   if index is not None:
     if index not in chosen:
       wrong.append(f'--sweep_index = {index}: allowed: 0 to {len(configs) - 1}')
     chosen = {index: chosen.get(index)}
-  if LIST.value:
+  if flags.LIST.value:
     if problems + wrong:
       raise ConfigError(problems + wrong)
     progress.console.print(_listed(sweep, evaluation.results(configs, _workdir())))
@@ -130,8 +115,8 @@ def _run_sweep(problems: list[str]) -> None:
   workdir = _workdir()
   try:
     titles = {run.index: _fields(run) for run in sweep_lib.expand(sweep)}
-    pipeline.run_sweep(chosen, workdir, STAGES.value, titles, TRACKERS.value)
-  finally:  # what is done is shown, whatever failed
+    pipeline.run_sweep(chosen, workdir, flags.STAGES.value, titles, flags.TRACKERS.value)
+  finally:  # after a failure, too, the finished runs are shown
     results = evaluation.results(configs, workdir)
     paths = sweep_page.write(workdir, name, sweep, results, command=_command_of)
     paths += [path for path in [workdir / report_index.NAME] if path.exists()]
@@ -140,11 +125,10 @@ def _run_sweep(problems: list[str]) -> None:
 
 
 def _listed(sweep: Sweep, results: Mapping[int, Any]) -> Table:
-  """The runs of the sweep with their fields, and which are done."""
+  """A table of the runs of the sweep: fields, and whether they are done."""
   runs = sweep_lib.expand(sweep)
-  table = Table(title=f'{len(results)} of {len(runs)} runs are done', title_justify='left')
-  for heading in ('run', 'fields', 'done'):
-    table.add_column(heading)
+  title = f'{len(results)} of {len(runs)} runs are done'
+  table = Table('run', 'fields', 'done', title=title, title_justify='left')
   for run in runs:
     table.add_row(str(run.index), _fields(run), 'yes' if run.index in results else '')
   return table
@@ -155,15 +139,15 @@ def _fields(run: SweepRun) -> str:
 
 
 def _command_of(run: SweepRun) -> str:
-  """The command that runs one point of the sweep."""
-  overrides = [f'--config.{field}={value}' for field, value in OVERRIDES]
-  swept = [f'--sweep.{field}={values}' for field, values in SWEPT]
-  flags = [f'--config={CONFIG.value}', f'--workdir={_workdir()}', *overrides, *swept]
-  return shlex.join(['python', 'launch.py', *flags, f'--sweep_index={run.index}'])
+  """The shell command of a run of the sweep."""
+  given = [f'--config={flags.CONFIG.value}', f'--workdir={_workdir()}']
+  given += [f'--config.{field}={value}' for field, value in flags.OVERRIDES]
+  given += [f'--sweep.{field}={values}' for field, values in flags.SWEPT]
+  return shlex.join(['python', 'launch.py', *given, f'--sweep_index={run.index}'])
 
 
 def main() -> None:
-  """Does what the flags say, and ends the process with one clear error where that fails."""
+  """Runs the command of the flags. On failure, ends the process with one clear error."""
   _quiet_closed_loop()
   try:
     _run()
@@ -181,20 +165,20 @@ def main() -> None:
     if not hosts.is_loss(error):
       _stop(traceback.format_exc())
     _stop(
-      f'error: process {hosts.index()} of {hosts.count()} has lost another process, which ended; its output '
-      f'has the cause. The same command on all hosts resumes. ({error})'
+      f'error: process {hosts.index()} of {hosts.count()} lost another process, which ended; its output has '
+      f'the cause. The same command on all hosts resumes. ({error})'
     )
 
 
 def _quiet_closed_loop() -> None:
-  """Hides the tracebacks of writes that Orbax leaves under way after a failed one, which has its own message."""
+  """Hides the tracebacks of writes that Orbax leaves unfinished after a failed one, which has its own message."""
   sys.unraisablehook = lambda args: (
     None if str(args.exc_value) == 'Event loop is closed' else sys.__unraisablehook__(args)
   )
 
 
 def _stop(message: str, status: int = 1) -> NoReturn:
-  """Prints a message and ends this process. It does not wait for other hosts, which end with it."""
+  """Prints a message and ends this process without waiting for other hosts, which then end, too."""
   print(message, file=sys.stderr, flush=True)
   if hosts.count() == 1:
     sys.exit(status)

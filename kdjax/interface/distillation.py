@@ -1,7 +1,8 @@
-"""Distillation from Python. `import kdjax` offers these functions; docs/extending.md shows them.
+"""Distillation from Python: `kdjax.distil`, `kdjax.make_config` and `kdjax.views`; see docs/extending.md.
 
-They run the stages of `launch.py`, with the same store, resume and checks. Errors are those of `kdjax.errors`,
-with the text that `launch.py` prints. Axes: M member, V view, N example, B batch, C class, H W C image.
+They run the stages of `launch.py`, with the same store, checks and resuming. Errors are those of
+`kdjax.errors`, with the text that `launch.py` prints. Axes: M member, V view, N example, B batch, C class, H W
+C image.
 """
 
 import functools
@@ -48,7 +49,7 @@ def distil(
 ) -> Result:
   """Trains teachers and a student, and measures the student's fidelity to them.
 
-  All stages run in the workdir. What is complete there is not made again, and an interrupted call goes on.
+  All stages run in the workdir. Complete stages are skipped, and an interrupted call resumes.
 
     >>> import kdjax
     >>> result = kdjax.distil(
@@ -57,27 +58,27 @@ def distil(
     >>> result['splits']['test']['fidelity']['top1_agreement']  # doctest: +SKIP
 
   Args:
-    student: a linen module, called (x, train) → logits (B, C) in float32 or (logits, features); a built-in name
-      such as 'resnet'; or 'module:class'.
-    teacher: the same, an architecture that is trained as an ensemble of `teacher.num_members` (1). Or a
-      function images_BHWC → logits_BC that takes float32 images in [−1, 1], or a list of these as members. Or
-      logits by split: {'train': ..., 'test': ...}, of shape (N, C), (M, N, C) or (M, V, N, C); with
-      augmentation also 'distillation', of the views that `kdjax.views` gives.
-    train, test, val: (inputs, labels). Inputs are arrays (N, ...), uint8 or floating point in [−1, 1]; built-in
-      models need (N, H, W, C), and linen modules of your own take any shape, vectors (N, F) for example.
-      Labels are 0, 1, ... They are copied to the workdir. Without train and test, `config` names the data.
+    student: a linen module (x, train) → logits_BC in float32 or (logits_BC, features); a built-in name such as
+      'resnet'; or 'module:class'.
+    teacher: one of three. An architecture, given as `student` is, which is trained as an ensemble of
+      `teacher.num_members` (1). A function images_BHWC → logits_BC of float32 images in [−1, 1], or a list of
+      functions as members. Logits by split, {'train': ..., 'test': ...}, of shape (N, C), (M, N, C) or (M, V,
+      N, C); with augmentation also 'distillation', for the views of `kdjax.views`.
+    train, test, val: (inputs, labels), which are copied to the workdir. Inputs are arrays (N, ...), uint8 or
+      floating point in [−1, 1]. Built-in models need (N, H, W, C); your own modules take any shape, such as
+      (N, F). Labels are 0, 1, ... Without train and test, `config` names the data.
     class_names: the names of the classes, by label.
     workdir: where everything is written.
     num_epochs: of teachers and student; by default 200 and 300.
-    config: fields of kdjax/config/base.py by dotted name; callables are named automatically. The defaults are those
-      of base.py, with one teacher, without augmentation, and so with one view.
-    trackers: which of 'wandb', 'mlflow' and 'trackio' take trainings and results, besides TensorBoard.
+    config: fields of kdjax/config/base.py by dotted name; callables are named automatically. The defaults are
+      those of base.py, but with one teacher, no augmentation and one view.
+    trackers: any of 'wandb', 'mlflow' and 'trackio'; they get trainings and results, as TensorBoard does.
 
   Returns: the content of result.json.
 
   Raises:
-    ConfigError: something does not fit; nothing was run.
-    UserError: what `launch.py` prints as an error.
+    ConfigError: an argument or field is wrong; nothing was run.
+    UserError: any error that `launch.py` prints without a traceback.
   """
   if problems := trackers_lib.problems(trackers, 'trackers'):
     raise ConfigError(problems)
@@ -111,10 +112,10 @@ def make_config(
   num_epochs: int | None = None,
   config: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
-  """The checked config that `distil` runs with these arguments; it writes the data and logits to the workdir.
+  """The checked config that `distil` runs with these arguments. Writes the data and logits to the workdir.
 
   Raises:
-    ConfigError: something does not fit.
+    ConfigError: an argument or field is wrong.
   """
   data.forget()
   workdir, names = _folder(workdir), Objects()
@@ -134,7 +135,7 @@ def make_config(
   values |= _models(student, teacher, names)
   is_from_elsewhere = 'teacher.source' in values or isinstance(teacher, Mapping)
   if is_from_elsewhere and 'teacher.independent_source' not in given:
-    values['evaluation.independent_seed'] = None  # another one cannot be trained
+    values['evaluation.independent_seed'] = None  # no independent teacher can be trained
   values |= given
   if 'predictions.num_views' not in values:  # without augmentation, all views are the same
     if not values['predictions.augmentation']:
@@ -162,19 +163,19 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
 
 
 def _named(value: Any, names: Objects) -> Any:
-  """The value with the names of callables in their place."""
+  """The value, with callables replaced by their names."""
   if isinstance(value, list | tuple):
     return tuple(_named(one, names) for one in value)
   return names.name(value) if callable(value) else value
 
 
 def _models(student: Any, teacher: Any, names: Objects) -> dict[str, Any]:
-  """The fields that say what teacher and student are."""
+  """The fields of the models and of the teacher's source."""
   own = _model(student, 'student', names)
   is_model = isinstance(teacher, nn.Module | str)
   of_teacher = _model(teacher, 'teacher', names) if is_model else own
   if own['name'] == of_teacher['name'] and isinstance(student, nn.Module):
-    # The student inherits options that it does not set.
+    # In a config, a student inherits options that it does not set. So all of this module's are set.
     inherited = of_teacher['options'].keys() - own['options'].keys()
     own['options'] |= {name: getattr(student, name) for name in inherited}
   found = {f'model.{key}': value for key, value in of_teacher.items()}
@@ -196,7 +197,7 @@ def _model(model: Any, role: str, names: Objects) -> dict[str, Any]:
 
 
 def _source(teacher: Any, names: Objects) -> dict[str, Any]:
-  """The fields of a teacher that is a function, or a list of them."""
+  """The fields of a teacher that is a function or a list of functions."""
   is_list = isinstance(teacher, list | tuple) and teacher and all(map(callable, teacher))
   if not is_list and not callable(teacher):
     raise ConfigError(
@@ -212,20 +213,16 @@ def _source(teacher: Any, names: Objects) -> dict[str, Any]:
 def _written_logits(
   logits: Mapping[str, Any], made: ConfigDict, workdir: epath.Path
 ) -> dict[str, Any]:
-  """Writes the logits of a teacher, with the ids of the examples that they are of.
+  """Writes the logits of a teacher with the ids of their examples; returns the fields that name the file.
 
   Args:
-    made: the config without them.
-
-  Returns: the fields that name them.
+    made: the config without these fields.
   """
   inputs, section = Experiment(made, workdir).data.inputs, made.predictions
   if 'train' in logits and not (section.augmentation or section.examples or section.extra):
     logits = {'distillation': logits['train'], **logits}
   if logits.keys() != inputs.keys():
-    raise ConfigError(
-      [f'teacher: has logits of {", ".join(logits)}; needed: of {", ".join(inputs)}']
-    )
+    raise ConfigError([f'teacher: has logits of {", ".join(logits)}; needed: {", ".join(inputs)}'])
   found = {}
   for split, values in logits.items():
     array = np.asarray(values, np.float32)
@@ -252,7 +249,7 @@ def _written_logits(
 def _written_data(
   splits: Mapping[str, Pair], class_names: Sequence[str] | None, workdir: epath.Path
 ) -> dict[str, Any]:
-  """Writes the data as an .npz file, once, and returns the fields that name it."""
+  """Writes the data to an .npz file unless it exists; returns the fields that name the file."""
   names = {} if class_names is None else {'class_names': list(class_names)}
   try:
     source = arrays.Arrays(arrays.NAME, {**splits, **names}, 'train, test, val')
@@ -280,7 +277,7 @@ def _digest(content: Mapping[str, np.ndarray]) -> str:
 
 
 def _require_same_modules(made: ConfigDict, given: Mapping[str, Any]) -> None:
-  """Raises ConfigError if the data need another module than was given: one with other classes."""
+  """Raises ConfigError if the data and the config need a module with other fields, such as `num_classes`."""
   description = Experiment(made, epath.Path('.')).data.description
   sections = {'model': made.model, 'student.model': config_lib.student_model(made)}
   problems = []
@@ -311,18 +308,18 @@ def _require_right() -> None:
 def views(
   config: ConfigDict | str, workdir: epath.PathLike | None = None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-  """Batches of the distillation data, as teachers and students see them, view after view, examples in order.
+  """Yields batches of the distillation data as teachers and students see them, view by view, examples in order.
 
-  For a teacher of your own: its logits for these images, in this order, are what `distil` takes as
+  If you have your own teacher, compute its logits for these images in this order, and give them to `distil` as
   `teacher={'distillation': logits_MVNC, ...}`.
 
   Args:
-    config: of `make_config`, of `kdjax.open(workdir)[0].config`, or the name of a config file such as
+    config: of `make_config` or `kdjax.open(workdir)[0].config`, or the name of a config file such as
       'configs/cifar_resnet.py:smoke'.
-    workdir: only needed if the distillation data has images of a GAN, which lie there.
+    workdir: only needed for images of a GAN, which are there.
 
-  Yields: (view, indices_B, images_BHWC, labels_B): the number of the view; the examples; float32 in [−1, 1];
-    −1 where there is no label. A batch has up to `evaluation.batch_size` examples.
+  Yields: (view, indices_B, images_BHWC, labels_B): the number of the view; the numbers of up to
+    `evaluation.batch_size` examples; float32 in [−1, 1]; labels, −1 for none.
 
   Raises:
     ConfigError: the config is wrong.
@@ -335,7 +332,7 @@ def views(
   validation.check(config, jax.device_count(), problems)
   if config_lib.needs_gan(config) and workdir is None:
     raise MissingInputError(
-      'views: the distillation data has images of a GAN; give the workdir where it is trained'
+      'views: the distillation data has images of a GAN; give the workdir in which the GAN was trained'
     )
   experiment = Experiment(config, _folder(workdir or '.'))
   inputs = experiment.data.inputs['distillation']

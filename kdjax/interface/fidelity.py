@@ -33,14 +33,14 @@ def fidelity(
   Args:
     student_logits_NC: logits or log-probabilities of the student, (examples, classes).
     teacher_NC: log-probabilities or logits of the teacher.
-    independent_logits_NC: of a student of another teacher, the baseline: two accurate models agree by accuracy
-      alone.
-    num_resamples: bootstrap resamples behind each interval; no interval for fewer than six examples.
+    independent_logits_NC: logits of a student of another teacher. It is the baseline: two accurate models
+      agree by accuracy alone.
+    num_resamples: bootstrap resamples for each interval. Fewer than six examples have no interval.
 
-  Returns: {measure: Estimate}, as in result.json; and, with a baseline, `independent` and `difference`.
+  Returns: {measure: Estimate}, as in result.json; with a baseline, also `independent` and `difference`.
 
   Raises:
-    UserError: the arrays have other shapes, or values that are not finite (a teacher may have −∞).
+    UserError: the arrays have wrong shapes, or values that are not finite (the teacher's may be −∞).
   """
   given = {
     'student_logits_NC': student_logits_NC,
@@ -69,8 +69,9 @@ class Fidelity(dict):
   """{measure: Estimate} of a student; `repr` draws a table.
 
   Attributes:
-    independent: the same of the independent student, or None.
-    difference: the same of student minus independent student, or None; `verdict` tells whether it is above 0.
+    independent: {measure: Estimate} of the independent student, or None.
+    difference: {measure: Estimate} of student minus independent student, or None. The `verdict` of an Estimate
+      says whether it is above 0.
   """
 
   def __init__(self, compared: Mapping[str, Any], num_examples: int):
@@ -93,9 +94,9 @@ class Fidelity(dict):
 
   def __repr__(self) -> str:
     (group,) = tables.finer({'splits': {'test': self._compared}})
-    table = Table(title=f'Fidelity on {group.num_examples} examples', title_justify='left')
-    for heading in ('', 'student', 'independent student', 'difference', 'verdict'):
-      table.add_column(heading)
+    headings = '', 'student', 'independent student', 'difference', 'verdict'
+    title = f'Fidelity on {group.num_examples} examples'
+    table = Table(*headings, title=title, title_justify='left')
     for name, cells in group.rows:
       table.add_row(name, *cells)
     return drawn(table)

@@ -1,4 +1,4 @@
-"""The flags of the command line and its help. Imports no JAX, so that help comes at once."""
+"""The flags of the command line and its help. Imports no JAX, so the help appears at once."""
 
 import ast
 import collections
@@ -21,11 +21,11 @@ What to run
   --workdir=DIR                 where everything is written, on gs:// too (default: runs/<config name>)
   --stages=A,B                  a subset of {stages}
   --trackers=A,B                sends trainings and results to any of wandb,mlflow,trackio, besides TensorBoard
-  --verify                      checks the stored predictions against the teachers, and runs no stage
+  --verify                      checks the stored predictions against the teachers; runs no stage
 
 Sweeps
-  --sweep                       runs every point of the sweep that the experiment defines, and draws it;
-                                several processes, and several sweeps, may share one workdir
+  --sweep                       runs and draws the sweep that the experiment defines; several processes and
+                                several sweeps may share one workdir
   --sweep.FIELD=V1,V2,...       runs the experiment once for each value of a field; with several of these
                                 flags, once for each combination
   --sweep_index=I               runs one point of the sweep, for a job array
@@ -38,7 +38,7 @@ Several hosts (the same command on each, in a workdir that all see)
   --process_id=I                the number of this process, 0 to N - 1: the only flag that differs
 
 Other
-  --allow_wrong_xla             runs although a probe finds that this XLA computes wrong results
+  --allow_wrong_xla             skips the probe that finds out whether this XLA computes wrong results
   --help                        prints this text
 """
 
@@ -54,30 +54,31 @@ SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
 LIST = flags.DEFINE_bool('list', False, 'Print the points of the sweep; run nothing.')
 SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
 VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
-ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, 'Run though XLA computes wrongly.')
+ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, "Skip the probe of XLA's results.")
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'auto, or HOST:PORT of process 0.')
-NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'That run together.')
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'The number of processes.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'The number of this process, from 0.')
 
 OVERRIDES: list[tuple[str, str | None]] = []
 SWEPT: list[tuple[str, str | None]] = []  # the --sweep.FIELD=VALUES
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses all flags. --config.FIELD and --sweep.FIELD are kept as text, so all wrong ones are reported at once."""
+  """Parses all flags. --config.FIELD and --sweep.FIELD stay text, so all wrong ones are reported at once."""
   rest, arguments = [], list(argv)
-  if {'--help', '-h', '-help'} & set(arguments):
-    print(help_text())
-    sys.exit(0)
-  if '--help_config' in arguments:
-    print(config_help_text())
-    sys.exit(0)
+  for names, text in (
+    ({'--help', '-h', '-help'}, help_text),
+    ({'--help_config'}, config_help_text),
+  ):
+    if names & set(arguments):
+      print(text())
+      sys.exit(0)
   while arguments:
     argument = arguments.pop(0)
     for prefix, found in (('--config.', OVERRIDES), ('--sweep.', SWEPT)):
       if argument.startswith(prefix):
         field, equals, value = argument.removeprefix(prefix).partition('=')
-        if not equals:  # the value is the next argument, unless that is a flag
+        if not equals:  # the value is the next argument, unless this is a flag
           value = arguments.pop(0) if arguments and not arguments[0].startswith('--') else None
         found.append((field, value))
         break
@@ -98,7 +99,7 @@ def help_text() -> str:
 
 
 def config_help_text() -> str:
-  """A line for each config field, 'name = default', and its comment below."""
+  """A line 'name = default' for each config field, followed by its comment."""
   from kdjax import config as config_lib
   from kdjax.config import base
 
@@ -113,7 +114,7 @@ def config_help_text() -> str:
 
 
 def _comments(path: pathlib.Path) -> dict[str, str]:
-  """{'config.student.loss': the comment above the assignment or behind it}, for every attribute."""
+  """{'config.student.loss': the comment above or behind its assignment}, for every attribute."""
   by_line = collections.defaultdict(str)
   with tokenize.open(path) as file:
     source = file.read()

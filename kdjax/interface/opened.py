@@ -1,4 +1,4 @@
-"""The content of a workdir, for Python: students with their results, parameters and logits; stored predictions.
+"""Reads a workdir from Python: students with their results, parameters and logits, and stored predictions.
 
 Arrays are NumPy's. Axes: M member, V view, N example, B batch, C class.
 """
@@ -31,7 +31,7 @@ from kdjax.stages.experiment import Experiment
 from kdjax.train import loop
 
 WIDTH = 100  # columns of what `repr` draws
-# Columns of `Students.table`: name → where the value lies in the split 'test' of result.json.
+# Columns of `Students.table`: name → keys of the value in the split 'test' of result.json.
 MEASURES = {
   'accuracy': ('student', 'accuracy'),
   'teacher_accuracy': ('teacher', 'accuracy'),
@@ -47,11 +47,11 @@ def open(workdir: epath.PathLike, *objects: Any) -> 'Students':
 
   Args:
     workdir: a local folder or gs://.
-    objects: linen modules, classes and functions that were given to `kdjax.distil` and that no module can be
-      imported for, such as those of a notebook. Parameters need them; results and logits do not.
+    objects: the linen modules, classes and functions that `kdjax.distil` got and that cannot be imported,
+      such as those of a notebook. Parameters need them; results and logits do not.
 
   Raises:
-    MissingInputError: there is no such folder, or no finished student in it.
+    MissingInputError: the folder does not exist, or has no finished student.
   """
   names = Objects()
   for one in objects:
@@ -71,25 +71,24 @@ def open_predictions(path: epath.PathLike) -> 'Predictions':
   """The stored predictions of a teacher.
 
   Args:
-    path: a folder of WORKDIR/predictions, or the workdir, which stands for the teacher of its newest student.
+    path: a folder in WORKDIR/predictions, or the workdir, for the teacher of its newest student.
 
   Raises:
-    MissingInputError: there are no complete predictions.
+    MissingInputError: the predictions are missing or incomplete.
   """
   folder = finished.existing(path)
   if folder.parent.name != 'predictions':
     result = finished.find(folder) / 'result.json'
     if not result.exists():
       raise MissingInputError(
-        f'{folder}: its student is not evaluated. Give the folder of predictions, one of those in '
-        f'{folder / "predictions"}'
+        f'{folder}: its student is not evaluated. Give a folder of predictions, one in {folder / "predictions"}'
       )
     folder = folder / 'predictions' / files.read_json(result)['fingerprints']['predictions']
   return Predictions(folder)
 
 
 class Result(dict):
-  """The content of result.json; `repr` shows its verdict and tables. See docs/operations.md for the keys."""
+  """The content of result.json; `repr` shows the verdict and tables. docs/operations.md explains the keys."""
 
   def __init__(self, content: Mapping[str, Any], student: 'Student'):
     super().__init__(content)
@@ -104,10 +103,10 @@ class Result(dict):
 
 
 class Student:
-  """A finished student. Nothing is read before it is asked for.
+  """A finished student. Each attribute is read when it is first used.
 
   Attributes:
-    folder: where its files lie.
+    folder: the folder of its files.
     name: its fingerprint.
   """
 
@@ -120,17 +119,17 @@ class Student:
 
   @property
   def is_evaluated(self) -> bool:
-    """Whether it has a result. Independent students, which only measure a baseline, have none."""
+    """Whether the student has a result. Independent students, which only measure a baseline, have none."""
     return (self.folder / 'result.json').exists()
 
   @cached_property
   def config(self) -> ConfigDict:
-    """All fields of the experiment; raises DamageError if config.json is damaged."""
+    """All fields of the experiment. Raises DamageError if config.json is damaged."""
     return finished.read_config(self.folder)
 
   @cached_property
   def result(self) -> Result:
-    """The content of result.json; raises MissingInputError if the student is not evaluated."""
+    """The content of result.json. Raises MissingInputError if the student is not evaluated."""
     return Result(files.read_json(self._made('result.json')), self)
 
   @cached_property
@@ -152,36 +151,37 @@ class Student:
     """The experiment, for `kdjax.stages` and the analyses.
 
     Raises:
-      MissingInputError: the config names code that is not there.
-      DamageError: the code or the config has changed since.
+      MissingInputError: the config names code that is missing.
+      DamageError: the code or the config has changed since the training.
     """
     return finished.experiment(self.folder)
 
   @property
   def model(self) -> nn.Module:
-    """The student's linen module; raises what `experiment` raises."""
+    """The student's linen module. Raises what `experiment` raises."""
     return models.own_module(self.experiment.student.model)
 
   @cached_property
   def variables(self) -> dict[str, Any]:
-    """{'params', 'batch_stats'} of `model`; raises what `experiment` raises, or DamageError."""
+    """{'params', 'batch_stats'} of `model`. Raises what `experiment` raises, or DamageError."""
     return jax.tree.map(np.asarray, jax.device_get(student.load(self.experiment)))
 
   def export(self, path: epath.PathLike, member: int | None = None) -> None:
-    """Writes weights as a safetensors file, which needs no kdjax to be read.
+    """Writes weights to a safetensors file, which can be read without kdjax.
 
-    Arrays are named 'params/Conv_0/kernel', 'batch_stats/BatchNorm_0/mean', ..., in the layout and type of Flax.
-    The metadata, all of them text, are 'network' ('student' or 'teacher member 0'), 'fingerprint' and the JSON texts
-    'model' (the section of the config), 'config' and 'environment' (where, when and by which versions the network was
-    trained). `flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep='/')` gives `variables` back.
+    Arrays are named 'params/Conv_0/kernel', 'batch_stats/BatchNorm_0/mean', ..., in the layout and type of
+    Flax. The metadata are texts: 'network' ('student' or 'teacher member 0'), 'fingerprint', and as JSON
+    'model' (the section of the config), 'config' and 'environment' (where, when and with which versions the
+    network was trained). `flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep='/')`
+    restores `variables`.
 
     Args:
-      path: the file, ending on .safetensors; it is replaced.
-      member: exports this member of the student's teacher instead of the student.
+      path: the file, whose name ends on .safetensors; it is replaced.
+      member: if given, this member of the student's teacher is exported instead of the student.
 
     Raises:
       UserError: the package safetensors is missing, or the teacher has no such member or no weights.
-      MissingInputError, DamageError: the weights are missing or damaged, or what `experiment` raises.
+      MissingInputError, DamageError: the weights are missing or damaged, or as `experiment`.
     """
     experiment = self.experiment
     if member is None:
@@ -205,8 +205,8 @@ class Student:
     path = self.folder / name
     if not path.exists():
       raise MissingInputError(
-        f'the student is not evaluated: there is no {path}. Run the same command with --stages=evaluation '
-        'first, or look at another student: the independent one has no result.'
+        f'the student is not evaluated: there is no {path}. Run the same command with --stages=evaluation, or '
+        'look at another student: the independent one has no result.'
       )
     return path
 
@@ -228,15 +228,14 @@ class Students(list[Student]):
   """The students of a workdir; `repr` draws their table."""
 
   def table(self) -> list[dict[str, Any]]:
-    """A row for each evaluated student: its name, the fields in which they differ, and measures on test.
+    """A row for each evaluated student: its name, the fields in which students differ, and MEASURES on test.
 
-    Accuracies and agreements are fractions, KL in nats; the names are those of `MEASURES`.
+    Accuracies and agreements are fractions, KL is in nats.
     """
     evaluated = [one for one in self if one.is_evaluated]
     fields = [config_lib.leaves(one.config) for one in evaluated]
-    differing = (
-      [name for name in fields[0] if len({repr(f[name]) for f in fields}) > 1] if fields else []
-    )
+    names = fields[0] if fields else {}
+    differing = [name for name in names if len({repr(of[name]) for of in fields}) > 1]
     return [
       {'student': one.name, **{name: of[name] for name in differing}, **_measures(one.result)}
       for one, of in zip(evaluated, fields, strict=True)
@@ -247,9 +246,7 @@ class Students(list[Student]):
     title = f'{len(self)} students, {len(rows)} of them evaluated'
     if not rows:
       return title
-    table = Table(title=title, title_justify='left')
-    for heading in rows[0]:
-      table.add_column(heading)
+    table = Table(*rows[0], title=title, title_justify='left')
     for row in rows:
       table.add_row(*(f'{x:.4f}' if isinstance(x, float) else str(x) for x in row.values()))
     return drawn(table)
@@ -258,14 +255,14 @@ class Students(list[Student]):
 class Predictions:
   """Stored log-probabilities of a teacher's members for every view of every example.
 
-  They serve a student that is trained elsewhere: `kdjax.views` gives the images of a view, and `batch` what the
-  teacher said of them.
+  To train a student outside of kdjax, take the images of a view from `kdjax.views`, and the teacher's
+  predictions from `batch`.
 
   Attributes:
-    folder: where they lie.
-    num_members, num_views: up to which all predictions are there. Splits as they are have one view.
+    folder: the folder of the store.
+    num_members, num_views: how many are complete. Unaugmented splits have one view.
     stored_as: how 'distillation' is stored, such as 'float16', or 'top_k, k = 20, tail', whose
-      log-probabilities are an estimate.
+      log-probabilities are estimates.
   """
 
   def __init__(self, folder: epath.Path):
@@ -296,25 +293,25 @@ class Predictions:
     """log_probs_MNC in float32 of every member, for one view of every example.
 
     Raises:
-      UserError: there is no such split or view.
-      DamageError: a chunk is missing, or has changed since it was written.
+      UserError: the split or view does not exist.
+      DamageError: a chunk is missing or damaged.
     """
     self._require(split, view)
     return self._teacher.members(split, view)
 
   def ensemble(self, split: str, view: int = 0) -> np.ndarray:
-    """log_probs_NC in float32 of the ensemble, the mean of the members' probabilities; raises as `members`."""
+    """log_probs_NC in float32 of the ensemble, the mean of the members' probabilities. Raises as `members`."""
     self._require(split, view)
     return self._store.read_ensemble(split, self.num_members, view)
 
   def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
     """log_probs_BC of the ensemble for a batch of the distillation data.
 
-    Views are read whole, the next one ahead of time: take the batches of one view after the other.
+    A view is read whole, and the next one ahead of time, so take all batches of a view before the next.
 
     Args:
-      indices_B: the examples.
-      views_B: the view of each of them, below `num_views`.
+      indices_B: the numbers of the examples.
+      views_B: the view of each example, below `num_views`.
     """
     indices_B, views_B = np.asarray(indices_B), np.asarray(views_B)
     num_examples = self.shapes['distillation'][2]
@@ -337,7 +334,7 @@ class Predictions:
 
 
 def safetensors_bytes(variables: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-  """The content of a safetensors file with the leaves of nested dicts, named by their keys joined with '/'.
+  """The content of a safetensors file with the leaves of nested dicts, named by their keys, joined by '/'.
 
   Raises:
     UserError: the package safetensors is missing.
@@ -346,17 +343,17 @@ def safetensors_bytes(variables: Mapping[str, Any], metadata: Mapping[str, str])
     from safetensors.numpy import save
   except ImportError as error:
     raise UserError("export needs a package: pip install 'kdjax[safetensors]'") from error
-  # The package writes the memory of an array as it lies there, so that a transposed one would come out wrong.
+  # The package writes the memory of an array as it is, which would be wrong for a transposed one.
   flat = traverse_util.flatten_dict(dict(variables), sep='/')
   return save({name: np.asarray(array, order='C') for name, array in flat.items()}, dict(metadata))
 
 
 def _member(experiment: Experiment, member: int) -> tuple[dict[str, Any], epath.Path]:
-  """A teacher's member: its variables and its folder."""
+  """The variables and the folder of a teacher's member."""
   section = experiment.config.teacher
   if not config_lib.has_weights(section.source):
     raise UserError(
-      f'member = {member}: teacher.source = {section.source!r} gives predictions alone; there are no weights'
+      f'member = {member}: teacher.source = {section.source!r} has only predictions; there are no weights'
     )
   if not 0 <= member < section.num_members:
     raise UserError(
@@ -368,15 +365,9 @@ def _member(experiment: Experiment, member: int) -> tuple[dict[str, Any], epath.
 def drawn(*parts: Any) -> str:
   """Texts and tables as one text."""
   text = io.StringIO()
-  # Left to itself, rich shows the text in a notebook instead of writing it, and adds colours.
-  console = Console(
-    file=text,
-    width=WIDTH,
-    markup=False,
-    highlight=False,
-    force_jupyter=False,
-    force_terminal=False,
-  )
+  # By default, rich would display the text in a notebook and add colours.
+  options = ('markup', 'highlight', 'force_jupyter', 'force_terminal')
+  console = Console(file=text, width=WIDTH, **dict.fromkeys(options, False))
   console.print(*parts, sep='\n')
   return text.getvalue().rstrip()
 
@@ -387,6 +378,6 @@ def _measures(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _age(folder: epath.Path) -> tuple[float, str]:
-  """Sorts the newest result first, and students without a result last."""
+  """A sort key: the newest result first, students without a result last."""
   path = folder / 'result.json'
   return (-path.stat().mtime if path.exists() else 0.0), folder.name

@@ -1,7 +1,7 @@
 """The report's figures as inline SVG, images as data URIs, and the style that all figures share.
 
-Reads and writes no file. matplotlib is imported when a figure is drawn: a report that is up to date
-does not wait for it. The same input gives the same bytes. Axes: H W C image.
+Reads and writes no file. Functions import matplotlib when they draw, so a report that is up to date does not
+wait for it. The same input gives the same bytes. Axes: H W C image.
 """
 
 import base64
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 Rows = Sequence[dict[str, Any]]  # of a metrics.jsonl
 
-# These colours can be told apart with any colour vision. In a page, CSS variables of the same names replace
-# them, so the figures follow its light and dark schemes.
+# Colours that differ for any colour vision. In a page, CSS variables of the same names replace them, so
+# figures follow its light and dark schemes.
 COLORS = {'ink': '#1c2128', 'teacher': '#0072b2', 'student': '#d55e00'}
 LINES = {'train': '--', 'val': ':', 'test': '-'}
-SIZE_INCHES = (4.6, 3.5)  # small, so the text stays large enough on a phone
+SIZE_INCHES = (4.6, 3.5)  # small, so the text is large enough on a phone
 IMAGE_PIXELS = 128  # the smallest side of an enlarged image
 WIDE = 12  # the ratio of largest to smallest value above which an axis is logarithmic
-FEW_POINTS = 25  # curves with no more points than this have markers
-# Metadata that matplotlib would write: its version and the time. Files leave it out.
+FEW_POINTS = 25  # curves of at most this many points have markers
+# The metadata with matplotlib's version and the time, which files leave out.
 METADATA = {
   'png': ('Software',),
   'pdf': ('Creator', 'Producer', 'CreationDate'),
@@ -49,7 +49,7 @@ class _Curve:
 
 
 def loss(rows_of_runs: Sequence[Rows], color: str, title: str, unit: str) -> str | None:
-  """The training loss against epochs, with its unit ('' for none). None if nothing was logged."""
+  """The training loss over epochs. `unit` is '' for none. None if no loss was logged."""
   faint = len(rows_of_runs) > 1
   curves = [_Curve(rows, 'train/loss', color, faint=faint) for rows in rows_of_runs]
   return _draw_curves(title, curves, f'loss ({unit})' if unit else 'loss')
@@ -58,7 +58,7 @@ def loss(rows_of_runs: Sequence[Rows], color: str, title: str, unit: str) -> str
 def error(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
   """The error of the student and, in faint lines, of the teacher's members, by split.
 
-  The error is 100 % minus the accuracy: at 99 % accuracy its axis still shows differences.
+  The error is 100 % minus the accuracy. It shows differences even at 99 % accuracy.
   """
   curves = [
     _Curve(rows, f'{split}/accuracy', 'teacher', line, True, f'member, {split}' if i == 0 else None)
@@ -70,19 +70,19 @@ def error(student_rows: Rows, member_rows: Sequence[Rows]) -> str | None:
 
 
 def agreement(student_rows: Rows, baseline: float | None) -> str | None:
-  """Top-1 agreement of the student with its teacher, by split; `baseline` as in `kl`."""
+  """The top-1 agreement of the student with its teacher, by split. `baseline` as in `kl`."""
   curves = _by_split(student_rows, 'top1_agreement')
   return _draw_curves('Agreement through training', curves, 'top-1 agreement (%)', 100, baseline)
 
 
 def kl(student_rows: Rows, baseline: float | None) -> str | None:
-  """KL(teacher ‖ student), by split; `baseline` is the trained independent student's on test, if any."""
+  """KL(teacher ‖ student), by split. `baseline` is that of the trained independent student on test, if any."""
   curves = _by_split(student_rows, 'predictive_kl')
   return _draw_curves('KL through training', curves, 'KL (nats)', baseline=baseline)
 
 
 def reliability(bins: dict[str, dict[str, np.ndarray]]) -> str:
-  """Accuracy against confidence, and below it the fraction of images in each bin.
+  """Accuracy against confidence, and the fraction of images in each bin below it.
 
   Args:
     bins: the results of `metrics.reliability` for 'teacher' and 'student'.
@@ -148,7 +148,7 @@ def _draw_curves(
   baseline: float | None = None,
   offset: float = 0,
 ) -> str | None:
-  """The curves of offset + scale * value whose key was logged, and a level line; None without curves."""
+  """Curves of offset + scale * value for all keys that were logged, and a level line; None without curves."""
   drawn = [curve for curve in curves if any(curve.key in row for row in curve.rows)]
   if not drawn:
     return None
@@ -179,7 +179,7 @@ def _draw_curves(
 
 
 def _log_if_wide(axes: 'Axes') -> None:
-  """A log scale for values of 0 or more that span more than a decade; it is linear near 0."""
+  """Sets a log scale, linear near 0, if the values are at least 0 and span more than a decade."""
   from matplotlib.ticker import LogLocator, NullLocator
 
   values = np.concatenate([line.get_ydata() for line in axes.lines])
@@ -214,7 +214,7 @@ def blank(size_inches: tuple[float, float] = SIZE_INCHES) -> 'Figure':
 
 
 def style(salt: str) -> contextlib.AbstractContextManager:
-  """A context with kdjax's style, independent of the user's matplotlibrc, that gives the same SVG each time."""
+  """A context with kdjax's style. It ignores the user's matplotlibrc; `salt` makes the ids of an SVG repeatable."""
   import matplotlib.style
 
   ink = COLORS['ink']
@@ -248,12 +248,12 @@ def image(
 ) -> bytes:
   """The content of a PNG, PDF or SVG file of the figure.
 
-  The layout is computed once, for the first file, and kept. `Figure.savefig` computes it for every file in a
-  pass of its own, which takes as long as the drawing.
+  The layout is computed for the first file and kept. `Figure.savefig` would compute it for each file, which
+  takes as long as the drawing.
 
   Args:
     kind: 'png', 'pdf' or 'svg'.
-    dots_per_inch: the resolution of a PNG, and of the pixels in the others.
+    dots_per_inch: the resolution of a PNG, and of pixel images in a PDF or SVG.
   """
   from matplotlib.backend_bases import get_registered_canvas_class
 
@@ -269,7 +269,7 @@ def svg(figure: 'Figure', title: str, colors: Mapping[str, str] = COLORS) -> str
   text = image(figure, 'svg', background='none').decode()
   text = text[text.index('<svg') :].rstrip()
   text = re.sub(r' xmlns(:xlink)?="[^"]*"', '', text)
-  text = re.sub(r'<g id="[^"]*">', '<g>', text)  # would stand in the page once for each figure
+  text = re.sub(r'<g id="[^"]*">', '<g>', text)  # figures of one page would share these ids
   for name, color in colors.items():
     text = text.replace(color, f'var(--{name})')
   return text.replace('<svg', f'<svg role="img" aria-label="{html.escape(title)}"', 1)

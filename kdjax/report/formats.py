@@ -6,20 +6,20 @@ NOTHING = '–'  # stands for a missing value
 
 
 def number(value: float | None, percent: bool, sign: bool = False) -> str:
-  """A value of a measure as text: two decimals for percent, four for any other number.
+  """The value of a measure as text: two decimals for percent, four for any other number.
 
-  Only exactly 100 percent is shown as 100: 99.996 becomes 99.99. None becomes NOTHING.
+  Only exactly 100 percent becomes 100: 99.996 becomes 99.99. None becomes NOTHING.
   """
   return NOTHING if value is None else _fixed(value, 2 if percent else 4, percent, sign)
 
 
 def percent(fraction: float) -> str:
-  """'87.7 %' of 0.877. Only a fraction of exactly 1 is shown as 100."""
+  """A fraction as percent: '87.7 %' for 0.877. Only a fraction of exactly 1 becomes 100."""
   return f'{_fixed(100 * fraction, 1, True, False)} %'
 
 
 def interval(ends: Sequence[float] | None, percent: bool, sign: bool = False) -> str:
-  """'0.7000 to 0.8000', or NOTHING for an unknown interval."""
+  """An interval as text: '0.7000 to 0.8000', or NOTHING for None."""
   return NOTHING if ends is None else ' to '.join(number(end, percent, sign) for end in ends)
 
 

@@ -1,4 +1,4 @@
-"""All students of a workdir: the index `report.html`, and `results.csv`."""
+"""Writes the index of all students of a workdir: `report.html` and `results.csv`."""
 
 import csv
 import dataclasses
@@ -17,23 +17,23 @@ from kdjax.runtime import files
 TEMPLATE = 'index.html.j2'
 NAME, TABLE = 'report.html', 'results.csv'
 MAX_NAMED = 3  # config fields in the name of a student
-HEADINGS = ('independent student', 'difference', 'verdict')  # after that of a measure of fidelity
+HEADINGS = ('independent student', 'difference', 'verdict')  # follow that of a measure of fidelity
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A cell of the index, and what its column is sorted by; None, a missing value, comes last."""
+  """A cell of the index, and the key by which its column is sorted. None, a missing value, comes last."""
 
   text: str
   key: float | str | None
 
 
 def write(workdir: epath.Path) -> bool:
-  """Writes report.html, with a row for every student that has a result, and results.csv.
+  """Writes report.html and results.csv, with a row for every student that has a result.
 
-  Of a single student, report.html is a copy of the student's page.
+  If there is one student, report.html is a copy of its page.
 
-  Returns: False if both were up to date, so that nothing was done.
+  Returns: False if both were up to date and nothing was written.
 
   Raises:
     DamageError: a file of a student is damaged.
@@ -47,20 +47,20 @@ def write(workdir: epath.Path) -> bool:
   if rendering.is_sealed(workdir / NAME, inputs, workdir / TABLE):
     return False
   students = [page.read_student(folder) for folder in folders]
-  if is_single:  # without the link to the index, which would lead nowhere from here
+  if is_single:  # the copy has no index to link to
     html = re.sub(r'<nav>.*?</nav>\n', '', pages[0].read_text(), count=1, flags=re.DOTALL)
   else:
     html = rendering.render(TEMPLATE, **_table(students, {path.parent.name for path in pages}))
   rows = _csv(students)
   files.write_text(workdir / TABLE, rows)
-  # The page is written last: its seal says that both files are complete and up to date.
+  # The page comes last: its seal says that both files are complete and up to date.
   seal = rendering.seal(inputs, html.encode(), rows.encode())
   files.write_text(workdir / NAME, html + seal)
   return True
 
 
 def _table(students: Sequence[Student], with_page: set[str]) -> dict[str, Any]:
-  """The values of the template. Rows are sorted by the config fields in which the students differ."""
+  """The values for the template. Rows are sorted by the config fields in which the students differ."""
   names = dict.fromkeys(name for student in students for name in student.config)
   values = {name: [student.config.get(name) for student in students] for name in names}
   differing = [name for name, of in values.items() if any(value != of[0] for value in of)]
@@ -68,20 +68,18 @@ def _table(students: Sequence[Student], with_page: set[str]) -> dict[str, Any]:
 
   def order(student: Student) -> list[tuple[str, Any]]:
     fields = [student.config.get(name) for name in differing]
-    return [(type(value).__name__, value) for value in fields]  # values of one type compare
+    return [(type(value).__name__, value) for value in fields]  # only values of one type compare
 
   def row(student: Student) -> dict[str, Any]:
     fields = [_field(student.config.get(name)) for name in differing]
     named = [
       f'{short[name]}\u00a0= {cell.text}' for name, cell in zip(differing, fields, strict=True)
     ]
-    title = ', '.join(named[:MAX_NAMED])
+    has_page = student.fingerprint in with_page
     return {
-      'title': title,
+      'title': ', '.join(named[:MAX_NAMED]),
       'fingerprint': student.fingerprint,
-      'page': f'students/{student.fingerprint}/{page.NAME}'
-      if student.fingerprint in with_page
-      else None,
+      'page': f'students/{student.fingerprint}/{page.NAME}' if has_page else None,
       'cells': [*_measured(student.result['splits']['test']), *fields],
     }
 
@@ -97,14 +95,14 @@ def _table(students: Sequence[Student], with_page: set[str]) -> dict[str, Any]:
     'answers': tables.answers(student.result['splits']['test'] for student in students),
     'headings': headings,
     'differing': differing,
-    # The texts of each field, for a choice: those of numbers in their order.
+    # The values of each field as text, in their order, to choose from.
     'choices': [[cell.text for cell in sorted(set(of), key=_place)] for of in columns],
     'students': rows,
   }
 
 
 def _short(name: str, names: Sequence[str]) -> str:
-  """The last part of a field's name, unless another of the names ends like it."""
+  """The last part of a field's name, or all of it if another of the names has the same last part."""
   last = name.rpartition('.')[2]
   return last if all(other == name or other.rpartition('.')[2] != last for other in names) else name
 
@@ -126,7 +124,7 @@ def _cell(values: dict[str, float], key: str) -> Cell:
 
 
 def _field(value: Any) -> Cell:
-  """The cell of a config field; a number is sorted by its value, any other value by its text."""
+  """The cell of a config field. Numbers are sorted by value, other values by their text."""
   if value is None:
     return Cell(NOTHING, None)
   text = repr(value) if value == '' else str(_plain(value))
@@ -135,6 +133,7 @@ def _field(value: Any) -> Cell:
 
 
 def _place(cell: Cell) -> tuple[bool, bool, Any]:
+  """A sort key: numbers, then texts, then missing values."""
   return cell.key is None, isinstance(cell.key, str), cell.key or 0
 
 
@@ -143,27 +142,23 @@ def _csv(students: Sequence[Student]) -> str:
 
   A measure that a student does not have is empty.
   """
-  configs = {}
-  results = {}
-  for student in students:
-    configs |= dict.fromkeys(student.config)
-    results |= dict.fromkeys(_measures(student))
+  configs = [{name: _plain(x) for name, x in student.config.items()} for student in students]
+  results = [_measures(student) for student in students]
+  names = dict.fromkeys(name for of_student in (*configs, *results) for name in of_student)
   buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, ['fingerprint', *configs, *results], lineterminator='\n')
+  writer = csv.DictWriter(buffer, ['fingerprint', *names], lineterminator='\n')
   writer.writeheader()
-  for student in students:
-    config = {name: _plain(value) for name, value in student.config.items()}
-    writer.writerow({'fingerprint': student.fingerprint} | config | _measures(student))
+  for student, config, result in zip(students, configs, results, strict=True):
+    writer.writerow({'fingerprint': student.fingerprint} | config | result)
   return buffer.getvalue()
 
 
 def _measures(student: Student) -> dict[str, Any]:
-  """Numbers and words of result.json by dotted name; an interval's ends are NAME.low and NAME.high."""
+  """Numbers and words of result.json by dotted name. The ends of an interval are NAME.low and NAME.high."""
   splits = student.result['splits']
+  splits = {name: splits[name] for name in tables.SPLITS if name in splits}
   flat = {}
-  for name, value in page.flatten(
-    {name: splits[name] for name in tables.SPLITS if name in splits}
-  ).items():
+  for name, value in page.flatten(splits).items():
     if not isinstance(value, list):
       flat[name] = value
     elif not name.endswith('.members'):
@@ -172,5 +167,5 @@ def _measures(student: Student) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-  """['crop', 'flip'] → '(crop, flip)'. None stays, which CSV writes as nothing."""
+  """['crop', 'flip'] → '(crop, flip)'; any other value as it is."""
   return f'({", ".join(map(str, value))})' if isinstance(value, list) else value

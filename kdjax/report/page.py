@@ -1,12 +1,12 @@
-"""The page about a student, `report.html` in its folder.
+"""Writes the page about a student, `report.html` in its folder.
 
-The page is self-contained. This module reads the files that stages wrote and imports no stage. Axes: N
-example, C class.
+The page is self-contained. This module reads the files of the stages and imports no stage. Axes: N example,
+C class.
 """
 
 import base64
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,28 +20,16 @@ from kdjax.runtime import files
 
 NAME = 'report.html'
 TEMPLATE = 'report.html.j2'
-NUM_EXAMPLES = 12  # the number of test images shown on which teacher and student disagree
+NUM_EXAMPLES = 12  # of those on which teacher and student disagree, how many are shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-  """One finished student of the workdir."""
+  """A student of the workdir that has a result."""
 
   fingerprint: str
   config: dict[str, Any]  # fields by dotted name
   result: dict[str, Any]  # result.json
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """A test image with both predictions and their probabilities."""
-
-  index: int
-  image: str | None  # a data URI; None for a text
-  label: str
-  teacher: tuple[str, float]
-  student: tuple[str, float]
-  kl: float
 
 
 def write(
@@ -55,24 +43,20 @@ def write(
 
   Args:
     folder: of a student with a result.json.
-    member_folders: the folders of the teacher's members; missing ones are left out of the page.
-    test: loads the test images; it is called only if there is something to write.
+    member_folders: the folders of the teacher's members. The page leaves out missing ones.
+    test: loads the test images; called only if there is something to write.
     class_names: the names of the classes, by label.
     gan_folder: the folder of the GAN whose images the student was distilled on, if any.
 
-  Returns: False if the page was up to date, so that nothing was done.
+  Returns: False if the page was up to date and nothing was written.
 
   Raises:
     DamageError: a file of the student is damaged.
   """
   logs = [place / 'metrics.jsonl' for place in (folder, *member_folders)]
-  gan = (
-    [] if gan_folder is None else [gan_folder / name for name in ('samples.png', 'quality.json')]
-  )
+  gan = [gan_folder / name for name in ('samples.png', 'quality.json')] if gan_folder else []
   analyses = sorted((folder.parents[1] / 'analysis' / folder.name).glob('*.json'))
-  analyses = [
-    path for path in analyses if _picture(path).exists()
-  ]  # one may be drawn at this moment
+  analyses = [path for path in analyses if _picture(path).exists()]  # an analysis may be running
   own = [folder / name for name in ('config.json', 'result.json', 'environment.json')]
   inputs = rendering.digest(TEMPLATE, [*own, *logs, *gan, *analyses, *map(_picture, analyses)])
   if rendering.is_sealed(folder / NAME, inputs):
@@ -90,8 +74,10 @@ def write(
     question=tables.QUESTION,
     answer=tables.answer(this.result['splits']['test']),
     cka=this.result.get('cka', {}),
-    gan=_gan(*gan) if gan else None,
-    analyses=_analyses(analyses),
+    gan=_with_image(gan[1], gan[0]) if gan else None,
+    analyses=sorted(
+      (_with_image(path, _picture(path)) for path in analyses), key=lambda part: part['place']
+    ),
     environment=files.read_json(environment) if environment.exists() else None,
     figures=_curves(this, student_rows, [rows for rows in member_rows if rows]),
     **_on_test(folder, test(), class_names),
@@ -104,7 +90,7 @@ def write(
 
 
 def read_student(folder: epath.Path) -> Student:
-  """A student with its result; raises DamageError if config.json is missing or either file is damaged."""
+  """A student with its result. Raises DamageError if config.json is missing or either file is damaged."""
   if not (folder / 'config.json').exists():
     raise DamageError(
       f'{folder / "config.json"} is missing. Run the command of that student again, or delete {folder}.'
@@ -114,7 +100,7 @@ def read_student(folder: epath.Path) -> Student:
 
 
 def _read_test_logits(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the student's logits_NC and the ensemble's log_probs_NC on the test set."""
+  """The student's logits_NC and the ensemble's log_probs_NC on the test set."""
   path = folder / 'logits.npz'
   arrays = files.read_arrays(path)
   try:
@@ -139,22 +125,15 @@ def flatten(nested: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 # The parts of the page.
 
 
-def _gan(samples: epath.Path, quality: epath.Path) -> dict[str, Any]:
-  return files.read_json(quality) | {'image': _png_uri(samples)}
-
-
-def _analyses(paths: Iterable[epath.Path]) -> list[dict[str, Any]]:
-  """The parts of the analysis of this student, each with 'title', 'caption' and 'image', in their order."""
-  found = [files.read_json(path) | {'image': _png_uri(_picture(path))} for path in paths]
-  return sorted(found, key=lambda of: of['place'])
+def _with_image(about: epath.Path, picture: epath.Path) -> dict[str, Any]:
+  """The content of a JSON file, and 'image': the PNG as a data URI."""
+  image = f'data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}'
+  return files.read_json(about) | {'image': image}
 
 
 def _picture(about: epath.Path) -> epath.Path:
+  """The PNG beside the JSON file of a part of the analysis."""
   return about.parent / f'{about.stem}.png'
-
-
-def _png_uri(path: epath.Path) -> str:
-  return f'data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'
 
 
 def _curves(
@@ -172,7 +151,11 @@ def _curves(
 
 
 def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -> dict[str, Any]:
-  """The reliability diagram, the number of disagreements, and the examples."""
+  """The values for the template that need the test images.
+
+  They are the reliability diagram, the number of disagreements, and the examples with the largest KL. In an
+  example, 'teacher' and 'student' are (predicted class, its probability); 'image' is a data URI, None for text.
+  """
   logits_NC, log_probs_NC = _read_test_logits(folder)
   bins = {
     'teacher': metrics.reliability(log_probs_NC, test.labels_N),
@@ -189,14 +172,14 @@ def _on_test(folder: epath.Path, test: data.Split, class_names: Sequence[str]) -
     return class_names[probs_C.argmax()], float(probs_C.max())
 
   examples = [
-    Example(
-      index=int(i),
-      image=figures.image_uri(test.inputs_N[i]) if figures.are_images(test.inputs_N) else None,
-      label=class_names[test.labels_N[i]],
-      teacher=top(teacher_NC[i]),
-      student=top(student_NC[i]),
-      kl=float(values['predictive_kl'][i]),
-    )
+    {
+      'index': i,
+      'image': figures.image_uri(test.inputs_N[i]) if figures.are_images(test.inputs_N) else None,
+      'label': class_names[test.labels_N[i]],
+      'teacher': top(teacher_NC[i]),
+      'student': top(student_NC[i]),
+      'kl': values['predictive_kl'][i],
+    }
     for i in chosen[:NUM_EXAMPLES]
   ]
   return {

@@ -1,4 +1,4 @@
-"""Pages from templates, and the seals that tell whether a page is up to date."""
+"""Renders pages from templates, and seals them. A seal shows whether a page is up to date."""
 
 import functools
 import hashlib
@@ -29,15 +29,12 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> str:
-  """The page of a template of this folder. Values are escaped, and each that the template names is needed."""
+  """The page of a template in this folder. Values are escaped; a value that the template lacks is an error."""
   return _environment().get_template(template).render(nothing=formats.NOTHING, **values)
 
 
 def digest(template: str, paths: Iterable[epath.Path]) -> str:
-  """A checksum of what a page is made from: template, style, and files with their names.
-
-  A missing file counts as empty.
-  """
+  """A checksum of a page's sources: template, style, and files with their names. A missing file counts as empty."""
   sha = hashlib.sha256()
   for path in [FOLDER / template, STYLE, *paths]:
     content = path.read_bytes() if path.exists() else b''
@@ -47,12 +44,12 @@ def digest(template: str, paths: Iterable[epath.Path]) -> str:
 
 
 def seal(inputs: str, *contents: bytes) -> str:
-  """The last line of a page: a checksum of the digest of its inputs, the page, and files that belong to it."""
+  """The last line of a page: a checksum of the page, the files that belong to it, and the digest of its inputs."""
   return f'\n<!-- {files.checksum(b"".join(contents) + inputs.encode())} -->\n'
 
 
 def is_sealed(page: epath.Path, inputs: str, *others: epath.Path) -> bool:
-  """Whether a page and the files that belong to it are there, undamaged and up to date."""
+  """Whether a page and the files that belong to it exist, undamaged and up to date."""
   if not all(path.exists() for path in (page, *others)):
     return False
   content, size = page.read_bytes(), len(seal(''))

@@ -1,6 +1,6 @@
-"""The figure of a sweep: measures against x, beside the paper's values and the independent student's.
+"""Draws a sweep: measures against x, beside the paper's values and the independent student's.
 
-matplotlib is imported when a figure is drawn.
+Functions import matplotlib when they draw.
 """
 
 import math
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# The colours of series, by their names in the page (Okabe & Ito: any colour vision can tell them apart), and their
-# markers, which tell them apart in print.
+# The colours of series, by their names in the page (Okabe & Ito, which differ for any colour vision), and their
+# markers, which differ in print.
 COLORS = {
   'series-1': '#0072b2',
   'series-2': '#d55e00',
@@ -33,24 +33,24 @@ BARS = {'linewidth': 1.8, 'elinewidth': 1.4, 'capsize': 3}
 PAPER_BARS = {'linewidth': 1.2, 'elinewidth': 0.8, 'capsize': 5}
 
 LETTERS = string.ascii_lowercase  # of the panels
-MAX_COLUMNS = 3  # of panels side by side
+MAX_COLUMNS = 3  # of panels
 PANEL_INCHES = (3.7, 3.1)
-LABEL_LETTERS = 30  # in a line of the label of a panel's axis
-PAPER_POINTS = 8  # text in a figure for a paper, which has panels of PAPER_SCALE times the size
-PAPER_SCALE, PAPER_COLUMNS = 0.7, 2  # so that it is 5.2 inches wide
-MARGIN = 0.06  # on either side of the first and the last x, in their distance
-WIDE = 12  # positive x whose largest is more than this many times the smallest get a log scale
+LABEL_LETTERS = 30  # in a line of an axis label
+PAPER_POINTS = 8  # size of the text in a figure for a paper
+PAPER_SCALE, PAPER_COLUMNS = 0.7, 2  # scale and columns of its panels: 5.2 inches in all
+MARGIN = 0.06  # beside the first and the last x, as a fraction of their distance
+WIDE = 12  # the ratio of largest to smallest positive x above which the x axis is logarithmic
 
 
 def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure':
   """Draws a panel for each measure, then one for each difference from the independent student.
 
-  Shaded bands, bars where x are names, are means ± one standard deviation over trials; the bars of a
-  difference are its 95 % interval. A line below the panels says so, with the number of trials. To be called
-  in `figures.style`.
+  Shaded bands, or bars if x are names, are means ± one standard deviation over trials. The bars of a
+  difference are its 95 % interval. A line below the panels says so, with the number of trials. Call it in
+  `figures.style`.
 
   Args:
-    for_paper: whether the figure is for a column of a paper; text of PAPER_POINTS is up to the caller.
+    for_paper: whether the figure is for a column of a paper. The caller sets text of PAPER_POINTS.
   """
   from matplotlib.ticker import MaxNLocator
 
@@ -58,8 +58,8 @@ def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure'
   differing = sweep_lib.has_difference(rows)
   panels = [(panel.label, i, _draw_measure) for i, panel in enumerate(sweep.panels)]
   panels += [
-    (difference_label(panel.label), i, _draw_difference)
-    for i, panel in enumerate(sweep.panels)
+    (f'student − independent:\n{label.replace("(%)", "(points)")}', i, _draw_difference)
+    for label, i, _ in panels
     if differing[i]
   ]
   num_rows = math.ceil(len(panels) / (PAPER_COLUMNS if for_paper else MAX_COLUMNS))
@@ -100,7 +100,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure'
 
 
 def spread_text(sweep: Sweep, rows: Sequence[Row]) -> str:
-  """A sentence about the meaning of bands and bars and the number of trials; '' if there are none."""
+  """A sentence on the meaning of bands and bars and the number of trials; '' for fewer than two trials."""
   counts = sorted({cell.count for row in rows for cell in row.cells if cell.count})
   if not counts or counts[-1] < 2:
     return ''
@@ -112,12 +112,8 @@ def spread_text(sweep: Sweep, rows: Sequence[Row]) -> str:
   return text
 
 
-def difference_label(label: str) -> str:
-  return f'student − independent:\n{label.replace("(%)", "(points)")}'
-
-
 def has_paper(rows: Sequence[Row]) -> list[bool]:
-  """Whether the paper gives a value for any point, for each panel."""
+  """For each panel, whether the paper gives a value for any point."""
   columns = zip(*(row.cells for row in rows), strict=True)
   return [any(cell.paper_mean is not None for cell in cells) for cells in columns]
 
@@ -127,9 +123,8 @@ def x_text(x: float | str) -> str:
 
 
 def _draw_measure(axes: 'Axes', sweep: Sweep, rows: Sequence[Row], i: int) -> None:
-  """Panel i: filled markers are measured, hollow ones the paper's, crosses the independent student's."""
+  """Draws panel i: filled markers are measured, hollow ones the paper's, crosses the independent student's."""
   named = sweep_lib.is_categorical(sweep)
-  draw_series = _draw_names if named else _draw_lines
   for series, look in _looks(sweep).items():
     own = [row for row in rows if row.point.series == series]
     places = _places(sweep, series, own)
@@ -137,48 +132,37 @@ def _draw_measure(axes: 'Axes', sweep: Sweep, rows: Sequence[Row], i: int) -> No
     paper = [(x, Cell(cell.paper_mean, cell.paper_std)) for x, cell in known]
     independent = [(x, cell.independent or Cell()) for x, cell in known]
     papers = {**look, 'marker': PAPER_MARKER} if named else look
-    draw_series(axes, paper, _hollow(papers), PAPER_BARS, '--')
-    draw_series(axes, independent, _crossed(look), PAPER_BARS, ':')
-    draw_series(axes, known, _filled(look), BARS, '-')
+    _draw_series(axes, named, paper, _hollow(papers), PAPER_BARS, '--')
+    _draw_series(axes, named, independent, _crossed(look), PAPER_BARS, ':')
+    _draw_series(axes, named, known, _filled(look), BARS, '-')
 
 
-def _draw_lines(
+def _draw_series(
   axes: 'Axes',
+  named: bool,
   points: Sequence[tuple[float, Cell]],
   look: Mapping[str, Any],
   bars: Mapping[str, float],
   line: str,
 ) -> None:
-  """A line through the means; ± std as a band of measured values, and as bars of others and of one point."""
+  """Draws means ± std: markers with bars if x are names, else a line, with a band for measured values."""
   points = sorted(((x, cell) for x, cell in points if cell.mean is not None), key=lambda of: of[0])
   if not points:
     return
-  xs, cells = zip(*points, strict=True)
+  places, cells = zip(*points, strict=True)
   means, stds = [cell.mean for cell in cells], [_length(cell.std) for cell in cells]
-  if line == '-' and len(xs) > 1:
+  if named:
+    axes.errorbar(means, places, xerr=stds, **look, **bars, linestyle='none')
+    return
+  if line == '-' and len(places) > 1:
     low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
-    axes.fill_between(xs, low, high, color=look['color'], alpha=0.2, linewidth=0)
+    axes.fill_between(places, low, high, color=look['color'], alpha=0.2, linewidth=0)
     stds = None
-  axes.errorbar(xs, means, yerr=stds, **look, **bars, linestyle=line)
-
-
-def _draw_names(
-  axes: 'Axes',
-  points: Sequence[tuple[float, Cell]],
-  look: Mapping[str, Any],
-  bars: Mapping[str, float],
-  line: str,
-) -> None:
-  """A marker in the line of each name, with bars of ± std."""
-  del line
-  for y, cell in points:
-    if cell.mean is not None:
-      std = [_length(cell.std)]
-      axes.errorbar([cell.mean], [y], xerr=std, **look, **bars, linestyle='none')
+  axes.errorbar(places, means, yerr=stds, **look, **bars, linestyle=line)
 
 
 def _draw_difference(axes: 'Axes', sweep: Sweep, rows: Sequence[Row], i: int) -> None:
-  """Differences of panel i with their 95 % intervals, and a line at 0."""
+  """Draws the differences of panel i with their 95 % intervals, and a line at 0."""
   from matplotlib.transforms import offset_copy
 
   named = sweep_lib.is_categorical(sweep)
@@ -194,18 +178,18 @@ def _draw_difference(axes: 'Axes', sweep: Sweep, rows: Sequence[Row], i: int) ->
     bars = {**_filled(look), **BARS, 'linestyle': 'none'}
     if named:
       axes.errorbar(means, places, xerr=half, **bars)
-    else:  # series side by side
+    else:  # the series side by side
       shift = 6 * (j - (len(looks) - 1) / 2)
       moved = offset_copy(axes.transData, axes.figure, x=shift, units='points')
       axes.errorbar(places, means, yerr=half, transform=moved, **bars)
       reach = [0 if math.isnan(length) else length for length in half]
-      for sign in (-1, 1):  # limits see nothing of what is moved
+      for sign in (-1, 1):  # matplotlib's limits ignore points with a transform
         ends = [mean + sign * length for mean, length in zip(means, reach, strict=True)]
         axes.update_datalim(list(zip(places, ends, strict=True)))
 
 
 def _places(sweep: Sweep, series: str, rows: Sequence[Row]) -> list[float]:
-  """The places of points on the x axis: at x, or in the line of its name, series one below the other."""
+  """The places of points: x, or the number of the name's line, with one series below the other."""
   if not sweep_lib.is_categorical(sweep):
     return [row.point.x for row in rows]
   lines = sweep_lib.x_values(sweep)
@@ -227,7 +211,7 @@ def _filled(look: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _hollow(look: Mapping[str, str]) -> dict[str, Any]:
-  """Larger than a filled marker, so that a value that is the paper's hides nothing."""
+  """A hollow marker, larger than a filled one, so equal values hide nothing."""
   edge = {'markerfacecolor': 'none', 'markersize': 9, 'markeredgewidth': 1.2}
   return {**look, **edge, 'alpha': 0.75, 'zorder': 2}
 
@@ -237,7 +221,7 @@ def _crossed(look: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _length(std: float | None) -> float:
-  return math.nan if std is None else std  # draws no bar
+  return math.nan if std is None else std  # NaN draws no bar
 
 
 def _size_inches(sweep: Sweep, num_rows: int, num_columns: int) -> tuple[float, float]:
@@ -253,7 +237,7 @@ def _size_inches(sweep: Sweep, num_rows: int, num_columns: int) -> tuple[float, 
 
 
 def _wrapped(label: str) -> str:
-  """A label in as few lines of at most LABEL_LETTERS as it needs, which are about as long as each other."""
+  """A label in the fewest lines of at most LABEL_LETTERS, all of about the same length."""
   num_lines = len(textwrap.wrap(label, LABEL_LETTERS))
   for width in range(-(-len(label) // max(1, num_lines)), LABEL_LETTERS):
     if len(lines := textwrap.wrap(label, width, break_long_words=False)) == num_lines:
@@ -263,7 +247,7 @@ def _wrapped(label: str) -> str:
 
 def _label_names(figure: 'Figure', first_column: Sequence['Axes'], sweep: Sweep) -> None:
   names = sweep_lib.x_values(sweep)
-  num_letters = int(10 * figure.get_figheight())  # as many as there is room for, once
+  num_letters = int(10 * figure.get_figheight())  # as many as fit
   figure.supylabel(textwrap.fill(sweep.x_label, num_letters), size='medium')
   for axes in first_column:
     axes.set_yticks(range(len(names)), names)
@@ -272,9 +256,9 @@ def _label_names(figure: 'Figure', first_column: Sequence['Axes'], sweep: Sweep)
 
 
 def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
-  """A log scale for x that span more than a decade; ticks at the sweep's own x, with labels where they fit.
+  """Sets a log scale if x spans more than a decade, and ticks at the sweep's x, with labels where they fit.
 
-  All points of the sweep are in view, with room beside them, whichever have results.
+  All points of the sweep are in view, with or without results.
   """
   xs = sorted(sweep_lib.x_values(sweep))
   place, back = float, float
@@ -282,7 +266,7 @@ def _scale_x(axes: 'Axes', sweep: Sweep) -> None:
     axes.set_xscale('log')
     place, back = math.log, math.exp
   span = place(xs[-1]) - place(xs[0])
-  room = 0.04 + 0.03 * max(len(x_text(x)) for x in xs)  # of a label, in widths of the panel
+  room = 0.04 + 0.03 * max(len(x_text(x)) for x in xs)  # of a label, as a fraction of the panel
   shown = xs[:1]
   for x in xs[1:]:
     if place(x) - place(shown[-1]) >= room * span:

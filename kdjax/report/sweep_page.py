@@ -1,4 +1,4 @@
-"""Writes a sweep's figure, tables, claims and page, with the paper's values beside the measured ones.
+"""Writes the figure, tables, claims and page of a sweep, with the paper's values beside the measured ones.
 
 The same input gives the same bytes.
 """
@@ -46,20 +46,20 @@ def write(
   notes: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
   kinds: Sequence[str] = KINDS,
 ) -> list[epath.Path]:
-  """Writes a sweep's results.
+  """Writes the results of a sweep.
 
   - NAME.png: the figure. NAME.pdf: the same for a paper, 5.2 inches wide with 8 pt text.
-  - NAME.csv: a row for each finished run, see `_csv`.
-  - NAME.json: the summary of each point and the findings about the claims, see `summary`.
-  - NAME.html: a self-contained page of figure, values and claims. It links to the pages of the students
-    that lie in the folder.
+  - NAME.csv: a row for each finished run; see `_csv`.
+  - NAME.json: the summary of each point and the verdicts on the claims; see `summary`.
+  - NAME.html: a self-contained page of figure, values and claims. It links to the pages of the students in
+    the folder.
 
   Args:
-    folder: where; it is made if it is not there.
-    sweep: one in which `sweep.problems` finds nothing.
-    results: the content of result.json by index of the run. Any can be missing.
+    folder: where to write; it is created.
+    sweep: a sweep without `sweep.problems`.
+    results: the content of result.json by index of the run. Any run can be missing.
     command: the shell command of a run, for the page and the csv.
-    notes: what else is known of runs, by index: a column of the csv for each name.
+    notes: {index of the run: {column: value}} of more columns of the csv.
     kinds: the files to write, of KINDS.
 
   Returns: the paths of the files.
@@ -93,46 +93,35 @@ def _paper_pdf(sweep: Sweep, rows: Sequence[Row]) -> bytes:
 Column = tuple[str, Callable[[Row], str]]
 
 
-def _columns(sweep: Sweep, i: int, paper: bool, independent: bool) -> list[Column]:
-  """Columns of panel i: mean ± standard deviation, and those of the independent student and the paper."""
-  panel = sweep.panels[i]
-  columns = [(panel.label, lambda row: _plus_minus(panel, row.cells[i]))]
-  if independent:
-    columns.append(
-      (INDEPENDENT, lambda row: _plus_minus(panel, row.cells[i].independent or Cell()))
-    )
-  if paper:
-    columns.append(('paper', lambda row: _of_paper(row.cells[i])))
-  return columns
-
-
-def _all_columns(sweep: Sweep, rows: Sequence[Row]) -> list[Column]:
-  there = zip(sweep_figure.has_paper(rows), sweep_lib.has_difference(rows), strict=True)
-  columns = [
-    column
-    for i, (paper, independent) in enumerate(there)
-    for column in _columns(sweep, i, paper, independent)
-  ]
+def _columns(sweep: Sweep, rows: Sequence[Row], panels: Sequence[int]) -> list[Column]:
+  """Columns of panels: mean ± standard deviation, of the independent student and the paper, too; then trials."""
+  has_paper, has_difference = sweep_figure.has_paper(rows), sweep_lib.has_difference(rows)
+  columns: list[Column] = []
+  for i in panels:
+    panel = sweep.panels[i]
+    columns.append((panel.label, lambda row, p=panel, i=i: _plus_minus(p, row.cells[i])))
+    if has_difference[i]:
+      columns.append(
+        (INDEPENDENT, lambda row, p=panel, i=i: _plus_minus(p, row.cells[i].independent or Cell()))
+      )
+    if has_paper[i]:
+      columns.append(('paper', lambda row, i=i: _of_paper(row.cells[i])))
   return [*columns, ('trials', lambda row: _trials(sweep, row))]
 
 
-def _differences(
-  sweep: Sweep, rows: Sequence[Row]
-) -> list[tuple[str, list[tuple[Row, list[str]]]]]:
-  """(label, rows with cells of DIFFERENCE_HEADINGS) of each measure of fidelity."""
-  there = sweep_lib.has_difference(rows)
-  return [
-    (
-      panel.label.replace('(%)', '(points)'),
-      [(row, _difference_cells(panel, row.cells[i])) for row in rows if row.cells[i].num_pairs],
-    )
+def _differences(sweep: Sweep, rows: Sequence[Row]) -> dict[str, list[tuple[Row, list[str]]]]:
+  """{label: rows with cells of DIFFERENCE_HEADINGS} of each measure of fidelity."""
+  found = {
+    panel.label.replace('(%)', '(points)'): [
+      (row, _difference_cells(panel, row.cells[i])) for row in rows if row.cells[i].num_pairs
+    ]
     for i, panel in enumerate(sweep.panels)
-    if there[i]
-  ]
+  }
+  return {label: own for label, own in found.items() if own}
 
 
 def _claims(sweep: Sweep, results: Results) -> list[dict[str, Any]]:
-  """Each claim with what the results say about it, as JSON has it."""
+  """Each claim with its finding, as NAME.json has it."""
   return [
     dataclasses.asdict(of.claim)
     | {'label': of.panel.label, 'scale': of.panel.scale}
@@ -143,7 +132,7 @@ def _claims(sweep: Sweep, results: Results) -> list[dict[str, Any]]:
 
 
 def claim_cells(claim: Mapping[str, Any]) -> list[str]:
-  """Cells of CLAIM_HEADINGS for a claim of NAME.json; effects of percentages are in points.
+  """Cells of CLAIM_HEADINGS for a claim of NAME.json. Effects on percentages are in points.
 
   A verdict 'not decided (n = 7)' says that 7 trials would decide the claim.
   """
@@ -196,17 +185,15 @@ def terminal_tables(sweep: Sweep, results: Results) -> list[Table]:
   and one of the claims.
   """
   rows = sweep_lib.summarise(sweep, results)
-  there = zip(sweep_figure.has_paper(rows), sweep_lib.has_difference(rows), strict=True)
   tables = []
-  for i, (paper, independent) in enumerate(there):
-    columns = [*_columns(sweep, i, paper, independent), ('trials', lambda row: _trials(sweep, row))]
-    table = _table(
-      sweep.x_label, f'{sweep.title}: {sweep.panels[i].label}', [name for name, _ in columns]
-    )
+  for i, panel in enumerate(sweep.panels):
+    columns = _columns(sweep, rows, [i])
+    headings = [name for name, _ in columns]
+    table = _table(sweep.x_label, f'{sweep.title}: {panel.label}', headings)
     for row in rows:
       table.add_row(_name(row), *[text(row) for _, text in columns])
     tables.append(table)
-  for label, own in _differences(sweep, rows):
+  for label, own in _differences(sweep, rows).items():
     title = f'student − independent student: {label}'
     table = _table(sweep.x_label, title, DIFFERENCE_HEADINGS)
     for row, cells in own:
@@ -239,9 +226,9 @@ def _csv(
   command: Callable[[SweepRun], str],
   notes: Mapping[int, Mapping[str, Any]],
 ) -> str:
-  """A row for each finished run: its seeds, measures, fingerprints and notes, and its command.
+  """A row for each finished run: its seeds, measures, fingerprints, notes and command.
 
-  Measures are in the unit of result.json, so that agreement and accuracy are fractions.
+  Measures are in the unit of result.json: agreement and accuracy are fractions.
   """
   measures = []
   for panel in sweep.panels:
@@ -265,9 +252,9 @@ def _csv(
 
 
 def summary(sweep: Sweep, results: Results) -> dict[str, Any]:
-  """The content of NAME.json: every point and measure, and the findings, in the units of the labels.
+  """The content of NAME.json: all measures of all points, and the findings, in the units of the labels.
 
-  'difference' is the student minus the independent student with its 95 % interval.
+  'difference' is student minus independent student with its 95 % interval.
   """
   rows = sweep_lib.summarise(sweep, results)
   points = [
@@ -291,7 +278,7 @@ def summary(sweep: Sweep, results: Results) -> dict[str, Any]:
 
 
 def _known(values: Any) -> Any:
-  """A dataclass as a dict, with None in place of NaN, which JSON does not have."""
+  """A dataclass as a dict for JSON, with None in place of NaN."""
   if dataclasses.is_dataclass(values):
     return {name: _known(value) for name, value in vars(values).items()}
   return None if isinstance(values, float) and math.isnan(values) else values
@@ -315,7 +302,7 @@ def _html(
   command: Callable[[SweepRun], str],
   pages: Mapping[int, str],
 ) -> str:
-  columns = _all_columns(sweep, rows)
+  columns = _columns(sweep, rows, range(len(sweep.panels)))
   colors = {'ink': figures.COLORS['ink'], **sweep_figure.COLORS}
   missing = sorted((run for row in rows for run in row.missing), key=lambda run: run.index)
   links = collections.defaultdict(list)
@@ -333,8 +320,9 @@ def _html(
   }
   of_differences = {
     label: [(_name(row), cells, ()) for row, cells in own]
-    for label, own in _differences(sweep, rows)
+    for label, own in _differences(sweep, rows).items()
   }
+  of_claims = [(claim['text'], claim_cells(claim), ()) for claim in _claims(sweep, results)]
   return rendering.render(
     TEMPLATE,
     sweep=sweep,
@@ -345,9 +333,7 @@ def _html(
     difference_headings=DIFFERENCE_HEADINGS,
     differences=of_differences,
     claim_headings=CLAIM_HEADINGS,
-    claims={'': [(c['text'], claim_cells(c), ()) for c in _claims(sweep, results)]}
-    if sweep.claims
-    else {},
+    claims={'': of_claims} if of_claims else {},
     num_runs=len(rows) * sweep.trials,
     missing=[(run, command(run)) for run in missing],
     has_paper=any(sweep_figure.has_paper(rows)),
@@ -356,5 +342,5 @@ def _html(
 
 
 def _name(row: Row) -> str:
-  """'m = 1, 4' of a point."""
+  """The series and x of a point, such as 'm = 1, 4'."""
   return ', '.join(filter(None, (row.point.series, x_text(row.point.x))))

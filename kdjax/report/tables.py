@@ -20,8 +20,8 @@ SPLITS = {  # in the order of the tables
   'test': 'test',
   'distillation': 'distillation views',
 }
-# The measures' names in result.json and their labels in the tables. Fidelity comes first: a phone shows
-# the first columns only.
+# The measures' names in result.json and their labels in the tables. Fidelity comes first, since a phone shows
+# only the first columns.
 MEASURES = {
   'top1_agreement': 'agreement (%)',
   'predictive_kl': 'KL (nats)',
@@ -44,8 +44,8 @@ ANSWERS = {  # the verdict on agreement, student against independent student
 }
 UNKNOWN = 'Unknown'  # without an independent student
 KL_ANSWERS = {
-  intervals.HIGHER: 'is farther from the teacher than',
-  intervals.LOWER: 'is nearer to the teacher than',
+  intervals.HIGHER: 'is higher than',
+  intervals.LOWER: 'is lower than',
   intervals.UNDECIDED: 'cannot be told from',
 }
 
@@ -79,7 +79,7 @@ def cells(values: Mapping[str, float], keys: Iterable[str] = tuple(MEASURES)) ->
 
 
 def controls(result: Mapping[str, Any]) -> list[Group]:
-  """Agreement and KL on all test examples, and on those that the teacher gets wrong."""
+  """Agreement and KL on all test examples, and on those whose label the teacher gets wrong."""
   test = result['splits']['test']
   groups = [
     _fidelity('all', test, FIDELITY),
@@ -99,19 +99,19 @@ def _fidelity(title: str, values: Mapping[str, Any], keys: Iterable[str]) -> Gro
   rows = []
   for key in keys:
     if key in values.get('fidelity', {}):
-      models = [_model_cell(values, who, key) for who in ('fidelity', 'independent')]
+      models = [  # such as '97.10 (96.40 to 97.80)'
+        _with_ends(key, values.get(who, {}).get(key), values['intervals'].get(who, {}).get(key))
+        for who in ('fidelity', 'independent')
+      ]
       rows.append((LABELS[key], [*models, *difference_cells(values, key)]))
   return Group(title, values.get('num_examples', 0), rows)
 
 
-def _model_cell(values: Mapping[str, Any], who: str, key: str) -> str:
-  """'97.10 (96.40 to 97.80)'."""
-  mean, ends = values.get(who, {}).get(key), values['intervals'].get(who, {}).get(key)
-  return _with_ends(key, mean, ends)
-
-
 def difference_cells(values: Mapping[str, Any], key: str) -> list[str]:
-  """['+0.28 (−0.56 to +1.11)', 'cannot be told'] of student minus independent student."""
+  """Cells of student minus independent student: difference with interval, verdict.
+
+  For example ['+0.28 (−0.56 to +1.11)', 'cannot be told'].
+  """
   found = values.get('difference', {}).get(key)
   if found is None:
     return [NOTHING, NOTHING]
@@ -122,7 +122,7 @@ QUESTION = 'Does the student match its teacher more than a student of another te
 
 
 def answer(values: Mapping[str, Any]) -> str:
-  """The answer to QUESTION on one split: the verdict on agreement and KL, with their intervals.
+  """The answer to QUESTION on one split: the verdicts on agreement and KL, with their intervals.
 
   Args:
     values: one split of result.json.
@@ -144,7 +144,7 @@ def answer(values: Mapping[str, Any]) -> str:
 
 
 def answers(tests: Iterable[Mapping[str, Any]]) -> str:
-  """'Yes: 3; Unknown: 1.': how many students have each answer to QUESTION, by the verdict on agreement.
+  """How many students have each answer to QUESTION, by the verdict on agreement: 'Yes: 3; Unknown: 1.'.
 
   Args:
     tests: the test split of each result.json.
@@ -157,7 +157,7 @@ def answers(tests: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _estimate(values: Mapping[str, Any], who: str, key: str) -> str:
-  """'99.20 % (98.10 to 100.00)' or '0.1250 nats (0.1000 to 0.1500)'."""
+  """A measure with unit and interval: '99.20 % (98.10 to 100.00)', '0.1250 nats (0.1000 to 0.1500)'."""
   unit = '%' if '%' in LABELS[key] else 'nats'
   text, ends = _number(key, values[who][key]), values['intervals'].get(who, {}).get(key)
   return f'{text} {unit}' + (f' ({_interval(key, ends, sign=False)})' if ends else '')
