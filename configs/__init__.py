@@ -1,1 +1,1 @@
-"""One file an experiment. `base.py` holds every field; the others say where they differ."""
+"""One file per experiment. Each says where it differs from kdjax/config/base.py, which has every field."""

@@ -5,8 +5,8 @@
         --config.model.depth=56                                                        # Figure 3
     python launch.py --config=configs/cifar_resnet.py:smoke                            # two CPU cores
 
-The full recipe wants a GPU or a TPU. `:smoke` shrinks every size and finishes all stages on real
-CIFAR-10 in under ten minutes on two CPU cores; its numbers only show that the pipeline works.
+The full recipe needs a GPU or a TPU. `:smoke` shrinks every size, and finishes all stages on real CIFAR-10 in
+under ten minutes on two CPU cores. Its numbers only show that the pipeline works.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
     python launch.py --config=configs/cifar_vgg.py --config.dataset.name=cifar100     # CIFAR-100; a GPU
     python launch.py --config=configs/cifar_vgg.py:smoke                              # two CPU cores
 
-The recipe is the paper's for ResNets, but for the teachers' learning rate: without BatchNorm, 0.1 is too
-much. `:smoke` is an eighth as wide, and takes Adam, with which so narrow a net begins to learn.
+The recipe is the paper's for ResNets, except that teachers have a lower learning rate: without BatchNorm, 0.1
+is too high. `:smoke` is an eighth as wide. It uses Adam, since SGD does not train so narrow a net.
 """
 
 from ml_collections import ConfigDict

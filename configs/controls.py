@@ -1,13 +1,13 @@
-"""Controls: what is left of agreement without distillation, and without anything to distil.
+"""Controls: agreement without distillation, and with a teacher that has learned nothing.
 
     python launch.py --config=configs/controls.py --sweep          # CIFAR-100, ResNet-56; GPUs; not run
     python launch.py --config=configs/controls.py:small --sweep    # 12 students; 1 hour on one core (estimated)
     python launch.py --config=configs/controls.py:smoke --sweep    # about 8 minutes on one core
 
 Three students of the same recipe, each with its independent student: one distilled from a trained teacher
-(the baseline), one that learns the labels alone (α = 1) from the same images, and one distilled from a
-teacher of random weights. Labels alone show how far two networks agree because both are right; the untrained
-teacher, whether a student can copy a function that has nothing to do with the labels.
+(the baseline), one that learns only the labels (α = 1) of the same images, and one distilled from a teacher
+of random weights. Labels alone show how much two networks agree because both are right. The untrained teacher
+shows whether a student can copy a function that has nothing to do with the labels.
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +41,8 @@ def get_sweep(arg: str = '') -> Sweep:
       recipes.TRAIN_AGREEMENT,
     ),
     trials=recipes.TRIALS[arg],
-    caption='Agreement with the own teacher against that of the independent student, whose teacher is '
-    'another. Labels only: the same images and recipe with α = 1.',
+    caption='Agreement of each student, and of its independent student, with the teacher. Labels only: the '
+    'same images and recipe with α = 1.',
     claims=[
       Claim(
         'ours: labels alone give a lower agreement than distillation',

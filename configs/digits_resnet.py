@@ -3,9 +3,9 @@
     python launch.py                                    # two CPU cores: two to three minutes
     python launch.py --config.student.temperature=1     # reuses teachers and predictions
 
-Teachers and student see 200 of the 1,437 training images (8x8 pixels), so they are not perfect and differ: on
-the 360 test images, the student agrees with its ensemble on 95.0 %, and with the ensemble of another seed's
-images on 91.1 %. The ensemble's test accuracy is 95.3 %, the student's 93.6 %. Digits are not flipped.
+Teachers and student see 200 of the 1,437 training images (8x8 pixels), so they make errors and differ. On the
+360 test images, the student agrees with its ensemble on 95.0 %, and with the ensemble of another seed's images
+on 91.1 %. The ensemble's test accuracy is 95.3 %, the student's 93.6 %. Digits are not flipped.
 """
 
 from ml_collections import ConfigDict

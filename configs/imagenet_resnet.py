@@ -3,10 +3,10 @@
     python launch.py --config=configs/imagenet_resnet.py          # a host with 8 GPUs, days; not run
     python launch.py --config=configs/imagenet_resnet.py:smoke    # one CPU core, 4 minutes; CIFAR-10
 
-The paper's recipe: 90 epochs, batch 1024, SGD 0.9, 5 epochs of warm-up to 0.1, cosine; weight decay 1e-4
-for teachers, none for students. Images are streamed: at 224 pixels, the training set would take 193 GB of
-memory. The teachers run beside the student: stored, the views of 90 epochs would take 231 GB a member.
-`:smoke` shows that everything runs, on images that are not ImageNet's.
+The paper's recipe: 90 epochs, batch 1024, SGD with momentum 0.9, 5 epochs of warm-up to 0.1, then cosine;
+weight decay 1e-4 for teachers, none for students. Images are streamed: at 224 pixels, the training set would
+take 193 GB of memory. The teachers run beside the student: stored predictions for the views of 90 epochs
+would take 231 GB per member. `:smoke` shows that everything runs, on images of CIFAR-10.
 """
 
 from ml_collections import ConfigDict

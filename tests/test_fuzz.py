@@ -63,7 +63,7 @@ def test_a_random_config_is_refused_by_name_or_can_be_built(tmp_path, monkeypatc
       config, problems = config_lib.load(spec, list(changed.items()))
       validation.check(config, num_devices, problems)
     except ConfigError as error:
-      check_told(error, values, changed)
+      check_lines(error, values, changed)
       outcomes['refused'] += 1
     else:
       fuzzed.build(config, tmp_path / 'run', traced)

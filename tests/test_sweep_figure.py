@@ -192,7 +192,7 @@ def test_named_points_are_read_from_above():
   axes = drawn(NAMES, NAMED_RESULTS).axes[0]
   blue = sweep_figure.COLORS['series-1']
   assert points(axes, hollow=True) == {blue: ([83.5], [1])}
-  assert points(axes, hollow=False) == {blue: ([83.5], [1])}  # the last of two lines
+  assert points(axes, hollow=False) == {blue: ([79.0, 83.5], [0, 1])}
   assert [label.get_text() for label in axes.get_yticklabels()] == ['baseline', 'mixup']
   assert axes.get_ylim() == (1.5, -0.5)
   assert axes.get_xlabel() == 'agreement (%)'

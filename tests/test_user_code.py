@@ -219,7 +219,7 @@ CASES = [
   ({'student__loss': 'brier'}, 'has no weight; allowed: {}'),
   (
     {'student__loss': '@loss', 'predictions__augmentation': "('noise',)"},
-    'needs the label of every example, and noise',
+    'needs the label of every example, but noise',
   ),
   (
     {'teacher__augmentation': "('@smaller',)"},

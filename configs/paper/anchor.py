@@ -3,11 +3,10 @@
     python launch.py --config=configs/paper/anchor.py --sweep          # 6 hours on two cores (projected); not run
     python launch.py --config=configs/paper/anchor.py:smoke --sweep    # minutes
 
-ResNet-20 with LayerNorm and the paper's batch sizes and learning rates, with the schedule shortened: one teacher of 30 epochs
-(the paper: 200), students of 60 epochs (300) at λ = 0 and λ = 0.5. An interrupted command continues when it is run again.
-There is one trial and no independent student, which would take as long again: add
-`--config.evaluation.independent_seed=1` for it. Without more trials no claim is decided. `:smoke` is that of
-`recipes.py`, on 4,000 images.
+ResNet-20 with LayerNorm and the paper's batch sizes and learning rates, but a shorter schedule: one teacher of
+30 epochs (the paper: 200), students of 60 epochs (300) at λ = 0 and λ = 0.5. The same command resumes an
+interrupted run. `--config.evaluation.independent_seed=1` adds an independent student, and doubles the time. One
+trial decides no claim. `:smoke` is that of `recipes.py`, on 4,000 images.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
     python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # 12 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig10_ensemble_size.py:smoke --sweep    # 5 minutes on one core
 
-Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students. `:small` was not yet run at
-this size; `recipes.py` says what is known of its regime.
+Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students. `:small` was not
+run yet; `recipes.py` says what is known about its regime.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +42,7 @@ def get_sweep(arg: str = '') -> Sweep:
       Claim(
         f'{panel.label}: higher for m = {NUM_MEMBERS[arg][-1]} than for m = 1',
         *(panel.measure, ('', NUM_MEMBERS[arg][-1]), ('', 1), HIGHER),
-        paper=None if arg else round(ends[1] - ends[0], 2),  # of m = 12
+        paper=None if arg else round(ends[1] - ends[0], 2),  # for m = 12
       )
       for panel, ends in PAPER.items()
     ],

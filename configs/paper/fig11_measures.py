@@ -1,12 +1,12 @@
-"""Figure 11: Figure 3 in full, with every measure for a range of ensemble sizes (CIFAR-100, ResNet-56).
+"""Figure 11: Figure 3 with all measures, for a range of ensemble sizes (CIFAR-100, ResNet-56).
 
     python launch.py --config=configs/paper/fig11_measures.py --sweep          # a GPU node, days; not run
     python launch.py --config=configs/paper/fig11_measures.py:small --sweep    # 32 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig11_measures.py:smoke --sweep    # about half an hour on one core
 
-In the paper a larger ensemble is easier to agree with whatever the distillation data, and independent students often
-have nearly as good a test agreement. The smaller sizes have four kinds of data and m = 1 and 3; the --workdir of
-`fig3_data.py` has their teachers. `:small` was not yet run at this size; `recipes.py` says what is known of its regime.
+In the paper, a larger ensemble is easier to agree with for all distillation data, and independent students often
+have nearly the same test agreement. The smaller sizes have four kinds of data and m = 1 and 3; the --workdir of
+`fig3_data.py` has their teachers. `:small` was not run yet; `recipes.py` says what is known about its regime.
 """
 
 from ml_collections import ConfigDict
@@ -17,9 +17,7 @@ from kdjax.intervals import HIGHER, LOWER
 from . import fig3_data, recipes
 
 NUM_MEMBERS = {'': (1, 3, 5), 'small': (1, 3), 'smoke': (1, 3)}
-CLOSEST = (
-  'mixup'  # of the highest agreement in the paper, at τ = 4 like the baseline it is held against
-)
+CLOSEST = 'mixup'  # has the highest agreement in the paper; at τ = 4 like the baseline
 FEW = ('baseline', 'combined', 'mixup', 'noise')  # kinds of data of the smaller sizes
 
 
@@ -52,7 +50,7 @@ def get_sweep(arg: str = '') -> Sweep:
 
 
 def _claims(data: str, few: int, many: int) -> list[Claim]:
-  """The claims about one kind of data: those of Figure 11, and that mixup, the closest match, is well calibrated."""
+  """The claims of Figure 11 about one kind of data; for mixup, the closest match, also one about calibration."""
   agreement = recipes.AGREEMENT.measure
   claims = [
     Claim(

@@ -4,8 +4,8 @@
     python launch.py --config=configs/paper/fig12_capacity.py:small --sweep    # 8 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig12_capacity.py:smoke --sweep    # 4 minutes on one core
 
-The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. The smaller sizes widen instead. `:small` was not
-yet run at this size; `recipes.py` says what is known of its regime.
+The paper: 2 to 3 points of agreement, for ResNet-20 → 56 and 56 → 110. In the smaller sizes the student is wider
+instead of deeper. `:small` was not run yet; `recipes.py` says what is known about its regime.
 """
 
 from ml_collections import ConfigDict

@@ -4,9 +4,9 @@
     python launch.py --config=configs/paper/fig13_vgg.py:small --sweep    # 12 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig13_vgg.py:smoke --sweep    # 23 minutes on one core
 
-The paper: more varied data lowers the NLL, and agreement rises from 81.5 to 84.5 % (mixup).
-`:small` has half of the kinds of data. It was not yet run at this size. Its networks are a quarter as wide as the paper's and
-may not learn enough for the effect to show: at the smoke size teachers get 21 % of the test set right (chance: 10 %).
+The paper: more varied data lowers the NLL, and agreement rises from 81.5 to 84.5 % (mixup). `:small` has half of
+the kinds of data and was not run yet. Its networks are a quarter as wide as the paper's and may learn too little
+to show the effect: at the smoke size, teachers have a test accuracy of 21 % (chance: 10 %).
 """
 
 from ml_collections import ConfigDict
@@ -25,11 +25,7 @@ PAPER = {  # accuracy, NLL, agreement
   'combined': (72.3, 1.0, 84.0),
   'mixup': (74.0, 1.2, 84.5),
 }
-FEW = (
-  'baseline',
-  'combined',
-  'mixup',
-)  # kinds of data of `:small`, where all six would take nine hours
+FEW = ('baseline', 'combined', 'mixup')  # in `:small`, since all six would take nine hours
 PANELS = (recipes.ACCURACY, recipes.NLL, recipes.AGREEMENT)
 
 

@@ -4,8 +4,9 @@
     python launch.py --config=configs/paper/fig14_alpha.py:small --sweep    # 24 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig14_alpha.py:smoke --sweep    # 15 minutes on one core
 
-In the paper agreement falls from α = 0 to 0.7: by 0.2 points with one teacher, 0.8 with 3, 1.0 with 5. `:small` was not yet
-run at this size; `recipes.py` says what is known of its regime. Four trials may be too few for effects this small.
+In the paper, agreement falls from α = 0 to 0.7: by 0.2 points with one teacher, 0.8 with three, 1.0 with five.
+`:small` was not run yet; `recipes.py` says what is known about its regime. Four trials may be too few for effects
+this small.
 """
 
 from ml_collections import ConfigDict

@@ -4,12 +4,13 @@
     python launch.py --config=configs/paper/fig1_gan.py:small --sweep    # 12 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig1_gan.py:smoke --sweep    # minutes
 
-The paper: they raise agreement on the test set, not accuracy, and lower agreement on the distillation data
-to 95 %. An epoch has as many more steps as images are added, neither cropped nor flipped. Two cores cannot
-train a GAN on CIFAR, so the smaller sizes are another task: LeNet-5 on 2,000 images of MNIST and samples of a small
-SN-GAN, which has learnt all 60,000 and so brings in more data than the student has. `:small` was not yet run at this
-size. In Figure 2 its teachers, which learn 200 examples, get 86 % of the test set right (chance: 10 %), and students of
-all 60,000 images agree with them on 98 %, independent students on 83 %: there is room for an effect.
+The paper: GAN images raise agreement on the test set, but not accuracy, and lower agreement on the distillation
+data to 95 %. They are added to each epoch, neither cropped nor flipped. Two cores cannot train a GAN on CIFAR, so
+the smaller sizes have another task: LeNet-5 on 2,000 images of MNIST and samples of a small SN-GAN. The GAN learns
+all 60,000 images, so it adds data that the student does not have.
+
+`:small` was not run yet. In Figure 2, its teachers, which learn 200 examples, have a test accuracy of 86 % (chance:
+10 %). Students of all 60,000 images agree with them on 98 %, independent students on 83 %, so an effect can show.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
   recipes.check(arg, *recipes.SIZES)
   if not arg:
     config = recipes.cifar100()
-    config.student.temperature = 1.0  # as its values are those of Figure 14 at α = 0
+    config.student.temperature = 1.0  # the values equal those of Figure 14 at α = 0
     return config
   return recipes.mnist_gan(arg)
 

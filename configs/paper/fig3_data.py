@@ -1,16 +1,15 @@
-"""Figure 3: what the distillation data does to accuracy and fidelity (CIFAR-100, m = 5 ResNet-56).
+"""Figure 3: accuracy and fidelity for different distillation data (CIFAR-100, m = 5 ResNet-56).
 
     python launch.py --config=configs/paper/fig3_data.py --sweep          # a GPU node, days; not run
     python launch.py --config=configs/paper/fig3_data.py:small --sweep    # 40 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig3_data.py:smoke --sweep    # 34 minutes on one core
 
-In the paper more varied data brings no more than 85.5 % agreement, and the best for accuracy (mixup) is
-not the best for fidelity. GAN images and images out of domain are added, 1 to 4 of CIFAR, so that an epoch
-has a quarter more steps; noise replaces images. The smaller sizes leave out the GAN, and take
-MNIST for the images out of domain.
+In the paper, more varied data gives at most 85.5 % agreement, and the best data for accuracy (mixup) are not the
+best for fidelity. One GAN image or image out of domain is added to 4 images of CIFAR, so an epoch has a quarter
+more steps; noise replaces images. The smaller sizes leave out the GAN, and take MNIST as images out of domain.
 
-`:small` was not yet run at this size, with BatchNorm and three teachers. `recipes.py` says what was measured with
-LayerNorm and one teacher: a student that has stopped changing, far from chance and from perfect agreement.
+`:small`, with BatchNorm and three teachers, was not run yet. `recipes.py` says what was measured with LayerNorm and
+one teacher: the student has stopped changing, far from chance and from perfect agreement.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +30,7 @@ PAPER = {  # read off the figure: accuracy, agreement
   'mixup': (74.5, 85.5),
   'out of domain': (72.5, 79.5),
   'noise': (71.5, 78.5),
-  'GAN': (74.5, 83.5),  # the last: the report is of it, and shows images
+  'GAN': (74.5, 83.5),  # last, so the page of the last student shows GAN images
 }
 NUM_MEMBERS = {'': 5, 'small': 3, 'smoke': 2}
 AT_TAU_4 = ('baseline', 'mixup', 'GAN')  # the others are at τ = 1
@@ -70,7 +69,7 @@ def get_sweep(arg: str = '') -> Sweep:
 
 
 def _claims() -> list[Claim]:
-  """The claims of Section 5.1, at τ = 1 unless they say otherwise."""
+  """The claims of Section 5.1, at τ = 1 unless a claim says otherwise."""
   plain, plain_at_4 = ('', 'baseline, τ = 1'), ('', 'baseline')
   agreement, accuracy, train = (
     panel.measure for panel in (recipes.AGREEMENT, recipes.ACCURACY, recipes.TRAIN_AGREEMENT)
@@ -125,8 +124,8 @@ def _claims() -> list[Claim]:
       paper=0.0,
     ),
   ]
-  # The text calls noise and images out of domain worse than the baseline on all measures. Their values in the figure
-  # are within 1 point of it, as far as they can be read, and give no size of the effect.
+  # The text says that noise and images out of domain are worse than the baseline on all measures. As far as the
+  # figure can be read, their values are within 1 point of it, so the claims have no effect of the paper.
   claims += [
     Claim(f'{name}: lower {what} than the baseline', measure, ('', name), plain, LOWER)
     for name in ('noise', 'out of domain')

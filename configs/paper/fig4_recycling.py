@@ -1,20 +1,20 @@
 """Figures 4 and 5 (middle): teachers learn D0; students are distilled on D0, D1 or both.
 
     python launch.py --config=configs/paper/fig4_recycling.py --sweep          # a GPU node, days; not run
-    python launch.py --config=configs/paper/fig4_recycling.py:temperature --sweep    # its right half
+    python launch.py --config=configs/paper/fig4_recycling.py:temperature --sweep    # the right half of Figure 4
     python launch.py --config=configs/paper/fig4_recycling.py:small --sweep    # 24 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig4_recycling.py:small_temperature --sweep    # 48 students
     python launch.py --config=configs/paper/fig4_recycling.py:smoke --sweep
     python launch.py --config=configs/paper/fig4_recycling.py:smoke_temperature --sweep
 
-D0 and D1 are class-balanced halves of the training set, others in each trial. In the paper D0, which the teachers know by
-heart, gives higher accuracy, lower fidelity and worse calibration than D1, and both together are best. Agreement on the
-distillation data is the middle panel of Figure 5. With one --workdir for both halves of the figure, the second finds its
-three teachers trained.
+D0 and D1 are class-balanced halves of the training set, different in each trial. In the paper, D0, which the
+teachers have memorised, gives higher accuracy, lower fidelity and worse calibration than D1, and both together are
+best. Agreement on the distillation data is the middle panel of Figure 5. If both halves of Figure 4 share a
+--workdir, the second finds its three teachers trained.
 
-`:small` was not yet run at this size. Its teachers take as many steps on 2,500 images as those of the other figures on
-5,000. Whether they know D0 by heart, as the effect on accuracy needs, was not measured: at 5,000 images, with
-LayerNorm, teachers get 47 to 49 % of the training images right.
+`:small` was not run yet. Its teachers take as many steps on 2,500 images as those of the other figures on 5,000.
+The effect on accuracy needs teachers that have memorised D0, which was not measured: with LayerNorm, teachers of
+5,000 images classify 47 to 49 % of them correctly.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def _parts(arg: str) -> tuple[str, bool]:
-  """The size, and whether the sweep is of temperatures, of 'small_temperature' and the like."""
+  """The size and whether the sweep is over temperatures: ('small', True) for 'small_temperature'."""
   recipes.check(arg, *ARGUMENTS)
   return arg.removesuffix('temperature').rstrip('_'), arg.endswith('temperature')
 
@@ -73,7 +73,7 @@ def get_sweep(arg: str = '') -> Sweep:
     ),
     trials=recipes.TRIALS[size],
     caption='The paper: D0 gives higher accuracy and lower fidelity than D1; both together are best, and '
-    'agreement tops out near 85 %.',
+    'agreement reaches about 85 %.',
     claims=_claims(sorted({point.x for point in points}), of_temperature),
   )
 

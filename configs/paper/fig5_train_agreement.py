@@ -1,15 +1,15 @@
-"""Figure 5 (right): the harder the distillation data, the less students match their teacher on it (τ = 1).
+"""Figure 5 (right): students match their teacher less on harder distillation data (τ = 1).
 
     python launch.py --config=configs/paper/fig5_train_agreement.py --sweep          # a GPU node; not run
     python launch.py --config=configs/paper/fig5_train_agreement.py:small --sweep    # 20 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig5_train_agreement.py:smoke --sweep    # 10 minutes on one core
 
 The paper (CIFAR-100, ResNet-56): near 100 % agreement on plain distillation data, 80 to 90 % with rotation,
-vertical flip or jitter, and 60 % with all three (m = 1). Its left panel is of the students of `fig1_gan.py`,
-the middle one of those of `fig4_recycling.py`; both files show the same measure, with claims about it.
+vertical flip or jitter, and 60 % with all three (m = 1). The left panel shows the students of `fig1_gan.py`, the
+middle one those of `fig4_recycling.py`. Both files have the same measure and claims about it.
 
-`:small` was not yet run at this size. Agreement of 80 % on plain data was measured with LayerNorm at τ = 4 (`recipes.py`);
-where it lies with BatchNorm at τ = 1, and whether it comes near 100 %, is not known.
+`:small` was not run yet. With LayerNorm at τ = 4, agreement on plain data was 80 % (`recipes.py`). With BatchNorm
+at τ = 1 it is not known, nor whether it comes near 100 %.
 """
 
 from ml_collections import ConfigDict

@@ -1,16 +1,16 @@
-"""Figure 6a: neither a longer training nor another optimizer makes the student match its teacher.
+"""Figure 6a: neither longer training nor another optimizer makes the student match its teacher.
 
     python launch.py --config=configs/paper/fig6a_optimizers.py --sweep          # GPUs, days; not run
     python launch.py --config=configs/paper/fig6a_optimizers.py:small --sweep    # 24 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig6a_optimizers.py:smoke --sweep    # 24 minutes on one core
 
 ResNet-20 with LayerNorm, self-distillation on CIFAR-100 without weight decay. Agreement is on the augmented
-distillation data: at the end, and as a mean over the last epoch, as the paper's public code has it. The
-paper has SGD and Adam; Muon is ours.
+distillation data: at the end, and as a mean over the last epoch, as in the paper's public code. The paper has SGD
+and Adam; Muon is ours.
 
-`:small` is nearly the regime of `fig6b_lambda.py:small`: SGD for 40 epochs differs from its random start in weight decay
-alone. That student has stopped changing after 40 epochs, far from chance and from 100 % (`recipes.py`). The sweep itself was
-not yet run at this size.
+`:small` was not run yet. Its regime is nearly that of `fig6b_lambda.py:small`: 40 epochs of SGD differ from the
+random start there only in weight decay. After 40 epochs that student has stopped changing, far from chance and from
+100 % (`recipes.py`).
 """
 
 from ml_collections import ConfigDict
@@ -68,7 +68,7 @@ def _claims(num_epochs: tuple[int, ...]) -> list[Claim]:
       f'but they help little: {long} epochs of SGD are within 3 points of {before}',
       *(measure, ('SGD', long), ('SGD', before), EQUAL),
       margin=3.0,
-      paper=2.0,  # from 1,000 to 5,000
+      paper=2.0,  # from 1,000 to 5,000 epochs
     ),
     Claim(
       f'but the match stays far from perfect: agreement after {long} epochs of SGD < 95 %',

@@ -4,9 +4,9 @@
         --sweep.model.depth=20,56,110 --stages=teachers,predictions    # GPUs, a day; not run
     python -m configs.paper.fig8_teachers DIR                          # seconds
 
-The second command draws the stored predictions of every depth in DIR for m = 1, 3, 5 and τ = 1, 4. A student's
-targets are these distributions. The figure decides no claim, so it is not a sweep: it shows how flat τ = 4 makes the
-targets, and how much an ensemble flattens them.
+The second command draws the stored predictions of every depth in DIR for m = 1, 3, 5 and τ = 1, 4. These
+distributions are a student's targets. The figure shows how much τ = 4 and an ensemble flatten the targets. It
+decides no claim, so it is not a sweep.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from kdjax.stages import finished
 from kdjax.stages.experiment import Experiment
 
 NUM_MEMBERS, TEMPERATURES = (1, 3, 5), (1.0, 4.0)
-NUM_CLASSES = 10  # that are drawn: the most probable ones
+NUM_CLASSES = 10  # drawn, the most probable ones
 PANEL_INCHES = (2.2, 1.7)
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 def teachers(workdir: epath.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """{model: (log_probs_MNC, labels_N)} on the test set, for each model with predictions in a workdir.
 
-  Of several teachers with the same model, the one with the lowest seed is taken.
+  If several teachers have the same model, it is the one with the lowest seed.
 
   Raises:
-    MissingInputError: there are no complete predictions.
+    MissingInputError: the workdir has no complete predictions.
   """
   folders = [
     path.parent for path in (finished.existing(workdir) / 'predictions').glob('*/meta.json')
@@ -61,7 +61,7 @@ def teachers(workdir: epath.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def distributions(log_probs_MC: np.ndarray, num_members: int) -> tuple[np.ndarray, np.ndarray]:
-  """(classes, probs_TC): the most probable classes, and their probabilities at each of TEMPERATURES (axis T)."""
+  """The most probable classes, and probs_TC: their probabilities at each of TEMPERATURES (axis T)."""
   ensemble_C = combine(log_probs_MC[:num_members, None])[0]
   chosen = np.argsort(-ensemble_C)[:NUM_CLASSES]
   probs_TC = np.stack([softmax(ensemble_C / temperature) for temperature in TEMPERATURES])
@@ -69,7 +69,7 @@ def distributions(log_probs_MC: np.ndarray, num_members: int) -> tuple[np.ndarra
 
 
 def draw(found: dict[str, tuple[np.ndarray, np.ndarray]], images: Sequence[int]) -> 'Figure':
-  """A row for each test image, and a column for each model and ensemble size. To be called in `figures.style`."""
+  """Draws a row for each test image and a column for each model and ensemble size. Call it in `figures.style`."""
   columns = [
     (name, m, *arrays) for name, arrays in found.items() for m in NUM_MEMBERS if m <= len(arrays[0])
   ]
@@ -92,7 +92,7 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray]], images: Sequence[int])
     row[0].set_ylabel(f'image {i}\nprobability')
   handles, _ = grid[0, 0].get_legend_handles_labels()
   figure.legend(handles=handles, loc='outside upper left', ncols=2)
-  figure.supxlabel(f'class, the {NUM_CLASSES} most probable; in brackets: the label', size='medium')
+  figure.supxlabel(f'the {NUM_CLASSES} most probable classes; the label is in brackets', size='medium')
   return figure
 
 

@@ -1,12 +1,12 @@
-"""Figure 9: temperature and ensemble size, teachers and students on half of CIFAR-100 (ResNet-20).
+"""Figure 9: temperature and ensemble size, on half of CIFAR-100 (ResNet-20).
 
     python launch.py --config=configs/paper/fig9_temperature.py --sweep          # GPUs, days; not run
     python launch.py --config=configs/paper/fig9_temperature.py:small --sweep    # 32 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig9_temperature.py:smoke --sweep    # 4 minutes on one core
 
-Each trial has another half. The paper: τ = 4 is best for accuracy, and agreement gains no more from there on.
+Each trial has another half. The paper: τ = 4 is best for accuracy, and a higher τ does not raise agreement.
 
-`:small` was not yet run at this size. Teachers take as many steps on 2,500 images as those of other figures on 5,000, and
+`:small` was not run yet. Its teachers take as many steps on 2,500 images as those of other figures on 5,000, and
 students half as many.
 """
 

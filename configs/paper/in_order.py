@@ -1,12 +1,12 @@
-"""Trains the runs of sweeps in the order of their value, and leaves complete results whenever it is stopped.
+"""Trains the most valuable runs of sweeps first, and writes results after each run.
 
     python -m configs.paper.in_order --workdir=DIR        # a GPU: Figure 6b, then Figure 3, in full; not run
     python -m configs.paper.in_order --workdir=DIR configs/paper/anchor.py    # two CPU cores, 6 hours (projected)
 
-Sweeps come in the order given. In a sweep all points of the first trial come before the second trial, and the points of
-the first claims before those of later ones: Figure 6b begins with λ = 0.5 and 0. After each run the results of its sweep
-are written to DIR/results as by `python -m configs.paper.results`. The same command resumes an interrupted run and skips
-finished ones. `--config.FIELD=VALUE` overrides a field of every run.
+Sweeps come in the given order. In a sweep, the first trial of all points comes before the second, and the points of
+a claim before those of later claims: Figure 6b begins with λ = 0.5 and 0. After each run, the results of its sweep
+are written to DIR/results, as by `python -m configs.paper.results`. The same command resumes an interrupted run and
+skips finished ones. `--config.FIELD=VALUE` overrides a field of every run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STAGES = [name for name in pipeline.STAGES if name != 'report']
 
 
 def ordered(sweep: Sweep) -> list[SweepRun]:
-  """The runs of a sweep: by trial, then by the first claim that is about their point, then as `expand` has them."""
+  """The runs of a sweep, sorted by trial, then by the first claim about their point, then by index."""
   ranks: dict[sweep_lib.Key, int] = {}
   for claim in sweep.claims:
     for key in (claim.first, claim.second):
@@ -51,7 +51,7 @@ def run(specs: Sequence[str], workdir: epath.Path, overrides: Sequence[tuple[str
   """Trains and evaluates every run of the sweeps, and writes the results after each.
 
   Raises:
-    UserError: a sweep or a field is wrong, before anything is trained; or a run failed.
+    UserError: a sweep or a field is wrong, and nothing was trained; or a run failed.
   """
   plan = []
   for spec in specs:

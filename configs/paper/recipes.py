@@ -14,8 +14,8 @@ NLL = Panel('splits.test.student.nll', 'student NLL, test (nats)')
 ECE = Panel('splits.test.student.ece', 'student ECE, test (%)', 100)
 AGREEMENT = Panel('splits.test.fidelity.top1_agreement', 'agreement, test (%)', 100)
 KL = Panel('splits.test.fidelity.predictive_kl', 'KL to the teacher, test (nats)')
-# "Train" agreement is on the data that the student was distilled on, augmented images and all (Section
-# 6.1). The paper's public code takes the mean over the last epoch, in train mode: LAST_EPOCH.
+# "Train" agreement is on the distillation data, with augmentation (Section 6.1). The paper's public code takes the
+# mean over the last epoch, in train mode: LAST_EPOCH.
 TRAIN_AGREEMENT = Panel(
   'splits.distillation.fidelity.top1_agreement', 'agreement, distillation data (%)', 100
 )
@@ -24,8 +24,8 @@ LAST_EPOCH = Panel(
   'splits.distillation.last_epoch.top1_agreement', 'agreement, last epoch in train mode (%)', 100
 )
 
-NUM_SYNTHETIC = 12_500  # 1 to 4 images of CIFAR (Appendix A.1)
-# The distillation data of Figures 3, 5 and 13 (Section 5.1): fields on top of crops and flips.
+NUM_SYNTHETIC = 12_500  # one for 4 images of CIFAR (Appendix A.1)
+# The distillation data of Figures 3, 5 and 13 (Section 5.1), as fields.
 DISTILLATION_DATA = {
   'baseline': {},
   'rotation': {'predictions.augmentation': ('crop', 'flip', 'rotation')},
@@ -41,7 +41,7 @@ DISTILLATION_DATA = {
 
 
 def gan(num_images: int) -> dict[str, object]:
-  """Fields that add GAN images, which the paper's public code neither crops nor flips."""
+  """Fields that add GAN images, without crops and flips, as in the paper's public code."""
   return {
     'predictions.extra': 'gan',
     'predictions.num_extra': num_images,
@@ -53,7 +53,7 @@ DISTILLATION_DATA['GAN'] = gan(NUM_SYNTHETIC)
 
 
 def cifar100(size: str = '', depth: int = 56, num_members: int = 5) -> ConfigDict:
-  """The paper's recipe (Appendix A), which base.py has for CIFAR-10, at a size of SIZES."""
+  """The paper's recipe (Appendix A) for CIFAR-100, in a size of SIZES. base.py has it for CIFAR-10."""
   check(size, *SIZES)
   config = base.get_config()
   config.dataset.name = 'cifar100'
@@ -63,17 +63,17 @@ def cifar100(size: str = '', depth: int = 56, num_members: int = 5) -> ConfigDic
   return config
 
 
-# How the sizes follow from the full recipe, on real data and two CPU cores. All sizes are in this file. `smoke` shows
-# in minutes that a sweep runs; its networks have hardly begun to learn. `small` is as near to the paper's regime as two
-# cores come: smaller images, a wider network, small batches and four times the epochs, with fresh augmentation
-# throughout. Measured in the runs of Figure 6b (LayerNorm, three seeds, docs/results/fig6b_lambda_small.csv):
-# - The student has stopped changing: from a random start its agreement on the test set rises by 0.2 to 0.4 points
+# The smaller sizes of the full recipe, for real data and two CPU cores. `smoke` shows in minutes that a sweep runs; its
+# networks have hardly begun to learn. `small` comes as near to the paper's regime as two cores can. It differs from
+# `smoke` in smaller images, a wider network and four times the epochs, with fresh augmentation throughout. Measured in
+# the runs of Figure 6b (LayerNorm, three seeds, docs/results/fig6b_lambda_small.csv):
+# - The student has stopped changing: from a random start, its agreement on the test set rises by 0.2 to 0.4 points
 #   in the last 8 of 40 epochs.
 # - An effect can show: agreement on the distillation data is 79.5 to 80.6 % (the paper: 78.95), between the 67.6 to
 #   69.6 % of independent students and 100 %. Chance is 10 %.
-# - What is not the paper's: the teacher does not know its training set by heart. It gets 48 to 49 % of the augmented
-#   training images right and 42 to 44 % of the test set, so that its predictions are flatter.
-# Most figures have BatchNorm, with which nothing was measured at this size yet.
+# - Unlike in the paper, the teacher has not memorised its training set: its accuracy is 48 to 49 % on the augmented
+#   training images and 42 to 44 % on the test set, so its predictions are flatter.
+# Most figures have BatchNorm, for which nothing was measured at this size yet.
 SMOKE = {
   'dataset.name': 'cifar10',
   'dataset.num_train': 4000,
@@ -115,7 +115,7 @@ TRIALS = {'': 3, 'small': 4, 'smoke': 2}
 
 
 def mnist(size: str = '') -> ConfigDict:
-  """LeNet-5 on MNIST, where `small` is the full recipe. The teacher learns just 200 examples, so it makes errors."""
+  """LeNet-5 on MNIST; `small` is the full recipe. The teacher learns only 200 examples, so it makes errors."""
   config = base.get_config()
   config.dataset.name = 'mnist'
   config.model.name = 'lenet'
@@ -140,11 +140,11 @@ def mnist(size: str = '') -> ConfigDict:
 
 
 def mnist_gan(size: str) -> ConfigDict:
-  """LeNet-5 distilled on 2,000 images of MNIST and a GAN's, which learns MNIST in minutes on two CPU cores."""
+  """LeNet-5 distilled on 2,000 images of MNIST and those of a GAN that two CPU cores train in minutes."""
   config = mnist()
   config.predictions.examples = (0, 2000)
   config.student.num_epochs = None
-  config.student.num_steps = 1000  # of each student, whatever the size of its data
+  config.student.num_steps = 1000  # whatever the size of its data
   config.gan.num_steps = 1000
   config.gan.batch_size = 32
   config.gan.num_discriminator_steps = 1
@@ -162,22 +162,23 @@ def mnist_gan(size: str) -> ConfigDict:
 
 
 def values(series: str, xs: Sequence, numbers: Sequence) -> dict:
-  """The paper's values of one series, as a sweep takes them."""
+  """The paper's values of one series, in the form of `Sweep.paper`."""
   return {(series, x): number for x, number in zip(xs, numbers, strict=True)}
 
 
 def check(arg: str, *allowed: str) -> None:
+  """Raises ValueError for an unknown argument of a config file."""
   if arg and arg not in allowed:
     names = ', '.join(map(repr, filter(None, allowed)))
     raise ValueError(f'unknown argument {arg!r}; allowed: {names}')
 
 
 def members_claims(num_members: Sequence[int], numbers: Mapping[Panel, Sequence[float]]) -> list:
-  """The claims of Table 2: a larger ensemble is easier to match, and only one teacher alone is outdone.
+  """The claims of Table 2: a larger ensemble is easier to match; a student beats one teacher, but not an ensemble.
 
   Args:
-    num_members: the ensembles' sizes of the sweep, which begin as those of `numbers` do.
-    numbers: the paper's values, by panel, in the order of sizes.
+    num_members: the sizes of the sweep's ensembles, the first of the paper's.
+    numbers: the paper's values for its sizes, by panel.
   """
   last, agreement = len(num_members) - 1, numbers[AGREEMENT]
   claims = [

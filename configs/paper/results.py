@@ -1,15 +1,14 @@
-"""Keeps the results of sweeps in docs/results/, and writes the tables that are made from them.
+"""Keeps the results of sweeps in docs/results/, and writes the tables of the documentation from them.
 
     python -m configs.paper.results --config=configs/paper/fig6b_lambda.py:small --workdir=DIR
     python -m configs.paper.results
 
-The first command reads the runs that are finished in DIR; a sweep may be under way. It writes NAME.csv, a row for each run
-with the command that repeats it, NAME.json, the summary and the verdicts on the claims, and NAME.png. Both commands
-then make every json and png from its csv, and the tables of docs/results.md and README.md. So an edit of a claim, a
-panel or a figure needs no workdir. Tables stand between lines `<!-- results: KIND -->` and
-`<!-- end of results -->`, where KIND is 'claims' (each sweep with all its claims), 'headlines' (the first claim of each
-sweep), 'times' (how long each sweep at the size `small` takes) or 'contrast' (docs/basins/measures.csv, which
-`python -m analysis.contrast` wrote).
+The first command reads the finished runs in DIR; the sweep may still be running. It writes NAME.csv, a row for each
+run with the command that repeats it; NAME.json, the summary and the verdicts on the claims; and NAME.png. Both
+commands then write every json and png from its csv, and the tables of PAGES. So an edit of a claim, a panel or a
+figure needs no workdir. Tables are between lines `<!-- results: KIND -->` and `<!-- end of results -->`. KIND is
+'claims' (all claims of each sweep), 'headlines' (the first claim of each sweep), 'times' (the hours of each sweep at
+the size `small`) or 'contrast' (docs/basins/measures.csv, which `python -m analysis.contrast` writes).
 """
 
 import argparse
@@ -53,9 +52,9 @@ def collect(
 
   Args:
     spec: FILE.py or FILE.py:ARGUMENT.
-    workdir: where the sweep runs or ran.
+    workdir: of the sweep.
     environment: versions and machine of the runs, for the csv.
-    overrides: (field, value) of what all runs were given in place of the config's.
+    overrides: the (field, value) overrides of all runs.
 
   Returns: the paths of the files.
 
@@ -77,7 +76,7 @@ def collect(
 
 
 def redraw(path: epath.Path) -> list[epath.Path]:
-  """Writes the files of a sweep once more from its csv, with the panels and claims that its config has now.
+  """Writes the files of a sweep again from its csv, with the present panels and claims of its config.
 
   Raises:
     UserError: as `read`.
@@ -86,7 +85,7 @@ def redraw(path: epath.Path) -> list[epath.Path]:
   notes = {
     index: {name: row[name] for name in ('seconds', 'environment')} for index, row in rows.items()
   }
-  missing = {'command': ''}  # on the page, which is not kept
+  missing = {'command': ''}  # only the page, which is not kept, shows it
   return _write(
     *(path.parent, spec, sweep, results, notes),
     command=lambda run: rows.get(run.index, missing)['command'],
@@ -99,7 +98,7 @@ def read(
   """(rows of a csv by run, FILE.py:ARGUMENT of the sweep, the sweep, results by run as in result.json).
 
   Raises:
-    UserError: the config has another point in place of one of the csv's.
+    UserError: the config does not have a point of the csv in the same place.
   """
   rows = {int(row['run']): row for row in csv.DictReader(path.read_text().splitlines())}
   spec = spec_of(next(iter(rows.values())))
@@ -152,14 +151,14 @@ def _write(
 
 
 def update_pages(root: epath.Path) -> None:
-  """Writes the tables between the markers of PAGES from `root`/docs/results."""
+  """Writes the tables of PAGES from `root`/docs/results."""
   for name in PAGES:
     path = root / name
     files.write_text(path, updated(path.read_text(), root))
 
 
 def updated(text: str, root: epath.Path) -> str:
-  """A page with its tables made once more from `root`/docs/results."""
+  """The text of a page with its tables written again from `root`/docs/results."""
   kept = sorted((root / 'docs' / 'results').glob('*.json'), key=_figure_number)
   summaries = {path.stem: files.read_json(path) for path in kept}
 
@@ -171,7 +170,7 @@ def updated(text: str, root: epath.Path) -> str:
 
 
 def _claims(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
-  """The lines about each sweep: its figure, how much of it is finished, and all its claims."""
+  """The lines about each sweep: finished runs, figure and claims."""
   lines = []
   for name, summary in summaries.items():
     first = summary['points'][0]['measure']
@@ -193,7 +192,7 @@ def _claims(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
 
 
 def _headlines(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
-  """The first claim of each sweep."""
+  """A table of the first claim of each sweep."""
   del folder
   rows = []
   for summary in summaries.values():
@@ -215,7 +214,7 @@ def _times(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
 
 
 def _contrast(summaries: Mapping[str, Any], folder: epath.Path) -> list[str]:
-  """The measures of two points of a sweep, and their difference, paired by trial."""
+  """A table of the measures of two points of a sweep and their difference, paired by trial."""
   del summaries
   rows = list(csv.DictReader((folder.parent / 'basins' / 'measures.csv').read_text().splitlines()))
   first, second = dict.fromkeys(row['point'] for row in rows)
@@ -255,14 +254,14 @@ def _point(point: Mapping[str, Any]) -> str:
 
 
 def _hours(path: epath.Path) -> float:
-  """Hours of training of the students of a csv; runs of equal fields share one."""
+  """The hours of training of the students of a csv. Runs with equal fields share a student."""
   rows = csv.DictReader(path.read_text().splitlines())
   seconds = {row['fingerprint.student']: float(row['seconds']) for row in rows}
   return sum(seconds.values()) / 3600
 
 
 def _seconds(run: Experiment) -> int:
-  """How long the student's steps took, without evaluation."""
+  """The seconds of the student's training steps, without evaluation."""
   seconds, before = 0.0, 0
   for row in files.read_json_lines(run.folders.student / 'metrics.jsonl'):
     examples = (row['step'] - before) * run.config.student.batch_size
@@ -281,7 +280,7 @@ def environment() -> str:
 
 
 def _figure_number(path: epath.Path) -> tuple[int | str, ...]:
-  """Sorts fig9 before fig10, and figures before tables."""
+  """A sort key: fig9 before fig10, and figures before tables."""
   return tuple(int(part) if part.isdigit() else part for part in re.split(r'(\d+)', path.stem))
 
 

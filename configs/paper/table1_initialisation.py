@@ -4,9 +4,9 @@
     python launch.py --config=configs/paper/table1_initialisation.py:small --sweep    # 8 students; hours: docs/results.md
     python launch.py --config=configs/paper/table1_initialisation.py:smoke --sweep    # 8 minutes on one core
 
-ResNet-20 on CIFAR-100, self-distillation, 10 trials. The CKA of the paper is of its three stages; its
-public code averages over the wrong axes, so that part is no measure to hold ours against. `:small` was not yet run at
-this size; students of 10 epochs (`:smoke`) still show where they started, so 40 may be too few.
+ResNet-20 on CIFAR-100, self-distillation, 10 trials. The paper has the CKA of the three stages. Its public code
+averages over the wrong axes, so ours is not comparable. `:small` was not run yet; students of 10 epochs (`:smoke`)
+still show where they started, so 40 may be too few.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     python launch.py --config=configs/paper/table2_imagenet.py --sweep    # a host with 8 GPUs; not run
     python launch.py --config=configs/paper/table2_imagenet.py:smoke --sweep    # 4 minutes on one core
 
-Two trials, of which each is the other's baseline. `:smoke` only shows that everything runs, on 300 images of
-CIFAR-10. There is no `:small`: two cores cannot train a ResNet-50 until the effect could show.
+There are two trials, each the baseline of the other. `:smoke` only shows that everything runs, on 300 images of
+CIFAR-10. There is no `:small`: on two cores, a ResNet-50 cannot learn enough to show the effect.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """Projects how long the sweeps at the size `small` take on two CPU cores.
 
-The unit is an image that a student of this network is trained on. Its rate is measured: the median over the students
-in docs/results/*.csv of the same network, and for networks that have none there, RATES. Passes of a teacher over a view
-count a third of a training step. Evaluation and compilation are left out.
+Work is counted in training images. The rate of a network, in images per second, is the median over its students in
+docs/results/*.csv, or that of RATES if there are none. An image that a teacher predicts counts as a third of a
+training image. Evaluation and compilation are left out.
 """
 
 import csv
@@ -35,23 +35,23 @@ SMALL = (
   'table1_initialisation.py:small',
   'table2_imdb.py:small',
 )
-# Images trained in a second on one core, and the width that this is about. Derived from the durations of
-# fig13_vgg.py:smoke (23 minutes) and table2_imdb.py:smoke (11 minutes); that of LeNet from fig2_mnist.py:small.
+# Training images per second on one core, and the width of the network. They follow from the durations of
+# fig13_vgg.py:smoke (23 minutes), table2_imdb.py:smoke (11 minutes) and, for LeNet, fig2_mnist.py:small.
 RATES = {'vgg': (460.0, 8), 'bilstm': (600.0, 32), 'lenet': (2000.0, 16)}
 GAN_SECONDS = 240.0  # for the small SN-GAN on MNIST
-PASS = 1 / 3  # a pass without gradients, in training steps
+PASS = 1 / 3  # the cost of a pass without gradients, in training steps
 NUM_TRAIN = {'mnist': 60_000}  # where a recipe takes the whole set
 NUM_CORES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """The trainings of a sweep. A larger ensemble and students of equal fields are counted once."""
+  """The trainings of a sweep. Shared teachers and students count once."""
 
   model: str
   num_students: int
   num_members: int  # teachers in all
-  images: float  # trained on, as if all networks had the width 1
+  images: float  # training images, as if all networks had the width 1
   num_gans: int
 
 
@@ -79,7 +79,7 @@ def work(spec: str) -> Work:
 
 
 def rates(folder: epath.Path) -> dict[str, float]:
-  """The images that one core trains on in a second, by network, at width 1: measured in `folder`, else RATES."""
+  """Training images per second on one core at width 1, by network: measured in `folder`, else RATES."""
   found = {name: rate * width**2 for name, (rate, width) in RATES.items()}
   measured: dict[str, list[float]] = {}
   for path in folder.glob('*.csv'):
@@ -108,7 +108,7 @@ def _largest(configs, fingerprint) -> list[ConfigDict]:
 
 
 def _trained(section: ConfigDict, num_examples: int) -> float:
-  """How many images the steps of a teacher or student read."""
+  """The training images of a teacher or student, over all steps."""
   if section.num_epochs is not None:
     return section.num_epochs * num_examples
   return section.num_steps * section.batch_size
