@@ -15,24 +15,19 @@ from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  base.check_argument(arg, 'smoke')
   config = base.get_config()
-  if arg == 'smoke':
-    _smoke(config)
-  elif arg:
-    raise ValueError(f"unknown argument {arg!r}; allowed: 'smoke'")
+  if arg:
+    config.dataset.num_train = 5000
+    config.dataset.num_test = 2000
+    config.model.depth = 8
+    config.model.width = 8
+    config.teacher.num_members = 2
+    config.teacher.num_epochs = 15
+    config.teacher.batch_size = 128
+    config.predictions.num_views = 5
+    config.student.num_epochs = 20
+    config.evaluation.num_views = 2
+    config.training.num_evals = 6
+    config.training.num_checkpoints = 6
   return config
-
-
-def _smoke(config: ConfigDict) -> None:
-  config.dataset.num_train = 5000
-  config.dataset.num_test = 2000
-  config.model.depth = 8
-  config.model.width = 8
-  config.teacher.num_members = 2
-  config.teacher.num_epochs = 15
-  config.teacher.batch_size = 128
-  config.predictions.num_views = 5
-  config.student.num_epochs = 20
-  config.evaluation.num_views = 2
-  config.training.num_evals = 6
-  config.training.num_checkpoints = 6

@@ -14,28 +14,23 @@ from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  base.check_argument(arg, 'smoke')
   config = base.get_config()
   config.model.name = 'vgg'
   config.model.width = 64
   config.teacher.learning_rate = 0.05
-  if arg == 'smoke':
-    _smoke(config)
-  elif arg:
-    raise ValueError(f"unknown argument {arg!r}; allowed: 'smoke'")
+  if arg:
+    config.dataset.num_train = 4000
+    config.dataset.num_test = 2000
+    config.model.width = 8
+    config.teacher.num_members = 2
+    config.predictions.num_views = 4
+    for section in (config.teacher, config.student):
+      section.num_epochs = 8
+      section.batch_size = 32
+      section.optimizer = 'adam'
+      section.learning_rate = 1e-3
+    config.evaluation.num_views = 2
+    config.training.num_evals = 5
+    config.training.num_checkpoints = 5
   return config
-
-
-def _smoke(config: ConfigDict) -> None:
-  config.dataset.num_train = 4000
-  config.dataset.num_test = 2000
-  config.model.width = 8
-  config.teacher.num_members = 2
-  config.predictions.num_views = 4
-  for section in (config.teacher, config.student):
-    section.num_epochs = 8
-    section.batch_size = 32
-    section.optimizer = 'adam'
-    section.learning_rate = 1e-3
-  config.evaluation.num_views = 2
-  config.training.num_evals = 5
-  config.training.num_checkpoints = 5

@@ -15,6 +15,7 @@ from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  base.check_argument(arg, 'smoke')
   config = base.get_config()
   config.dataset.name = 'imagenet2012'
   config.dataset.image_size = 224
@@ -34,26 +35,20 @@ def get_config(arg: str = '') -> ConfigDict:
   config.predictions.mode = 'online'
   config.student.weight_decay = 0.0
   config.student.temperature = 1.0
-  if arg == 'smoke':
-    _smoke(config)
-  elif arg:
-    raise ValueError(f"unknown argument {arg!r}; allowed: 'smoke'")
+  if arg:
+    config.dataset.name = 'cifar10'
+    config.dataset.image_size = 64
+    config.dataset.num_train = 300
+    config.dataset.num_test = 100
+    config.model.width = 8
+    config.augmentation.crop_padding = 8
+    config.teacher.num_members = 1
+    config.predictions.num_views = 2
+    config.evaluation.num_views = 1
+    config.evaluation.batch_size = 100
+    for section in (config.teacher, config.student):
+      section.num_epochs = 4
+      section.batch_size = 50
+      section.warmup_epochs = 1.0
+      section.keep_checkpoints = ()
   return config
-
-
-def _smoke(config: ConfigDict) -> None:
-  config.dataset.name = 'cifar10'
-  config.dataset.image_size = 64
-  config.dataset.num_train = 300
-  config.dataset.num_test = 100
-  config.model.width = 8
-  config.augmentation.crop_padding = 8
-  config.teacher.num_members = 1
-  config.predictions.num_views = 2
-  config.evaluation.num_views = 1
-  config.evaluation.batch_size = 100
-  for section in (config.teacher, config.student):
-    section.num_epochs = 4
-    section.batch_size = 50
-    section.warmup_epochs = 1.0
-    section.keep_checkpoints = ()

@@ -14,6 +14,7 @@ from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  base.check_argument(arg, 'smoke')
   config = base.get_config()
   config.dataset.name = 'imdb_reviews'
   config.model.name = 'bilstm'
@@ -27,22 +28,16 @@ def get_config(arg: str = '') -> ConfigDict:
   config.predictions.num_views = 1
   config.student.temperature = 1.0
   config.evaluation.num_views = 1
-  if arg == 'smoke':
-    _smoke(config)
-  elif arg:
-    raise ValueError(f"unknown argument {arg!r}; allowed: 'smoke'")
+  if arg:
+    config.dataset.num_train = 10_000
+    config.dataset.num_test = 2000
+    config.model.width = 32
+    config.teacher.num_members = 2
+    for section in (config.teacher, config.student):
+      section.num_epochs = 4
+      section.optimizer = 'adam'  # needs fewer epochs than SGD
+      section.learning_rate = 2e-3
+      section.weight_decay = 0.0
+    config.training.num_evals = 4
+    config.training.num_checkpoints = 4
   return config
-
-
-def _smoke(config: ConfigDict) -> None:
-  config.dataset.num_train = 10_000
-  config.dataset.num_test = 2000
-  config.model.width = 32
-  config.teacher.num_members = 2
-  for section in (config.teacher, config.student):
-    section.num_epochs = 4
-    section.optimizer = 'adam'  # needs fewer epochs than SGD
-    section.learning_rate = 2e-3
-    section.weight_decay = 0.0
-  config.training.num_evals = 4
-  config.training.num_checkpoints = 4

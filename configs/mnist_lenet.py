@@ -10,6 +10,7 @@ from kdjax.config import base
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  base.check_argument(arg, 'smoke')
   config = base.get_config()
   config.dataset.name = 'mnist'
   config.model.name = 'lenet'
@@ -26,16 +27,10 @@ def get_config(arg: str = '') -> ConfigDict:
 
   config.student.num_epochs = 20
   config.student.learning_rate = 0.01
-  if arg == 'smoke':
-    _smoke(config)
-  elif arg:
-    raise ValueError(f"unknown argument {arg!r}; allowed: 'smoke'")
+  if arg:
+    config.dataset.num_train = 2000
+    config.dataset.num_test = 1000
+    config.teacher.num_members = 2
+    config.predictions.num_views = 5
+    config.evaluation.num_views = 2
   return config
-
-
-def _smoke(config: ConfigDict) -> None:
-  config.dataset.num_train = 2000
-  config.dataset.num_test = 1000
-  config.teacher.num_members = 2
-  config.predictions.num_views = 5
-  config.evaluation.num_views = 2

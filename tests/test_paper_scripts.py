@@ -1,4 +1,4 @@
-"""The scripts of configs/paper: the most valuable runs first, and Figure 8.
+"""The scripts of configs/paper: the most valuable runs first, and Figure 8."""
 
 import csv
 

@@ -11,6 +11,7 @@ trial decides no claim. `:smoke` is that of `recipes.py`, on 4,000 images.
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
 
@@ -21,7 +22,7 @@ LAMBDAS = (0.0, 0.5)
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, 'smoke')
+  base.check_argument(arg, 'smoke')
   config = recipes.cifar100(arg, depth=20, num_members=1)
   config.model.norm = 'layer'
   config.evaluation.independent_seed = None

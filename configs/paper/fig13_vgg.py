@@ -11,6 +11,7 @@ to show the effect: at the smoke size, teachers have a test accuracy of 21 % (ch
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
 
@@ -30,7 +31,7 @@ PANELS = (recipes.ACCURACY, recipes.NLL, recipes.AGREEMENT)
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
+  base.check_argument(arg, *recipes.SIZES)
   config = cifar_vgg.get_config('smoke' if arg else '')
   if not arg:
     config.dataset.name = 'cifar100'
@@ -55,20 +56,11 @@ def get_sweep(arg: str = '') -> Sweep:
     trials=recipes.TRIALS[arg],
     paper={} if arg else paper,
     claims=[
-      Claim(
-        'mixup raises agreement',
-        *(recipes.AGREEMENT.measure, ('', 'mixup'), ('', 'baseline'), HIGHER),
-        paper=3.0,
-      ),
-      Claim(
-        'all three augmentations raise agreement',
-        *(recipes.AGREEMENT.measure, ('', 'combined'), ('', 'baseline'), HIGHER),
-        paper=2.5,
-      ),
-      Claim(
-        'all three augmentations lower the NLL',
-        *(recipes.NLL.measure, ('', 'combined'), ('', 'baseline'), LOWER),
-        paper=-0.6,
-      ),
+      Claim(text, panel.measure, ('', name), ('', 'baseline'), direction, paper=effect)
+      for text, panel, name, direction, effect in (
+        ('mixup raises agreement', recipes.AGREEMENT, 'mixup', HIGHER, 3.0),
+        ('all three augmentations raise agreement', recipes.AGREEMENT, 'combined', HIGHER, 2.5),
+        ('all three augmentations lower the NLL', recipes.NLL, 'combined', LOWER, -0.6),
+      )
     ],
   )

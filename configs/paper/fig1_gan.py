@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
 
@@ -34,7 +35,7 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
+  base.check_argument(arg, *recipes.SIZES)
   if not arg:
     config = recipes.cifar100()
     config.student.temperature = 1.0  # the values equal those of Figure 14 at α = 0

@@ -17,6 +17,7 @@ on 98.3 % of the test set and on 99.3 % of its distillation data.
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import EQUAL, Claim, Point, Sweep
 from kdjax.intervals import HIGHER
 
@@ -27,7 +28,7 @@ NUM_EMNIST = 697_932  # training images of emnist/byclass
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
+  base.check_argument(arg, *recipes.SIZES)
   return recipes.mnist(arg)
 
 

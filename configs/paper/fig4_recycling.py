@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import Claim, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
 
@@ -42,7 +43,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 def _parts(arg: str) -> tuple[str, bool]:
   """The size and whether the sweep is over temperatures: ('small', True) for 'small_temperature'."""
-  recipes.check(arg, *ARGUMENTS)
+  base.check_argument(arg, *ARGUMENTS)
   return arg.removesuffix('temperature').rstrip('_'), arg.endswith('temperature')
 
 

@@ -92,7 +92,9 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray]], images: Sequence[int])
     row[0].set_ylabel(f'image {i}\nprobability')
   handles, _ = grid[0, 0].get_legend_handles_labels()
   figure.legend(handles=handles, loc='outside upper left', ncols=2)
-  figure.supxlabel(f'the {NUM_CLASSES} most probable classes; the label is in brackets', size='medium')
+  figure.supxlabel(
+    f'the {NUM_CLASSES} most probable classes; the label is in brackets', size='medium'
+  )
   return figure
 
 

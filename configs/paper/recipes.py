@@ -54,7 +54,7 @@ DISTILLATION_DATA['GAN'] = gan(NUM_SYNTHETIC)
 
 def cifar100(size: str = '', depth: int = 56, num_members: int = 5) -> ConfigDict:
   """The paper's recipe (Appendix A) for CIFAR-100, in a size of SIZES. base.py has it for CIFAR-10."""
-  check(size, *SIZES)
+  base.check_argument(size, *SIZES)
   config = base.get_config()
   config.dataset.name = 'cifar100'
   config.model.depth = depth
@@ -166,13 +166,6 @@ def values(series: str, xs: Sequence, numbers: Sequence) -> dict:
   return {(series, x): number for x, number in zip(xs, numbers, strict=True)}
 
 
-def check(arg: str, *allowed: str) -> None:
-  """Raises ValueError for an unknown argument of a config file."""
-  if arg and arg not in allowed:
-    names = ', '.join(map(repr, filter(None, allowed)))
-    raise ValueError(f'unknown argument {arg!r}; allowed: {names}')
-
-
 def members_claims(num_members: Sequence[int], numbers: Mapping[Panel, Sequence[float]]) -> list:
   """The claims of Table 2: a larger ensemble is easier to match; a student beats one teacher, but not an ensemble.
 
@@ -180,34 +173,27 @@ def members_claims(num_members: Sequence[int], numbers: Mapping[Panel, Sequence[
     num_members: the sizes of the sweep's ensembles, the first of the paper's.
     numbers: the paper's values for its sizes, by panel.
   """
-  last, agreement = len(num_members) - 1, numbers[AGREEMENT]
-  claims = [
-    Claim(
-      'one teacher: the student is more accurate',
-      *(ACCURACY.measure, ('', 1), TEACHER.measure, HIGHER),
-      paper=round(numbers[ACCURACY][0] - numbers[TEACHER][0], 2),
-    )
-  ]
+  last, size = len(num_members) - 1, f'm = {num_members[-1]}'
+  rows = [('one teacher: the student is more accurate', ACCURACY, 0, TEACHER, 0, HIGHER)]
   if last:
-    claims.append(
-      Claim(
-        f'agreement is higher for m = {num_members[-1]} than for m = 1',
-        *(AGREEMENT.measure, ('', num_members[-1]), ('', 1), HIGHER),
-        paper=round(agreement[last] - agreement[0], 2),
-      )
+    rows += [
+      (f'agreement is higher for {size} than for m = 1', AGREEMENT, last, AGREEMENT, 0, HIGHER),
+      (
+        f'{size}: the student is less accurate than its teachers',
+        ACCURACY,
+        last,
+        TEACHER,
+        last,
+        LOWER,
+      ),
+      (f'KL to the teacher is lower for {size} than for m = 1', KL, last, KL, 0, LOWER),
+    ]
+  return [
+    Claim(
+      text,
+      *(panel.measure, ('', num_members[i])),
+      *(other.measure if other is TEACHER else ('', num_members[j]), direction),
+      paper=round(numbers[panel][i] - numbers[other][j], 3),
     )
-    claims.append(
-      Claim(
-        f'm = {num_members[-1]}: the student is less accurate than its teachers',
-        *(ACCURACY.measure, ('', num_members[-1]), TEACHER.measure, LOWER),
-        paper=round(numbers[ACCURACY][last] - numbers[TEACHER][last], 2),
-      )
-    )
-    claims.append(
-      Claim(
-        f'KL to the teacher is lower for m = {num_members[-1]} than for m = 1',
-        *(KL.measure, ('', num_members[-1]), ('', 1), LOWER),
-        paper=round(numbers[KL][last] - numbers[KL][0], 3),
-      )
-    )
-  return claims
+    for text, panel, i, other, j, direction in rows
+  ]

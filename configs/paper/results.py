@@ -17,7 +17,9 @@ import platform
 import re
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -72,7 +74,9 @@ def collect(
     index: {'seconds': _seconds(Experiment(configs[index], workdir)), 'environment': environment}
     for index in results
   }
-  return _write(folder, spec, sweep, results, notes, lambda run: _command(spec, run, overrides))
+  name = config_lib.config_name(spec)
+  command = partial(_command, spec, overrides)
+  return sweep_page.write(folder, name, sweep, results, command, notes, KEPT)
 
 
 def redraw(path: epath.Path) -> list[epath.Path]:
@@ -85,11 +89,10 @@ def redraw(path: epath.Path) -> list[epath.Path]:
   notes = {
     index: {name: row[name] for name in ('seconds', 'environment')} for index, row in rows.items()
   }
-  missing = {'command': ''}  # only the page, which is not kept, shows it
-  return _write(
-    *(path.parent, spec, sweep, results, notes),
-    command=lambda run: rows.get(run.index, missing)['command'],
-  )
+  # Only the page, which is not kept, has the command of a run without a row.
+  commands = defaultdict(str) | {index: row['command'] for index, row in rows.items()}
+  name, command = config_lib.config_name(spec), lambda run: commands[run.index]
+  return sweep_page.write(path.parent, name, sweep, results, command, notes, KEPT)
 
 
 def read(
@@ -101,9 +104,12 @@ def read(
     UserError: the config does not have a point of the csv in the same place.
   """
   rows = {int(row['run']): row for row in csv.DictReader(path.read_text().splitlines())}
-  spec = spec_of(next(iter(rows.values())))
+  (spec,) = re.findall(r'--config=(\S+)', next(iter(rows.values()))['command'])
   sweep = config_lib.load_sweep(str(ROOT / spec))
-  places = {run.index: _place(run) for run in sweep_lib.expand(sweep)}
+  places = {
+    run.index: (run.point.series, str(run.point.x), str(run.trial))
+    for run in sweep_lib.expand(sweep)
+  }
   for index, row in rows.items():
     if places.get(index) != (row['series'], row['x'], row['trial']):
       raise UserError(
@@ -111,12 +117,6 @@ def read(
         'such run there now. Collect the results again with --config and --workdir.'
       )
   return rows, spec, sweep, {index: result_of(row) for index, row in rows.items()}
-
-
-def spec_of(row: Mapping[str, str]) -> str:
-  """The FILE.py:ARGUMENT of a row of a csv, from its command."""
-  (spec,) = re.findall(r'--config=(\S+)', row['command'])
-  return spec
 
 
 def result_of(row: Mapping[str, str]) -> dict[str, Any]:
@@ -131,23 +131,6 @@ def result_of(row: Mapping[str, str]) -> dict[str, Any]:
       place = place.setdefault(part, {})
     place[path[-1]] = text if path[0] == 'fingerprints' else float(text)
   return result
-
-
-def _place(run: sweep_lib.SweepRun) -> tuple[str, str, str]:
-  return run.point.series, str(run.point.x), str(run.trial)
-
-
-def _write(
-  folder: epath.Path,
-  spec: str,
-  sweep: sweep_lib.Sweep,
-  results: Mapping[int, Mapping[str, Any]],
-  notes: Mapping[int, Mapping[str, Any]],
-  command: Callable[[sweep_lib.SweepRun], str],
-) -> list[epath.Path]:
-  """Writes the files of KEPT; see `sweep_page.write`."""
-  name = config_lib.config_name(spec)
-  return sweep_page.write(folder, name, sweep, results, command, notes, KEPT)
 
 
 def update_pages(root: epath.Path) -> None:
@@ -269,7 +252,7 @@ def _seconds(run: Experiment) -> int:
   return round(seconds)
 
 
-def _command(spec: str, run: sweep_lib.SweepRun, overrides: Sequence[tuple[str, str]]) -> str:
+def _command(spec: str, overrides: Sequence[tuple[str, str]], run: sweep_lib.SweepRun) -> str:
   fields = [f'--config.{field}={value}' for field, value in overrides]
   flags = [f'--config={spec}', *fields, f'--sweep_index={run.index}']
   return shlex.join(['python', 'launch.py', *flags])

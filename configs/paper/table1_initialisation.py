@@ -50,16 +50,13 @@ def get_sweep(arg: str = '') -> Sweep:
     paper={} if arg else PAPER,
     claims=[
       Claim(
-        "the teacher's initial weights do not help: agreement is within 1 point",
-        *(recipes.AGREEMENT.measure, ('', "teacher's initial"), ('', 'random'), EQUAL),
-        margin=1.0,
-        paper=-0.07,
-      ),
-      Claim(
-        "the teacher's initial weights do not help: the KL is within 0.05 nats",
-        *(recipes.KL.measure, ('', "teacher's initial"), ('', 'random'), EQUAL),
-        margin=0.05,
-        paper=0.002,
-      ),
+        f"the teacher's initial weights do not help: {text}",
+        *(panel.measure, ('', "teacher's initial"), ('', 'random'), EQUAL, margin),
+        paper=effect,
+      )
+      for text, panel, margin, effect in (
+        ('agreement is within 1 point', recipes.AGREEMENT, 1.0, -0.07),
+        ('the KL is within 0.05 nats', recipes.KL, 0.05, 0.002),
+      )
     ],
   )

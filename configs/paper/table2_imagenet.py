@@ -9,6 +9,7 @@ CIFAR-10. There is no `:small`: on two cores, a ResNet-50 cannot learn enough to
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import Point, Sweep
 
 from .. import imagenet_resnet
@@ -24,7 +25,7 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, 'smoke')
+  base.check_argument(arg, 'smoke')
   return imagenet_resnet.get_config(arg)
 
 

@@ -13,6 +13,7 @@ were not run yet.
 
 from ml_collections import ConfigDict
 
+from kdjax.config import base
 from kdjax.config.sweep import Point, Sweep
 
 from .. import imdb_bilstm
@@ -28,7 +29,7 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  recipes.check(arg, *recipes.SIZES)
+  base.check_argument(arg, *recipes.SIZES)
   return imdb_bilstm.get_config('smoke' if arg else '')
 
 

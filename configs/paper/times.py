@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
+from kdjax import data
 
 ROOT = epath.Path(__file__).parents[2]
 SMALL = (
@@ -107,19 +108,15 @@ def _largest(configs, fingerprint) -> list[ConfigDict]:
   return list(found.values())
 
 
-def _trained(section: ConfigDict, num_examples: int) -> float:
+def _trained(section: ConfigDict, num_examples: int) -> int:
   """The training images of a teacher or student, over all steps."""
-  if section.num_epochs is not None:
-    return section.num_epochs * num_examples
-  return section.num_steps * section.batch_size
+  return config_lib.num_steps(section, num_examples) * section.batch_size
 
 
 def _part(config: ConfigDict, part: tuple[int, ...]) -> int:
   """The number of training examples in (start, stop), or in the whole set for ()."""
-  num_train = config.dataset.num_train or NUM_TRAIN[config.dataset.name]
-  start, stop = part or (0, num_train)
-  return stop - start
+  return data.part_size(config.dataset.num_train or NUM_TRAIN[config.dataset.name], part)
 
 
 def _num_distilled(config: ConfigDict) -> int:
-  return _part(config, config.predictions.examples) + (config.predictions.num_extra or 0)
+  return _part(config, config.predictions.examples) + config_lib.num_extra(config)

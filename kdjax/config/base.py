@@ -16,6 +16,13 @@ def get_config() -> ConfigDict:
   return pickle.loads(_pickled())  # takes a fifth of the time of `_defaults`
 
 
+def check_argument(arg: str, *allowed: str) -> None:
+  """Raises ValueError if `arg`, the ARGUMENT of --config=FILE.py:ARGUMENT, is neither empty nor allowed."""
+  if arg and arg not in allowed:
+    names = ', '.join(map(repr, filter(None, allowed)))
+    raise ValueError(f'unknown argument {arg!r}; allowed: {names}')
+
+
 @functools.cache
 def _pickled() -> bytes:
   return pickle.dumps(_defaults())

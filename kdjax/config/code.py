@@ -60,14 +60,10 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
     LookupError: a root in kdjax does not exist.
   """
   found = {name: value for root in roots for name, value in given.digests(root).items()}
-  places = [root.split(':') for root in roots]
-  waiting = [
-    found_at
-    for module_name, name in places
-    if module_name != given.__name__  # whose objects have digests of their own
-    for found_at in _places(module_name, name)
-  ]
-  seen = set()
+  waiting, seen = [], set()
+  for module_name, name in (root.split(':') for root in roots):
+    if module_name != given.__name__:  # objects there come with their digests
+      waiting += _places(module_name, name)
   while waiting:
     module_name, name = place = waiting.pop()
     module = _module(module_name)

@@ -77,16 +77,11 @@ class Fidelity(dict):
   def __init__(self, compared: Mapping[str, Any], num_examples: int):
     self._compared = {**compared, 'num_examples': num_examples}
     super().__init__(self._estimates(comparison.STUDENT))
-    has_baseline = comparison.INDEPENDENT in compared
-    self.independent = self._estimates(comparison.INDEPENDENT) if has_baseline else None
-    self.difference = (
-      {
-        name: _estimate(one['mean'], one['interval'])
-        for name, one in compared[comparison.DIFFERENCE].items()
-      }
-      if has_baseline
-      else None
-    )
+    self.independent = self.difference = None
+    if comparison.INDEPENDENT in compared:
+      self.independent = self._estimates(comparison.INDEPENDENT)
+      differences = compared[comparison.DIFFERENCE].items()
+      self.difference = {name: _estimate(x['mean'], x['interval']) for name, x in differences}
 
   def _estimates(self, who: str) -> dict[str, Estimate]:
     ends = self._compared['intervals'][who]

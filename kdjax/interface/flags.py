@@ -1,11 +1,9 @@
 """The flags of the command line and its help. Imports no JAX, so the help appears at once."""
 
 import ast
-import collections
 import pathlib
 import re
 import sys
-import tokenize
 
 from absl import app, flags
 
@@ -115,19 +113,14 @@ def config_help_text() -> str:
 
 def _comments(path: pathlib.Path) -> dict[str, str]:
   """{'config.student.loss': the comment above or behind its assignment}, for every attribute."""
-  by_line = collections.defaultdict(str)
-  with tokenize.open(path) as file:
-    source = file.read()
+  source, found = path.read_text(encoding='utf-8'), {}
   lines = source.splitlines()
-  for number, line in enumerate(lines, 1):
-    if match := re.search(r'(?:^|\s)# ?(.*)$', line):
-      by_line[number] = match[1]
-  found = {}
+  by_line = [match and match[1] for match in (re.search(r'(?:^|\s)# ?(.*)$', x) for x in lines)]
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-      first = node.lineno
-      while lines[first - 2].lstrip().startswith('#'):
+      first = node.lineno - 1
+      while lines[first - 1].lstrip().startswith('#'):
         first -= 1
-      texts = [by_line[number] for number in range(first, node.end_lineno + 1)]
-      found[ast.unparse(node.targets[0])] = ' '.join(filter(None, texts))
+      texts = filter(None, by_line[first : node.end_lineno])
+      found[ast.unparse(node.targets[0])] = ' '.join(texts)
   return found
