@@ -1,4 +1,4 @@
-"""Configs as `validation.check` sees them, with data sets that need not be there."""
+"""Configs for `validation.check`, with data sets that need not exist."""
 
 import pathlib
 
@@ -34,14 +34,14 @@ NUM_EXTRA = {
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-  """Has `kdjax.data` find the sets above and no others.
+  """Makes `kdjax.data` find only the sets above.
 
-  Returns: what it will have been told about preparing a set.
+  Returns: a list to which each call of `data.describe` adds its argument `prepare`.
   """
-  told = []
+  prepared = []
 
   def describe(config: ConfigDict, prepare: bool = True) -> data.Description:
-    told.append(prepare)
+    prepared.append(prepare)
     if config.name not in DESCRIPTIONS:
       raise UserError(f'dataset.name = {config.name!r}: not there')
     return DESCRIPTIONS[config.name]
@@ -53,7 +53,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
   monkeypatch.setattr(data, 'describe', describe)
   monkeypatch.setattr(data, 'extra_size', extra_size)
-  return told
+  return prepared
 
 
 def load(spec: str = 'cifar_resnet.py', fields: dict | None = None) -> ConfigDict:

@@ -46,7 +46,7 @@ NUM_WORDS, MOST_FREQUENT = 99, 1000  # of the vocabulary of the reviews
 
 
 def write_sets(place: pathlib.Path) -> None:
-  """The sets in the layout of TFDS. They have their sizes, but no examples."""
+  """Writes the sets in the layout of TFDS, with their sizes but without examples."""
   for name, (shape, num_classes, sizes) in SETS.items():
     inputs = {'text': TEXT} if shape is None else {'image': image_feature(*shape)}
     features = inputs | {'label': label_feature(num_classes)}
@@ -99,7 +99,7 @@ _OF_TYPE = {
   ConfigDict: st.sampled_from([{}, {'width': 8}, {'beta': None}, {'a': {'b': (1, 2)}}, {1: 2}]),
 }
 _ANY = st.one_of(*_OF_TYPE.values(), st.sampled_from(_OTHERS))
-# Texts that a shell may pass and `repr` never writes.
+# Texts that a shell may pass, but `repr` never gives.
 _TEXTS = [
   *(None, '', '(', "'", '{[1]: 2}', '2**3', 'nan', '1e999', '-0', '1_000', ' 1', '1 2', '1,'),
   *('τ=1', 'None', 'lambda: 0', "__import__('os')"),
@@ -107,7 +107,7 @@ _TEXTS = [
 
 
 def values_of(configs: dict[str, ConfigDict]) -> dict[str, list]:
-  """The true values that the configs have in each field, each once."""
+  """The true values of each field in the configs, without repetitions."""
   all_leaves = [config_lib.leaves(config) for config in configs.values()]
   return {
     field: list({repr(v): v for leaves in all_leaves if (v := leaves[field])}.values())
@@ -117,13 +117,13 @@ def values_of(configs: dict[str, ConfigDict]) -> dict[str, list]:
 
 @st.composite
 def values(draw: st.DrawFn, config: ConfigDict, field: str, shipped: list) -> Any:
-  """Right and wrong ones: what experiments have there, any of the field's type, and any at all."""
+  """A right or wrong value for a field: of an experiment, of the field's type, or any."""
   *parents, name = field.split('.')
   section = config
   for parent in parents:
     section = section[parent]
   of_type = _OF_TYPE[section.get_type(name)]
-  # Not `one_of`, which would choose most often from that which has most parts.
+  # `one_of` would prefer the strategy with most parts.
   choices = [st.sampled_from([None, *shipped]), of_type, of_type, of_type, _ANY]
   return draw(choices[draw(st.integers(0, len(choices) - 1))])
 
@@ -132,7 +132,7 @@ def values(draw: st.DrawFn, config: ConfigDict, field: str, shipped: list) -> An
 def overrides(
   draw: st.DrawFn, configs: dict[str, ConfigDict], shipped: dict[str, list]
 ) -> tuple[str, dict]:
-  """The name of a config and what a shell passes for one to three fields, some of them misspelt."""
+  """The name of a config, and texts for one to three of its fields, some of which are misspelt."""
   spec = draw(st.sampled_from(sorted(configs)))
   names = st.sampled_from(sorted(shipped))
   misspelt = draw(st.integers(0, 7)) == 0
@@ -152,11 +152,11 @@ def overrides(
 
 
 class _Traced(Exception):
-  """In place of what a training would return."""
+  """Ends a stage after its steps are traced."""
 
 
 def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Has the stages read no data, and only trace the steps that they would train with."""
+  """Makes the stages read no data, and only trace the steps of their trainings."""
 
   def zeros(shape, dtype):
     return np.broadcast_to(np.zeros((), dtype), shape)
@@ -222,10 +222,10 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(config: ConfigDict, workdir: pathlib.Path, traced: set[str]) -> None:
-  """Plans, learning rates, folders, states and steps of a config: raises what a run would raise.
+  """Makes plans, learning rates, folders, states and steps of a config; raises the errors of a run.
 
   Args:
-    traced: what was traced before, and is not again.
+    traced: the folders that are traced already; updated.
   """
   run = Experiment(config, epath.Path(workdir))
   json.dumps(config.to_dict())
@@ -245,7 +245,7 @@ def folders(config: ConfigDict, workdir: pathlib.Path) -> set[str]:
 
 
 def _traces(run: Experiment) -> dict[str, Callable[[], Any]]:
-  """By the folder of what each traces, whose name tells all that it depends on."""
+  """{folder: function that traces its stage}. The folder's name depends on all that the stage depends on."""
   small = Experiment(_small(run), run.workdir)
   found = {
     small.folders.member(0): lambda: teachers.STAGE.run(small),
@@ -258,7 +258,7 @@ def _traces(run: Experiment) -> dict[str, Callable[[], Any]]:
 
 
 def _small(run: Experiment) -> ConfigDict:
-  """A config with the same steps, up to depth and numbers of examples, that take less to trace."""
+  """A config with the same steps, except for depth and numbers of examples, that are quicker to trace."""
   config = run.config.copy_and_resolve_references()
   batch_size = 4 * jax.local_device_count()  # the least for CKA
   for section, role in ((config.teacher, run.teacher), (config.student, run.student)):

@@ -1,4 +1,4 @@
-"""A program that several processes run together; each saves what it found.
+"""A program that several processes run together. Each saves its findings.
 
 Each process has its own folder/<process>/ and shares the rest of the folder with the others. With `is_refused`
 the main process may not write, and all end as launch.py does.
@@ -32,7 +32,7 @@ LARGEST = 2000  # bytes of a file of the main process; the state takes more
 
 
 def numbered() -> Inputs:
-  """Inputs whose labels are their indices."""
+  """Inputs with their indices as labels."""
   split = data.Split(np.zeros((40, 2, 2, 1), np.uint8), np.arange(40, dtype=np.int32))
   return Inputs(split, views.make_view((), None), 0, 1)
 

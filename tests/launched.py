@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
 COLUMNS = 200  # width of the terminal that a program writes to
 
-# The server has imported JAX and matplotlib but not used them, and forks for each program, which so need not import them.
-# Its only threads are those of OpenBLAS, which survive a fork.
+# The server imports JAX and matplotlib without using them. It forks for each program, which need not import them then.
+# Its only threads are those of OpenBLAS, which allow a fork.
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(
   [
@@ -43,7 +43,7 @@ CONTEXT.set_forkserver_preload(
 
 
 class Launch:
-  """A program that was started."""
+  """A started program."""
 
   def __init__(self, process: multiprocessing.Process, outputs: tempfile.TemporaryDirectory):
     self._process, self._outputs = process, outputs
@@ -83,7 +83,7 @@ class Launch:
 
   @property
   def error(self) -> str | None:
-    """Its error, if that is one clear line at the end without a traceback; otherwise None."""
+    """Its error, if this is one clear line at the end without a traceback, else None."""
     lines = self.told.splitlines()
     errors = [line for line in lines if line.startswith('error: ')]
     clear = len(errors) == 1 and 'Traceback' not in self.told and lines[-1] == errors[0]

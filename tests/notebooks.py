@@ -78,10 +78,10 @@ def execute(path: pathlib.Path, environment: Mapping[str, str]) -> nbformat.Note
 
 
 def stored(notebook: nbformat.NotebookNode, folders: Mapping[str, str]) -> nbformat.NotebookNode:
-  """An executed notebook as it is committed: without warnings and folders of this machine, with small pictures.
+  """An executed notebook for a commit: without warnings and folders of this machine, with small pictures.
 
   Args:
-    folders: what is written in the place of each folder.
+    folders: the replacement of each folder.
   """
   for cell in notebook.cells:
     outputs = [o for o in cell.get('outputs', []) if _without_warnings(o)]
@@ -102,7 +102,7 @@ def stored(notebook: nbformat.NotebookNode, folders: Mapping[str, str]) -> nbfor
 
 
 def _without_warnings(output: nbformat.NotebookNode) -> bool:
-  """Keeps the log lines of kdjax alone in an output on stderr; returns whether anything is left."""
+  """Removes all but kdjax's log lines from an output on stderr; returns whether anything is left."""
   if output.get('name') == 'stderr':
     output.text = ''.join(x for x in output.text.splitlines(True) if LOG_LINE.match(x))
     return bool(output.text)

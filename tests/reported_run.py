@@ -1,4 +1,4 @@
-"""A made-up run, whose numbers are known, for the tests of its report."""
+"""A made-up run with known numbers, for the tests of reports."""
 
 import csv
 import json
@@ -98,7 +98,7 @@ def without_baseline(agreement: float = SPLIT['fidelity']['top1_agreement']) -> 
 
 
 class Run:
-  """A workdir with two finished students; one of them has what its page needs."""
+  """A workdir with two finished students, one of which has all files for its page."""
 
   def __init__(self, workdir: epath.Path):
     self.workdir = workdir

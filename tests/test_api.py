@@ -43,7 +43,7 @@ class Mlp(nn.Module):
 
 
 def notebook_class():
-  """A class that belongs to no module, with the same code each time."""
+  """A class that cannot be imported, with the same code each time."""
 
   class OfNotebook(nn.Module):
     num_classes: int
@@ -57,7 +57,7 @@ def notebook_class():
 
 @pytest.fixture(scope='module', autouse=True)
 def quiet():
-  """Leaves the logger as it is, and draws no report: yields the folders of students that had one."""
+  """Keeps the logger as it is and draws no report. Yields the folders for which a report was asked."""
   drawn = []
   with pytest.MonkeyPatch.context() as patch:
     if not progress.logger.handlers:
@@ -86,7 +86,7 @@ def distil(workdir, **arguments):
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
-  """The workdir of one call, and what it returned."""
+  """The workdir and the result of one call."""
   workdir = tmp_path_factory.mktemp('distilled')
   return workdir, distil(workdir, config={'teacher.num_members': 2})
 
@@ -153,7 +153,7 @@ def test_nothing_is_augmented_unless_asked_for(tmp_path):
 
 
 def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
-  """Float vectors, a class without a module, and a loss that is a closure; in another process, all must be given."""
+  """Float vectors, a class of a notebook, and a loss that is a closure. Another process needs these objects again."""
   weight = 2.0
 
   def loss(student_logits, teacher_log_probs, temperature):
@@ -195,13 +195,13 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
   before = state_of(tmp_path)
   assert distil(tmp_path, **arguments | {'student': notebook_class()(3)}) == result
   assert state_of(tmp_path) == before
-  weight = 3.0  # what the closure reads is part of the loss
+  weight = 3.0  # a loss includes the variables of its closure
   with pytest.raises(DamageError, match=r'has changed since: kdjax\.runtime\.given\.loss'):
     _ = kdjax.open(tmp_path, notebook_class(), loss)[0].variables
 
 
 def test_a_module_is_trained_as_it_was_given(tmp_path):
-  """Also one whose fields are no plain values, and a student that has defaults where its teacher has options."""
+  """Also if its fields are not plain values, or the student has defaults where its teacher has options."""
   module = Mlp(10, act=nn.tanh)
   make = lambda student, teacher: distillation.make_config(
     student=student, teacher=teacher, workdir=tmp_path, **splits()
@@ -249,14 +249,14 @@ def test_what_does_not_fit_is_refused(tmp_path, arguments, expected):
   assert not list(tmp_path.glob('*/*/member_*'))
 
 
-def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
+def test_data_count_by_their_content_and_not_their_path(done, tmp_path, caplog):
   workdir, path = tmp_path / 'workdir', tmp_path / 'mine.npz'
   shutil.copytree(done[0], workdir)
   arrays = files.read_arrays(epath.Path(next((workdir / 'data').glob('*.npz'))))
   of_file = {'dataset.name': 'arrays', 'dataset.path': str(path), 'teacher.num_members': 2}
 
   def run(**changes):
-    """Lists what runs again with these arrays in the file: their (split, pixel) differ by 1."""
+    """The student's name, and the stages that run again after 1 was added to some pixels of the file."""
     content = {name: array.copy() for name, array in arrays.items()}
     for name, place in changes.items():
       content[name][place] ^= 1
@@ -273,7 +273,7 @@ def test_data_count_by_their_content_wherever_they_lie(done, tmp_path, caplog):
   assert run() == (name, [])
   with caplog.at_level('WARNING', logger=progress.logger.name):
     other, made = run(x_test=(3, 2, 1, 0))
-  assert other != name and made == ['students']  # teachers learn nothing of the test images
+  assert other != name and made == ['students']  # teachers never see the test images
   assert 'teacher: made again' not in caplog.text
   assert 'student: made again, since this has changed: the data of test' in caplog.text
   last, made = run(x_train=(5, 4, 3, 0))
@@ -307,7 +307,7 @@ def test_fidelity_is_that_of_the_result(done):
 # The content of a workdir.
 
 
-def test_open_finds_students_and_the_newest_first(done):
+def test_open_lists_the_newest_student_first(done):
   workdir, result = done
   found = kdjax.open(workdir)
   assert len(found) == 2 and found[0].name == result.student.name
@@ -329,7 +329,7 @@ def test_open_finds_students_and_the_newest_first(done):
     _ = found[1].logits
 
 
-def test_repr_says_what_a_thing_is(done):
+def test_repr(done):
   workdir, result = done
   assert repr(result).startswith(
     f'Result of the student {result.student.name}\nDoes the student match'
@@ -383,5 +383,5 @@ def test_views_of_a_config_file():
   config.update_from_flattened_dict(
     {'predictions.num_views': 1, 'predictions.extra': 'gan', 'predictions.num_extra': 2}
   )
-  with pytest.raises(MissingInputError, match='give the workdir where it is trained'):
+  with pytest.raises(MissingInputError, match='give the workdir in which the GAN was trained'):
     kdjax.views(config)

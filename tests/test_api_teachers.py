@@ -1,4 +1,4 @@
-"""`kdjax.distil` with teachers that kdjax does not train: functions, and logits at hand."""
+"""`kdjax.distil` with teachers that kdjax does not train: functions and logits."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=(2, 64, 10)) / 8
 
 
 def linear(weights):
-  """A teacher that no module has."""
+  """A teacher that cannot be imported."""
 
   def predict(images):
     return images.reshape(len(images), 64) @ weights
@@ -26,7 +26,7 @@ def unit(images):
 
 @pytest.fixture(scope='module')
 def taught(tmp_path_factory):
-  """The workdir of a function's student, and the result."""
+  """The workdir and the result of a function's student."""
   workdir = tmp_path_factory.mktemp('taught')
   return workdir, distil(workdir, teacher=linear(WEIGHTS[0]))
 
@@ -54,7 +54,7 @@ def test_a_function_of_other_content_is_another_teacher(taught):
   assert len(kdjax.open(workdir)) == 2
 
 
-def test_logits_at_hand_are_the_same_teacher_as_their_function(taught, tmp_path):
+def test_logits_are_the_same_teacher_as_their_function(taught, tmp_path):
   teacher, data = linear(WEIGHTS[0]), splits()
   logits = {split: teacher(unit(pair[0])) for split, pair in data.items()}
   found = distil(tmp_path, teacher=logits)['splits']
@@ -64,7 +64,7 @@ def test_logits_at_hand_are_the_same_teacher_as_their_function(taught, tmp_path)
 
 
 def test_logits_of_views(tmp_path):
-  """They are predicted for what `kdjax.views` gives."""
+  """The logits are those of the images of `kdjax.views`."""
   teacher, data = linear(WEIGHTS[0]), splits()
   fields = {
     'predictions.augmentation': ('flip',),

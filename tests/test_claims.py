@@ -1,4 +1,4 @@
-"""Claims of a made-up sweep, whose effects, intervals and verdicts are known."""
+"""Claims of a made-up sweep with known effects, intervals and verdicts."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ def finding(low, high, claim=CLAIM):
 
 
 def test_the_effect_is_paired_over_trials():
-  """Trials differ by much more than the two points of one trial do."""
+  """Trials differ much more than the two points of one trial."""
   low, high = (0.60, 0.70, 0.80), (0.62, 0.715, 0.825)
   found = finding(low, high)
   expected = scipy.stats.ttest_rel(high, low).confidence_interval()

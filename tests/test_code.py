@@ -1,4 +1,4 @@
-"""Tests of the definitions that the digest of code covers."""
+"""The definitions that a digest of code covers."""
 
 import itertools
 import textwrap
@@ -13,7 +13,7 @@ _COUNT = itertools.count()
 
 
 def digests(folder, text, root='f', **others):
-  """Digests of code by name, without the name of the module, which is a new one each time."""
+  """Digests by name; '@' stands for the module, whose name is new each time."""
   name = f'covered_{next(_COUNT)}'
   for suffix, other in {'': text, **others}.items():
     content = textwrap.dedent(other).replace('@', name)
@@ -111,7 +111,7 @@ def test_a_root_that_kdjax_does_not_define_is_an_error():
 
 
 def test_what_the_code_of_kdjax_counts():
-  """The code that decides numbers, without what schedules, stores, analyses and reports."""
+  """Code that decides numbers counts; scheduling, storing, analyses and reports do not."""
   config, _ = config_lib.load('configs/cifar_resnet.py')
   covered = {a: set(fingerprints.code_record(config, a)['code']) for a in ('teacher', 'student')}
   assert covered['teacher'] >= {

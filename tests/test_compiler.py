@@ -1,4 +1,4 @@
-"""XLA's results with its optimisations, as users run it; all other tests run without them.
+"""The results of XLA with its optimisations, as users run it. All other tests run without them.
 
 By default a ResNet and LeNet are compared (`compiled.QUICK`). KDJAX_COMPILER=all compares every model, norm
 and dtype, and compiles for minutes.
@@ -93,7 +93,7 @@ def test_the_probe_finds_nothing_wrong(found):
 
 
 def test_holes_between_windows_of_one_are_known_to_be_wrong(found):
-  """kdjax compiles no such program: its only window with holes is that of the probe, of two pixels."""
+  """kdjax has no such program: its only window with holes is that of the probe, of two pixels."""
   if num_wrong := int(found['program/holes']):
     pytest.xfail(f'openxla/xla#48714: {num_wrong} numbers of reduce_window are wrong')
 
@@ -112,7 +112,7 @@ def test_the_flags_that_launch_sets_are_tested():
     ('_pool_gradient', np.full((16, 16, 16, 8), 2.5), 'average pooling as 2.5, right is '),
   ],
 )
-def test_a_wrong_result_stops_whoever_does_not_insist(monkeypatch, program, wrong, said):
+def test_a_wrong_result_is_an_error_unless_allowed(monkeypatch, program, wrong, said):
   monkeypatch.setattr(compiler, program, lambda *_: wrong)
   (line,) = compiler.probe()
   assert said in line
@@ -124,7 +124,7 @@ def test_a_wrong_result_stops_whoever_does_not_insist(monkeypatch, program, wron
   compiler.require_right(insist=True)
 
 
-def test_a_sum_that_is_wrong_now_and_then_is_found(monkeypatch):
+def test_a_sum_that_is_sometimes_wrong_is_found(monkeypatch):
   values = iter([524_288.0] * 19 + [524_289.0])
   monkeypatch.setattr(compiler, '_broadcast_sum', lambda _: next(values))
   assert len(compiler.probe()) == 1

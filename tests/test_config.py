@@ -64,14 +64,14 @@ UNKNOWN = [
   ('teacher.temperature', 'did you mean student.temperature?'),
   ('datset.name', 'did you mean dataset.name?'),
   ('seed.x', 'did you mean seed?'),
-  ('student.zzz', 'alpha, batch_size, beta2'),  # what there is
+  ('student.zzz', 'alpha, batch_size, beta2'),  # all fields
   ('zzz.zzz.zzz', 'sections: augmentation, dataset,'),
   ('', 'fields of the top level: seed'),
 ]
 
 
-def test_a_wrong_override_is_told_and_not_applied():
-  """An unknown field is told with the closest one."""
+def test_a_wrong_override_is_reported_and_not_applied():
+  """The message on an unknown field names the closest one."""
   overrides = [(field, text) for field, text, _ in WRONG_TYPES] + [(f, '1') for f, _ in UNKNOWN]
   config, problems = config_lib.load(CIFAR, overrides)
   assert config == load()
@@ -84,7 +84,7 @@ def test_a_wrong_override_is_told_and_not_applied():
     assert hint in problem
 
 
-def test_good_overrides_apply_beside_wrong_ones_and_the_last_counts():
+def test_right_overrides_apply_beside_wrong_ones_and_the_last_wins():
   overrides = [('student.tau', '1'), ('seed', '2'), ('seed', '3'), ('seed', 'x')]
   config, problems = config_lib.load(CIFAR, overrides)
   assert [problem.partition(' = ')[0] for problem in problems] == ['student.tau', 'seed']
@@ -127,7 +127,7 @@ BASE = 'from kdjax.config import base\ndef get_config():\n  config = base.get_co
     ("def get_config(): raise ValueError('not like this')", 'not like this'),
   ],
 )
-def test_a_file_that_cannot_be_loaded_is_told_by_name(tmp_path, text, reason):
+def test_a_file_that_cannot_be_loaded_is_reported_by_name(tmp_path, text, reason):
   path = tmp_path / 'mine.py'
   if text is not None:
     path.write_text(text)
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_loaded_is_told_by_name(tmp_path, text, reason):
   assert reason in problem
 
 
-def test_an_argument_that_a_file_does_not_know_is_told():
+def test_an_argument_that_a_file_does_not_know_is_reported():
   for spec in (f'{CIFAR}:tiny', f'{DIGITS}:smoke'):
     with pytest.raises(ConfigError) as error:
       config_lib.load(spec)
@@ -287,7 +287,7 @@ def test_the_argument_reaches_get_sweep(tmp_path):
   assert [(c.student.temperature, c.model.depth) for c in configs] == [(2.0, 8)] * 2
 
 
-def test_wrong_fields_of_points_and_overrides_are_told_once(tmp_path):
+def test_wrong_fields_of_points_and_overrides_are_reported_once(tmp_path):
   path = sweep_file(tmp_path, ("{'student.temperature': t}", "{'student.tau': t, 'seed.x': t}"))
   configs, problems = sweep_configs(path, ('model.width', 'wide'))
   assert len(configs) == 4
@@ -300,19 +300,19 @@ def test_wrong_fields_of_points_and_overrides_are_told_once(tmp_path):
     assert problem.startswith(start)
 
 
-def test_a_wrong_type_in_a_point_is_told_and_not_applied(tmp_path):
+def test_a_wrong_type_in_a_point_is_reported_and_not_applied(tmp_path):
   configs, problems = sweep_configs(sweep_file(tmp_path, ('(1, 4)', "('warm',)")))
   assert problems == ["student.temperature = 'warm': wrong type; allowed: a number"]
   assert configs[0].student.temperature == 4.0
 
 
-def test_an_override_of_what_the_sweep_sets_is_told(tmp_path):
+def test_an_override_of_what_the_sweep_sets_is_reported(tmp_path):
   overrides = [('student.temperature', '2'), ('seed', '3')]
   _, problems = sweep_configs(sweep_file(tmp_path), *overrides)
   assert problems == [f'{field} = {x}: the sweep sets it; leave it out' for field, x in overrides]
 
 
-def test_a_file_without_a_sweep_is_told():
+def test_a_file_without_a_sweep_is_reported():
   with pytest.raises(ConfigError) as error:
     config_lib.load_sweep(DIGITS)
   (problem,) = error.value.problems
@@ -333,7 +333,7 @@ def test_a_file_without_a_sweep_is_told():
     (("{'student.temperature': t}", "{'seed': t}"), ["('', 1) sets seed", "('', 4) sets seed"]),
   ],
 )
-def test_a_sweep_that_is_none_is_told(tmp_path, change, reasons):
+def test_a_sweep_that_is_none_is_reported(tmp_path, change, reasons):
   path = sweep_file(tmp_path, change)
   with pytest.raises(ConfigError) as error:
     config_lib.load_sweep(path)

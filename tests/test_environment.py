@@ -1,4 +1,4 @@
-"""The description of the environment that artefacts are made in."""
+"""The description of the environment of an artefact."""
 
 import pathlib
 import subprocess
@@ -28,7 +28,7 @@ def test_versions_and_devices_are_those_of_this_process(monkeypatch):
 
 @pytest.fixture
 def forgotten():
-  """Without the commit that is known already, before the test and after it."""
+  """Clears the cached commit before and after the test."""
   environment._commit.cache_clear()
   yield
   environment._commit.cache_clear()

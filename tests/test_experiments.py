@@ -1,4 +1,4 @@
-"""Every experiment that is shipped: its config, its sweep, its commands and the paper's numbers."""
+"""Every built-in experiment: its config, its sweep, its commands and the paper's numbers."""
 
 import ast
 import functools
@@ -28,7 +28,7 @@ FILES = {
 }
 SWEEPS = [name for name, file in FILES.items() if '/paper/' in file or name == 'controls']
 NO_SMALL = {'anchor', 'table2_imagenet'}
-OWN_TASK = {'fig2_mnist', 'table2_imdb'}  # smaller sizes keep the paper's data, and its numbers
+OWN_TASK = {'fig2_mnist', 'table2_imdb'}  # smaller sizes have the paper's data and numbers
 
 
 def sizes(name):
@@ -59,7 +59,7 @@ def loaded(spec, overrides=()):
 @functools.cache
 def runs_of(spec):
   """The sweep and the config of each of its runs, which tests only read."""
-  sweep = config_lib.load_sweep(spec)  # raises what is wrong with the sweep itself
+  sweep = config_lib.load_sweep(spec)  # raises the problems of the sweep itself
   configs, problems = config_lib.sweep_configs(spec, sweep, [])
   assert problems == []
   return sweep, configs
@@ -87,7 +87,7 @@ def test_configs_are_valid_and_name_their_arguments(name):
 
 @pytest.mark.parametrize('name', SWEEPS)
 def test_every_point_of_a_sweep_is_valid_and_is_another_student(name):
-  """Series may share points of the same fields. Trials differ in seeds alone, so that two of them are enough."""
+  """Series may share points with the same fields. Trials differ only in seeds, so two are enough."""
   for spec in specs(name):
     sweep, configs = runs_of(spec)
     assert len(configs) == len(sweep.points) * sweep.trials
@@ -101,19 +101,17 @@ def test_every_point_of_a_sweep_is_valid_and_is_another_student(name):
       other = config_lib.independent(config)
       assert other.seed != config.seed
       assert config_lib.student_fingerprint(other) in students, spec
-      # Teachers of a part of the training set have parts of their own, and their students with them.
+      # Trials on a part of the training set have different parts.
       assert config_lib.subset_seed(other) != config_lib.subset_seed(config)
 
 
 @pytest.mark.parametrize('name', SWEEPS)
 def test_small_is_the_papers_regime(name):
-  """Four trials, and as many views as epochs where the data is augmented: fresh ones throughout."""
+  """`small` has four trials, and a fresh view for each epoch if the data is augmented."""
   if 'small' not in sizes(name):
     return
   sweep, configs = runs_of(f'{FILES[name]}:small')
-  assert sweep.trials == (
-    3 if name == 'fig2_mnist' else 4
-  )  # which has the paper's recipe and trials
+  assert sweep.trials == (3 if name == 'fig2_mnist' else 4)  # the former has the paper's trials
   for config in configs:
     if config.predictions.augmentation:
       assert config.predictions.num_views >= config.student.num_epochs >= 40
@@ -130,7 +128,7 @@ def mean_of_paper(sweep, claim, second=None):
 
 @pytest.mark.parametrize('name', SWEEPS)
 def test_the_papers_effect_is_the_difference_of_its_numbers(name):
-  """Claims about two numbers of the paper. At every size, an effect as large as the paper's decides that the claim holds."""
+  """Where the paper has both numbers. At every size, a claim holds for the paper's effect."""
   sweep, _ = runs_of(FILES[name])
   assert sweep.claims and len({claim.text for claim in sweep.claims}) == len(sweep.claims)
   for claim in sweep.claims:
@@ -150,7 +148,7 @@ def test_the_papers_effect_is_the_difference_of_its_numbers(name):
 
 @pytest.mark.parametrize('name', SWEEPS)
 def test_numbers_of_the_paper_are_in_the_unit_of_their_panel(name):
-  """Percent of agreement and accuracy, nats of KL and NLL, and CKA in [0, 1]. Smaller sizes keep them for their own task."""
+  """Agreement and accuracy in percent, KL and NLL in nats, CKA in [0, 1]; smaller sizes have them for OWN_TASK."""
   full, _ = runs_of(FILES[name])
   scales = {panel.measure: panel.scale for panel in full.panels}
   for measure, values in full.paper.items():
@@ -201,7 +199,7 @@ def test_launch_explains_every_flag_and_stage():
 
 # Artefacts that trials and points share.
 
-# Full sweeps: distinct teachers (apart from how many of them), GANs, predictions and students.
+# Full sweeps: the numbers of distinct teachers (of any ensemble size), GANs, predictions and students.
 SHARED = {
   'anchor': (1, 0, 1, 2),
   'controls': (6, 0, 6, 9),  # trained and untrained teachers
@@ -224,7 +222,7 @@ SHARED = {
 }
 
 
-# The paper's recipes and numbers, copied from it once more.
+# The paper's recipes and numbers, copied a second time.
 
 
 def section(section, /, **fields):
@@ -267,7 +265,7 @@ RECIPES = {
   'fig9_temperature': RESNET_20 | HALF | section('predictions', examples=(0, 25_000)),
   'fig10_ensemble_size': RESNET_56 | TAU_1,
   'fig11_measures': RESNET_56 | GAN | AUGMENTATION,
-  'fig12_capacity': CIFAR,  # its points say the depths
+  'fig12_capacity': CIFAR,  # its points set the depths
   'fig13_vgg': CIFAR
   | AUGMENTATION
   | TAU_1
@@ -303,7 +301,7 @@ LAMBDA, START, EPOCHS = 'student.init_lambda', 'student.init_from', 'student.num
 PART, NAMES = 'predictions.examples', 'predictions.augmentation'
 EXTRA, COUNT, AUGMENTED = (f'predictions.{f}' for f in ('extra', 'num_extra', 'augment_extra'))
 COMBINED = ('crop', 'flip', 'rotation', 'vertical_flip', 'color_jitter')
-# (sweep, series, x): fields of the point, and what the paper has there.
+# (sweep, series, x): fields of the point, and the paper's values.
 POINTS = {
   ('anchor', '', 0.5): ({LAMBDA: 0.5, 'model.depth': 20, 'predictions.num_views': 60}, {}),
   ('controls', '', 'labels only'): ({ALPHA: 1.0, 'teacher.num_epochs': 200}, {}),
@@ -374,7 +372,7 @@ POINTS = {
 
 @pytest.mark.parametrize('name', SWEEPS)
 def test_golden(name):
-  """The recipe, what runs share, and points with the paper's numbers. Every sweep has all three."""
+  """The recipe, the artefacts that runs share, and points with the paper's numbers, for every sweep."""
   spec = FILES[name]
   fields = config_lib.leaves(loaded(spec)[0])
   assert {field: fields[field] for field in RECIPES[name]} == RECIPES[name]
@@ -406,7 +404,7 @@ def test_golden(name):
     ('fig2_mnist', 'EMNIST 700k', 54_526),  # 10 times 697,932, and none of MNIST
   ],
 )
-def test_an_epoch_is_as_much_longer_as_images_are_added(name, point, num_steps, tmp_path):
+def test_added_images_lengthen_an_epoch(name, point, num_steps, tmp_path):
   sweep, configs = runs_of(FILES[name])
   run = next(run for run in sweep_lib.expand(sweep) if run.point.x == point)
   assert Experiment(configs[run.index], epath.Path(tmp_path)).student.plan.num_steps == num_steps
@@ -429,7 +427,7 @@ def test_train_agreement_is_on_the_distillation_data_at_the_end_and_over_the_las
     assert {TRAIN, LAST_EPOCH} <= {panel.measure for panel in sweep.panels}
 
 
-def test_the_table_of_deviations_names_switches_that_there_are():
+def test_the_table_of_deviations_names_existing_switches():
   text = (ROOT / 'docs' / 'deviations.md').read_text()
   switches = dict(re.findall(r'`(\w+\.\w+)(?:=([^`]+))?`', text))
   overrides = [(field, value) for field, value in switches.items() if value]

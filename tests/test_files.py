@@ -1,4 +1,4 @@
-"""Small files: all or nothing, and damage is told. Locks: one process at a time."""
+"""Small files are written whole, and damage is reported. A lock has one process at a time."""
 
 import errno
 import pathlib
@@ -25,7 +25,7 @@ def test_text_is_written_and_replaced(path):
   assert [p.name for p in path.parent.iterdir()] == ['file.json']  # nothing is left over
 
 
-def test_a_write_that_fails_midway_is_told_and_leaves_the_old_content(path, monkeypatch):
+def test_a_write_that_fails_midway_is_reported_and_leaves_the_old_content(path, monkeypatch):
   files.write_text(path, 'old')
 
   def full_disk(temporary, content):
@@ -40,7 +40,7 @@ def test_a_write_that_fails_midway_is_told_and_leaves_the_old_content(path, monk
 
 
 def test_writers_of_one_process_number_do_not_meet(path):
-  """Threads have one; processes on two machines may."""
+  """Threads share a process number; processes on two machines may."""
   texts = [letter * 100_000 for letter in 'abcdefgh']
   with ThreadPoolExecutor(len(texts)) as pool:
     for _ in range(20):
@@ -58,14 +58,14 @@ def test_json_comes_back_as_it_was(path):
 
 @pytest.mark.parametrize('read', [files.read_json, files.read_json_lines])
 @pytest.mark.parametrize('content', [b'{"a": 1}\n{"a": 1', b'{"a": \xff}'])
-def test_damage_is_told_with_the_path(path, read, content):
+def test_damage_is_reported_with_the_path(path, read, content):
   path.parent.mkdir(parents=True)
   path.write_bytes(content)
   with pytest.raises(DamageError, match=f'{path} is damaged.*Delete it'):
     read(path)
 
 
-def test_a_flipped_digit_is_told_and_json_by_hand_needs_no_checksum(path):
+def test_a_flipped_digit_is_reported_and_json_by_hand_needs_no_checksum(path):
   files.write_json(path, {'step': 34, 'name': 'a'})
   path.write_text(path.read_text().replace('34', '36'))
   with pytest.raises(DamageError, match=f'{path} is damaged.*Delete it'):

@@ -31,7 +31,7 @@ NONE = ()
 STUDENT = ('student',)
 PREDICTIONS = ('predictions', 'student')
 ALL = ('teacher', 'predictions', 'student')
-# Other values for the fields of a model, and for those of a training.
+# Other values for the fields of a model and of a training.
 MODEL = {
   'name': 'lenet',
   'options': {'width': 8},
@@ -158,7 +158,7 @@ def changed_artefacts(config, field, value):
   return tuple(name for name in ALL if after[name] != before[name])
 
 
-# Fields that count only where another field makes use of them.
+# Fields that count only if another field uses them.
 
 
 AUGMENTATION_FIELDS = {
@@ -196,7 +196,7 @@ GAN_FIELDS = [field for field in FIELDS if field.startswith('gan.')]
 
 def test_fields_of_the_gan_count_where_its_images_are_used():
   for field in GAN_FIELDS:
-    # The first samples stay what they are when there are more.
+    # More samples do not change the first ones.
     expected = NONE if field == 'gan.num_samples' else PREDICTIONS
     found = changed_artefacts(load(('predictions.extra', 'gan')), field, FIELDS[field][0])
     assert found == expected, field
@@ -222,7 +222,7 @@ def test_fields_that_count_where_another_field_has_a_value():
 
 
 def test_the_subset_is_that_of_the_seed_unless_another_is_set():
-  """So trials and independent students take parts of their own, and `seed` alone names them."""
+  """So `seed` alone gives trials and independent students their own parts."""
   config = load(('teacher.examples', '(0, 200)'))
   assert config_lib.subset_seed(config) == 0
   assert config_lib.subset_seed(config_lib.independent(config)) == 1000

@@ -41,18 +41,17 @@ def check_lines(error: ConfigError, fields: list[str], changed: dict) -> None:
 
 def test_a_random_config_is_refused_by_name_or_can_be_built(tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setenv('TFDS_DATA_DIR', '')  # not the real ones
+  monkeypatch.setenv('TFDS_DATA_DIR', '')  # not the real data sets
   fuzzed.write_sets(tmp_path / 'sets')
   monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path / 'sets'))
   fuzzed.patch(monkeypatch)
   num_devices = jax.local_device_count()
-  shipped = {
-    spec: config_lib.load(spec)[0] for spec in FILES.values()
-  }  # arguments change what is drawn
+  # Without arguments, which would change what is drawn.
+  shipped = {spec: config_lib.load(spec)[0] for spec in FILES.values()}
   for config in shipped.values():
     validation.check(config, num_devices)
   values, outcomes = fuzzed.values_of(shipped), collections.Counter()
-  # Only what a change can affect is traced.
+  # The unchanged configs are not traced.
   traced = {f for config in shipped.values() for f in fuzzed.folders(config, tmp_path / 'run')}
 
   @PROFILE

@@ -1,4 +1,4 @@
-"""Several processes that work as one, against one process."""
+"""Several processes that run together, compared with one process."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ from kdjax.train.checkpoint import Checkpoints, digest
 from kdjax.train.inputs import Inputs
 from tests import launched
 
-# The smallest sizes; nearly all of the time goes into starting and compiling.
+# The smallest sizes; starting and compiling take nearly all of the time.
 FIELDS = {
   'teacher.num_epochs': 0,
   'predictions.num_views': 2,
@@ -108,7 +108,7 @@ def read_images(indices_B):
 
 @pytest.fixture
 def as_host(monkeypatch):
-  """as_host(index, count) lets this process appear as one of several."""
+  """as_host(index, count) makes this process appear as one of several."""
 
   def become(index, count):
     monkeypatch.setattr(hosts, 'count', lambda: count)
@@ -118,7 +118,7 @@ def as_host(monkeypatch):
 
 
 def check_shares(batches, as_host):
-  """Checks that the shares of three hosts together are the batches of one. Returns the number of batches."""
+  """The number of batches of one host, after a check that the shares of three hosts add up to them."""
   whole, shares = batches(), []
   for host in range(3):
     as_host(host, 3)
@@ -154,7 +154,7 @@ def test_the_shares_of_all_hosts_are_the_batch_of_a_gan(as_host):
 
 @pytest.fixture(scope='module')
 def pieces(tmp_path_factory):
-  """The folder of two processes that ran `hosts_program.main`, each on two devices, and the findings of each."""
+  """The folder and the findings of two processes that ran `hosts_program.main`, each on two devices."""
   folder, place = tmp_path_factory.mktemp('together'), coordinator()
   with files.lock(epath.Path(folder) / 'taken'):
     finish(
@@ -170,7 +170,7 @@ def test_the_main_process_decides_for_all(pieces):
   assert main['failure'] == other['failure'] == 'seen by process 0: λ'
 
 
-def test_other_flags_and_an_unshared_workdir_are_told_by_all(pieces):
+def test_other_flags_and_an_unshared_workdir_are_reported_by_all(pieces):
   folder, found = pieces
   for index, of in enumerate(found):
     assert of['same'] == of['shared'] == 'no error'
@@ -203,7 +203,7 @@ def test_each_loads_its_share_and_gets_the_outputs_for_all(pieces):
 
 
 def test_both_give_the_same_bits_with_all_maps_and_what_one_device_gives(pieces):
-  """The last is equal up to rounding: the order in which numbers are summed differs."""
+  """One device is equal up to rounding, since it sums in another order."""
   folder, _ = pieces
   main, other = (dict(np.load(folder / str(i) / 'stepped.npz')) for i in range(2))
   jax.tree.map(np.testing.assert_array_equal, main, other)
@@ -219,7 +219,7 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
   processes = [launched.call(hosts_program.main, tmp_path, place, 2, i, True) for i in range(2)]
   codes = [process.wait(300) for process in processes]
   for process in processes:
-    process.kill()  # a process that still waits must not hold up the test
+    process.kill()  # a process may still wait
   assert not {None, 0} & set(codes), codes
   told, told_by_other = (process.told for process in processes)
   assert 'refused: a checkpoint could not be written' in told and 'File too large' in told
@@ -232,7 +232,7 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
 
 @pytest.fixture(scope='module')
 def killed_and_again(tmp_path_factory):
-  """A run of one process with two devices, and one of two processes that were killed and started again."""
+  """A run of one process with two devices, and one of two processes that were killed and restarted."""
   alone, workdir = (tmp_path_factory.mktemp(name) for name in ('one', 'two'))
   stages = '--stages=teachers,predictions,student,evaluation'
   one = start(alone, *overrides(), stages, num_devices=2)

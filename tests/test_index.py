@@ -1,4 +1,4 @@
-"""The index of a workdir's students, and results.csv, of made-up runs whose numbers are known."""
+"""The index and results.csv of made-up runs with known numbers."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def indexed(folder) -> Run:
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory) -> Run:
-  """To read only."""
+  """An index that tests only read."""
   return indexed(tmp_path_factory.mktemp('written'))
 
 
@@ -42,7 +42,7 @@ def run(tmp_path) -> Run:
 
 
 def named(loss, temperature):
-  """The name of a student: no line begins with a sign of equality."""
+  """The name of a student, in which no line begins with an equals sign."""
   return f'loss\u00a0= {loss}, temperature\u00a0= {temperature}'
 
 
@@ -194,7 +194,7 @@ CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
 ALL = [THIRD, OTHER, STUDENT]
-# Actions in a browser, with the students that it shows afterwards, in their order. Headings count from 0.
+# Actions in a browser, and the students that it then shows, in order. Headings count from 0.
 ACTIONS = {
   '': ALL,
   'heads[11].click();': [OTHER, STUDENT, THIRD],  # by temperature: 1, 4, 10

@@ -1,4 +1,4 @@
-"""The imports that are allowed. Data flows one way, and so do the imports."""
+"""The allowed imports. Data flow in one direction, and so do imports."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A wing of kdjax is a module or a folder. It imports from the wings of earlier lines, and no other.
+# A wing of kdjax is a module or a folder. It imports only from wings of earlier lines.
 WINGS = [
   ['errors', 'keys', 'intervals', 'metrics', 'similarity'],
   ['runtime'],
@@ -23,11 +23,11 @@ WINGS = [
   ['interface'],
 ]
 DEPTH = {wing: depth for depth, wings in enumerate(WINGS) for wing in wings}
-# Stricter than the wings: a module or a wing imports from these alone, and from its own wing.
+# Stricter rules: the module or wing imports only from these and from its own wing.
 ONLY = {
   **{wing: set() for wing in WINGS[0]},
   'runtime': {'errors'},
-  # Models and losses of a user are found by name.
+  # Plugins find models and losses of a user by name.
   'losses': {'runtime.plugins'},
   'models': {'errors', 'runtime.plugins'},
   'data': {'errors', 'keys', 'runtime.plugins'},
@@ -54,7 +54,7 @@ ONLY = {
     'runtime',
   },
 }
-# The same for analysis/; packages count as one. The mathematics knows no run and no file.
+# The rules for analysis/, where a package counts as one module. The mathematics knows no run and no file.
 ANALYSIS = {
   'geometry': set(),
   'paths': set(),
@@ -95,7 +95,7 @@ HEAVY = {'tensorflow', 'torch'}  # may be missing, and take seconds to import
 
 
 def imported_modules(text, package=''):
-  """Dotted names of all that is imported anywhere in a file of `package`, in functions too."""
+  """Dotted names of all imports in a file of `package`, also in functions."""
   found = set()
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.Import):
@@ -213,7 +213,7 @@ def test_nothing_imports_tensorflow_or_torch():
 
 
 def test_what_is_loaded_by_an_import():
-  """The package and the flags load no JAX, their first use sets XLA's flags, and nothing loads TensorFlow or needs PyTorch."""
+  """The package and the flags load no JAX, the first use sets XLA's flags, and nothing needs TensorFlow or PyTorch."""
   everything = ', '.join(['launch', *(f'kdjax.{name}' for name in IMPORTS)])
   program = f"""
 import os, sys, kdjax

@@ -1,4 +1,4 @@
-"""Names and digests of objects that belong to no module, as those of a notebook."""
+"""Names and digests of objects that cannot be imported, such as those of a notebook."""
 
 import itertools
 import linecache
@@ -28,7 +28,7 @@ def no_objects():
 
 
 def cell(text, **variables):
-  """The variables of a notebook after one cell was run."""
+  """The variables of a notebook after one cell."""
   file = f'<cell {next(_COUNT)}>'
   linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
   names = {'__name__': '__main__', **variables}
@@ -134,7 +134,7 @@ CONTENTS = [
 
 @pytest.mark.parametrize(('text', 'values'), CONTENTS)
 def test_the_content_of_an_object_counts(text, values):
-  """Each value gives digests of its own, and equal ones again."""
+  """Different values have different digests; equal values have equal ones."""
   found = []
   for value in (*values, values[0]):
     names = cell(

@@ -1,4 +1,4 @@
-"""The wheel: it installs `kdjax` alone, and runs the built-in experiments beside a foreign `configs/`."""
+"""The wheel installs only `kdjax`, and runs the built-in experiments beside a foreign `configs/`."""
 
 import json
 import os

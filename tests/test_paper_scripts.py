@@ -54,7 +54,7 @@ def test_points_of_the_first_claims_come_first_in_every_trial():
 
 
 def test_results_are_complete_whenever_it_is_stopped(tmp_path, monkeypatch):
-  """Stopped after the first run, it leaves its row; the same command trains the other alone."""
+  """After the first run, the results have its row; the same command then trains only the other run."""
   monkeypatch.setattr(figures, 'image', lambda *_: b'')
   spec = tmp_path / 'tau.py'
   spec.write_text(SWEEP)
@@ -105,7 +105,7 @@ def test_the_most_probable_classes_at_both_temperatures():
 
 
 def test_figure_8_draws_stored_predictions(finished, capsys):
-  """A row for each image and a column for m = 1, as there are two members; labels are in brackets."""
+  """A row for each image; two members allow only the column m = 1. Labels are in brackets."""
   found = fig8_teachers.teachers(finished.workdir)
   ((name, (log_probs_MNC, labels_N)),) = found.items()
   assert (name, len(log_probs_MNC)) == ('ResNet-8', 2)
@@ -128,7 +128,7 @@ def test_figure_8_draws_stored_predictions(finished, capsys):
     fig8_teachers.main([str(finished.workdir), '--images', '100000'])
 
 
-def test_wrong_arguments_are_told(tmp_path, capsys):
+def test_wrong_arguments_are_reported(tmp_path, capsys):
   with pytest.raises(SystemExit, match='has no predictions; run launch'):
     fig8_teachers.main([str(tmp_path)])
   with pytest.raises(SystemExit):

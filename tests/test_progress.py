@@ -1,4 +1,4 @@
-"""Bars of progress on a terminal of 80 columns."""
+"""Progress bars on a terminal of 80 columns."""
 
 import io
 import re
@@ -11,7 +11,7 @@ METRICS = 'loss 12.345 accuracy 0.123 agreement 0.456'
 
 
 def last_frame(monkeypatch, name, total, unit) -> str:
-  """The line of a bar as it is left at the end, without colours."""
+  """The last state of a bar's line, without colours."""
   screen = io.StringIO()
   monkeypatch.setattr(progress, 'console', Console(file=screen, width=80, force_terminal=True))
   with progress.bar(name, total, unit) as show:
@@ -20,7 +20,7 @@ def last_frame(monkeypatch, name, total, unit) -> str:
   return next(line for line in reversed(lines) if line.strip())
 
 
-def test_count_and_time_are_whole_and_metrics_give_way(monkeypatch):
+def test_metrics_are_cut_and_not_the_count_and_the_time(monkeypatch):
   for name, total, unit in (
     ('student', 1234, 'steps'),
     ('independent student', 123_456, 'steps'),

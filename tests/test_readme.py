@@ -1,4 +1,4 @@
-"""README.md and docs/ are true: their commands run, the snippet runs, links and paths exist."""
+"""README.md and docs/: commands and the snippet run, links and paths exist."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def test_every_command_is_valid(command, monkeypatch):
 
 
 def test_the_commands_for_digits_run_one_after_the_other(finished, tmp_path):
-  """The commands run as they are written, except for the sizes. Another temperature trains a student and nothing else."""
+  """The commands run with smaller sizes. Another temperature trains only a student."""
   copied(finished, tmp_path)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
   bash = '\n'.join(re.findall(r'```bash\n(.*?)```', TEXT, re.DOTALL))
@@ -86,7 +86,7 @@ def test_the_snippet_runs_on_a_finished_run(finished):
   assert names['students'][0].result['splits'] == json.loads(path.read_text())['splits']
 
 
-def test_the_parts_of_the_analysis_are_those_that_there_are():
+def test_the_documented_parts_of_the_analysis_are_all_parts():
   rows = re.findall(
     r'^\| ((?:`\w+`(?:, )?)+) \|', PAGES[ROOT / 'docs' / 'analysis.md'], re.MULTILINE
   )

@@ -1,4 +1,4 @@
-"""The report of a made-up run, whose numbers are known."""
+"""The report of a made-up run with known numbers."""
 
 import base64
 import html
@@ -30,7 +30,7 @@ from kdjax.report import figures
 
 
 def texts_of(figure, title) -> str:
-  """Stands for `figures.svg`: the labels alone, which is quicker."""
+  """A quicker `figures.svg`, with only the labels."""
   axes = figure.axes[0]
   legend = axes.get_legend()
   texts = [axes.get_ylabel(), *(text.get_text() for text in (legend.texts if legend else ()))]
@@ -39,14 +39,14 @@ def texts_of(figure, title) -> str:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
-  """A run to change and write; its figures are their labels."""
+  """A run that a test may change and write. Its figures have only labels."""
   monkeypatch.setattr(figures, 'svg', texts_of)
   return Run(epath.Path(tmp_path))
 
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory) -> Run:
-  """A run whose report was written with its figures; to read only."""
+  """A run whose report was written with figures. Tests only read it."""
   run = Run(epath.Path(tmp_path_factory.mktemp('written')))
   assert run.write() is True
   return run
@@ -102,7 +102,7 @@ KAPPA = ['Cohen’s κ', '0.8000 (0.7000 to 0.9000)', '–', '–', 'cannot be t
 HEADINGS = ['', 'student', 'independent student', 'difference', 'verdict']
 
 
-def test_fidelity_stands_beside_its_controls_with_intervals_and_verdicts(page):
+def test_fidelity_has_its_controls_intervals_and_verdicts(page):
   assert page.tables[1] == [
     HEADINGS,
     ['Test examples: all (6)'],
@@ -304,7 +304,7 @@ def test_a_page_is_about_its_student_alone(run):
 
 
 def test_same_inputs_same_bytes(run):
-  """The page alone: test_sweep_figure.py tests it of figures."""
+  """Only the page; test_sweep_figure.py checks figures."""
   run.write()
   before = run.page.read_bytes()
   run.page.unlink()

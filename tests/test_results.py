@@ -1,4 +1,4 @@
-"""The results that are kept in docs/results, and the tables that are made from them."""
+"""The results in docs/results, and the tables that follow from them."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ MARKERS = '# Title\n\n<!-- results: {} -->\nold\n<!-- end of results -->\nend\n'
 
 
 def pretend_finished(workdir, indices):
-  """Writes what a student's stages leave: agreement 70 + m % in trial 0 and 71 + 2 m % in trial 1."""
+  """Writes the files of a student's stages: agreement 70 + m % in trial 0 and 71 + 2 m % in trial 1."""
   sweep = config_lib.load_sweep(SPEC)
   configs, _ = config_lib.sweep_configs(SPEC, sweep, [])
   for run in sweep_lib.expand(sweep):
@@ -62,7 +62,7 @@ def in_root():
 
 @pytest.fixture(scope='module')
 def collected(tmp_path_factory):
-  """A folder whose docs/results has a sweep of which one run, of m = 4, is missing; to read only."""
+  """A folder whose docs/results has a sweep without one run, of m = 4. Tests only read it."""
   folder = epath.Path(tmp_path_factory.mktemp('collected'))
   pretend_finished(folder / 'runs', (0, 1, 2, 3, 4))
   results.collect(SPEC, folder / 'runs', folder / 'root' / 'docs' / 'results', 'JAX 1')
@@ -71,7 +71,7 @@ def collected(tmp_path_factory):
 
 @pytest.fixture
 def csv_path(collected, tmp_path):
-  """The csv of a copy of it, to change."""
+  """The csv of a copy that a test may change."""
   shutil.copytree(collected, tmp_path, dirs_exist_ok=True)
   return epath.Path(tmp_path) / 'docs' / 'results' / f'{NAME}.csv'
 
@@ -139,8 +139,8 @@ def test_pages_are_up_to_date():
     assert text == results.updated(text, epath.Path(ROOT)), name
 
 
-def test_results_are_made_once_more_from_the_csv(csv_path):
-  """Each file is as `collect` wrote it. The claims are those of the config and the csv, not of the old summary."""
+def test_results_are_made_again_from_the_csv(csv_path):
+  """Each file is as `collect` wrote it. Claims follow from the config and the csv, not from the old summary."""
   before = {path.name: path.read_bytes() for path in csv_path.parent.iterdir()}
   csv_path.with_suffix('.json').write_text('{}')
   csv_path.with_suffix('.png').unlink()
@@ -148,7 +148,7 @@ def test_results_are_made_once_more_from_the_csv(csv_path):
   assert {path.name: path.read_bytes() for path in csv_path.parent.iterdir()} == before
 
 
-def test_a_csv_of_points_that_are_no_more_is_refused(csv_path):
+def test_a_csv_of_removed_points_is_refused(csv_path):
   csv_path.write_text(csv_path.read_text().replace('\n1,,2,0,', '\n1,,3,0,'))
   with pytest.raises(UserError, match="run 1 is at '', x = 3, trial 0; "):
     results.redraw(csv_path)
@@ -166,12 +166,12 @@ def test_kept_summaries_follow_from_their_csv_and_config():
 
 # Times.
 
-# One trial of two points: students of 40 epochs of 5,000 images, a teacher of 40, and 40 views that it looks at.
+# One trial of two points: two students and a teacher of 40 epochs of 5,000 images, and predictions of 40 views.
 IMAGES = 16**2 * 40 * 5000
 
 
 def test_the_work_of_a_sweep():
-  """Figure 6b: 4 teachers and as many sets of predictions; 9 students in each trial, as two series share λ = 0."""
+  """Figure 6b: 4 teachers and their predictions; 9 students per trial, since two series share λ = 0."""
   work = times.work('fig6b_lambda.py:small')
   assert (work.model, work.num_students, work.num_members, work.num_gans) == ('resnet', 36, 4, 0)
   assert work.images == pytest.approx(IMAGES * (36 + 4 + 4 / 3))
@@ -181,7 +181,7 @@ def test_the_work_of_a_sweep():
 
 
 def test_hours_are_those_of_the_measured_rate(tmp_path):
-  """The csv's one student reads 200,000 images in 400 s; two cores do twice as much."""
+  """The student of the csv reads 200,000 images in 400 s; two cores are twice as fast."""
   header = 'run,seconds,command'
   command = 'python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep_index=0'
   (tmp_path / 'x.csv').write_text(f'{header}\n0,400,{command}\n')
@@ -194,7 +194,7 @@ def test_hours_are_those_of_the_measured_rate(tmp_path):
   assert times.hours(with_gan, rates) == pytest.approx((9 * 400 + 240) / 2 / 3600)
 
 
-def test_every_small_sweep_has_its_time_which_is_at_most_six_hours():
+def test_every_small_sweep_takes_at_most_six_hours():
   rates = times.rates(epath.Path(ROOT / 'docs' / 'results'))
   hours = {spec: times.hours(times.work(spec), rates) for spec in times.SMALL}
   assert {spec: time for spec, time in hours.items() if not 0.1 < time < 6} == {}

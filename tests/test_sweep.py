@@ -1,4 +1,4 @@
-"""Sweeps: the runs that they expand to, and means over made-up results."""
+"""The runs of sweeps, and means over made-up results."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ def result(agreement, kl=None):
 
 
 def test_expand_golden():
-  """Only trials over the seed of everything have an independent student, if there are several."""
+  """Several trials have an independent student only if they are over `seed`."""
   runs = sweep_lib.expand(SWEEP)
   assert [run.index for run in runs] == [0, 1, 2, 3, 4, 5]
   assert [run.point for run in runs] == [*POINTS] * 3
@@ -46,8 +46,8 @@ def test_expand_golden():
 
 
 @pytest.mark.parametrize('trial_field', ['seed', 'student.seed'])
-def test_more_trials_leave_the_runs_that_there_were(trial_field):
-  """Baselines too: sweeps of two and of three trials can share students."""
+def test_more_trials_change_no_earlier_run(trial_field):
+  """Nor their baselines, so sweeps of two and of three trials can share students."""
   before = sweep_lib.expand(changed(trial_field=trial_field))
   assert sweep_lib.expand(changed(trials=5, trial_field=trial_field))[:6] == before
 
@@ -82,7 +82,7 @@ def paired(agreement, independent):
 
 
 def test_the_difference_is_paired_over_trials():
-  """The trials differ by much more than student and independent student of one do."""
+  """Trials differ much more than the student and the independent student of one trial."""
   values = [(0.60, 0.58), (0.70, 0.685), (0.80, 0.775)]
   results = {2 * trial: paired(*both) for trial, both in enumerate(values)}
   cell = sweep_lib.summarise(SWEEP, results)[0].cells[0]
@@ -114,7 +114,7 @@ def test_only_fidelity_has_an_independent_student():
 @pytest.mark.parametrize(
   'value', [{}, {'splits': None}, {'splits': {'test': [1]}}, result(None)], ids=str
 )
-def test_a_measure_that_is_not_there_is_blank(value):
+def test_a_missing_measure_is_blank(value):
   first, second = sweep_lib.summarise(SWEEP, {0: value})
   assert first.cells == second.cells == (Cell(), Cell())
   assert [run.index for run in first.missing] == [2, 4]

@@ -1,4 +1,4 @@
-"""The figure, table and page of made-up sweeps, whose numbers are known."""
+"""The figure, table and page of made-up sweeps with known numbers."""
 
 import csv
 import dataclasses
@@ -39,7 +39,7 @@ NAMES = Sweep(
   PANELS[:1],
   paper={AGREEMENT: {('', 'mixup'): 83.5}},
 )
-# The agreement of each run: m = 1 at τ = 16 and 1, m = 3 at τ = 16 and 1; the same again, of which the last is missing.
+# The agreement of each run: m = 1 at τ = 16 and 1, m = 3 at τ = 16 and 1, in two trials. The last run is missing.
 AGREEMENTS = [0.64, 0.57, 0.70, 0.62, 0.66, 0.59, 0.74]
 
 
@@ -48,7 +48,7 @@ def result(agreement):
 
 
 RESULTS = {i: result(value) for i, value in enumerate(AGREEMENTS)}
-# The same with independent students, 3 points lower in the first trial and 5 in the second.
+# The same with independent students, which are 3 points lower in the first trial and 5 in the second.
 PAIRED = {
   i: {
     'splits': {
@@ -60,7 +60,7 @@ PAIRED = {
   }
   for i, value in enumerate(AGREEMENTS)
 }
-# 4 ± 12.706 · √2 / √2 points; of m = 3 at τ = 1 there is one pair.
+# 4 ± 12.706 · √2 / √2 points; m = 3 at τ = 1 has one pair.
 HALF = 12.7062
 NAMED_RESULTS = {0: result(0.79), 1: result(0.835)}
 
@@ -72,13 +72,13 @@ def written(folder, sweep=NUMBERS, results=RESULTS, **options):
 
 @pytest.fixture(scope='module')
 def files_of(tmp_path_factory):
-  """Files of a sweep with all figures, to read only."""
+  """The files of a sweep with all figures. Tests only read them."""
   return written(tmp_path_factory.mktemp('files'))
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-  """Writes a sweep with empty figures, which are quicker, and returns its page."""
+  """A function that writes a sweep, with quick, empty figures, and returns its page."""
   monkeypatch.setattr(sweep_figure, 'draw', lambda *_, **__: None)
   monkeypatch.setattr(figures, 'image', lambda *_, **__: b'<svg></svg>')
   return lambda *args, **options: written(tmp_path, *args, **options)['html'].read_text()
@@ -91,12 +91,12 @@ def drawn(sweep, results):
 
 @functools.cache
 def shared(name):
-  """A figure to read only."""
+  """A figure that tests only read."""
   return drawn(*{'numbers': (NUMBERS, RESULTS), 'paired': (NUMBERS, PAIRED)}[name])
 
 
 def points(axes, hollow):
-  """{colour: (xs, ys)} of the markers that are hollow, or not."""
+  """{colour: (xs, ys)} of the hollow markers, or of the others."""
   return {
     line.get_color(): tuple(
       np.round(np.asarray(data, float), 6).tolist() for data in line.get_data()
@@ -108,14 +108,14 @@ def points(axes, hollow):
 
 
 def bars(axes):
-  """Ends of the error bars, sorted. Of one that is not drawn there are none."""
+  """The ends of all drawn error bars, sorted."""
   lines = [of for of in axes.collections if hasattr(of, 'get_segments')]
   ends = [segment for bars in lines for segment in bars.get_segments()]
   return sorted(np.round(end, 6).tolist() for end in ends if np.size(end))
 
 
 def bands(axes):
-  """{colour: {x: (low, high)}} of the shaded bands, where they have a width."""
+  """{colour: {x: (low, high)}} of the shaded bands where they have a width."""
   found = {}
   for band in axes.collections:
     if not hasattr(band, 'get_segments'):
@@ -180,7 +180,7 @@ def test_the_difference_has_a_panel_with_intervals(sweep, axis):
   assert 'independent student' in [text.get_text() for text in legend.get_texts()]
 
 
-def test_the_independent_student_is_drawn_beside_every_measure_of_fidelity():
+def test_the_independent_student_is_drawn_for_every_measure_of_fidelity():
   first, second, _ = shared('paired').axes
   crosses = [line for line in first.lines if line.get_marker() == 'x']
   ys = [np.round(line.get_ydata().astype(float), 6).tolist() for line in crosses]
@@ -273,7 +273,7 @@ def test_panels_and_legend_do_not_overlap(sweep, labels):
 
 
 @pytest.mark.parametrize(('x_label', 'num_panels'), [('data', 1), ('data, ' * 20, 4)])
-def test_what_the_names_are_stands_once_on_their_left(x_label, num_panels):
+def test_the_x_label_is_once_on_the_left_of_the_names(x_label, num_panels):
   panels = [Panel(AGREEMENT, f'panel {i}', 100) for i in range(num_panels)]
   sweep = dataclasses.replace(NAMES, x_label=x_label, panels=panels)
   figure = drawn(sweep, NAMED_RESULTS)
@@ -396,7 +396,7 @@ def test_page_says_what_the_interval_is_over(page):
   ]
 
 
-def test_the_page_links_to_the_pages_of_the_students_that_are_there(page, tmp_path):
+def test_the_page_links_to_existing_pages_of_students(page, tmp_path):
   results = {i: of | {'fingerprints': {'student': f'run{i}'}} for i, of in RESULTS.items()}
   assert 'report.html' not in page(results=results)
   for i in (1, 3, 5):
@@ -419,7 +419,7 @@ def test_without_results_all_is_written(page, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == [f'sweep.{kind}' for kind in kinds]
 
 
-def test_png_has_a_white_ground_and_ink(files_of):
+def test_png_has_a_white_background_and_colours(files_of):
   image = np.asarray(PIL.Image.open(files_of['png']).convert('RGBA'))
   assert image[0, 0].tolist() == image[-1, -1].tolist() == [255] * 4
   for color in list(sweep_figure.COLORS.values())[:2]:

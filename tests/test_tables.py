@@ -82,7 +82,7 @@ def test_numbers(value, percent, sign, text):
 @pytest.mark.parametrize(
   ('fraction', 'text'), [(1, '100.0 %'), (0.9999, '99.9 %'), (0.9994, '99.9 %'), (0.5, '50.0 %')]
 )
-def test_only_all_of_them_are_100_percent(fraction, text):
+def test_only_a_fraction_of_1_is_100_percent(fraction, text):
   assert formats.percent(fraction) == text
 
 

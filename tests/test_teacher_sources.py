@@ -30,7 +30,7 @@ ONE = {'teacher__num_members': 1}
 
 @pytest.fixture
 def module(tmp_path):
-  """Writes a module of the user into a folder where it is found; returns its name."""
+  """A function that writes a module of the user to a folder on the path, and returns its name."""
 
   def write(text: str) -> str:
     name = f'teacher_{next(COUNT)}'
@@ -54,7 +54,7 @@ def problem_of(run: Experiment) -> str:
   return problem
 
 
-# Functions, which are named as this module's.
+# Functions of this module.
 
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 10)) / 8
 
@@ -84,7 +84,7 @@ nothing = lambda: None
 
 
 def fitted(part):
-  """A random forest and a support vector machine that learn a part of the training set."""
+  """A random forest and a support vector machine, fitted to a part of the training set."""
   from sklearn.ensemble import RandomForestClassifier
   from sklearn.svm import SVC
 
@@ -111,7 +111,7 @@ def source(attribute: str) -> str:
 
 
 def test_a_forest_and_a_support_vector_machine_teach_a_student(tmp_path):
-  """All stages, with the independent baseline, from teachers that no JAX made."""
+  """All stages, with the independent baseline, for teachers without JAX."""
   run = checked(
     tiny_run(
       tmp_path / 'run',
@@ -128,9 +128,9 @@ def test_a_forest_and_a_support_vector_machine_teach_a_student(tmp_path):
   test = evaluation.result(run)['splits']['test']
   split = data.load(section(num_val=50))['test']
   images = (split.inputs_N / 127.5 - 1).astype(np.float32)
-  predicted = [np.float32(f(images)).argmax(-1) for f in first_half()]  # a forest has ties
+  predicted = [np.float32(f(images)).argmax(-1) for f in first_half()]  # forests have ties
   correct = [np.mean(classes_N == split.labels_N) for classes_N in predicted]
-  # A pixel may lie on a threshold of a tree, where rounding decides: up to two of 360 images.
+  # A pixel may equal a threshold of a tree, where rounding decides: in up to two of 360 images.
   assert [m['accuracy'] for m in test['members']] == pytest.approx(correct, abs=0.006)
   assert min(correct) > 0.85 and correct[0] != correct[1]
   assert test['student']['accuracy'] > 0.6  # 0.1 by chance: it was distilled
@@ -142,7 +142,7 @@ def test_a_forest_and_a_support_vector_machine_teach_a_student(tmp_path):
 
 
 def test_stored_and_online_predictions_of_a_function_are_the_same(tmp_path):
-  """And each is of the view that a student sees."""
+  """Each is for the view that a student sees."""
   fields = {'teacher__source': source('both'), 'predictions__dtype': 'float32'}
   run = checked(tiny_run(tmp_path / 'run', **fields))
   predictions.STAGE.run(run)
@@ -191,7 +191,7 @@ def from_path(path):
 def test_the_kinds_of_functions(tmp_path):
   count = lambda attribute, path=None: len(functions.find(source(attribute), path, 'field'))
   assert [count(x) for x in ('predict', 'Teacher', 'teacher', 'several')] == [1, 1, 1, 2]
-  for text in ('abc', 'abcd'):  # other content is not taken from a cache
+  for text in ('abc', 'abcd'):  # the cache does not serve other content
     (tmp_path / 'file').write_text(text)
     assert count('from_path', str(tmp_path / 'file')) == len(text)
 
@@ -301,7 +301,7 @@ def test_analyses_say_that_they_need_weights(tmp_path):
 
 
 def test_members_of_another_workdir_teach_as_they_do_in_their_own(finished, tmp_path):
-  """The optimizer and the data of this config are others; λ and CKA find the weights."""
+  """This config has another optimizer and other data. λ and CKA find the weights."""
   path = str(finished.folders.member(0).parent)
   fields = {'teacher__source': 'workdir', 'teacher__path': path, 'teacher__optimizer': 'adam'}
   run = checked(tiny_run(tmp_path, **fields, student__init_lambda=1.0))
@@ -334,7 +334,7 @@ def test_members_that_do_not_fit_are_refused(finished, tmp_path):
 
 
 def test_a_teacher_of_other_classes_does_not_fit(finished, tmp_path):
-  """A different number of classes shows when the checkpoint is read, before any training."""
+  """Reading the checkpoint, before any training, reports another number of classes."""
   path = str(finished.folders.member(0).parent)
   run = tiny_run(tmp_path, teacher__source='workdir', teacher__path=path)
   description = dataclasses.replace(run.data.description, class_names=tuple('abc'))

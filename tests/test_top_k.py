@@ -1,4 +1,4 @@
-"""Predictions stored as k classes of each example, through the stages; and the configs that are refused."""
+"""Predictions stored as k classes of each example: the stages, and refused configs."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from kdjax.predictions.teachers import ensemble
 from kdjax.report import figures
 from kdjax.stages import evaluation, pipeline, predictions, verification
 
-# Through the stages.
+# The stages.
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +74,7 @@ def test_a_store_of_some_classes_is_complete_small_and_verified(dense, tmp_path,
   assert 0 < np.abs(probs_MNC - exact_MNC).mean() < 0.2  # of nearly uniform predictions
   meta = PredictionStore(run.folders.predictions).meta
   assert meta['dtype'] == 'top_k' and meta['complete'] == [[2, 3]]
-  # The error of storing is that of the distillation data.
+  # The recorded error is that of the distillation data.
   stored_NC, exact_NC = (ensemble(of, 'distillation') for of in (found, exact))
   kl = float(losses.kl_divergence(exact_NC, stored_NC).mean())
   assert 0 < kl < 2.5
@@ -94,7 +94,7 @@ def test_other_teachers_are_found_even_if_one_class_is_stored(dense, tmp_path, e
   shutil.rmtree(run.folders.member(0) / 'checkpoints')
   shutil.copytree(run.folders.member(1) / 'checkpoints', run.folders.member(0) / 'checkpoints')
   store = PredictionStore(run.folders.predictions)
-  for name in ('test', 'val', 'train'):  # so that the distillation data alone differ
+  for name in ('test', 'val', 'train'):  # only the distillation data differ
     log_probs_NC = store.read(name, [1], 0)[0]
     store.write(name, 0, 0, log_probs_NC, are_log_probs=True)
     meta = store.meta
@@ -107,7 +107,7 @@ def test_other_teachers_are_found_even_if_one_class_is_stored(dense, tmp_path, e
 
 
 def test_what_is_missing_is_made_again_with_the_same_bits(dense, tmp_path):
-  """A chunk by the teacher; the metadata, which say how the chunks are to be read, by the config."""
+  """The teacher makes a missing chunk again; the config gives the metadata, which say how chunks are encoded."""
   run = predicted(dense, tmp_path, 3, 'sampled')
   logits = run.folders.predictions / 'logits' / 'distillation'
   folder, metadata = logits / 'c', logits / 'zarr.json'
@@ -197,7 +197,7 @@ REFUSED = [
     for loss in ('reverse_kl', 'symmetric_kl', 'standardised_kl')
   ),
   (fields('truncated', loss='logit_mse'), f"student.loss = 'logit_mse': {ZEROS}"),
-  # Only the label may be left, and then there are no other classes to compare.
+  # If only the label is left, there are no other classes to compare.
   (fields('truncated', k=1, loss='decoupled', alpha=0.0), "student.loss = 'decoupled' with"),
 ]
 

@@ -32,7 +32,7 @@ def module_of(project):
   return __import__(project.name)
 
 
-def test_all_stages_run_on_what_a_user_brings(project, tmp_path):
+def test_all_stages_run_with_a_users_code(project, tmp_path):
   config = project.config(student__num_epochs=2)
   validation.check(config, jax.device_count())
   stages = ('teachers', 'predictions', 'student', 'evaluation', 'report')
@@ -66,7 +66,7 @@ def test_features_and_statistics_of_a_users_model(project):
 
 
 def test_options_of_the_students_model(project):
-  """It has the teacher's if it is the same model, and else its own alone."""
+  """The same model inherits the teacher's options; another model does not."""
   config = project.config(student__model__options__sizes='(2,)')
   assert config_lib.student_model(config).options.to_dict() == {'width': 5, 'sizes': (2,)}
   config = project.config(student__model__name='@Featured', student__model__options__sizes='(2,)')
@@ -133,7 +133,7 @@ def test_the_examples_of_the_documentation_fit(tmp_path):
   assert 0 < evaluation.result(run)['splits']['test']['fidelity']['predictive_kl'] < 5
 
 
-# Refusals, with one error each.
+# Refused configs, with one error each.
 
 BROKEN = """
 CONSTANT = 3
@@ -281,7 +281,7 @@ def test_values_are_checked_as_they_are_read(project):
 
 
 def edited(project, *edits):
-  """The artefacts whose fingerprints an edit changes, and the code that their records name."""
+  """The artefacts whose fingerprints an edit changes, and the names in their records."""
   config = project.config()
 
   def seen():
@@ -325,7 +325,7 @@ def test_an_edit_changes_the_artefacts_that_it_decides(tmp_path, old, new, suffi
   assert all(names == [name.format(project.name)] for names in found.values())
 
 
-def test_a_changed_model_is_trained_anew_and_the_reason_is_told(tmp_path, caplog):
+def test_a_changed_model_is_trained_again_and_the_reason_is_reported(tmp_path, caplog):
   project = Project(tmp_path)
   run = Experiment(project.config(teacher__num_members=1), epath.Path(tmp_path))
   assert teachers.STAGE.run(run)

@@ -1,4 +1,4 @@
-"""Validation, one field at a time: every rule with a value that breaks it and the last ones it allows."""
+"""Validation of single fields: each rule with a value that breaks it, and the extreme values that it allows."""
 
 import checked_config
 import pytest
@@ -111,17 +111,17 @@ ANY_OF_THEIR_TYPE = {
   'dataset.streaming',
   'dataset.name',
   'dataset.path',
-  'dataset.data_dir',  # but gs:// needs a package
+  'dataset.data_dir',  # gs:// needs a package
   'teacher.path',
   'teacher.independent_path',
   'teacher.members_in_parallel',
   'teacher.nesterov',
   'student.nesterov',
-  'predictions.extra',  # whether it is there is another rule
+  'predictions.extra',  # another check looks for it
   'predictions.augment_extra',
   'gan.flip',
 }
-# The first and last values that rules allow.
+# Extreme values that rules allow.
 ALLOWED = {
   'seed': (0, 2**31 - 1),
   'dataset.num_train': (50_000,),
@@ -157,7 +157,7 @@ ALLOWED = {
 
 @pytest.fixture(autouse=True)
 def prepare_arguments(monkeypatch):
-  """The arguments about preparation that the replaced `data.describe` got."""
+  """The `prepare` arguments of all calls of the replaced `data.describe`."""
   return checked_config.pretend(monkeypatch)
 
 
@@ -171,7 +171,7 @@ def test_every_field_has_a_rule_and_every_rule_is_broken_once():
   )
 
 
-def test_all_broken_rules_are_told_at_once_with_field_value_and_what_is_allowed():
+def test_all_broken_rules_are_reported_at_once():
   config = load(fields=BROKEN | {'predictions.extra': 'gan'})
   problems = problems_of(config, problems=['student.tau = 1: no such field'])
   assert problems[0] == 'student.tau = 1: no such field'
@@ -183,12 +183,12 @@ def test_all_broken_rules_are_told_at_once_with_field_value_and_what_is_allowed(
 
 
 @pytest.mark.parametrize('field', ALLOWED)
-def test_the_last_values_that_a_rule_allows_are_valid(field):
+def test_extreme_values_are_valid(field):
   for value in ALLOWED[field]:
     validation.check(load(fields={field: value}), num_devices=1)
 
 
-def test_names_are_told_with_those_that_there_are():
+def test_a_wrong_name_is_reported_with_the_allowed_names():
   (problem,) = problems_of(load(fields={'student.optimizer': 'lion'}))
   assert (
     problem
@@ -209,7 +209,7 @@ def test_a_part_is_a_start_and_a_later_stop(value):
   assert problem.startswith(f'predictions.examples = {value!r}: allowed: (start, stop)')
 
 
-def test_none_is_for_optional_fields_alone():
+def test_only_optional_fields_may_be_none():
   optional = {f for f in config_lib.leaves(load()) if config_lib.is_optional(load(), f)}
   fields = dict.fromkeys(optional) | {'teacher.num_steps': 10, 'student.num_examples': 10_000}
   validation.check(load(fields=fields), num_devices=1)
@@ -219,7 +219,7 @@ def test_none_is_for_optional_fields_alone():
     assert any(problem.startswith(f'{field} = None: not optional') for problem in problems), field
 
 
-def test_a_config_that_lacks_or_adds_fields_is_told():
+def test_a_config_that_lacks_or_adds_fields_is_reported():
   config = load()
   with config.unlocked():
     del config.student['momentum']

@@ -1,4 +1,4 @@
-"""Validation of fields that need one another, the data, the devices, and of the runs of a sweep."""
+"""Validation of fields that depend on other fields, the data or the devices, and of sweeps."""
 
 import checked_config
 import jax
@@ -11,7 +11,7 @@ from kdjax.train import optimizers
 
 @pytest.fixture(autouse=True)
 def prepare_arguments(monkeypatch):
-  """The arguments about preparation that the replaced `data.describe` got."""
+  """The `prepare` arguments of all calls of the replaced `data.describe`."""
   return checked_config.pretend(monkeypatch)
 
 
@@ -22,7 +22,7 @@ UNLABELLED = [
   {'predictions.augmentation': ('noise',), 'augmentation.noise_probability': 1.0},
   {'predictions.examples': (0, 0), 'predictions.extra': 'mnist', NUM_EXTRA: 60_000},
 ]
-# (fields, how the one problem of the config begins)
+# (fields, the beginning of the only problem)
 TOGETHER = [
   # Durations.
   (
@@ -58,7 +58,7 @@ TOGETHER = [
   ),
   ({'dataset.num_test': 3, CKA: 10}, f'{CKA} = 10: allowed: 0, with 3 test examples'),
   ({'dataset.num_test': 9, CKA: 10}, f'{CKA} = 10: allowed: up to 9, with 9 test examples'),
-  # Images beside the set.
+  # Added images.
   ({'predictions.extra': 'svhn_cropped'}, 'predictions.num_extra = None: '),
   ({'predictions.extra': 'gan'}, 'predictions.num_extra = None: '),
   ({NUM_EXTRA: 5}, 'predictions.num_extra = 5: has no effect'),
@@ -129,7 +129,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(('fields', 'start'), TOGETHER)
-def test_fields_that_do_not_go_together_are_told(fields, start):
+def test_fields_that_do_not_go_together_are_reported(fields, start):
   (problem,) = problems_of(load(fields=fields))
   assert problem.startswith(start)
 
@@ -175,7 +175,7 @@ def test_a_warm_up_ends_before_the_training():
   for section, fields, epochs in [
     ('teacher', {'teacher.num_epochs': 10}, 10),
     ('student', {'student.num_epochs': 10}, 10),
-    # 20,000 of 2,000 are 10 epochs, and of 4,000 are 5.
+    # 20,000 examples are 10 epochs of 2,000, and 5 of 4,000.
     ('teacher', of_examples | {'teacher.examples': (0, 2000)}, 10),
     ('student', of_student | with_extra | {'predictions.examples': (0, 2000)}, 5),
   ]:
@@ -211,7 +211,7 @@ def test_batches_are_split_evenly_over_the_devices():
 
 @pytest.mark.parametrize(('backend', 'version'), [('cpu', (0, 10, 2)), ('gpu', (0, 12, 0))])
 @pytest.mark.parametrize('field', ['model', 'student.model'])
-def test_vgg_in_bfloat16_is_for_where_it_is_computed_rightly(field, backend, version, monkeypatch):
+def test_vgg_in_bfloat16_is_refused_where_xla_is_wrong(field, backend, version, monkeypatch):
   wrong = load('cifar_vgg.py', {f'{field}.dtype': 'bfloat16'})
   monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
   monkeypatch.setattr(jax, '__version_info__', (0, 11, 0))
@@ -226,7 +226,7 @@ def test_vgg_in_bfloat16_is_for_where_it_is_computed_rightly(field, backend, ver
 # Sweeps.
 
 
-def test_a_problem_of_several_runs_is_told_once_with_the_first_of_them():
+def test_a_problem_of_several_runs_is_reported_once_with_the_first_of_them():
   wrong = [
     load(),
     load(fields={'seed': -1}),

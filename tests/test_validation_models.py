@@ -1,4 +1,4 @@
-"""Validation of models: their fields, and what images and texts they take."""
+"""Validation of models: their fields, and the images and texts that they take."""
 
 import checked_config
 import pytest
@@ -25,7 +25,7 @@ def test_some_models_need_larger_images_than_the_digits(field, model, smallest):
 
 
 @pytest.mark.parametrize('field', FIELDS)
-def test_texts_and_images_have_models_of_their_own(field):
+def test_texts_and_images_have_different_models(field):
   (problem,) = problems_of(load(fields={field: 'bilstm'}))
   assert problem == (
     f"{field} = 'bilstm': takes texts, and cifar10 has images. "

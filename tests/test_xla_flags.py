@@ -14,12 +14,12 @@ ONEDNN, YNN = xla_flags.ONEDNN
 @pytest.mark.parametrize(
   ('version', 'expected'), [((0, 10, 1), set()), ((0, 12, 0), {ONEDNN, YNN})]
 )
-def test_a_version_gets_the_cpu_flags_that_it_is_faster_with(version, expected):
+def test_a_version_gets_the_cpu_flags_that_make_it_faster(version, expected):
   assert {flag for flag in xla_flags.recommended(version) if '_cpu_' in flag} == expected
 
 
 def test_programs_from_a_cache_have_no_graphs_and_no_calls_of_onednn():
-  """The former fail when they are loaded on a GPU, the latter cannot be written."""
+  """Loading graphs on a GPU fails, and so does writing calls of oneDNN."""
   assert xla_flags.recommended((0, 12, 0), cached=True) == xla_flags.DETERMINISTIC
   environ = {xla_flags.CACHE: '/somewhere'}
   xla_flags.set_flags(environ)
