@@ -47,6 +47,22 @@ def test_a_sweep_from_flags_has_every_combination():
   assert sweep.points[-1].fields == {'student.temperature': 4.5, 'student.loss': 'logit_mse'}
 
 
+def test_values_that_are_not_all_numbers_are_names():
+  sweep, problems = config_lib.sweep_from_flags('digits', [('student.final_temperature', 'None,3')])
+  assert problems == [] and [point.x for point in sweep.points] == ['None', '3']
+  assert [point.fields['student.final_temperature'] for point in sweep.points] == [None, 3]
+
+
+def test_more_combinations_than_series_are_names():
+  swept = [('seed', '0,1'), ('student.alpha', '0,0.5,1'), ('student.temperature', '1,2,4')]
+  sweep, problems = config_lib.sweep_from_flags('digits', swept)
+  assert problems == [] and len(sweep.points) == 18
+  assert sweep_lib.series_names(sweep) == ['']
+  assert sweep.points[1].x == 'seed = 0, alpha = 0, temperature = 2'
+  sweep, _ = config_lib.sweep_from_flags('digits', [swept[0], ('student.alpha', '0,1,2,3,4,5')])
+  assert len(sweep_lib.series_names(sweep)) == 6
+
+
 @pytest.mark.parametrize(
   ('text', 'values'),
   [
@@ -67,6 +83,7 @@ def test_values_are_literals(text, values):
   [
     ([('seed', None)], '--sweep.seed: no values given; write --sweep.seed=V1,V2'),
     ([('seed', '1'), ('seed', '2')], '--sweep.seed: given twice'),
+    ([('seed', '1,1')], "--sweep: 2 points of the sweep have series '' and x = 1.0; allowed: one"),
   ],
 )
 def test_wrong_sweeps_are_reported(swept, problem):
@@ -81,6 +98,8 @@ def test_list_prints_the_runs_and_trains_nothing(tmp_path):
   assert '0 of 4 runs are done' in listed.stdout
   assert 'seed=1, student.temperature=4' in listed.stdout
   assert not (tmp_path / 'workdir').exists()
+  both = launched.run(tmp_path / 'workdir', '--verify', '--sweep.seed=0,1')
+  assert both.returncode == 1 and '--sweep and --verify: allowed: one of them' in both.stderr
   wrong = launched.run(tmp_path / 'workdir', '--list', '--sweep.student.temprature=1')
   assert wrong.returncode == 1
   assert 'student.temprature = 1: no such field; did you mean student.temperature?' in wrong.stderr

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from kdjax.config import base
-from kdjax.config.sweep import Claim, Panel
+from kdjax.config.sweep import Claim, Panel, Point, Sweep
 from kdjax.intervals import HIGHER, LOWER
 
 ACCURACY = Panel('splits.test.student.accuracy', 'student accuracy, test (%)', 100)
@@ -166,12 +166,21 @@ def values(series: str, xs: Sequence, numbers: Sequence) -> dict:
   return {(series, x): number for x, number in zip(xs, numbers, strict=True)}
 
 
-def members_claims(num_members: Sequence[int], numbers: Mapping[Panel, Sequence[float]]) -> list:
-  """The claims of Table 2: a larger ensemble is easier to match; a student beats one teacher, but not an ensemble.
+def table_2(
+  title: str,
+  num_members: Sequence[int],
+  numbers: Mapping[Panel, Sequence[float]],
+  trials: int,
+  has_paper: bool = True,
+) -> Sweep:
+  """A sweep of Table 2, over the size of the ensemble.
+
+  The claims: a larger ensemble is easier to match; a student beats one teacher, but not an ensemble.
 
   Args:
-    num_members: the sizes of the sweep's ensembles, the first of the paper's.
+    num_members: the sizes of the ensembles, the first of the paper's.
     numbers: the paper's values for its sizes, by panel.
+    has_paper: whether the sweep shows the paper's values.
   """
   last, size = len(num_members) - 1, f'm = {num_members[-1]}'
   rows = [('one teacher: the student is more accurate', ACCURACY, 0, TEACHER, 0, HIGHER)]
@@ -188,7 +197,7 @@ def members_claims(num_members: Sequence[int], numbers: Mapping[Panel, Sequence[
       ),
       (f'KL to the teacher is lower for {size} than for m = 1', KL, last, KL, 0, LOWER),
     ]
-  return [
+  claims = [
     Claim(
       text,
       *(panel.measure, ('', num_members[i])),
@@ -197,3 +206,15 @@ def members_claims(num_members: Sequence[int], numbers: Mapping[Panel, Sequence[
     )
     for text, panel, i, other, j, direction in rows
   ]
+  paper = {
+    panel.measure: values('', num_members, of[: len(num_members)]) for panel, of in numbers.items()
+  }
+  return Sweep(
+    title=title,
+    x_label='teachers in the ensemble, m',
+    points=[Point({'teacher.num_members': m}, m) for m in num_members],
+    panels=tuple(numbers),
+    trials=trials,
+    paper=paper if has_paper else {},
+    claims=claims,
+  )

@@ -10,7 +10,7 @@ CIFAR-10. There is no `:small`: on two cores, a ResNet-50 cannot learn enough to
 from ml_collections import ConfigDict
 
 from kdjax.config import base
-from kdjax.config.sweep import Point, Sweep
+from kdjax.config.sweep import Sweep
 
 from .. import imagenet_resnet
 from . import recipes
@@ -30,15 +30,6 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def get_sweep(arg: str = '') -> Sweep:
-  paper = {
-    panel.measure: recipes.values('', NUM_MEMBERS[''], numbers) for panel, numbers in PAPER.items()
-  }
-  return Sweep(
-    title='Table 2: ImageNet, ResNet-50',
-    x_label='teachers in the ensemble, m',
-    points=[Point({'teacher.num_members': m}, m) for m in NUM_MEMBERS[arg]],
-    panels=tuple(PAPER),
-    trials=2,
-    paper={} if arg else paper,
-    claims=recipes.members_claims(NUM_MEMBERS[arg], PAPER),
+  return recipes.table_2(
+    'Table 2: ImageNet, ResNet-50', NUM_MEMBERS[arg], PAPER, trials=2, has_paper=not arg
   )

@@ -14,7 +14,7 @@ were not run yet.
 from ml_collections import ConfigDict
 
 from kdjax.config import base
-from kdjax.config.sweep import Point, Sweep
+from kdjax.config.sweep import Sweep
 
 from .. import imdb_bilstm
 from . import recipes
@@ -34,17 +34,6 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def get_sweep(arg: str = '') -> Sweep:
-  members = NUM_MEMBERS[arg]
-  paper = {
-    panel.measure: recipes.values('', members, numbers[: len(members)])
-    for panel, numbers in PAPER.items()
-  }
-  return Sweep(
-    title='Table 2: IMDB, bidirectional LSTMs',
-    x_label='teachers in the ensemble, m',
-    points=[Point({'teacher.num_members': m}, m) for m in members],
-    panels=tuple(PAPER),
-    trials=recipes.TRIALS[arg],
-    paper=paper,
-    claims=recipes.members_claims(members, PAPER),
+  return recipes.table_2(
+    'Table 2: IMDB, bidirectional LSTMs', NUM_MEMBERS[arg], PAPER, recipes.TRIALS[arg]
   )

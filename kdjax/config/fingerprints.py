@@ -133,7 +133,7 @@ def code_record(config: ConfigDict, artefact: str) -> dict[str, Any]:
   names += ['gan'] * (fields.needs_gan(config) and artefact in ('predictions', 'student'))
   digests = {}
   for name in [*names, artefact]:
-    digests |= _digests(config, name)
+    digests |= code.digests(tuple(_roots(config, name)))
     for content in _content(config, name).values():
       digests |= {f'the data of {split}': digest for split, digest in content.items()}
   return {'fields': FINGERPRINTS[artefact](config, with_code=False), 'code': digests}
@@ -195,10 +195,6 @@ def _root(registry: dict[str, Callable], name: str) -> str:
   if name not in registry:
     return name
   return f'{registry[name].__module__}:{registry[name].__qualname__}'
-
-
-def _digests(config: ConfigDict, artefact: str) -> dict[str, str]:
-  return code.digests(tuple(_roots(config, artefact)))
 
 
 def _digest(config: ConfigDict, artefact: str, with_code: bool) -> str | None:

@@ -7,9 +7,10 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
+import math
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -48,8 +49,13 @@ def load(
     ConfigError: the file does not exist or cannot be run.
   """
   config = _call_get_config(spec)
-  problems = [problem for field, text in overrides for problem in _override(config, field, text)]
-  return config, problems
+  problems = [
+    f'{field}: no value given; write --config.{field}=VALUE'
+    if text is None
+    else _assign(config, field, _literal(text), text)
+    for field, text in overrides
+  ]
+  return config, [*filter(None, problems)]
 
 
 def from_values(values: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
@@ -117,7 +123,7 @@ def _call(spec: str, function: str) -> Any:
     module_spec.loader.exec_module(module)
     if not hasattr(module, function):
       is_sweep = function == 'get_sweep'
-      hint = '; run it without --sweep and --sweep_index' * is_sweep
+      hint = '; run it without --sweep, --sweep_index and --list' * is_sweep
       raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
     if argument and not inspect.signature(getattr(module, function)).parameters:
       raise ConfigError([f'--config = {spec!r}: {path} takes no argument; leave out :{argument}'])
@@ -185,35 +191,34 @@ def sweep_configs(
 def sweep_from_flags(name: str, swept: Sequence[tuple[str, str | None]]) -> tuple[Sweep, list[str]]:
   """The sweep of `--sweep.FIELD=VALUES` over all combinations of the values, and the problems with the flags.
 
-  The first field is the x axis; each combination of the others is a series.
+  The first field is the x axis; each combination of the others is a series. If these are too many for a figure,
+  each combination of all fields is a name on the x axis.
 
   Args:
     name: the name of the config, for the title.
     swept: (dotted field, values as text, separated by commas), as in `--sweep.FIELD=V1,V2`.
   """
+  fields, short = [field for field, _ in swept], [field.rpartition('.')[2] for field, _ in swept]
   problems = [
     f'--sweep.{field}: no values given; write --sweep.{field}=V1,V2'
     for field, text in swept
     if not text
   ]
-  fields = [field for field, _ in swept]
   problems += [
     f'--sweep.{field}: given twice' for field in {f for f in fields if fields.count(f) > 1}
   ]
   values = [_literals(text or '') for _, text in swept]
+  are_numbers = all(type(x) in (int, float) for x in values[0])
+  has_series = math.prod(map(len, values[1:])) <= sweep_lib.MAX_SERIES
   points = []
   for combination in itertools.product(*values):
-    (_, first), *rest = pairs = list(zip(fields, combination, strict=True))
-    x = float(first) if type(first) in (int, float) else str(first)
-    series = ', '.join(f'{_short(field)} = {value}' for field, value in rest)
-    points.append(Point(dict(pairs), x, series))
-  return Sweep(
-    f'{name}: {", ".join(map(_short, fields))}', _short(fields[0]), points, _PANELS, trial_field=''
-  ), problems
-
-
-def _short(field: str) -> str:
-  return field.rpartition('.')[2]
+    x = float(combination[0]) if are_numbers else str(combination[0])
+    names = [f'{field} = {value}' for field, value in zip(short, combination, strict=True)]
+    place = (x, ', '.join(names[1:])) if has_series else (', '.join(names),)
+    points.append(Point(dict(zip(fields, combination, strict=True)), *place))
+  x_label = short[0] if has_series else 'fields'
+  sweep = Sweep(f'{name}: {", ".join(short)}', x_label, points, _PANELS, trial_field='')
+  return sweep, problems or [f'--sweep: {problem}' for problem in sweep_lib.problems(sweep)]
 
 
 def _literals(text: str) -> list[Any]:
@@ -230,41 +235,29 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _override(config: ConfigDict, field: str, text: str | None) -> Iterator[str]:
-  """Sets a field to the value of a text, or yields the problem."""
-  if text is None:
-    yield f'{field}: no value given; write --config.{field}=VALUE'
-  else:
-    yield from _assign(config, field, _literal(text), text)
-
-
 def _assign_all(config: ConfigDict, values: Mapping[str, Any]) -> list[str]:
   """Sets fields to Python values; returns a line for each that does not fit."""
-  return [
-    problem
-    for field, value in values.items()
-    for problem in _assign(config, field, value, repr(value))
-  ]
+  problems = [_assign(config, field, value, repr(value)) for field, value in values.items()]
+  return [*filter(None, problems)]
 
 
-def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[str]:
-  """Sets a field to a value, or yields the problem. `text` is the value as the user wrote it."""
+def _assign(config: ConfigDict, field: str, value: Any, text: str) -> str | None:
+  """Sets a field to a value, or returns the problem. `text` is the value as the user wrote it."""
   *parents, name = field.split('.')
   section = config
   for parent in parents:
     section = section.get(parent)
     if not isinstance(section, ConfigDict):
-      break
-  if isinstance(section, ConfigDict) and parents and is_free(parents[-1]) and name:
+      return _unknown(config, field, text)
+  if parents and is_free(parents[-1]) and name:
     with section.unlocked(), section.ignore_type():
       section[name] = value
-    return
-  if not isinstance(section, ConfigDict) or name not in section:
-    yield _unknown(config, field, text)
-    return
+    return None
+  if name not in section:
+    return _unknown(config, field, text)
   if is_free(name) and isinstance(value, dict) and all(isinstance(key, str) for key in value):
     section[name] = ConfigDict(value)
-    return
+    return None
   wanted = section.get_type(name)
   optional = is_optional(config, field)
   if wanted is float and type(value) is int:
@@ -272,9 +265,9 @@ def _assign(config: ConfigDict, field: str, value: Any, text: str) -> Iterator[s
   if wanted is tuple and type(value) is list:
     value = tuple(value)
   if type(value) is not wanted and not (value is None and optional):
-    yield f'{field} = {text}: wrong type; allowed: {TYPE_NAMES[wanted]}{" or None" * optional}'
-    return
+    return f'{field} = {text}: wrong type; allowed: {TYPE_NAMES[wanted]}{" or None" * optional}'
   section[name] = value
+  return None
 
 
 TYPE_NAMES = {

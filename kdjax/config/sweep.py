@@ -261,17 +261,14 @@ def added_fields(sweep: Sweep, trial: int) -> dict[str, int]:
 def _cell(sweep: Sweep, panel: Panel, point: Point, results: Sequence[Mapping[str, Any]]) -> Cell:
   paper = sweep.paper.get(panel.measure, {}).get(point.key)
   paper_mean, paper_std = paper if isinstance(paper, tuple) else (paper, None)
-  cell = dataclasses.replace(
-    _mean(values(panel, panel.measure, results)), paper_mean=paper_mean, paper_std=paper_std
-  )
-  baseline = independent_measure(panel.measure)
-  if baseline is None:
-    return cell
-  both = [values(panel, measure, results) for measure in (panel.measure, baseline)]
-  pairs = [pair for pair in zip(*both, strict=True) if None not in pair]
+  own, baseline = values(panel, panel.measure, results), independent_measure(panel.measure)
+  others = values(panel, baseline, results) if baseline else [None] * len(own)
+  pairs = [pair for pair in zip(own, others, strict=True) if None not in pair]
   return dataclasses.replace(
-    cell,
-    independent=_mean(both[1]) if any(value is not None for value in both[1]) else None,
+    _mean(own),
+    paper_mean=paper_mean,
+    paper_std=paper_std,
+    independent=_mean(others) if any(value is not None for value in others) else None,
     difference=intervals.paired(*zip(*pairs, strict=True)) if pairs else None,
     num_pairs=len(pairs),
   )

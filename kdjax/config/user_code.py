@@ -49,16 +49,11 @@ def missing(config: ConfigDict) -> Iterator[str]:
 
 def problems(config: ConfigDict, description: data.Description) -> list[str]:
   """A line for each part and each option of the loss that does not fit the data or the other fields."""
-  checks = [
-    partial(_model_problems, config, description),
-    partial(loss_checks.option_problems, config, description),
-    partial(_augmentation_problems, config, description),
-    partial(_optimizer_problems, config),
-  ]
+  checks = _model_problems, loss_checks.option_problems, _augmentation_problems, _optimizer_problems
   found = []
   for check in checks:
     try:
-      found += check()
+      found += check(config, description)
     except UserError as error:
       found.append(str(error))
   return list(dict.fromkeys(found))
@@ -96,7 +91,7 @@ def _augmentation_problems(config: ConfigDict, description: data.Description) ->
       )
 
 
-def _optimizer_problems(config: ConfigDict) -> Iterator[str]:
+def _optimizer_problems(config: ConfigDict, _: data.Description) -> Iterator[str]:
   shapes = {'kernel': (3, 2), 'bias': (2,)}
   params = {'Dense_0': {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items()}}
   for section in SECTIONS:

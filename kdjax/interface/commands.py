@@ -38,18 +38,17 @@ def _workdir() -> epath.Path:
 
 
 def _run() -> None:
+  is_one, is_list = flags.SWEEP_INDEX.value is not None, flags.LIST.value
   modes = {
-    '--sweep': flags.SWEEP.value,
-    '--sweep_index': flags.SWEEP_INDEX.value is not None,
-    '--list': flags.LIST.value,
+    '--sweep': flags.SWEEP.value or (flags.SWEPT and not is_one and not is_list),
+    '--sweep_index': is_one,
+    '--list': is_list,
+    '--verify': flags.VERIFY.value,
   }
-  given = [flag for flag, on in (modes | {'--verify': flags.VERIFY.value}).items() if on]
-  if flags.SWEPT and not given:
-    given = ['--sweep']
-    modes['--sweep'] = True
+  given = [flag for flag, is_given in modes.items() if is_given]
   if len(given) > 1:
     raise ConfigError([f'{" and ".join(given)}: allowed: one of them'])
-  sweeps = [flag for flag, on in modes.items() if on]
+  sweeps = [flag for flag in given if flag != '--verify']
   if sweeps and flags.COORDINATOR.value is not None:
     raise ConfigError(
       [
