@@ -126,7 +126,7 @@ def _defaults() -> ConfigDict:
   config.student.keep_checkpoints = (0.0, 0.1, 0.25, 0.5, 0.75)
   config.student.model = ConfigDict()  # overrides `model`, field by field
   config.student.model.name = placeholder(str)
-  config.student.model.options = ConfigDict()  # overrides model.options if the name is the same
+  config.student.model.options = ConfigDict()  # merged into model.options if the names are equal
   config.student.model.depth = placeholder(int)
   config.student.model.width = placeholder(int)
   config.student.model.norm = placeholder(str)
@@ -171,7 +171,8 @@ def _defaults() -> ConfigDict:
   # teacher.source, teacher.independent_source names the independent teacher.
   config.evaluation.independent_seed = FieldReference(1000)
   config.evaluation.num_bootstrap = 1000  # resamples for each interval
-  config.evaluation.num_cka_examples = 0  # test examples for the CKA of features; 0: no CKA
+  # The number of test examples for the CKA of features, which needs a teacher with weights; 0: no CKA.
+  config.evaluation.num_cka_examples = 0
 
   config.lock()  # a misspelt field raises an error
   for section in (config.model.options, config.student.model.options, config.student.loss_options):

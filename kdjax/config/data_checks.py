@@ -55,9 +55,8 @@ def problems(config: ConfigDict, description: data.Description) -> Iterator[str]
     yield from _text_problems(config)
   yield from _extra_problems(config)
   k, num_classes = config.predictions.top_k, description.num_classes
-  if (
-    fields.is_top_k(config) and are_allowed(config, 'predictions.top_k') and (k or 0) > num_classes
-  ):
+  has_k = fields.is_top_k(config) and are_allowed(config, 'predictions.top_k')
+  if has_k and (k or 0) > num_classes:
     yield f'predictions.top_k = {k}: allowed: up to the {num_classes} classes of {of_name}'
 
 

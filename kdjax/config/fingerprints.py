@@ -29,7 +29,7 @@ def teacher_fingerprint(config: ConfigDict, with_code: bool = True) -> str:
   """The fingerprint of a teacher, which all members share.
 
   Args:
-    with_code: whether code and content of data count. Without, it finds artefacts of the same fields.
+    with_code: whether code and content of data count. If not, equal fields have equal fingerprints.
   """
   common = {
     'code': _digest(config, 'teacher', with_code),

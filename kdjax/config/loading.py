@@ -39,8 +39,8 @@ def load(
 
   Args:
     spec: a Python file that defines `get_config`, and its argument.
-    overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. A value is a
-      Python literal, and otherwise a string. None stands for a missing value.
+    overrides: (dotted field, value as text) pairs, as in `--config.student.temperature=1`. Text that is no
+      Python literal is a string. None stands for a missing value.
 
   Returns: the config, and a line for each override without a field or with a wrong type, which is not
     applied. `validation.check` raises these lines together with all other problems.

@@ -46,7 +46,7 @@ class Maker:
 
 
 class Objects:
-  """Gives names to the objects of one call. Different objects get different names."""
+  """Gives names to the objects of one call. Two different objects never share a name."""
 
   def __init__(self):
     self._digests: dict[str, dict[str, str]] = {}
@@ -57,9 +57,9 @@ class Objects:
     Raises:
       UserError: its source or content cannot be read, or another object of this call has the same name.
     """
-    return (
-      _dotted(value) if is_importable(value) else self._give(_label(value), value, digests(value))
-    )
+    if is_importable(value):
+      return _dotted(value)
+    return self._give(_label(value), value, digests(value))
 
   def model(self, module: nn.Module) -> dict[str, Any]:
     """The fields of a `model` section for a linen module: 'name', 'options' and perhaps 'dtype'.

@@ -118,8 +118,8 @@ def expand(sweep: Sweep) -> list[SweepRun]:
   """Every run of the sweep, in the order of its index.
 
   A trial of all points comes before the next trial. So a sweep that is cut short has a value for each point,
-  and more trials change no earlier run. With trials over `seed`, a trial's independent student (Section 4)
-  is that of the trial before, and of the second for the first, so the baseline costs no training.
+  and more trials change no earlier run. With trials over `seed`, the independent student (Section 4) of a trial
+  is the student of the trial before; for the first trial, of the second. So the baseline costs no training.
   """
   places = itertools.product(range(sweep.trials), sweep.points)
   return [

@@ -19,7 +19,7 @@ NUM_SHOWN = 4  # random inputs for the check of a function
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-  """The part of a fingerprint for a teacher that is not trained here. The code of a function counts apart."""
+  """The part of a fingerprint for a teacher that is not trained here, without the code of a function."""
   section = config.teacher
   if section.source != fields.WORKDIR:
     content = None if section.path is None else files.tree_checksum(section.path)

@@ -29,7 +29,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> str:
-  """The page of a template in this folder. Values are escaped; a value that the template lacks is an error."""
+  """The page of a template in this folder. Values are escaped; a missing value is an error."""
   return _environment().get_template(template).render(nothing=formats.NOTHING, **values)
 
 

@@ -181,7 +181,7 @@ def _decode(path: epath.Path, decode: Callable[[str], Any]) -> Any:
 
 @contextlib.contextmanager
 def lock(folder: epath.Path, wait: bool = True) -> Iterator[bool]:
-  """A context in which no other process can lock the folder.
+  """A context that keeps other processes out of a folder while its content is made.
 
   The lock file is FOLDER.lock; the operating system releases it when the process ends. gs:// has no locks:
   run one process at a time there. With several hosts, all must call this; the main host holds the lock for
