@@ -3,17 +3,15 @@
 By default a ResNet and LeNet are compared (`compiled.QUICK`). KDJAX_COMPILER=all compares every model, norm
 and dtype, and compiles for minutes.
 
-Each set of flags runs `tests/compiled.py` in a process of its own: every model, norm and dtype; a training
-step (loss, gradient, statistics), predictions and their ensemble, products with the Hessian and the
-generalised Gauss-Newton matrix, and the activations that permutations are matched by. The reference is the
-same in float64, without optimisations.
+For each set of flags, a process runs `tests/compiled.py`: a training step (loss, gradient, statistics),
+predictions and their ensemble, products with the Hessian and the generalised Gauss-Newton matrix, and the
+activations for matching permutations. The reference is the same in float64 without optimisations.
 
-The floor of rounding is measured; FACTOR, how far above it a result may be, is a choice. What rounding can do to an array is seen from
-the reference itself, with weights and inputs moved at random by one unit in the last place of the dtype:
-a rounded result is the exact one for operands that are a few such units away. The floor of an array is its
-largest change in a few such runs, relative to its largest entry. It covers rectifiers that lie so near
-0 that rounding flips them, which may move an entry of a gradient by 1e-2. A result may be FACTOR times the
-floor away, for sums of up to some thousand terms are rounded more than once; the floor is at least one unit.
+The tolerance is FACTOR, which is a choice, times a measured floor of rounding. The reference is computed a few
+times, with weights and inputs moved at random by one unit in the last place of the dtype: a rounded result is
+exact for operands that are a few units away. The floor of an array is its largest change, relative to its
+largest entry, and at least one unit. It covers rectifiers so near 0 that rounding flips them, which may move an
+entry of a gradient by 1e-2. FACTOR covers sums of some thousand terms, which are rounded more than once.
 """
 
 import os
@@ -31,12 +29,12 @@ from kdjax.runtime import compiler, xla_flags
 ROOT = pathlib.Path(__file__).parents[1]
 UNOPTIMISED = '--xla_backend_optimization_level=0'
 if jax.__version_info__ < (0, 11):
-  UNOPTIMISED += (
-    ' --xla_cpu_use_fusion_emitters=false'  # compiles in half the time, as in conftest.py
-  )
+  UNOPTIMISED += ' --xla_cpu_use_fusion_emitters=false'  # halves the time of compilation
 FACTOR = 16
 SMALLEST = np.finfo(np.float32).eps
-FLAG_SETS = compiler.flag_sets(xla_flags.JAXLIB_VERSION)
+# The XLA_FLAGS under which results are compared, by name.
+FLAGS = ' '.join(flag for flag in xla_flags.recommended() if flag.startswith('--xla_cpu'))
+FLAG_SETS = {'default': ''} | ({'set by launch.py': FLAGS} if FLAGS else {})
 
 
 def start(out: pathlib.Path, flags: str, kind: str) -> subprocess.Popen:
@@ -96,12 +94,6 @@ def test_holes_between_windows_of_one_are_known_to_be_wrong(found):
   """kdjax has no such program: its only window with holes is that of the probe, of two pixels."""
   if num_wrong := int(found['program/holes']):
     pytest.xfail(f'openxla/xla#48714: {num_wrong} numbers of reduce_window are wrong')
-
-
-def test_the_flags_that_launch_sets_are_tested():
-  assert compiler.flag_sets((0, 10, 1)) == {'default': ''}
-  sets = compiler.flag_sets((0, 12, 0))
-  assert sets == {'default': '', 'set by launch.py': ' '.join(xla_flags.ONEDNN)}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""A probe of XLA's results, and the sets of flags under which XLA is tested.
+"""A probe of XLA's results.
 
 Some releases of XLA compute wrong results on CPUs without an error: JAX 0.10.2 gets sums wrong
 (jax-ml/jax#39103, tensorflow/tensorflow#126812). `probe` computes a few results with known answers, so no
-list of versions is needed. `tests/test_compiler.py` compares every model with float64 under each of
-`flag_sets`.
+list of versions is needed. `tests/test_compiler.py` compares every model with float64.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,6 @@ import numpy as np
 from flax import linen as nn
 
 from kdjax.errors import UserError
-from kdjax.runtime import xla_flags
-
-
-def flag_sets(jaxlib_version: Sequence[int]) -> dict[str, str]:
-  """The XLA_FLAGS under which results are tested on a CPU, by name.
-
-  Args:
-    jaxlib_version: as `jaxlib.version.__version_info__`.
-  """
-  flags = xla_flags.recommended(jaxlib_version)
-  on_cpu = ' '.join(flag for flag in flags if flag.startswith('--xla_cpu'))
-  return {'default': ''} | ({'set by launch.py': on_cpu} if on_cpu else {})
 
 
 def require_right(insist: bool) -> None:
