@@ -138,6 +138,14 @@ def test_a_file_that_cannot_be_loaded_is_reported_by_name(tmp_path, text, reason
   assert reason in problem
 
 
+def test_a_package_that_cannot_be_imported_is_reported_each_time(tmp_path):
+  (tmp_path / '__init__.py').write_text('import no_such_module')
+  (tmp_path / 'mine.py').write_text(f'{BASE}return config')
+  for _ in range(2):
+    with pytest.raises(ConfigError, match=r'mine\.py.*No module named .no_such_module'):
+      config_lib.load(str(tmp_path / 'mine.py'))
+
+
 def test_an_argument_that_a_file_does_not_know_is_reported():
   for spec in (f'{CIFAR}:tiny', f'{DIGITS}:smoke'):
     with pytest.raises(ConfigError) as error:

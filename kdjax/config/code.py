@@ -1,10 +1,10 @@
 """Digests of the code that decides an artefact: of every definition that its root functions reach.
 
-The code is read from source files and never run. A definition is a top-level statement that binds names: a
-function, a class, an assignment. It reaches the definitions that it mentions by name, in the modules of kdjax
-and of the user. Names in other packages, in strings and in registries are not followed. Comments, docstrings,
-annotations, positions and formatting do not count. Top-level statements that bind no name, such as calls,
-count with every definition of their module.
+The code is read from source files; only `__init__` files of packages are run. A definition is a top-level
+statement that binds names: a function, a class, an assignment. It reaches the definitions that it mentions by
+name, in the modules of kdjax and of the user. Names in other packages, in strings and in registries are not
+followed. Comments, docstrings, annotations, positions and formatting do not count. Top-level statements that
+bind no name, such as calls, count with every definition of their module.
 """
 
 import ast

@@ -116,10 +116,10 @@ def _call(spec: str, function: str) -> Any:
   plugins.add_folder('.')
   if '://' not in str(path):
     plugins.add_folder(path.parent)
-  name = f'{_package(path.parent)}.{path.stem}'.removeprefix('.')
-  module_spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(module_spec)
   try:
+    name = f'{_package(path.parent)}.{path.stem}'.removeprefix('.')
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, function):
       is_sweep = function == 'get_sweep'
@@ -165,7 +165,11 @@ def _package(folder: epath.Path) -> str:
       name, folder / '__init__.py', submodule_search_locations=[str(folder)]
     )
     sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
+    try:
+      spec.loader.exec_module(sys.modules[name])
+    except BaseException:
+      del sys.modules[name]  # the next call raises the error again
+      raise
   return name
 
 
