@@ -201,7 +201,7 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
 
 
 def test_a_module_is_trained_as_it_was_given(tmp_path):
-  """Also if its fields are not plain values, or the student has defaults where its teacher has options."""
+  """The same holds for fields that are not plain values, and for defaults where the teacher has options."""
   module = Mlp(10, act=nn.tanh)
   make = lambda student, teacher: distillation.make_config(
     student=student, teacher=teacher, workdir=tmp_path, **splits()

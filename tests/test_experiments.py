@@ -128,7 +128,7 @@ def mean_of_paper(sweep, claim, second=None):
 
 @pytest.mark.parametrize('name', SWEEPS)
 def test_the_papers_effect_is_the_difference_of_its_numbers(name):
-  """Where the paper has both numbers. At every size, a claim holds for the paper's effect."""
+  """Checks claims about two numbers of the paper. At every size, a claim holds for the paper's effect."""
   sweep, _ = runs_of(FILES[name])
   assert sweep.claims and len({claim.text for claim in sweep.claims}) == len(sweep.claims)
   for claim in sweep.claims:

@@ -140,7 +140,7 @@ def test_pages_are_up_to_date():
 
 
 def test_results_are_made_again_from_the_csv(csv_path):
-  """Each file is as `collect` wrote it. Claims follow from the config and the csv, not from the old summary."""
+  """The files equal those of `collect`. Claims follow from the config and the csv, not from the old summary."""
   before = {path.name: path.read_bytes() for path in csv_path.parent.iterdir()}
   csv_path.with_suffix('.json').write_text('{}')
   csv_path.with_suffix('.png').unlink()

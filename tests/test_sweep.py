@@ -47,7 +47,7 @@ def test_expand_golden():
 
 @pytest.mark.parametrize('trial_field', ['seed', 'student.seed'])
 def test_more_trials_change_no_earlier_run(trial_field):
-  """Nor their baselines, so sweeps of two and of three trials can share students."""
+  """Baselines stay, too, so sweeps of two and of three trials can share students."""
   before = sweep_lib.expand(changed(trial_field=trial_field))
   assert sweep_lib.expand(changed(trials=5, trial_field=trial_field))[:6] == before
 

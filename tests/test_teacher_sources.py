@@ -142,7 +142,7 @@ def test_a_forest_and_a_support_vector_machine_teach_a_student(tmp_path):
 
 
 def test_stored_and_online_predictions_of_a_function_are_the_same(tmp_path):
-  """Each is for the view that a student sees."""
+  """Both are for the view that a student sees."""
   fields = {'teacher__source': source('both'), 'predictions__dtype': 'float32'}
   run = checked(tiny_run(tmp_path / 'run', **fields))
   predictions.STAGE.run(run)

@@ -178,7 +178,7 @@ def command(run: SweepRun, start: str = 'python launch.py') -> str:
 
 
 def has_difference(rows: Sequence[Row]) -> list[bool]:
-  """For each panel, whether any point has an independent student to compare with."""
+  """Whether any point has an independent student to compare with, for each panel."""
   columns = zip(*(row.cells for row in rows), strict=True)
   return [any(cell.num_pairs for cell in cells) for cells in columns]
 

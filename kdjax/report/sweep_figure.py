@@ -113,7 +113,7 @@ def spread_text(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def has_paper(rows: Sequence[Row]) -> list[bool]:
-  """For each panel, whether the paper gives a value for any point."""
+  """Whether the paper gives a value for any point, for each panel."""
   columns = zip(*(row.cells for row in rows), strict=True)
   return [any(cell.paper_mean is not None for cell in cells) for cells in columns]
 

@@ -121,7 +121,7 @@ def _differences(sweep: Sweep, rows: Sequence[Row]) -> dict[str, list[tuple[Row,
 
 
 def _claims(sweep: Sweep, results: Results) -> list[dict[str, Any]]:
-  """Each claim with its finding, as NAME.json has it."""
+  """The claims with their findings, as NAME.json has them."""
   return [
     dataclasses.asdict(of.claim)
     | {'label': of.panel.label, 'scale': of.panel.scale}
