@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.*)'", (ROOT / 'kdjax' / '__init__.py').read_text())[1]
-# The address of the repository, set here alone: `python -m tests.notebooks` writes it to README.md and the notebooks.
+# The address of the repository. `python -m tests.notebooks` writes it to README.md and the notebooks.
 REPOSITORY = 'https://github.com/OWNER/kdjax'
 # A wheel installs one top-level name, kdjax. There, `analysis` and `configs` are packages of kdjax.
 INSIDE = {'analysis': 'kdjax.analysis', 'configs': 'kdjax.experiments'}

@@ -4,7 +4,7 @@
 class UserError(Exception):
   """An error that `launch.py` prints without a traceback before it exits with status 1."""
 
-  known_to_all = False  # whether all hosts raise it, so that none waits for another
+  known_to_all = False  # whether all hosts raise this error; if so, none waits for another
 
 
 class ConfigError(UserError):

@@ -108,7 +108,7 @@ def test_fidelity_has_its_controls_intervals_and_verdicts(page):
     ['Test examples: all (6)'],
     AGREEMENT,
     KL,
-    ['Test examples: those that the teacher gets wrong (2)'],
+    ['Test examples: misclassified by the teacher (2)'],
     ['agreement (%)', '50.00', '–', '–', '–'],
     ['KL (nats)', '0.7000 (0.6000 to 0.8000)', '–', '–', '–'],
   ]

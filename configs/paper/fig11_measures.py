@@ -30,7 +30,7 @@ def get_sweep(arg: str = '') -> Sweep:
   members = NUM_MEMBERS[arg]
   return Sweep(
     title='Figure 11: distillation data and ensemble size',
-    x_label='distillation data, at τ = 1 but for ' + ', '.join(fig3_data.AT_TAU_4),
+    x_label=f'distillation data (τ = 4: {", ".join(fig3_data.AT_TAU_4)}; others: τ = 1)',
     points=[
       Point(dict(p.fields) | {'teacher.num_members': m}, p.x, f'm = {m}')
       for m in members

@@ -59,7 +59,7 @@ def get_sweep(arg: str = '') -> Sweep:
   }
   return Sweep(
     title='Figure 3: distillation data',
-    x_label='distillation data, at τ = 1 but for ' + ', '.join(at_tau_4),
+    x_label=f'distillation data (τ = 4: {", ".join(at_tau_4)}; others: τ = 1)',
     points=points,
     panels=(recipes.ACCURACY, recipes.AGREEMENT, recipes.TRAIN_AGREEMENT, recipes.LAST_EPOCH),
     trials=recipes.TRIALS[arg],

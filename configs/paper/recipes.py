@@ -144,7 +144,7 @@ def mnist_gan(size: str) -> ConfigDict:
   config = mnist()
   config.predictions.examples = (0, 2000)
   config.student.num_epochs = None
-  config.student.num_steps = 1000  # whatever the size of its data
+  config.student.num_steps = 1000  # for any size of its data
   config.gan.num_steps = 1000
   config.gan.batch_size = 32
   config.gan.num_discriminator_steps = 1

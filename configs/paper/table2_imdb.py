@@ -1,4 +1,4 @@
-"""Table 2, IMDB: bidirectional LSTMs that tell good reviews from bad ones.
+"""Table 2, IMDB: bidirectional LSTMs that classify reviews as good or bad.
 
     python launch.py --config=configs/paper/table2_imdb.py --sweep          # a GPU, hours; not run
     python launch.py --config=configs/paper/table2_imdb.py:small --sweep    # 8 students; hours: docs/results.md

@@ -90,7 +90,7 @@ def _shapes(config: ConfigDict, description: data.Description) -> dict[str, Shap
 
 
 def _cka_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  """A line if teacher and student have no features in common, so that no CKA can be computed."""
+  """A line if CKA is evaluated, but teacher and student have no features in common."""
   names = config.model.name, fields.student_model(config).name
   is_known = len(set(names)) == 1 and names[0] in models.MODELS
   if not config.evaluation.num_cka_examples or is_known:

@@ -37,7 +37,7 @@ _OF_FLAX = ('parent', 'name')  # fields that every linen module has
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-  """A model that is always the same linen module, whatever the data."""
+  """A model that is the same linen module for all data."""
 
   module: nn.Module
 
@@ -178,7 +178,7 @@ class _Reader:
     return f'{self._definition(type(value))}({_sha(content)})'
 
   def _definition(self, value: Callable) -> str:
-    """The name of a function or class. Its digest, and those of what it uses, go to `found`."""
+    """The name of a function or class. Adds its digest, and the digests of all that it uses, to `found`."""
     if value in self._seen:
       return self._seen[value]
     self._seen[value] = name = f'{_home(value)}:{value.__qualname__}'

@@ -316,7 +316,7 @@ def views(
   Args:
     config: of `make_config` or `kdjax.open(workdir)[0].config`, or the name of a config file such as
       'configs/cifar_resnet.py:smoke'.
-    workdir: only needed for images of a GAN, which are there.
+    workdir: the workdir of the GAN, if the distillation data has images of one.
 
   Yields: (view, indices_B, images_BHWC, labels_B): the number of the view; the numbers of up to
     `evaluation.batch_size` examples; float32 in [−1, 1]; labels, −1 for none.

@@ -20,7 +20,7 @@ from kdjax.runtime import files
 
 NAME = 'report.html'
 TEMPLATE = 'report.html.j2'
-NUM_EXAMPLES = 12  # of those on which teacher and student disagree, how many are shown
+NUM_EXAMPLES = 12  # the most test images shown on which teacher and student disagree
 
 
 @dataclasses.dataclass(frozen=True)

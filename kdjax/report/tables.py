@@ -79,11 +79,11 @@ def cells(values: Mapping[str, float], keys: Iterable[str] = tuple(MEASURES)) ->
 
 
 def controls(result: Mapping[str, Any]) -> list[Group]:
-  """Agreement and KL on all test examples, and on those whose label the teacher gets wrong."""
+  """Agreement and KL on all test examples, and on the examples that the teacher misclassifies."""
   test = result['splits']['test']
   groups = [
     _fidelity('all', test, FIDELITY),
-    _fidelity('those that the teacher gets wrong', test.get('teacher_wrong', {}), FIDELITY),
+    _fidelity('misclassified by the teacher', test.get('teacher_wrong', {}), FIDELITY),
   ]
   return [group for group in groups if group.rows]
 

@@ -145,8 +145,8 @@ def decide(function: Callable[[], bool]) -> bool:
   answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
   if answer == _FAILED:
     padded = np.frombuffer(message.ljust(MAX_ERROR_BYTES, b'\0'), np.uint8)
-    told = multihost_utils.broadcast_one_to_all(padded).tobytes().rstrip(b'\0')
-    error = failure or UserError(told.decode(errors='replace'))
+    text = multihost_utils.broadcast_one_to_all(padded).tobytes().rstrip(b'\0')
+    error = failure or UserError(text.decode(errors='replace'))
     error.known_to_all = True
     raise error
   return answer == _YES
@@ -166,7 +166,7 @@ def require_same(text: str, what: str) -> None:
 
 
 def is_known_to_all(error: Exception) -> bool:
-  """Whether all processes raise this error, so that none waits for another."""
+  """Whether all processes raise this error. If so, none waits for another."""
   return count() == 1 or getattr(error, 'known_to_all', False)
 
 
