@@ -47,6 +47,13 @@ def test_a_sweep_from_flags_has_every_combination():
   assert sweep.points[-1].fields == {'student.temperature': 4.5, 'student.loss': 'logit_mse'}
 
 
+def test_a_field_has_its_full_name_where_others_end_like_it():
+  swept = [('teacher.num_epochs', '1,2'), ('student.num_epochs', '3'), ('student.loss', 'kl')]
+  sweep, _ = config_lib.sweep_from_flags('digits', swept)
+  assert sweep.x_label == 'teacher.num_epochs'
+  assert sweep_lib.series_names(sweep) == ['student.num_epochs = 3, loss = kl']
+
+
 def test_values_that_are_not_all_numbers_are_names():
   sweep, problems = config_lib.sweep_from_flags('digits', [('student.final_temperature', 'None,3')])
   assert problems == [] and [point.x for point in sweep.points] == ['None', '3']

@@ -36,6 +36,7 @@ from kdjax.config.loading import (
   from_values,
   load,
   load_sweep,
+  short_name,
   sweep_configs,
   sweep_from_flags,
 )
@@ -57,6 +58,7 @@ __all__ = [
   'num_steps',
   'predictions_fingerprint',
   'shares_weight_space',
+  'short_name',
   'sources',
   'student_fingerprint',
   'student_model',

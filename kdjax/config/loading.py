@@ -75,6 +75,13 @@ def config_name(spec: str) -> str:
   return f'{name}_{argument}' if argument else name
 
 
+def short_name(field: str) -> str:
+  """The last part of a field's dotted name, or all of it if several fields have the same last part."""
+  last = field.rpartition('.')[2]
+  same = [name for name in leaves(base.get_config()) if name.rpartition('.')[2] == last]
+  return field if len(same) > 1 else last
+
+
 def load_sweep(spec: str) -> Sweep:
   """The sweep of FILE.py or FILE.py:ARGUMENT.
 
@@ -202,7 +209,8 @@ def sweep_from_flags(name: str, swept: Sequence[tuple[str, str | None]]) -> tupl
     name: the name of the config, for the title.
     swept: (dotted field, values as text, separated by commas), as in `--sweep.FIELD=V1,V2`.
   """
-  fields, short = [field for field, _ in swept], [field.rpartition('.')[2] for field, _ in swept]
+  fields = [field for field, _ in swept]
+  short = [short_name(field) for field in fields]
   problems = [
     f'--sweep.{field}: no values given; write --sweep.{field}=V1,V2'
     for field, text in swept

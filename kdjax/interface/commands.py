@@ -96,7 +96,7 @@ def _run_sweep(problems: list[str]) -> None:
   if flags.SWEPT:
     sweep, more = config_lib.sweep_from_flags(name, flags.SWEPT)
     problems = problems + more
-    name = '_'.join([name, *(field.rpartition('.')[2] for field, _ in flags.SWEPT)])
+    name = '_'.join([name, *(config_lib.short_name(field) for field, _ in flags.SWEPT)])
   else:
     sweep = config_lib.load_sweep(flags.CONFIG.value)
   configs, wrong = config_lib.sweep_configs(flags.CONFIG.value, sweep, flags.OVERRIDES)
