@@ -17,8 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from kdjax.errors import UserError
 
+from .estimates import jackknife, leave_one_out
 from .lanczos import Krylov, lanczos
-from .trajectory import jackknife, leave_one_out
 
 Batch = dict[str, Any]  # 'inputs', and the arrays that the loss reads
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, inputs) → logits_BC

@@ -37,6 +37,8 @@ from kdjax import intervals, keys, models
 from kdjax.train import batch_norm, devices
 from kdjax.train.steps import Variables
 
+from .estimates import named
+
 Point = Any  # a tree of arrays
 Batch = dict[str, Any]  # 'inputs', and what the measures read, each with a first axis of examples
 Build = Callable[[Any, jax.Array], Point]  # (shared, coordinates_K) → point, traceable
@@ -265,9 +267,7 @@ def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
         means_RP = _resamples(num_examples, seed) @ values_PN.T / num_examples
       mean_P = values_PN.mean(axis=1)
       low_P, high_P = np.quantile(means_RP, [intervals.TAIL, 1 - intervals.TAIL], axis=0)
-    found |= dict(
-      zip((f'{key}{end}' for end in intervals.ENDS), (mean_P, low_P, high_P), strict=True)
-    )
+    found |= named(key, (mean_P, low_P, high_P))
   return found
 
 

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.linalg
-import scipy.stats
 from scipy.special import log_softmax, rel_entr
 
 from kdjax import intervals
 
+from .estimates import jackknife, leave_one_out, named
+from .geometry import difference
+
 Tree = dict[str, Any]  # nested dicts of arrays
 Values = dict[str, np.ndarray]  # 'x' with its interval 'x/low' and 'x/high'
-MIN_BATCHES = 3  # the leave-one-out jackknife needs a variance of the remaining batches
 
 
 # Weight space.
@@ -33,11 +34,6 @@ def layers(params: Tree) -> tuple[str, ...]:
 def sizes(params: Tree) -> np.ndarray:
   """The numbers of parameters, sizes_L."""
   return _by_layer(jax.tree.map(np.size, params))
-
-
-def difference(a: Tree, b: Tree) -> Tree:
-  """a − b in float64."""
-  return jax.tree.map(lambda x, y: _float64(x) - _float64(y), a, b)
 
 
 def dots(a: Tree, b: Tree) -> np.ndarray:
@@ -148,7 +144,7 @@ def gradient_noise(gram_LBB: np.ndarray, batch_size: int) -> Values:
 
   found = jackknife(*leave_one_out(statistics, gram_LBB.shape[1]))
   norm, noise, snr = np.swapaxes(found, 0, 1)
-  return _with_interval('norm', norm) | _with_interval('noise', noise) | _with_interval('snr', snr)
+  return named('norm', norm) | named('noise', noise) | named('snr', snr)
 
 
 def descent_cosines(
@@ -164,7 +160,7 @@ def descent_cosines(
     directions: an iterable that is read once, so that not all need to be in memory.
     gram_LBB: `gram` of `gradients`.
 
-  Returns: values_KL, and without_BKL, the values without each of the batches, for `jackknife_error`. They
+  Returns: values_KL, and without_BKL, the values without each of the batches, for `estimates.jackknife_error`. They
     are NaN where the direction or the gradient is 0.
   """
   products, squared = [], []
@@ -178,38 +174,6 @@ def descent_cosines(
     return _ratio(-dots_KBL[:, kept_B].mean(axis=1), np.sqrt(norm_squared_L[None] * squared_KL))
 
   return leave_one_out(cosines, len(gradients))
-
-
-def leave_one_out(
-  statistic: Callable[[np.ndarray], np.ndarray], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """A statistic of `count` parts, and its values without each part, along a new first axis.
-
-  Args:
-    statistic: maps the indices of the parts to use to values_X.
-
-  Raises:
-    ValueError: there are fewer than three parts.
-  """
-  if count < MIN_BATCHES:
-    raise ValueError(f'{count} batches; a jackknife needs {MIN_BATCHES} or more')
-  everything = np.arange(count)
-  return statistic(everything), np.stack([statistic(np.delete(everything, i)) for i in everything])
-
-
-def jackknife_error(without_BX: np.ndarray) -> np.ndarray:
-  """The jackknife standard error of a statistic (Efron & Tibshirani 1993, ch. 11).
-
-  It is √((n − 1)/n Σ_i (value without part i − their mean)²), with n − 1 degrees of freedom.
-  """
-  return np.sqrt((len(without_BX) - 1) * without_BX.var(axis=0))
-
-
-def jackknife(value_X: np.ndarray, without_BX: np.ndarray) -> np.ndarray:
-  """The value and its 95 % interval by Student's t: (value, low, high) along a new first axis."""
-  quantile = scipy.stats.t.ppf(1 - intervals.TAIL, len(without_BX) - 1)
-  half_X = quantile * jackknife_error(without_BX)
-  return np.stack([value_X, value_X - half_X, value_X + half_X])
 
 
 # Prediction space.
@@ -297,10 +261,6 @@ def _by_layer(tree: Tree) -> np.ndarray:
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
   """above / below, NaN where `below` is 0."""
   return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
-
-
-def _with_interval(name: str, values: np.ndarray) -> Values:
-  return {name + end: value for end, value in zip(intervals.ENDS, values, strict=True)}
 
 
 def _centred(matrix_TT: np.ndarray) -> np.ndarray:

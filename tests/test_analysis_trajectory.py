@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analysis import trajectory
+from analysis import geometry, trajectory
 
 
 def make_tree(rng, scale=1.0):
@@ -62,7 +62,7 @@ def test_distances_of_float32_weights_are_taken_in_float64():
 def test_a_straight_path_is_as_long_as_its_displacement_until_it_turns():
   rng = np.random.default_rng(2)
   start, step = make_tree(rng), make_tree(rng)
-  at = lambda t: trajectory.difference(start, {k: scaled(v, -t) for k, v in step.items()})
+  at = lambda t: geometry.difference(start, {k: scaled(v, -t) for k, v in step.items()})
   path = trajectory.path([at(t) for t in (0, 0.5, 2, 0.25)])
   norms_L = np.array([np.linalg.norm(x) for x in flat(step)])
   for key, expected_T in (('length', [0, 0.5, 2, 3.75]), ('displacement', [0, 0.5, 2, 0.25])):
@@ -167,19 +167,10 @@ def test_signal_to_noise_is_its_definition():
     noise_of([[3, 3], [3, 4]], 4)
 
 
-def test_the_jackknife_of_a_mean_is_students_interval():
-  x = np.random.default_rng(8).normal(size=9)
-  parts = trajectory.leave_one_out(lambda kept: x[kept].mean(), 9)
-  value, low, high = trajectory.jackknife(*parts)
-  assert trajectory.jackknife_error(parts[1]) == pytest.approx(x.std(ddof=1) / 3)
-  half = scipy.stats.t.ppf(0.975, 8) * x.std(ddof=1) / 3
-  np.testing.assert_allclose([value, low, high], [x.mean(), x.mean() - half, x.mean() + half])
-
-
 def test_descent_on_a_round_quadratic_goes_straight_to_its_minimum():
   rng = np.random.default_rng(9)
   target, point = make_tree(rng), make_tree(rng)
-  direction = trajectory.difference(target, point)
+  direction = geometry.difference(target, point)
   gradients = [scaled(direction, -size) for size in (1.0, 2.0, 0.5)]  # of c ‖x − target‖² / 2
   directions = [direction, scaled(direction, -1)]
   values_KL, without_BKL = trajectory.descent_cosines(

@@ -14,7 +14,7 @@ import pytest
 from conftest import tiny_run
 from etils import epath
 
-from analysis import alignment, matching, measure, nulls, paths, permutations, runs, trajectory
+from analysis import alignment, estimates, matching, measure, paths, permutations, runs, trajectory
 from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
 from analysis.measure import Measure
@@ -178,8 +178,8 @@ def test_distances_stand_beside_their_nulls(study, results):
   expected_KT = [[norm(x - other) for x in points] for other in others]
   np.testing.assert_allclose(arrays['null/unrelated'][..., 0], expected_KT, rtol=1e-9)
   # All permutations have the norm of the teacher, and so mean inner products decide.
-  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 4)
-  assert len(np.unique(arrays['null/permuted'][:, -1, 0])) == nulls.NUM_PERMUTATIONS
+  assert arrays['null/permuted'].shape == (estimates.NUM_PERMUTATIONS, 3, 4)
+  assert len(np.unique(arrays['null/permuted'][:, -1, 0])) == estimates.NUM_PERMUTATIONS
   for null in ('permuted', 'unrelated', 'origin'):
     mean_TL = arrays[f'null/{null}'] if null == 'origin' else arrays[f'null/{null}'].mean(0)
     found = arrays[f'excess/raw/{null}']
@@ -308,7 +308,7 @@ def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(
   monkeypatch.setattr(part, '_networks', lambda *_: networks)
   alone = compute('gradients', Planted(study.experiment, kept=(study.steps[1],)), tmp_path)
   np.testing.assert_allclose(alone['norm'][0], arrays['norm'][1], rtol=1e-5)
-  assert arrays['null/permuted'].shape == (nulls.NUM_PERMUTATIONS, 3, 4)
+  assert arrays['null/permuted'].shape == (estimates.NUM_PERMUTATIONS, 3, 4)
   assert arrays['null/unrelated'].shape == (2, 3, 4)
 
 

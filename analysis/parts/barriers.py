@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from kdjax import keys
-from kdjax.intervals import ENDS
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
 from .. import matching, measure, paths, surface
+from ..estimates import named
 from ..figures import barriers as drawing
 from ..matching import Aligned, Aligner
 from ..measure import Measure
@@ -154,12 +154,9 @@ def _names(study: Study, settings: Settings) -> list[str]:
 
 def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
   """Barriers of the distillation loss and of the test error, each with its interval."""
-  curves = {'loss': values['distillation/loss'], 'error': 1 - values['test/accuracy']}
-  return {
-    f'{key}{end}': np.array(x)
-    for key, values_TN in curves.items()
-    for end, x in zip(ENDS, paths.barrier_interval(values_TN, ts_T, seed), strict=True)
-  }
+  loss = paths.barrier_interval(values['distillation/loss'], ts_T, seed)
+  error = paths.barrier_interval(1 - values['test/accuracy'], ts_T, seed)
+  return named('loss', loss) | named('error', error)
 
 
 # Barriers between all pairs.

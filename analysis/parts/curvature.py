@@ -8,7 +8,7 @@ Axes: P parameter, N example, K eigenvalue or probe, L layer, T Lanczos step, G 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import jax
@@ -19,6 +19,7 @@ from kdjax.runtime import progress
 
 from .. import curvature, lanczos, measure, surface
 from ..curvature import MeanLoss
+from ..estimates import named
 from ..figures import curvature as drawing
 from ..figures.curvature import DRAWN_LAYERS, OBJECTIVES, OPERATORS, POINTS
 from ..lanczos import Krylov
@@ -170,15 +171,9 @@ def _eigenvalues(krylov: Krylov, num: int) -> tuple[Arrays, np.ndarray]:
   missing = (0, num - len(values_K))
   values_K, bounds_K = (np.pad(x, missing, constant_values=np.nan) for x in (values_K, bounds_K))
   values_T, bounds_T, _ = krylov.eigenvalues()
-  arrays = {
-    'eigenvalues': values_K,
-    'eigenvalues/low': values_K - bounds_K,
-    'eigenvalues/high': values_K + bounds_K,
-    'lowest': values_T[0],
-    'lowest/low': values_T[0] - bounds_T[0],
-    'lowest/high': values_T[0] + bounds_T[0],
-  }
-  return arrays, vectors_KP
+  arrays = named('eigenvalues', (values_K, values_K - bounds_K, values_K + bounds_K))
+  lowest, bound = values_T[0], bounds_T[0]
+  return arrays | named('lowest', (lowest, lowest - bound, lowest + bound)), vectors_KP
 
 
 def _deviations(multiply: lanczos.Multiply, probes: list[np.ndarray], first: Krylov) -> Arrays:
@@ -210,12 +205,8 @@ def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arr
   }
   for name, values_N in (('loss', losses_N), ('sharpness', mean_loss.losses(shift_P) - losses_N)):
     rng = keys.numpy_rng(study.seed, 'analysis/curvature/bootstrap')
-    low, high = intervals.bootstrap_interval(values_N, intervals.NUM_RESAMPLES, rng)
-    arrays |= {
-      name: values_N.mean(),
-      f'{name}/low': np.array(low),
-      f'{name}/high': np.array(high),
-    }
+    ends = intervals.bootstrap_interval(values_N, intervals.NUM_RESAMPLES, rng)
+    arrays |= named(name, (values_N.mean(), *ends))
   return arrays
 
 
@@ -227,24 +218,19 @@ def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> A
   """
   found = curvature.probed(mean_loss, _shown(_probes(study, mean_loss, num_probes), show))
   arrays = {'layers': np.array(found.layers), 'ggn/deviation': np.array(0.0)}
-  arrays |= _with_interval('mismatch', curvature.mismatch(found))
+  arrays |= named('mismatch', curvature.mismatch(found))
   for operator, traces_KL in (('hessian', found.hessian_KL), ('ggn', found.ggn_KL)):
-    arrays |= _with_interval(f'{operator}/trace', intervals.of_mean(traces_KL.sum(axis=1)))
-    arrays |= _with_interval(f'{operator}/layers', intervals.of_mean(traces_KL))
+    arrays |= named(f'{operator}/trace', intervals.of_mean(traces_KL.sum(axis=1)))
+    arrays |= named(f'{operator}/layers', intervals.of_mean(traces_KL))
   if not mean_loss.normalised:
     layers = curvature.layer_sums(mean_loss.tree(mean_loss.ggn_diagonal()))
     layers_L = np.array(list(layers.values()))
     trace, estimate = layers_L.sum(), arrays['ggn/trace']
     half = max(arrays['ggn/trace/high'] - estimate, ROUNDING * trace)
     arrays['ggn/deviation'] = np.array(abs(trace - estimate) / half)
-    arrays |= _with_interval('ggn/trace', [trace] * 3)
-    arrays |= _with_interval('ggn/layers', [layers_L] * 3)
+    arrays |= named('ggn/trace', [trace] * 3)
+    arrays |= named('ggn/layers', [layers_L] * 3)
   return arrays
-
-
-def _with_interval(name: str, value_low_high: Sequence[np.ndarray]) -> Arrays:
-  ends = (f'{name}{end}' for end in intervals.ENDS)
-  return {key: np.array(x) for key, x in zip(ends, value_low_high, strict=True)}
 
 
 def _shown(probes: Iterable[np.ndarray], show: Show) -> Iterator[np.ndarray]:

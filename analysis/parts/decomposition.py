@@ -22,6 +22,7 @@ from kdjax.stages.experiment import Experiment
 
 from .. import basins, decomposition
 from ..decomposition import MIN_STUDENTS, TERMS
+from ..estimates import named
 from ..figures import decomposition as drawing
 from ..measure import Measure
 from ..part import Arrays, Blocks, Checks, Part, Settings
@@ -209,7 +210,7 @@ def _by_margin(teacher_NC: np.ndarray, others: dict[str, np.ndarray]) -> Arrays:
       disagrees_N = others[name].argmax(axis=-1) != teacher_NC.argmax(axis=-1)
       counts, estimate = decomposition.by_margin(margins_N, disagrees_N, EDGES)
       found['margin/counts'] = counts
-      found |= dict(zip(_ends(f'margin/{name}'), estimate, strict=True))
+      found |= named(f'margin/{name}', estimate)
   return found
 
 
@@ -219,12 +220,8 @@ def _over_students(values_KVN: np.ndarray, seed: int) -> decomposition.Interval:
   return decomposition.over_students(values_KVN.mean(axis=1), rng)
 
 
-def _ends(key: str) -> list[str]:
-  return [f'{key}{end}' for end in intervals.ENDS]
-
-
 def _add(found: dict[str, list], key: str, estimate: decomposition.Interval) -> None:
-  for name, value in zip(_ends(key), estimate, strict=True):
+  for name, value in named(key, estimate).items():
     found.setdefault(name, []).append(value)
 
 
@@ -285,7 +282,7 @@ def _residual(
   estimates = {
     name: np.clip(value, 0, 1)  # a t interval can exceed the range of a share
     for key, values in found.items()
-    for name, value in zip(_ends(key), intervals.of_mean(np.array(values)), strict=True)
+    for name, value in named(key, intervals.of_mean(np.array(values))).items()
   }
   return estimates | {
     'residual/rate_sum': np.array(rate_sum),

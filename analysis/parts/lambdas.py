@@ -17,6 +17,7 @@ from kdjax.train.steps import Variables
 
 from .. import basins, geometry, measure, paths
 from ..decomposition import MIN_STUDENTS
+from ..estimates import named
 from ..figures import lambdas as drawing
 from ..measure import Measure
 from ..part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
@@ -123,8 +124,7 @@ def _fidelity(measured: Measure, runs: list[Experiment], seed: int) -> Arrays:
     else:
       summary = measure.summary({key: own_1N}, seed)
       of_mean = [summary[f'{key}{end}'][0] for end in intervals.ENDS]
-    for end, value in zip(intervals.ENDS, of_mean, strict=True):
-      found[f'final/{key}{end}'] = np.array(value)
+    found |= named(f'final/{key}', of_mean)
   return found
 
 

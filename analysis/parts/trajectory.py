@@ -2,7 +2,7 @@
 
 There are two parts: `trajectory`, distances in weight space and fidelity at the kept checkpoints; and
 `gradients`, the norm, noise and direction of the distillation gradient there. Distances and cosines are
-compared with nulls (`analysis.nulls`). Axes: L layer (the first entry is all layers), T checkpoint, B batch,
+compared with nulls (`estimates.excess`). Axes: L layer (the first entry is all layers), T checkpoint, B batch,
 K draw of a null, A alignment, N example, C class.
 """
 
@@ -16,12 +16,11 @@ import jax
 import numpy as np
 
 from kdjax import keys, models
-from kdjax.intervals import ENDS
 from kdjax.runtime import progress
 from kdjax.train import devices
 from kdjax.train.steps import Variables
 
-from .. import alignment, matching, measure, nulls, paths, surface, trajectory
+from .. import alignment, estimates, geometry, matching, measure, paths, surface, trajectory
 from ..figures import trajectory as drawing
 from ..matching import Aligner
 from ..measure import Batch, Measure, Objective
@@ -76,7 +75,7 @@ def _networks(study: Study, settings: Settings, checks: Checks) -> _Networks:
   bare = {'params': teacher['params']}
   drawn['permuted'] = [
     partial(_permuted, spec, bare, keys.derive_seed(study.seed, 'analysis/permuted', i))
-    for i in range(nulls.NUM_PERMUTATIONS)
+    for i in range(estimates.NUM_PERMUTATIONS)
   ]
   distances = [
     trajectory.distances(alignment.apply(spec, order, bare)['params'], final['params'])[0]
@@ -118,8 +117,8 @@ def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks:
         [[trajectory.distances(p, x) for p in points] for x in (make() for make in draws)]
       )
   for teacher, null in networks.compared:
-    found = nulls.excess(of_layers[f'distance/{teacher}'], of_layers[f'null/{null}'])
-    of_layers |= {f'excess/{teacher}/{null}{end}': x for end, x in found.items()}
+    found = estimates.excess(of_layers[f'distance/{teacher}'], of_layers[f'null/{null}'])
+    of_layers |= estimates.named(f'excess/{teacher}/{null}', found)
   arrays = _in_order_of_depth(study, measured, of_layers) | networks.alignments
   with progress.bar('trajectory', len(study.steps), 'checkpoints') as show:
     at_steps = []
@@ -186,25 +185,26 @@ def _gradients_at(
   targets |= {'origin': [lambda: origin]} | {k: x for k, x in networks.nulls.items() if x}
   cosines = {
     name: trajectory.descent_cosines(
-      gradients, (trajectory.difference(make(), params) for make in draws), gram_LBB
+      gradients, (geometry.difference(make(), params) for make in draws), gram_LBB
     )
     for name, draws in targets.items()
   }
   for name, (values_KL, without_BKL) in cosines.items():
     if name in networks.teachers:
-      of_ends = trajectory.jackknife(values_KL[0], without_BKL[:, 0])
-      found |= {f'cosine/{name}{end}': x for end, x in zip(ENDS, of_ends, strict=True)}
+      found |= estimates.named(
+        f'cosine/{name}', estimates.jackknife(values_KL[0], without_BKL[:, 0])
+      )
     else:
       found[f'null/{name}'] = values_KL[0] if name == 'origin' else values_KL
   for teacher, null in networks.compared:
     difference_BL = cosines[teacher][1][:, 0] - cosines[null][1].mean(axis=1)
-    excess = nulls.excess(
+    excess = estimates.excess(
       found[f'cosine/{teacher}'],
       found[f'null/{null}'],
-      trajectory.jackknife_error(difference_BL),
+      estimates.jackknife_error(difference_BL),
       len(batches) - 1,
     )
-    found |= {f'excess/{teacher}/{null}{end}': x for end, x in excess.items()}
+    found |= estimates.named(f'excess/{teacher}/{null}', excess)
   return found
 
 
@@ -256,7 +256,7 @@ def _in_order_of_depth(study: Study, measured: Measure, of_layers: Arrays) -> Ar
 
 
 def gradients_unavailable(study: Study) -> str | None:
-  plan, least = study.experiment.student.plan, trajectory.MIN_BATCHES
+  plan, least = study.experiment.student.plan, estimates.MIN_PARTS
   if plan.num_examples < least * plan.batch_size:
     return (
       f'the noise of gradients needs {least} batches of student.batch_size = {plan.batch_size}, and the '
