@@ -26,7 +26,7 @@ from kdjax.train import loop
 from kdjax.train.checkpoint import Checkpoints
 from kdjax.train.steps import State, Variables, init_state
 
-from . import curvature, geometry, measure, paths
+from . import curvature, geometry, paths, surface
 from .curvature import MeanLoss
 from .geometry import Tree
 from .part import Settings
@@ -132,7 +132,7 @@ def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[s
   return {'pairs': pairs_P, '': pairs_P[there_P].mean(), 'low': low, 'high': high}
 
 
-def barriers_of(values: list[measure.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def barriers_of(values: list[surface.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """`mean_barriers` of each measure along paths.
 
   For 'accuracy' and 'top1_agreement' the barrier is the drop below the chord.
@@ -223,11 +223,6 @@ def moved(params: Tree, direction: Tree, distance: float) -> Tree:
     params,
     direction,
   )
-
-
-def distance(a: Tree, b: Tree) -> float:
-  """‖a − b‖₂, in float64."""
-  return geometry.norm(geometry.difference(a, b))
 
 
 def _with_sign(tree: Tree) -> Tree:

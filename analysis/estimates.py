@@ -58,7 +58,7 @@ def excess(
   values_X: np.ndarray,
   nulls_KX: np.ndarray,
   errors_X: np.ndarray | float = 0.0,
-  num_errors: float = math.inf,
+  freedom_of_errors: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A value minus the mean of its null, with a 95 % interval.
 
@@ -73,14 +73,14 @@ def excess(
   Args:
     nulls_KX: draws of the null; an array of the values' own shape is a fixed reference, as the origin is.
     errors_X: standard errors of the difference from other causes, such as the noise of batches.
-    num_errors: the degrees of freedom of `errors_X`; the smaller of the two numbers is used.
+    freedom_of_errors: the degrees of freedom of `errors_X`; the smaller of the two numbers is used.
 
   Returns: (value, low, high), each of the shape of the values.
   """
   values_X, nulls_KX = np.asarray(values_X, np.float64), np.asarray(nulls_KX, np.float64)
   is_drawn = nulls_KX.ndim > values_X.ndim
   means_X = nulls_KX.mean(axis=0) if is_drawn else nulls_KX
-  freedom, variance_X = num_errors, np.square(errors_X) * np.ones_like(values_X)
+  freedom, variance_X = freedom_of_errors, np.square(errors_X) * np.ones_like(values_X)
   if is_drawn:
     count = len(nulls_KX)
     freedom = min(freedom, count - 1)

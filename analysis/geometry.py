@@ -186,6 +186,11 @@ def difference(a: Tree, b: Tree) -> Tree:
   return jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), a, b)
 
 
+def distance(a: Tree, b: Tree) -> float:
+  """‖a − b‖₂, in float64."""
+  return norm(difference(a, b))
+
+
 def _scaled(a: Tree, factor: float) -> Tree:
   return jax.tree.map(lambda x: factor * x, a)
 

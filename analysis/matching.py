@@ -16,7 +16,7 @@ from kdjax import keys
 from kdjax.train.checkpoint import digest
 from kdjax.train.steps import Variables
 
-from . import activations, alignment, measure, part, paths, permutations
+from . import activations, alignment, part, paths, permutations, surface
 from .measure import Measure
 from .part import Arrays, Blocks, Checks, Settings
 from .paths import Batch, Loss
@@ -89,7 +89,7 @@ class Aligner:
     """
     permuted = alignment.apply(self.spec(variables), permutations, variables)
     before, after = (
-      measure.logits(of, self._inputs_BX, model=self._model) for of in (variables, permuted)
+      surface.logits(of, self._inputs_BX, model=self._model) for of in (variables, permuted)
     )
     change = np.abs(after - before).max() / max(1, np.abs(before).max())
     self._checks.at_most('logits unchanged by permutations', change, TOLERANCE)
@@ -150,7 +150,7 @@ class Aligner:
     return float(values['distillation/loss'].mean())
 
 
-def halfway(measured: Measure, a: Variables, b: Variables) -> measure.Values:
+def halfway(measured: Measure, a: Variables, b: Variables) -> surface.Values:
   """values_1N of the distillation data halfway between two networks, with BatchNorm re-estimated."""
   middle = np.array([[0.5]])
   return measured.at(paths.line_point, (a, b), middle, reestimate=True, sets=['distillation'])

@@ -23,28 +23,7 @@ from kdjax.train import steps
 from kdjax.train.steps import Variables
 
 from .runs import Study
-from .surface import (
-  Batch,
-  Surface,
-  Values,
-  as_given,
-  in_batch,
-  logits,
-  reestimated,
-  summary,
-)
-
-__all__ = [
-  'Batch',
-  'Measure',
-  'Objective',
-  'Values',
-  'as_given',
-  'example_losses',
-  'logits',
-  'reestimated',
-  'summary',
-]
+from .surface import Batch, Surface, Values, in_batch, logits
 
 SETS = ('distillation', 'test')
 Objective = Callable[..., jax.Array]  # (logits_BC, batch), and perhaps temperature= → losses_B

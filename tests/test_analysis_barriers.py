@@ -37,7 +37,7 @@ def make_network(seed):
   variables = models.init(MODEL, jax.random.key(seed), (4,))
   params = jax.tree.map(lambda x: 4 * x, variables['params'])
   variables = {'params': params, 'batch_stats': variables['batch_stats']}
-  return jax.device_get(measure.reestimated(variables, [{'inputs': INPUTS[:40]}], MODEL))
+  return jax.device_get(surface.reestimated(variables, [{'inputs': INPUTS[:40]}], MODEL))
 
 
 class SmallMeasure(measure.Distilled):

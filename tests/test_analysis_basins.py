@@ -221,7 +221,7 @@ def test_moving_along_a_direction():
   there = basins.moved(origin, direction, 3)
   np.testing.assert_array_equal(there['a'], np.array([4, 1], np.float32))
   there['b'] += 4
-  assert basins.distance(there, origin) == 5
+  assert geometry.distance(there, origin) == 5
 
 
 def test_forks(study, tmp_path):

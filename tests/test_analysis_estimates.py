@@ -23,7 +23,7 @@ def test_the_excess_has_the_interval_of_one_more_draw():
   found = estimates.excess(5.0, [1.0, 2.0, 3.0])
   half = 4.302653 * math.sqrt(1 + 1 / 3)  # Student's t with 2 degrees of freedom; s is 1
   np.testing.assert_allclose(found, [3, 3 - half, 3 + half], rtol=1e-6)
-  value, _, high = estimates.excess(5.0, [1.0, 2.0, 3.0], errors_X=2.0, num_errors=7)
+  value, _, high = estimates.excess(5.0, [1.0, 2.0, 3.0], errors_X=2.0, freedom_of_errors=7)
   half = 4.302653 * math.sqrt(4 / 3 + 4)
   np.testing.assert_allclose(high - value, half, rtol=1e-6)
 
@@ -31,7 +31,7 @@ def test_the_excess_has_the_interval_of_one_more_draw():
 def test_a_fixed_null_has_no_spread():
   found = estimates.excess(np.array([5.0, 1.0]), np.array([4.0, 4.0]))
   np.testing.assert_array_equal(found, [[1, -3]] * 3)
-  _, low, _ = estimates.excess(np.array([5.0]), np.array([4.0]), errors_X=0.5, num_errors=9)
+  _, low, _ = estimates.excess(np.array([5.0]), np.array([4.0]), errors_X=0.5, freedom_of_errors=9)
   np.testing.assert_allclose(low, 1 - 0.5 * 2.262157, rtol=1e-6)
 
 

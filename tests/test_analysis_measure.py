@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr, softmax
 
-from analysis import measure, runs
+from analysis import measure, runs, surface
 from kdjax import losses, metrics
 from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions
@@ -52,7 +52,7 @@ def test_a_point_gives_what_the_evaluation_gives(study):
 def test_the_loss_is_the_students_less_the_teachers(study, measured):
   """The train step calls the same function; the teacher's own cross-entropy is τ² H(p)."""
   batch, section = measured.batches('distillation')[1], study.experiment.config.student
-  logits_BC = measure.logits(study.student(), batch['inputs'], model=measured.model)
+  logits_BC = surface.logits(study.student(), batch['inputs'], model=measured.model)
   teacher_BC, tau = batch['teacher_log_probs'], section.temperature
   loss_B = jax.jit(losses.LOSSES[section.loss])(logits_BC, teacher_BC, tau)
   p_BC = softmax(np.float64(teacher_BC) / tau, axis=-1)
@@ -100,7 +100,7 @@ def test_the_teacher_is_at_distance_zero_from_itself(study):
 def test_with_reestimated_statistics_the_test_set_has_those_of_the_distillation_data(
   study, measured
 ):
-  given = measure.reestimated(study.student(), measured.batches('distillation'), measured.model)
+  given = surface.reestimated(study.student(), measured.batches('distillation'), measured.model)
   found = measured.variables(study.student(), reestimate=True)
   for key, expected in measured.variables(given).items():
     if key.startswith('test/'):

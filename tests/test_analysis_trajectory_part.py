@@ -14,7 +14,17 @@ import pytest
 from conftest import tiny_run
 from etils import epath
 
-from analysis import alignment, estimates, matching, measure, paths, permutations, runs, trajectory
+from analysis import (
+  alignment,
+  estimates,
+  matching,
+  measure,
+  paths,
+  permutations,
+  runs,
+  surface,
+  trajectory,
+)
 from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
 from analysis.measure import Measure
@@ -136,7 +146,7 @@ def test_layers_stand_in_order_of_depth(results):
 def test_fidelity_is_measured_at_every_checkpoint(study, results):
   measured = measure.Measure(study, SETTINGS.num_examples)
   for place, step in enumerate(study.steps):
-    expected = measure.summary(measured.variables(study.student(step)), study.seed)
+    expected = surface.summary(measured.variables(study.student(step)), study.seed)
     for key in ('test/predictive_kl', 'distillation/top1_agreement/low'):
       assert results['trajectory'][key][place] == pytest.approx(expected[key][0], rel=1e-5)
   kl = results['trajectory']['distillation/predictive_kl']

@@ -63,7 +63,16 @@ ANALYSIS = {
   'alignment': {'activations', 'permutations'},
   'estimates': set(),
   'decomposition': set(),
-  'matching': {'activations', 'alignment', 'measure', 'part', 'paths', 'permutations', 'runs'},
+  'matching': {
+    'activations',
+    'alignment',
+    'measure',
+    'part',
+    'paths',
+    'permutations',
+    'runs',
+    'surface',
+  },
   'lanczos': set(),
   'trajectory': {'estimates', 'geometry'},
   'curvature': {'estimates', 'lanczos'},
@@ -72,7 +81,7 @@ ANALYSIS = {
   'runs': set(),
   'part': {'runs'},
   'measure': {'runs', 'surface'},
-  'basins': {'curvature', 'geometry', 'measure', 'part', 'paths'},
+  'basins': {'curvature', 'geometry', 'part', 'paths', 'surface'},
 }
 ANALYSIS['parts'] = set(ANALYSIS)
 ANALYSIS['runner'] = {'part', 'parts', 'runs'}

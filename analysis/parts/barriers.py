@@ -19,7 +19,7 @@ from kdjax import keys
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
-from .. import matching, measure, paths, surface
+from .. import matching, paths, surface
 from ..estimates import named
 from ..figures import barriers as drawing
 from ..matching import Aligned, Aligner
@@ -72,7 +72,7 @@ class _Networks:
     self.measured = Measure(study, settings.num_examples)
     self.has_statistics = bool(self.points['student']['batch_stats'])
     self.aligner = Aligner(study, settings, checks)
-    self._ends: dict[tuple[str, bool], measure.Values] = {}
+    self._ends: dict[tuple[str, bool], surface.Values] = {}
 
   @property
   def context(self) -> Arrays:
@@ -122,7 +122,7 @@ class _Networks:
 
   def along(
     self, a: str, b: str, variant: Variant, ts_T: np.ndarray, middle: Variables | None = None
-  ) -> measure.Values:
+  ) -> surface.Values:
     """values_TN along the path from a to b; checks its ends."""
     ends = self.points[a], self.aligned(b, a).variables if variant.aligned else self.points[b]
     build, shared = paths.line_point, ends
@@ -133,13 +133,13 @@ class _Networks:
     self.check_end(values, -1, b, variant.reestimate)
     return values
 
-  def check_end(self, values: measure.Values, place: int, name: str, reestimate: bool) -> None:
+  def check_end(self, values: surface.Values, place: int, name: str, reestimate: bool) -> None:
     """Checks that the point at `place` has the values of the unpermuted network itself."""
     for key in CONTINUOUS:
       expected_1N = self._at_end(name, reestimate)[key]
       self.checks.same_mean(f'ends reproduced: {key}', values[key][place], expected_1N, TOLERANCE)
 
-  def _at_end(self, name: str, reestimate: bool) -> measure.Values:
+  def _at_end(self, name: str, reestimate: bool) -> surface.Values:
     key = name, reestimate
     if key not in self._ends:
       self._ends[key] = self.measured.variables(self.points[name], reestimate)
@@ -152,7 +152,7 @@ def _names(study: Study, settings: Settings) -> list[str]:
   return [name for name in study.names if name not in left_out]
 
 
-def _barriers(values: measure.Values, ts_T: np.ndarray, seed: int) -> Arrays:
+def _barriers(values: surface.Values, ts_T: np.ndarray, seed: int) -> Arrays:
   """Barriers of the distillation loss and of the test error, each with its interval."""
   loss = paths.barrier_interval(values['distillation/loss'], ts_T, seed)
   error = paths.barrier_interval(1 - values['test/accuracy'], ts_T, seed)
@@ -210,7 +210,7 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
     for variant in variants:
       show(len(found), f'{a} to {b}, {variant.name}')
       values = networks.along(a, b, variant, ts_T, middle)
-      summary = measure.summary({key: values[key] for key in SHOWN}, study.seed)
+      summary = surface.summary({key: values[key] for key in SHOWN}, study.seed)
       pieces.append(summary | _barriers(values, ts_T, study.seed))
     return stacked(pieces)
 
@@ -302,7 +302,7 @@ def compute_layers(study: Study, settings: Settings, blocks: Blocks, checks: Che
       changes.append(blocks.get(name, partial(_move_layers, networks, t, aligned, order_L)))
       show(len(changes), name)
   student = networks.measured.variables(networks.points['student'], networks.has_statistics)
-  baseline = measure.summary({key: student[key] for key in SHOWN}, study.seed)
+  baseline = surface.summary({key: student[key] for key in SHOWN}, study.seed)
   return (
     networks.context
     | {'layers': np.array(by_depth), 'changes': np.array([name for name, _, _ in chosen])}
@@ -323,7 +323,7 @@ def _move_layers(networks: _Networks, t: float, aligned: bool, order_L: list[int
   for place, name in ((0, 'student'), (-1, 'teacher 0')):
     networks.check_end(values, place, name, networks.has_statistics)
   differences = {key: values[key][1:-1] - values[key][:1] for key in SHOWN}
-  return measure.summary(differences, networks.study.seed)
+  return surface.summary(differences, networks.study.seed)
 
 
 # Parts.

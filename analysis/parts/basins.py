@@ -18,7 +18,7 @@ from kdjax.errors import UserError
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
-from .. import basins, curvature, geometry, measure, part, paths, surface
+from .. import basins, curvature, geometry, part, paths, surface
 from ..figures import basins as drawing
 from ..geometry import Tree
 from ..measure import Measure
@@ -100,14 +100,14 @@ def _compare(
     for done, (i, j) in enumerate(pairs, 1):
       line = ends[i], ends[j]
       values.append(measured.at(paths.line_point, line, ts_T[:, None], reestimate=True))
-      distances.append(basins.distance(ends[i]['params'], ends[j]['params']))
+      distances.append(geometry.distance(ends[i]['params'], ends[j]['params']))
       show(done, '')
   direct = [measured.variables(end, reestimate=True) for end in ends]
   for (i, j), of in zip(pairs, values, strict=True):
     _check_ends(checks, of, direct[i], direct[j])
   values = [_nan_unless(there, of) for there, of in zip(there_P, values, strict=True)]
   direct = [_nan_unless(there, of) for there, of in zip(is_there, direct, strict=True)]
-  own = measure.summary(
+  own = surface.summary(
     {k: np.concatenate([of[k] for of in direct]) for k in direct[0]}, study.seed
   )
   return (
@@ -132,7 +132,7 @@ def _agreement(
   ]
   same_PN = np.array([classes[i] == classes[j] for i, j in pairs], np.float64)[there_P]
   some_1N = same_PN.mean(axis=0, keepdims=True) if len(same_PN) else np.full((1, 1), np.nan)
-  mean = {key: x[0] for key, x in measure.summary({'agreement': some_1N}, study.seed).items()}
+  mean = {key: x[0] for key, x in surface.summary({'agreement': some_1N}, study.seed).items()}
   pairs_P = np.full(len(pairs), np.nan)
   pairs_P[there_P] = same_PN.mean(axis=1)
   return mean | {'agreement/pairs': pairs_P}
@@ -161,10 +161,10 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   def distilled(name: str, radius: float) -> Arrays:
     params = basins.moved(teacher['params'], directions[name], radius * norm)
     start = {'params': params, 'batch_stats': teacher['batch_stats']}
-    start = measure.reestimated(start, measured.batches('distillation'), measured.model)
+    start = surface.reestimated(start, measured.batches('distillation'), measured.model)
     label = f'returns: {name} {radius:g}'
     end = basins.returned(run, distiller, folder / f'{name}_{radius!r}', start, label)
-    before = measure.summary(measured.variables(start, reestimate=True), study.seed)
+    before = surface.summary(measured.variables(start, reestimate=True), study.seed)
     return (
       {f'before/{key}': x[0] for key, x in before.items()}
       | _after(study, settings, measured, teacher, end)
@@ -174,7 +174,7 @@ def compute_returns(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   rows = [
     blocks.get(f'{name} {radius!r}', partial(distilled, name, radius)) for name, radius in starts
   ]
-  own = measure.summary(measured.variables(teacher, reestimate=True), study.seed)
+  own = surface.summary(measured.variables(teacher, reestimate=True), study.seed)
   return (
     {
       'directions': np.array([name for name, _ in starts]),
@@ -260,7 +260,7 @@ def _after(
   line = teacher, teacher if end is None else end
   path = measured.at(paths.line_point, line, ts_T[:, None], reestimate=True)
   path = _nan_unless(end is not None, path)
-  after = measure.summary({key: values_TN[-1:] for key, values_TN in path.items()}, study.seed)
+  after = surface.summary({key: values_TN[-1:] for key, values_TN in path.items()}, study.seed)
   return {f'after/{key}': x[0] for key, x in after.items()} | {
     f'barrier/{key}': x for key, x in basins.barriers_of([path], ts_T, study.seed).items()
   }

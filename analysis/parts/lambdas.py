@@ -15,7 +15,7 @@ from kdjax.stages import student
 from kdjax.stages.experiment import Experiment
 from kdjax.train.steps import Variables
 
-from .. import basins, geometry, measure, paths
+from .. import basins, geometry, paths, surface
 from ..decomposition import MIN_STUDENTS
 from ..estimates import named
 from ..figures import lambdas as drawing
@@ -122,7 +122,7 @@ def _fidelity(measured: Measure, runs: list[Experiment], seed: int) -> Arrays:
     if len(runs) > 1:
       of_mean = intervals.of_mean(means_S)
     else:
-      summary = measure.summary({key: own_1N}, seed)
+      summary = surface.summary({key: own_1N}, seed)
       of_mean = [summary[f'{key}{end}'][0] for end in intervals.ENDS]
     found |= named(f'final/{key}', of_mean)
   return found
@@ -182,7 +182,7 @@ def _surface(
   for key in planes.CONTINUOUS:
     name = f'students on planes: {key}'
     checks.same_mean(name, there[key][0], direct[key][0], planes.TOLERANCE)
-  summary = measure.summary(values, study.seed)
+  summary = surface.summary(values, study.seed)
   return {key: x_P.reshape(len(ys), len(xs)) for key, x_P in summary.items()}
 
 
@@ -198,7 +198,7 @@ def _plane(
   A student that never left the teacher, which is possible for λ = 1 with one member, spans no plane. The one
   of `others` that is farthest from the teacher then replaces it.
   """
-  far = lambda variables: basins.distance(variables['params'], teacher['params'])
+  far = lambda variables: geometry.distance(variables['params'], teacher['params'])
   if far(final) <= geometry.RESOLVED * geometry.norm(teacher['params']):
     final = max(others, key=far)
   plane = geometry.plane_through(*(point['params'] for point in (teacher, random, final)))

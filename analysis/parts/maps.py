@@ -16,11 +16,12 @@ from kdjax import intervals, keys, losses, models
 from kdjax.stages import student
 from kdjax.train.steps import Variables
 
-from .. import measure, trajectory
+from .. import surface, trajectory
 from ..figures import maps as drawing
-from ..measure import Batch, Measure
+from ..measure import Measure
 from ..part import Arrays, Blocks, Checks, Part, Settings
 from ..runs import Study
+from ..surface import Batch
 
 MIN_CHECKPOINTS = 3  # two points always lie on a line
 SAME_FUNCTION = 1e-3  # largest change of a probability by float32 rounding
@@ -106,7 +107,7 @@ def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
 
 def _log_probs(model: nn.Module, variables: Variables, batches: list[Batch]) -> np.ndarray:
   """log_probs_NC of all examples, from logits in float32 like those of the ensemble."""
-  logits = partial(measure.logits, variables, model=models.in_float32(model))
+  logits = partial(surface.logits, variables, model=models.in_float32(model))
   logits_NC = np.concatenate([logits(batch['inputs']) for batch in batches])
   return log_softmax(logits_NC.astype(np.float64), axis=-1)
 

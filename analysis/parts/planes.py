@@ -17,7 +17,7 @@ from kdjax import intervals, keys
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
-from .. import geometry, measure
+from .. import geometry, measure, surface
 from ..figures import planes as drawing
 from ..figures.planes import Panel
 from ..geometry import Plane
@@ -141,7 +141,7 @@ def _check_corners(
     expected_K, found_K = direct[key].mean(axis=1), on_plane[key].mean(axis=1)
     deviation_K = np.abs(found_K - expected_K) / np.maximum(1, np.abs(expected_K))
     checks.at_most(f'corners reproduced: {key}', deviation_K.max(), TOLERANCE)
-  summary = measure.summary(direct, study.seed)
+  summary = surface.summary(direct, study.seed)
   return {
     'corners/names': np.array(list(corners)),
     'corners/xy': places_K2,
@@ -162,7 +162,7 @@ def _surface(
     coords_P2 = geometry.grid_coords(xs, ys[row : row + 1])
     report = lambda done, text: show(row * len(xs) + done, text)
     values = measured.at(build_point, shared, coords_P2, reestimate=True, show=report)
-    return measure.summary(values, study.seed)
+    return surface.summary(values, study.seed)
 
   with progress.bar('plane', len(xs) * len(ys), 'points') as show:
     rows = [blocks.get(f'row {row}', partial(measure_row, row)) for row in range(len(ys))]

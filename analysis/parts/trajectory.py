@@ -20,12 +20,13 @@ from kdjax.runtime import progress
 from kdjax.train import devices
 from kdjax.train.steps import Variables
 
-from .. import alignment, estimates, geometry, matching, measure, paths, surface, trajectory
+from .. import alignment, estimates, geometry, matching, paths, surface, trajectory
 from ..figures import trajectory as drawing
 from ..matching import Aligner
-from ..measure import Batch, Measure, Objective
+from ..measure import Measure, Objective
 from ..part import Arrays, Blocks, Checks, Part, Settings, stacked
 from ..runs import Study
+from ..surface import Batch
 
 ROUNDING = 1e-6  # relative rounding error of float64 sums over weights
 
@@ -124,7 +125,7 @@ def compute_trajectory(study: Study, settings: Settings, blocks: Blocks, checks:
     at_steps = []
     for done, step in enumerate(study.steps, 1):
       values = measured.variables(study.student(step))
-      at_steps.append(measure.summary(values, study.seed))
+      at_steps.append(surface.summary(values, study.seed))
       show(done)
   return arrays | {key: np.concatenate([of[key] for of in at_steps]) for key in at_steps[0]}
 

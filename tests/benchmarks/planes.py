@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from analysis import geometry, measure, runs
+from analysis import geometry, measure, runs, surface
 from analysis.parts import planes
 from configs import digits_resnet
 from kdjax import keys
@@ -56,7 +56,7 @@ def works(study: runs.Study, axis_P: np.ndarray, num_examples: int) -> dict:
   def whole(y: float) -> None:  # a block, as in the part
     coordinates_P2 = geometry.grid_coords(axis_P, np.array([y]))
     values = measured.at(planes.build_point, shared, coordinates_P2, reestimate=True)
-    measure.summary(values, seed=0)
+    surface.summary(values, seed=0)
 
   return {'whole': whole, 'bare': lambda y: passes(len(axis_P))}
 
