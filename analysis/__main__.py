@@ -103,16 +103,11 @@ def _compiled_once() -> Iterator[None]:
 def _run(path: str) -> None:
   compiler.require_right(insist=_ALLOW_WRONG_XLA.value)
   settings = Settings(**{name: flag.value for name, flag in _SETTINGS.items()})
-  runner.check(settings, _PARTS.value)
+  runner.check(settings, _PARTS.value)  # before anything is loaded
   study = runs.load(path)
-  plan = runner.plan(study, settings, _PARTS.value, _TRAIN.value)
-  coming = [runs.SIBLING_NAME] if plan.trains_sibling else []
-  runner.check_names(study, settings, _PARTS.value, coming)
-  runner.announce(study, plan)
-  if plan.trains_sibling:
-    runs.train_sibling(study)
+  names = runner.prepare(study, settings, _PARTS.value, _TRAIN.value)
   try:
-    done = runner.run(study, settings, _PARTS.value, _TRAIN.value)
+    done = runner.run(study, settings, names)
     progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
   finally:  # finished parts are reported even if others failed
     _report(study)

@@ -143,7 +143,8 @@ def measure(
 ) -> dict[Measure, float]:
   """The measures of one student; their parts and those of `figures` are computed where they are not."""
   parts = dict.fromkeys(of.part for of in MEASURES)
-  runner.run(study, settings, tuple(parts | dict.fromkeys(figures)), train=runner.NONE)
+  names = runner.prepare(study, settings, [*(parts | dict.fromkeys(figures))], runner.NONE)
+  runner.run(study, settings, names)
   arrays = {part: files.read_arrays(study.folder / f'{part}.npz') for part in parts}
   return {of: float(of.value(arrays[of.part])) for of in MEASURES}
 

@@ -200,15 +200,18 @@ class Part:
   misnamed: Callable[[list[str], Settings], list[str]] = lambda names, settings: []
   # Further values that its numbers depend on, as JSON.
   depends: Callable[[Study, Settings], Any] = lambda study, settings: None
-  compares_others: bool = False  # whether siblings and the independent student enter
-  measures_loss: bool = (
-    True  # whether it measures the student's objective, of which it has logits alone
-  )
+  compares_others: bool = False  # whether it uses siblings and the independent student
+  measures_loss: bool = True  # whether it needs the student's objective, as a function of logits
   version: int = 1  # raise it when a change of the code makes old numbers wrong
 
-  def lacks(self, study: Study) -> str | None:
-    """Why it cannot be computed for a study; None if it can."""
-    return self.unavailable(study) or (study.lacks_loss if self.measures_loss else None)
+  def lacks(self, study: Study, trains_sibling: bool = False) -> str | None:
+    """Why it cannot be computed for a study; None if it can.
+
+    Args:
+      trains_sibling: whether a sibling will be trained, which may be the network that the part lacks.
+    """
+    reason = None if trains_sibling and self.compares_others else self.unavailable(study)
+    return reason or (study.lacks_loss if self.measures_loss else None)
 
   def record(self, study: Study, settings: Settings) -> dict[str, Any]:
     """The settings and fingerprints that its numbers depend on, as JSON values."""

@@ -1,4 +1,4 @@
-"""Runs parts on a student and writes what they found: .npz, .png, .pdf, and .json for the report."""
+"""Runs parts on a student and writes their results: .npz, .png, .pdf, and .json for the report."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from kdjax.stages import stage
 from kdjax.stages.stage import Job, Stage
 
 from . import part as part_lib
+from . import runs
 from .part import Blocks, Checks, Part, Settings, Training
 from .parts import PARTS
 from .runs import SIBLING_NAME, Study
@@ -25,7 +26,7 @@ HELP_WIDTH = 72
 
 
 def check(settings: Settings, names: Sequence[str] = ()) -> None:
-  """Raises ConfigError for wrong settings, and for parts that do not exist."""
+  """Raises ConfigError for settings out of range, unknown parts, and settings that no part reads."""
   wrong = settings.problems()
   for name in names:
     if name not in PARTS:
@@ -33,30 +34,17 @@ def check(settings: Settings, names: Sequence[str] = ()) -> None:
   for setting in ('corners', 'pairs'):
     readers = [name for name, part in PARTS.items() if setting in part.reads]
     if getattr(settings, setting) and not set(readers) & set(names or PARTS):
-      wrong.append(f'--{setting}: it is of {",".join(readers)}, which --parts leaves out')
-  if wrong:
-    raise ConfigError(wrong)
-
-
-def check_names(
-  study: Study, settings: Settings, names: Sequence[str] = (), coming: Sequence[str] = ()
-) -> None:
-  """Raises ConfigError where the chosen parts' settings name networks that are not there.
-
-  Args:
-    coming: names of networks that will have been trained when the parts run.
-  """
-  there = list(dict.fromkeys([*study.names, *coming]))
-  wrong = [text for name in names or PARTS for text in PARTS[name].misnamed(there, settings)]
+      wrong.append(f'--{setting}: read only by {",".join(readers)}, which --parts leaves out')
   if wrong:
     raise ConfigError(wrong)
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainings:
-  """The trainings, by part or as 'sibling', and the reasons why other parts are left out."""
+class Plan:
+  """The parts to run, what is trained first, and why other parts are left out."""
 
-  trainings: dict[str, list[Training]]
+  names: list[str]
+  trainings: dict[str, list[Training]]  # by part; that of the sibling by SIBLING_NAME
   left_out: dict[str, str]
 
   @property
@@ -64,36 +52,72 @@ class Trainings:
     return SIBLING_NAME in self.trainings
 
 
-def plan(
-  study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL
-) -> Trainings:
-  """The trainings of the named parts, by default of all that can be computed.
+def plan(study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL) -> Plan:
+  """Plans the named parts, by default all.
 
   Args:
-    train: ALL; CHEAP, only what takes no more steps than the student did; or NONE. A part whose students
-      may not be trained is left out; without a sibling, parts go on with the networks that there are.
+    train: ALL; CHEAP, at most as many steps for a part as the student took; or NONE. A part whose students
+      may not be trained is left out. Without a sibling, parts use the networks that exist.
   """
   own = study.experiment.student.plan.num_steps
   most = {NONE: 0, CHEAP: own, ALL: float('inf')}[train]
   chosen = {name: PARTS[name] for name in names or PARTS}
-  left_out = {name: text for name, part in chosen.items() if (text := part.lacks(study))}
-  wanted = {
-    name: part.trains(study, settings) for name, part in chosen.items() if name not in left_out
-  }
-  if not study.siblings and any(part.compares_others for part in chosen.values()):
-    wanted = {SIBLING_NAME: [Training('with another seed', own)]} | wanted
-  trainings = {}
-  for name, students in wanted.items():
-    lacking = [training for training in students if training.num_steps]
-    if sum(training.num_steps for training in lacking) <= most:
-      trainings |= {name: lacking} if lacking else {}
-    elif name != SIBLING_NAME:
+  trainings, left_out = {}, {}
+  compares = any(part.compares_others for part in chosen.values())
+  trains_sibling = compares and not study.siblings and own <= most
+  if trains_sibling:
+    trainings[SIBLING_NAME] = [Training('with another seed', own)]
+  for name, part in chosen.items():
+    if reason := part.lacks(study, trains_sibling):
+      left_out[name] = reason
+      continue
+    lacking = [training for training in part.trains(study, settings) if training.num_steps]
+    if sum(training.num_steps for training in lacking) > most:
       left_out[name] = f'it would train {_cost(lacking, study)}; --train={train} does not'
-  return Trainings(trainings, left_out)
+    elif lacking:
+      trainings[name] = lacking
+  return Plan([name for name in chosen if name not in left_out], trainings, left_out)
 
 
-def announce(study: Study, planned: Trainings) -> None:
-  """Says what will be trained, and about how long that takes."""
+def prepare(
+  study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL
+) -> list[str]:
+  """Checks everything that can be checked before parts run, and trains a sibling if parts need one.
+
+  Args:
+    names, train: as in `plan`.
+
+  Returns: the names of the parts to run.
+
+  Raises:
+    ConfigError: as `check` does, a setting names a network that does not exist, or a named part cannot be
+      computed for this student.
+  """
+  check(settings, names)
+  planned = _possible(study, settings, names, train)
+  networks = list(dict.fromkeys([*study.names, *[SIBLING_NAME] * planned.trains_sibling]))
+  wrong = [text for name in names or PARTS for text in PARTS[name].misnamed(networks, settings)]
+  if wrong:
+    raise ConfigError(wrong)
+  _announce(study, planned)
+  if planned.trains_sibling:
+    runs.train_sibling(study)
+    planned = _possible(study, settings, names, train)
+  for name, reason in planned.left_out.items():
+    progress.logger.info('%s: left out: %s', name, reason)
+  return planned.names
+
+
+def _possible(study: Study, settings: Settings, names: Sequence[str], train: str) -> Plan:
+  """The plan; raises ConfigError if it leaves out a named part."""
+  planned = plan(study, settings, names, train)
+  if names and planned.left_out:
+    raise ConfigError([f'--parts: {name!r}: {why}' for name, why in planned.left_out.items()])
+  return planned
+
+
+def _announce(study: Study, planned: Plan) -> None:
+  """Logs what will be trained, and about how long that takes."""
   lacking = [training for students in planned.trainings.values() for training in students]
   if not lacking:
     return
@@ -119,9 +143,7 @@ def _cost(trainings: Sequence[Training], study: Study) -> str:
   minutes = num_steps / speed / 60
   if minutes < 1:
     return f'{text}, under a minute'
-  return (
-    f'{text}, about {minutes:.0f} min' if minutes < 90 else f'{text}, about {minutes / 60:.1f} h'
-  )
+  return f'{text}, about ' + (f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.1f} h')
 
 
 def described() -> str:
@@ -148,31 +170,18 @@ def described() -> str:
   return '\n'.join(lines)
 
 
-def run(study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL) -> list[str]:
-  """Runs the named parts, by default all that can be.
+def run(study: Study, settings: Settings, names: Sequence[str]) -> list[str]:
+  """Runs the named parts, which `prepare` returned.
 
-  A part whose numbers are there, of the same student and settings, is not computed again. A figure
-  that is missing is drawn from the numbers. Several processes may do so at once, each at another part;
-  not on gs://, where there are no locks.
-
-  Args:
-    train: what may be trained, as in `plan`.
+  A part is not computed again if its numbers exist for this student and these settings. A missing figure is
+  drawn from the numbers. Several processes can share the parts, but not on gs://, which has no locks.
 
   Returns: the names of the parts that are complete now.
 
   Raises:
-    ConfigError: as `check` does, or a named part cannot be computed for this student.
     UserError: some parts failed, for the reasons that it gives. All others are done.
   """
-  check(settings, names)
-  check_names(study, settings, names)
-  chosen = {name: PARTS[name] for name in names or PARTS}
-  reasons = plan(study, settings, names, train).left_out
-  if names and reasons:
-    raise ConfigError([f'--parts: {name!r}: {reason}' for name, reason in reasons.items()])
-  for name, reason in reasons.items():
-    progress.logger.info('%s: left out: %s', name, reason)
-  stages = {name: _stage(chosen[name], settings) for name in chosen if name not in reasons}
+  stages = {name: _stage(PARTS[name], settings) for name in names}
   done = []
 
   def attempt(name: str, wait: bool) -> bool:
@@ -208,7 +217,7 @@ def _stage(part: Part, settings: Settings) -> Stage:
 
 
 def _is_shown(path: epath.Path, record: dict) -> bool:
-  """Whether figures and words are there, and of these numbers."""
+  """Whether the figures and the texts exist and belong to these numbers."""
   about = path.with_suffix('.json')
   if not all(path.with_suffix(end).exists() for end in ('.png', '.pdf', '.json')):
     return False
@@ -223,18 +232,15 @@ def _compute(study: Study, settings: Settings, part: Part, path: epath.Path, rec
   checks = Checks()
   blocks = Blocks(study.folder / 'blocks' / part.name / part_lib.digest(record), checks)
   arrays = part.compute(study, settings, blocks, checks)
-  beside = {
-    'record': record,
-    'config': study.experiment.config.to_dict(),
-    part_lib.CHECKS: checks.values,
-  }
+  config = study.experiment.config.to_dict()
+  beside = {'record': record, 'config': config, part_lib.CHECKS: checks.values}
   texts = {name: np.array(json.dumps(value)) for name, value in beside.items()}
   files.write_arrays(path, arrays | texts)
   blocks.delete()
 
 
 def _show(part: Part, path: epath.Path, record: dict) -> None:
-  """Draws the figure, and then says what the report says of it, and of which numbers."""
+  """Draws the figure, then writes what the report needs, with the digest of the numbers' record."""
   arrays = files.read_arrays(path)
   with figures.style(part.name):
     figure = part.draw(arrays)

@@ -69,13 +69,17 @@ def test_students_are_found_by_their_point(finished, spec):
 def test_measures_and_figures_are_those_of_the_parts(finished, spec, tmp_path, monkeypatch):
   ran = []
 
-  def run(study, settings, parts, train):
+  def prepare(study, settings, parts, train):
     ran.append((settings.num_examples, train))
+    return parts
+
+  def run(study, settings, parts):
     assert set(parts) <= set(ARRAYS)
     for part in parts:
       files.write_arrays(tmp_path / f'{part}.npz', ARRAYS[part])
       (tmp_path / f'{part}.png').write_bytes(part.encode())
 
+  monkeypatch.setattr(runner, 'prepare', prepare)
   monkeypatch.setattr(runner, 'run', run)
   monkeypatch.setattr(contrast.runs.Study, 'folder', epath.Path(tmp_path))
   out = epath.Path(tmp_path) / 'out'

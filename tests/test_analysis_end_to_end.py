@@ -108,7 +108,7 @@ def test_networks_that_are_not_there_are_all_told(analysed):
   study, _ = analysed
   corners, pairs = ('teacher 2', 'student', 'sibling'), ('teacher 0: student', 'student:nobody')
   with pytest.raises(ConfigError) as error:
-    runner.check_names(study, Settings(corners=corners, pairs=pairs))
+    runner.prepare(study, Settings(corners=corners, pairs=pairs))
   in_pairs, of_corners = sorted(error.value.problems)[::-1]
   assert of_corners == (
     '--corners = teacher 2,student,sibling: allowed: three different ones of initial, student, '

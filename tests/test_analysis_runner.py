@@ -75,13 +75,17 @@ def study(finished, tmp_path, monkeypatch):
   return runs.Study(finished)
 
 
+def run(study, settings, names=(), train=runner.ALL):
+  return runner.run(study, settings, runner.prepare(study, settings, names, train))
+
+
 def kill(*_):
   raise KeyboardInterrupt
 
 
 def run_killed(study, *args):
   with pytest.raises(KeyboardInterrupt):
-    runner.run(study, *args)
+    run(study, *args)
 
 
 def about(study, name='made'):
@@ -90,12 +94,12 @@ def about(study, name='made'):
 
 def problems_of(study, *args, **kwargs):
   with pytest.raises(ConfigError) as error:
-    runner.run(study, *args, **kwargs)
+    run(study, *args, **kwargs)
   return error.value.problems
 
 
 def test_a_part_leaves_numbers_pictures_and_words(study, made):
-  assert runner.run(study, Settings(num_probes=5)) == ['made']
+  assert run(study, Settings(num_probes=5)) == ['made']
   arrays = files.read_arrays(study.folder / 'made.npz')
   np.testing.assert_array_equal(arrays['x'], [0, 5, 10])
   record, config, checks = (json.loads(str(arrays[key])) for key in ('record', 'config', 'checks'))
@@ -114,11 +118,11 @@ def test_a_part_leaves_numbers_pictures_and_words(study, made):
 
 def test_a_part_that_was_killed_before_its_figure_is_drawn(study, made, monkeypatch):
   """The figure of the old numbers is replaced."""
-  runner.run(study, Settings(num_probes=5))
+  run(study, Settings(num_probes=5))
   with monkeypatch.context() as patch:
     patch.setattr(runner, '_show', kill)
     run_killed(study, Settings(num_probes=7))
-  runner.run(study, Settings(num_probes=7))
+  run(study, Settings(num_probes=7))
   assert about(study)['caption'] == 'The last is 14.'
 
 
@@ -137,7 +141,7 @@ def test_checks_of_finished_pieces_are_kept(study, made, monkeypatch):
   made.die_after = 0
   run_killed(study, Settings())
   made.die_after = None
-  runner.run(study, Settings())
+  run(study, Settings())
   assert about(study, 'p')['checks'] == {'inside': [0.5, 1.0]}
 
 
@@ -150,26 +154,26 @@ def test_a_part_that_another_process_is_at_comes_last(study, made, monkeypatch):
     return contextlib.nullcontext(folder.name != 'made' or wait) if not wait else lock(folder)
 
   monkeypatch.setattr(files, 'lock', busy)
-  assert runner.run(study, Settings()) == ['other', 'made']
+  assert run(study, Settings()) == ['other', 'made']
   assert waits[:2] == [('made', False), ('other', False)]
   assert [wait for wait in waits if wait[1]] == [('made', True)] == waits[-1:]
 
 
 def test_what_is_finished_is_not_computed_again(study, made, monkeypatch):
-  runner.run(study, Settings())
+  run(study, Settings())
   times = {path.name: path.stat().mtime for path in study.folder.glob('made.*')}
-  runner.run(study, Settings(num_examples=99))  # which this part does not read
+  run(study, Settings(num_examples=99))  # which this part does not read
   assert len(made.computed) == NUM_PIECES
   assert {path.name: path.stat().mtime for path in study.folder.glob('made.*')} == times
   (study.folder / 'made.png').unlink()
-  runner.run(study, Settings())
+  run(study, Settings())
   assert len(made.computed) == NUM_PIECES
   assert (study.folder / 'made.png').exists()
-  runner.run(study, Settings(num_probes=9))
+  run(study, Settings(num_probes=9))
   assert len(made.computed) == 2 * NUM_PIECES
   assert about(study)['caption'] == 'The last is 18.'
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(version=2)})
-  runner.run(study, Settings(num_probes=9))
+  run(study, Settings(num_probes=9))
   assert len(made.computed) == 3 * NUM_PIECES
 
 
@@ -179,7 +183,7 @@ def test_a_killed_part_goes_on_with_the_pieces_of_its_settings(study, made, num_
   run_killed(study, Settings(num_probes=4))
   assert not (study.folder / 'made.npz').exists()
   made.die_after = None
-  runner.run(study, Settings(num_probes=num_probes))
+  run(study, Settings(num_probes=num_probes))
   assert made.computed == computed
   found = files.read_arrays(study.folder / 'made.npz')['x']
   np.testing.assert_array_equal(found, np.arange(3) * num_probes)
@@ -194,7 +198,7 @@ def test_abandoned_pieces_go_when_the_part_is_finished(study, made, monkeypatch)
   made.die_after = None
   blocks = study.folder / 'blocks'
   assert sorted(path.name for path in blocks.iterdir()) == ['made', 'made_too']
-  runner.run(study, Settings(num_probes=7), ['made'])
+  run(study, Settings(num_probes=7), ['made'])
   assert [path.name for path in blocks.iterdir()] == ['made_too']
   assert len(list((blocks / 'made_too').glob('*/piece_*'))) == 2
 
@@ -203,7 +207,7 @@ def test_what_a_part_depends_on_beside_settings_is_in_its_record(study, made, mo
   for others, count in ((None, 1), (None, 1), (['a'], 2), (['a'], 2), (['a', 'b'], 3)):
     depends = lambda study, settings, others=others: others
     monkeypatch.setattr(runner, 'PARTS', {'made': made.part(depends=depends)})
-    runner.run(study, Settings())
+    run(study, Settings())
     assert len(made.computed) == count * NUM_PIECES
 
 
@@ -212,12 +216,10 @@ def test_names_that_are_not_there_are_told_before_anything_runs(study, made, mon
     assert names == ['initial', 'student', 'teacher 0', 'teacher 1']
     return [f'--corners = {name}' for name in settings.corners if name not in names]
 
-  fields = {'misnamed': misnamed}
-  monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': made.part('of', **fields)})
-  told = problems_of(study, Settings(corners=('teacher 5',)), ['made'])
-  assert told == ['--corners: it is of , which --parts leaves out']
-  part = dataclasses.replace(made.part('of', **fields), reads=('corners',))
+  part = dataclasses.replace(made.part('of', misnamed=misnamed), reads=('corners',))
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': part})
+  told = problems_of(study, Settings(corners=('teacher 5',)), ['made'])
+  assert told == ['--corners: read only by of, which --parts leaves out']
   told = problems_of(study, Settings(corners=('teacher 5', 'student')))
   assert told == ['--corners = teacher 5']
   assert made.computed == []
@@ -243,7 +245,7 @@ def test_a_failed_check_writes_nothing_and_loses_nothing(study, made, monkeypatc
   with pytest.raises(
     UserError, match=r"1 of 2 parts failed:\n  bad: the self-check 'corners' failed: 0\.5 "
   ):
-    runner.run(study, Settings())
+    run(study, Settings())
   assert (study.folder / 'made.npz').exists()
   assert list(study.folder.glob('bad.*z')) == []
 
@@ -280,7 +282,7 @@ def test_parts_that_measure_a_loss_on_features_are_left_out(finished, made, monk
 def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
   never = made.part('never', unavailable=lambda study: 'the teacher has another architecture')
   monkeypatch.setattr(runner, 'PARTS', {'never': never, 'made': made.part()})
-  assert runner.run(study, Settings()) == ['made']
+  assert run(study, Settings()) == ['made']
   told = problems_of(study, Settings(num_probes=1, resolution=2), ['never', 'nothing'])
   assert told == [
     '--resolution = 2: allowed: 3 or more',
@@ -312,6 +314,7 @@ def costly(made, monkeypatch):
     for name, steps in trains.items()
   }
   monkeypatch.setattr(runner, 'PARTS', parts)
+  monkeypatch.setattr(runs, 'train_sibling', lambda study: None)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,7 @@ def test_no_more_is_trained_than_is_allowed(study, costly, train, trained, left_
   assert found == trained
   assert list(plan.left_out) == left_out
   assert plan.trains_sibling == ('sibling' in trained)
-  done = runner.run(study, Settings(), train=train)
+  done = run(study, Settings(), train=train)
   assert done == [name for name in ('free', 'short', 'long', 'shared') if name not in left_out]
   if train == 'none':
     (told,) = problems_of(study, Settings(), ['long', 'free'], train)
@@ -344,7 +347,7 @@ def test_what_will_be_trained_is_said_with_its_time(finished, tmp_path, costly, 
   assert study.steps_per_second == pytest.approx(1.6 / 48)
   told = []
   monkeypatch.setattr(progress.logger, 'info', lambda text, *args: told.append(text % args))
-  runner.announce(study, runner.plan(study, Settings()))
+  runner.prepare(study, Settings())
   assert told == [
     'training 4 students, 71 steps, about 36 min, 2.1 times the steps of this student (--train=cheap or '
     '--train=none for less):',
@@ -353,8 +356,25 @@ def test_what_will_be_trained_is_said_with_its_time(finished, tmp_path, costly, 
     '  long: 2 students, 35 steps, about 18 min',
   ]
   told.clear()
-  runner.announce(study, runner.plan(study, Settings(), train='none'))
-  assert told == []
+  runner.prepare(study, Settings(), train='none')
+  assert [text.partition(': left out: ')[0] for text in told] == ['short', 'long']
+
+
+def test_an_impossible_part_is_refused_before_a_sibling_is_trained(study, made, monkeypatch):
+  """A part that a sibling may make possible is not refused; it is computed once the sibling exists."""
+  trained = []
+  lacks = lambda study: None if trained else 'there is no third network'
+  parts = {
+    'never': made.part('never', unavailable=lambda study: 'the teacher is gone'),
+    'shared': made.part('shared', compares_others=True, unavailable=lacks),
+  }
+  monkeypatch.setattr(runner, 'PARTS', parts)
+  monkeypatch.setattr(runs, 'train_sibling', trained.append)
+  told = problems_of(study, Settings(), ['shared', 'never'])
+  assert told == ["--parts: 'never': the teacher is gone"] and trained == []
+  told = problems_of(study, Settings(), ['shared'], 'none')
+  assert told == ["--parts: 'shared': there is no third network"] and trained == []
+  assert run(study, Settings(), ['shared']) == ['shared'] and trained == [study]
 
 
 def test_help_says_what_each_part_answers_reads_and_trains(costly):
@@ -381,10 +401,10 @@ def test_figures_are_the_same_bytes_twice(study, made, monkeypatch):
 
   monkeypatch.setattr(figures, 'image', IMAGE)  # in place of that of `made`
   monkeypatch.setattr(runner, 'PARTS', {'made': dataclasses.replace(made.part(), draw=plot)})
-  runner.run(study, Settings())
+  run(study, Settings())
   before = [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')]
   for end in ('png', 'pdf'):
     (study.folder / f'made.{end}').unlink()
-  runner.run(study, Settings())
+  run(study, Settings())
   assert [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')] == before
   assert before[0].startswith(b'\x89PNG') and before[1].startswith(b'%PDF')
