@@ -118,17 +118,12 @@ def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[s
   """
   values_PTN = np.asarray(values_PTN, np.float64)
   there_P = ~np.isnan(values_PTN).all(axis=(1, 2))
-  num_examples = values_PTN.shape[-1]
-  if num_examples == 0 or not there_P.any():
+  if values_PTN.shape[-1] == 0 or not there_P.any():
     nan = np.array(np.nan)
     return {'pairs': np.full(len(values_PTN), nan), '': nan, 'low': nan, 'high': nan}
-  rng = keys.numpy_rng(seed, 'analysis/barrier')
-  counts_RN = intervals.resamples(num_examples, rng)
-  some_PTN = values_PTN[there_P]
-  means_RPT = np.einsum('rn,ptn->rpt', counts_RN / num_examples, some_PTN, optimize=True)
-  means_R = paths.barrier(means_RPT, ts_T).mean(axis=1)
+  barriers_PR = [paths.resampled_barriers(x_TN, ts_T, seed) for x_TN in values_PTN[there_P]]
+  low, high = intervals.percentiles(np.mean(barriers_PR, axis=0))
   pairs_P = paths.barrier(values_PTN.mean(axis=2), ts_T)
-  low, high = np.quantile(means_R, [intervals.TAIL, 1 - intervals.TAIL])
   return {'pairs': pairs_P, '': pairs_P[there_P].mean(), 'low': low, 'high': high}
 
 

@@ -140,7 +140,7 @@ class Measure(Distilled):
         fewer are left out; `overlap` counts the distillation examples that are in both.
     """
     self._run = run = study.experiment
-    section, members = run.config.student, _members(study)
+    section, members = run.config.student, teacher_members(study)
     sizes = {name: len(run.data.inputs[name].split) for name in SETS}
     starts = {name: max(0, min(skip, size - num_examples)) for name, size in sizes.items()}
     start, size = starts['distillation'], sizes['distillation']
@@ -188,34 +188,47 @@ def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) ->
   return jnp.where(batch['labels'] >= 0, losses_B, 0.0) if measure in OF_LABELS else losses_B
 
 
-def _members(study: Study) -> list[Variables] | None:
+def teacher_members(study: Study) -> list[Variables] | None:
   """The teacher's members, or None if only their predictions are left."""
   if not study.has_teachers:
     return None
   return [study.member(i) for i in range(study.num_members)]
 
 
+def order(study: Study, name: str) -> np.ndarray:
+  """The order_N in which all parts take the examples of a set.
+
+  It is shuffled, so that batches mix the classes even if the data are sorted by class.
+  """
+  count = len(study.experiment.data.inputs[name].split)
+  return keys.numpy_rng(study.seed, f'analysis/{name}').permutation(count)
+
+
+def teacher_log_probs(
+  study: Study, members: list[Variables] | None, name: str, view: int, indices_N: np.ndarray
+) -> np.ndarray:
+  """The ensemble's log_probs_NC for one view of examples.
+
+  They are computed in float32, so that a student with its teacher's weights has a KL of exactly 0. Without
+  `members` (see `teacher_members`) the rounded ones of the store are used.
+  """
+  run = study.experiment
+  if members is None:
+    return combine(predictions.open_teacher(run).members(name, view)[:, indices_N])
+  model, inputs = models.in_float32(run.teacher.model), run.data.inputs[name]
+  logits = [run.predictor.logits(model, x, inputs, view, indices_N) for x in members]
+  return combine(log_softmax(np.stack(logits), axis=-1))
+
+
 def _examples(
   study: Study, members: list[Variables] | None, name: str, start: int, num_examples: int
 ) -> dict[str, np.ndarray]:
-  """Fixed examples of a set as the model sees them, with the ensemble's log_probs.
-
-  The log_probs are computed in float32, so that a student with its teacher's weights has a KL of exactly
-  0. If the teachers are gone, the rounded ones of the store are used.
-  """
+  """Fixed examples of a set as the model sees them, with the ensemble's log_probs."""
   run, inputs = study.experiment, study.experiment.data.inputs[name]
-  order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(len(inputs.split))
-  # Shuffled, so that batches mix the classes even if the data are sorted by class.
-  indices_N = order_N[start : start + num_examples]
-  if members is None:
-    log_probs_MNC = predictions.open_teacher(run).members(name, 0)[:, indices_N]
-  else:
-    model = models.in_float32(run.teacher.model)
-    logits = [run.predictor.logits(model, m, inputs, 0, indices_N) for m in members]
-    log_probs_MNC = log_softmax(np.stack(logits), axis=-1)
+  indices_N = order(study, name)[start : start + num_examples]
   batches = inputs.evaluation(indices_N, 0, run.config.evaluation.batch_size)
   seen = [_seen(inputs.view, inputs.seed, batch, count) for batch, count in batches]
-  teacher_NC = combine(log_probs_MNC)
+  teacher_NC = teacher_log_probs(study, members, name, 0, indices_N)
   return {
     'inputs': np.concatenate([x for x, _ in seen]),
     'labels': np.concatenate([y for _, y in seen]),

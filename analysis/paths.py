@@ -97,14 +97,18 @@ def barrier_interval(
   Returns: (barrier, low, high); all are NaN if there is no example or any value is NaN.
   """
   values_TN = np.asarray(values_TN, np.float64)
-  num_examples = values_TN.shape[1]
-  if num_examples == 0:
+  if values_TN.shape[1] == 0:
     return (np.nan,) * 3
-  rng = keys.numpy_rng(seed, 'analysis/barrier')
-  counts_RN = intervals.resamples(num_examples, rng)
-  barriers_R = barrier(counts_RN @ values_TN.T / num_examples, ts_T)
-  low, high = np.quantile(barriers_R, [intervals.TAIL, 1 - intervals.TAIL])
+  low, high = intervals.percentiles(resampled_barriers(values_TN, ts_T, seed))
   return float(barrier(values_TN.mean(axis=1), ts_T)), float(low), float(high)
+
+
+def resampled_barriers(values_TN: np.ndarray, ts_T: np.ndarray, seed: int) -> np.ndarray:
+  """The barriers_R of the means over resampled examples; equal seeds give equal resamples."""
+  num_examples = values_TN.shape[1]
+  rng = keys.numpy_rng(seed, 'analysis/barrier')
+  means_RT = intervals.resamples(num_examples, rng) @ values_TN.T / num_examples
+  return barrier(means_RT, ts_T)
 
 
 # Training a curve.

@@ -266,7 +266,7 @@ def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
       with np.errstate(invalid='ignore'):  # 0 · ∞: an infinite loss that a resample leaves out
         means_RP = _resamples(num_examples, seed) @ values_PN.T / num_examples
       mean_P = values_PN.mean(axis=1)
-      low_P, high_P = np.quantile(means_RP, [intervals.TAIL, 1 - intervals.TAIL], axis=0)
+      low_P, high_P = intervals.percentiles(means_RP)
     found |= named(key, (mean_P, low_P, high_P))
   return found
 

@@ -157,7 +157,7 @@ def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp
   for module in (matching, part):
     monkeypatch.setattr(module, 'Measure', Measure)
   # The ensemble is the planted teacher alone, so that the loss is 0 where the networks are aligned.
-  monkeypatch.setattr(measure, '_members', lambda study: [study.member()])
+  monkeypatch.setattr(measure, 'teacher_members', lambda study: [study.member()])
   spec = permutations.spec_for(study.experiment.student.model, study.student()['params'])
   mixed = alignment.random_permutations(spec, np.random.default_rng(0))
   teacher = alignment.apply(spec, mixed, jax.device_get(study.student()))

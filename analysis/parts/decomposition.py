@@ -15,16 +15,15 @@ from scipy.special import log_softmax, softmax
 
 from kdjax import config as config_lib
 from kdjax import intervals, keys, models
-from kdjax.predictions.teachers import combine
 from kdjax.runtime import progress
-from kdjax.stages import predictions, student
+from kdjax.stages import student
 from kdjax.stages.experiment import Experiment
 
 from .. import basins, decomposition
 from ..decomposition import MIN_STUDENTS, TERMS
 from ..estimates import named
 from ..figures import decomposition as drawing
-from ..measure import Measure
+from ..measure import Measure, order, teacher_log_probs, teacher_members
 from ..part import Arrays, Blocks, Checks, Part, Settings
 from ..runs import Study
 from ..surface import of_params
@@ -112,28 +111,13 @@ def _views(study: Study) -> dict[str, list[int]]:
 def _chosen(study: Study, settings: Settings, of: str) -> tuple[str, np.ndarray]:
   """The name of a set's inputs, and the indices_N of the examples, which other parts share."""
   name = 'test' if of == 'test' else 'distillation'
-  order_N = keys.numpy_rng(study.seed, f'analysis/{name}').permutation(
-    len(study.experiment.data.inputs[name].split)
-  )
-  return name, order_N[: settings.num_examples]
+  return name, order(study, name)[: settings.num_examples]
 
 
 def _teacher(study: Study, settings: Settings, of: str, views: Sequence[int]) -> np.ndarray:
-  """The ensemble's log_probs_VNC in float64, from the store if the teachers are gone."""
-  run, (name, indices_N) = study.experiment, _chosen(study, settings, of)
-  if study.has_teachers:
-    model, members = models.in_float32(run.teacher.model), range(study.num_members)
-    variables = [study.member(i) for i in members]
-    predicted = (
-      np.stack(
-        [run.predictor.logits(model, v, run.data.inputs[name], view, indices_N) for v in variables]
-      )
-      for view in views
-    )
-  else:
-    store = predictions.open_teacher(run)
-    predicted = (store.members(name, view)[:, indices_N] for view in views)
-  return np.stack([_log_probs(combine(x_MNC)) for x_MNC in predicted])
+  """The ensemble's log_probs_VNC in float64."""
+  (name, indices_N), members = _chosen(study, settings, of), teacher_members(study)
+  return _log_probs([teacher_log_probs(study, members, name, view, indices_N) for view in views])
 
 
 def _students(
@@ -144,15 +128,12 @@ def _students(
   found = []
   for other in runs:
     model, variables = models.in_float32(other.student.model), student.load(other)
-    logits = [
-      run.predictor.logits(model, variables, run.data.inputs[name], view, indices_N)
-      for view in views
-    ]
-    found.append(_log_probs(np.stack(logits)))
+    predict = partial(run.predictor.logits, model, variables, run.data.inputs[name])
+    found.append(_log_probs([predict(view, indices_N) for view in views]))
   return np.stack(found)
 
 
-def _log_probs(logits: np.ndarray) -> np.ndarray:
+def _log_probs(logits: Sequence[np.ndarray]) -> np.ndarray:
   return log_softmax(np.asarray(logits, np.float64), axis=-1)
 
 
