@@ -329,7 +329,7 @@ def test_every_part_draws_and_describes_itself(name, results, figure):
 
 
 def levels_of(*values, log=True):
-  return drawing._levels(np.ma.masked_invalid(np.array([values])), log=log)
+  return drawing.scale_of(np.ma.masked_invalid(np.array([values])), log=log)
 
 
 def test_a_wide_scale_is_logarithmic_from_the_smallest_positive_value():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdjax import intervals
-from kdjax.intervals import ENDS
 
 from . import style
 from .style import Arrays
@@ -251,7 +250,7 @@ def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> 
 
 def _draw_curves(axes: 'Axes', arrays: Arrays, key: str, q: int, factor: float) -> None:
   for v, (variant, (color, line)) in enumerate(zip(arrays['variants'], LOOKS, strict=False)):
-    mean_T, low_T, high_T = (factor * arrays[f'{key}{end}'][q, v] for end in ENDS)
+    mean_T, low_T, high_T = style.estimate(arrays, key, (q, v), factor)
     axes.plot(arrays['ts'], mean_T, line, color=color, linewidth=2, label=str(variant))
     axes.fill_between(arrays['ts'], low_T, high_T, color=color, alpha=0.25, linewidth=0)
 
@@ -288,7 +287,7 @@ def draw_layers(arrays: Arrays) -> 'Figure':
   rows_L = np.arange(len(layers))
   for axes, letter, (key, label, factor) in zip(all_axes, 'ab', BARS, strict=True):
     for c, (change, (color, _)) in enumerate(zip(changes, LOOKS, strict=False)):
-      mean_L, low_L, high_L = (factor * arrays[f'{key}{end}'][c] for end in ENDS)
+      mean_L, low_L, high_L = style.estimate(arrays, key, c, factor)
       place_L = rows_L + 0.21 * (c - (len(changes) - 1) / 2)
       axes.barh(place_L, mean_L, 0.2, color=color, label=str(change))
       axes.hlines(place_L, low_L, high_L, color=style.INK, linewidth=1)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdjax import intervals
-
 from .. import lanczos
 from . import style
 from .style import Arrays
@@ -121,7 +119,7 @@ def draw_traces(arrays: Arrays) -> 'Figure':
 def _values(arrays: Arrays, places: list[str], series: dict[str, str]) -> dict[str, np.ndarray]:
   """(mean, low, high) of each place for each of the series {name: key}, of shape (3, places, ...)."""
   return {
-    name: np.array([[arrays[f'{place}/{key}{end}'] for place in places] for end in intervals.ENDS])
+    name: np.stack([style.estimate(arrays, f'{place}/{key}') for place in places], axis=1)
     for name, key in series.items()
   }
 

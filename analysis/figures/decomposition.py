@@ -54,7 +54,7 @@ def _draw_bias(axes: 'Axes', arrays: Arrays) -> None:
   if 'heskes/mean' not in arrays:
     return _say(axes, 'one student:\nvariance unknown')
   for shift, (term, (label, color)) in zip((-0.1, 0.1), TERMS.items(), strict=True):
-    value, low, high = _estimate(arrays, f'heskes/{term}')
+    value, low, high = style.estimate(arrays, f'heskes/{term}')
     axes.bar(places, value, 0.6, bottom=base, color=color, alpha=0.75, label=label)
     error = style.errors(value, low, high)
     axes.errorbar(places + shift, base + value, yerr=error, fmt='none', color=style.INK, capsize=3)
@@ -66,7 +66,7 @@ def _draw_kl(axes: 'Axes', arrays: Arrays) -> None:
   places, num_groups = np.arange(len(arrays['sets'])), len(arrays['groups'])
   for index, name in enumerate(arrays['groups']):
     color, marker = GROUPS[str(name)]
-    value, low, high = (x[index] for x in _estimate(arrays, 'kl'))
+    value, low, high = style.estimate(arrays, 'kl', index)
     shift = 0.12 * (index - (num_groups - 1) / 2)
     look = {'fmt': marker, 'color': color, 'markersize': 5, 'capsize': 2}
     label = f'{name} (n = {arrays["group_sizes"][index]})'
@@ -86,7 +86,7 @@ def _draw_residual(axes: 'Axes', arrays: Arrays) -> None:
     (0.2, 'directions', style.CONTROL, 'control: of all directions'),
   )
   for shift, key, color, label in bars:
-    value, low, high = (100 * x for x in _estimate(arrays, f'residual/{key}'))
+    value, low, high = style.estimate(arrays, f'residual/{key}', scale=100)
     axes.bar(places + shift, value, 0.4, color=color, alpha=0.75, label=label)
     look = {'fmt': 'none', 'color': style.INK, 'capsize': 3}
     axes.errorbar(places + shift, value, yerr=style.errors(value, low, high), **look)
@@ -102,7 +102,7 @@ def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
   for shift, name in ((-0.08, 'student'), (0.08, 'independent')):
     if f'margin/{name}' in arrays:
       color, marker = GROUPS[name]
-      value, low, high = (100 * x for x in _estimate(arrays, f'margin/{name}'))
+      value, low, high = style.estimate(arrays, f'margin/{name}', scale=100)
       look = {'fmt': f'{marker}-', 'color': color, 'markersize': 5, 'capsize': 2}
       error = style.errors(value, low, high)
       axes.errorbar(np.arange(num_bins) + shift, value, yerr=error, **look, label=name)
@@ -123,10 +123,6 @@ def _say(axes: 'Axes', text: str) -> None:
 def _label_sets(axes: 'Axes', arrays: Arrays) -> None:
   axes.set_xticks(np.arange(len(arrays['sets'])), [SETS[str(name)] for name in arrays['sets']])
   axes.set_ylabel('KL(teacher ‖ student) (nats)', fontsize=style.NORMAL)
-
-
-def _estimate(arrays: Arrays, key: str) -> list[np.ndarray]:
-  return [arrays[f'{key}{end}'] for end in intervals.ENDS]
 
 
 # Caption and table.

@@ -9,32 +9,27 @@ import numpy as np
 
 from kdjax import intervals
 
-from . import style
+from . import planes, style
 from .basins import SETS, how, verdicts
+from .planes import Corner
 from .style import Arrays
 
 if TYPE_CHECKING:
-  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 # Colour and line of the barrier by BatchNorm statistics on the line to the teacher.
 STATISTICS = {'raw': (style.INK, 's--'), 're-estimated': (style.TEACHER, 'o-')}
-NUM_LEVELS = 16
 PLANES_IN_A_ROW = 2
-LOG_FROM = 3  # the scale is logarithmic if the largest value is this many times the smallest
-PLACES = {  # label, marker, colour and edge
-  'teacher': ('teacher', 's', style.TEACHER, 'white'),
-  'random': ('random weights', 'X', 'white', style.INK),
-  'initial': ('initial student', '^', 'white', style.INK),
-  'student': ('final student', 'o', style.STUDENT, 'white'),
+PLACES = {
+  'teacher': Corner('teacher', 's', style.TEACHER),
+  'random': Corner('random weights', 'X', 'white', style.INK),
+  'initial': Corner('initial student', '^', 'white', style.INK),
+  'student': Corner('final student', 'o', style.STUDENT),
 }
 
 
 def draw_lambdas(arrays: Arrays) -> 'Figure':
   """Fidelity and barriers to the teacher against λ, above planes with one colour scale."""
-  from matplotlib.colors import LogNorm
-  from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
   num_planes = len(arrays['lambdas'])
   num_columns = min(num_planes, PLANES_IN_A_ROW)
   num_rows = -(-num_planes // num_columns)
@@ -44,20 +39,19 @@ def draw_lambdas(arrays: Arrays) -> 'Figure':
   above, below = figure.subfigures(2, 1, height_ratios=[2.8, height])
   _draw_fidelity(above, arrays)
   all_axes = below.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
-  filled = None
-  for index, axes in enumerate(all_axes.ravel()):
-    if index >= num_planes:
-      axes.set_axis_off()
-    else:
-      filled = _draw_plane(axes, arrays, index)
-  bar = below.colorbar(
-    filled, ax=all_axes, label=f'distillation loss ({arrays["loss_unit"]})', pad=0.01
-  )
-  is_log = isinstance(filled.norm, LogNorm)
-  bar.locator = LogLocator(subs=(1, 2, 5), numticks=6) if is_log else MaxNLocator(6)
-  bar.minorlocator = NullLocator()
-  bar.formatter = '{x:g}'
-  bar.update_ticks()
+  values_LYX = np.ma.masked_invalid(arrays['plane/distillation/loss'])
+  scale = planes.scale_of(values_LYX, log=True)
+  places = [PLACES[str(name)] for name in arrays['places/names']]
+  for axes in all_axes.ravel()[num_planes:]:
+    axes.set_axis_off()
+  for index, axes in enumerate(all_axes.ravel()[:num_planes]):
+    axes.grid(False)
+    axes.set_aspect('equal')
+    style.title(axes, chr(ord('d') + index), f'λ = {arrays["lambdas"][index]:g}', ncols=0)
+    filled = planes.contours(axes, arrays, values_LYX[index], scale, 'viridis')
+    planes.add_corners(axes, places, arrays['places/xy'][index])
+  label = f'distillation loss ({arrays["loss_unit"]})'
+  planes.set_ticks(below.colorbar(filled, ax=all_axes, label=label, pad=0.01), scale)
   below.supxlabel('distance from the teacher towards the random weights', fontsize=style.NORMAL)
   below.supylabel('distance across', fontsize=style.NORMAL)
   style.legend(below, all_axes[0, 0], ncols=4, handletextpad=0.2)
@@ -84,38 +78,6 @@ def _draw_fidelity(figure: Any, arrays: Arrays) -> None:
   for axes, letter, text in zip(all_axes, 'abc', texts, strict=True):
     axes.set_xlabel('λ of the initial student', fontsize=style.NORMAL)
     style.title(axes, letter, text, ncols=1)
-
-
-def _draw_plane(axes: 'Axes', arrays: Arrays, index: int) -> Any:
-  """Draws the distillation loss; returns the artist for the colour bar."""
-  from matplotlib.colors import LogNorm
-
-  values_LYX = np.ma.masked_invalid(arrays['plane/distillation/loss'])
-  low, high = float(values_LYX.min()), float(values_LYX.max())
-  if 0 < LOG_FROM * low < high:
-    levels, norm = np.geomspace(low, high, NUM_LEVELS), LogNorm(low, high)
-  else:
-    levels, norm = np.linspace(low, max(high, low + 1e-6), NUM_LEVELS), None
-  axes.grid(False)
-  axes.set_aspect('equal')
-  axes.set_facecolor('0.8')  # shows where values are not finite
-  style.title(axes, chr(ord('d') + index), f'λ = {arrays["lambdas"][index]:g}', ncols=0)
-  filled = axes.contourf(
-    arrays['xs'], arrays['ys'], values_LYX[index], levels=levels, norm=norm, cmap='viridis'
-  )
-  for name, xy in zip(arrays['places/names'], arrays['places/xy'][index], strict=True):
-    label, marker, color, edge = PLACES[str(name)]
-    axes.plot(
-      *xy,
-      marker,
-      color=color,
-      markeredgecolor=edge,
-      markersize=8,
-      linestyle='none',
-      label=label,
-      zorder=3,
-    )
-  return filled
 
 
 def caption_lambdas(arrays: Arrays) -> str:

@@ -121,7 +121,7 @@ def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
   for shift, marker, color, (name, label) in zip(
     (0.15, -0.15), 'os', (style.INK, style.TEACHER), MAPS.items(), strict=True
   ):
-    value, low, high = (arrays[name + end][others, ensemble] for end in intervals.ENDS)
+    value, low, high = style.estimate(arrays, name, (others, ensemble))
     bars = {'xerr': style.errors(value, low, high), 'fmt': marker, 'color': color, 'markersize': 4}
     axes.errorbar(value, places + shift, label=label, **bars)
   axes.set_yticks(places, arrays['names'][others], fontsize=style.SMALL)

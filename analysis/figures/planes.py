@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 NUM_LEVELS = 12
 LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
-LOG_SPAN = (
-  1e5  # largest ratio of a logarithmic scale; a KL of 0 up to rounding would use most colours
-)
+LOG_SPAN = 1e5  # largest ratio of a logarithmic scale; a KL that is 0 up to rounding has no colours
 NEGATIVE = 1e-3  # relative to the largest value: below −NEGATIVE a value is no rounding error
 LABEL_STEP = 0.11  # between labels of checkpoints, as a fraction of the panel's height
 
@@ -83,7 +81,7 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'F
     axes.set_aspect('equal')
     style.title(axes, letter, f'{panel.title} ({panel.unit})', ncols=0)
     _fill(axes, arrays, panel)
-    _add_corners(axes, arrays)
+    add_corners(axes, looks(arrays['corners/names']), arrays['corners/xy'])
     if 'path/xy' in arrays:
       _add_path(axes, arrays)
   if 'path/xy' in arrays:
@@ -96,52 +94,69 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'F
 
 def _fill(axes: 'Axes', arrays: Arrays, panel: Panel) -> None:
   """Draws filled contours with a colour bar; dark means close to the teacher, or accurate."""
-  from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
   values_YX = np.ma.masked_invalid(arrays[panel.key] * (100 if panel.percent else 1))
   if not values_YX.count():
     axes.text(0.5, 0.5, 'no finite value', transform=axes.transAxes, ha='center', va='center')
     return
-  levels, norm, floored = _levels(values_YX, log=not panel.percent)
+  scale = scale_of(values_YX, log=not panel.percent)
+  filled = contours(axes, arrays, values_YX, scale, 'viridis_r' if panel.percent else 'viridis')
+  # Inset axes keep the bar as high as the panel in its true aspect.
+  set_ticks(axes.figure.colorbar(filled, cax=axes.inset_axes([1.04, 0, 0.06, 1])), scale)
+
+
+class Scale(NamedTuple):
+  """The colour scale of contours."""
+
+  levels: np.ndarray  # ascending
+  norm: Any  # None if the scale is linear
+  floored: bool  # whether values lie below the first level
+
+
+def scale_of(values: np.ma.MaskedArray, log: bool) -> Scale:
+  """The scale of values: logarithmic if `log` and the positive values span enough, else linear."""
+  from matplotlib.colors import LogNorm
+
+  low, high = float(values.min()), float(values.max())
+  if log and high > 0 and low > -NEGATIVE * high:
+    least = max(float(values[values > 0].min()), high / LOG_SPAN)
+    if high > LOG_FROM * least:
+      return Scale(np.geomspace(least, high, NUM_LEVELS), LogNorm(least, high), low < least)
+  if high - low <= 1e-6 * abs(high):  # contours need levels that differ
+    low, high = low - 0.5, high + 0.5
+  return Scale(np.linspace(low, high, NUM_LEVELS), None, False)
+
+
+def contours(
+  axes: 'Axes', arrays: Arrays, values_YX: np.ma.MaskedArray, scale: Scale, color_map: str
+) -> Any:
+  """Draws filled contours over arrays['xs'] and arrays['ys']; returns them, for a colour bar."""
   axes.set_facecolor('0.8')  # shows where values are not finite
-  filled = axes.contourf(
+  return axes.contourf(
     arrays['xs'],
     arrays['ys'],
-    np.ma.maximum(values_YX, levels[0] / 2) if floored else values_YX,  # no hole at log 0
-    levels=levels,
-    norm=norm,
-    cmap='viridis_r' if panel.percent else 'viridis',
-    extend='min' if floored else 'neither',
+    np.ma.maximum(values_YX, scale.levels[0] / 2) if scale.floored else values_YX,  # log 0: no hole
+    levels=scale.levels,
+    norm=scale.norm,
+    cmap=color_map,
+    extend='min' if scale.floored else 'neither',
   )
-  # Inset axes keep the bar as high as the panel in its true aspect.
-  bar = axes.figure.colorbar(filled, cax=axes.inset_axes([1.04, 0, 0.06, 1]))
-  if norm is None:
-    bar.locator = MaxNLocator(5)
-    bar.formatter = '{x:g}'
-  else:
-    wide = levels[-1] > 50 * levels[0]
-    bar.locator = LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6)
-    bar.minorlocator = NullLocator()
-    bar.formatter = '{x:g}'
+
+
+def set_ticks(bar: Any, scale: Scale) -> None:
+  """Puts at most six ticks on a colour bar."""
+  from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+  is_wide = scale.levels[-1] > 50 * scale.levels[0]
+  subs = (1.0,) if is_wide else (1.0, 2.0, 5.0)
+  bar.locator = LogLocator(subs=subs, numticks=6) if scale.norm else MaxNLocator(5)
+  bar.minorlocator = NullLocator()
+  bar.formatter = '{x:g}'
   bar.update_ticks()
 
 
-def _levels(values_YX: np.ma.MaskedArray, log: bool) -> tuple[np.ndarray, Any, bool]:
-  """Ascending levels, the norm or None, and whether values lie below the first level."""
-  from matplotlib.colors import LogNorm
-
-  low, high = float(values_YX.min()), float(values_YX.max())
-  if log and high > 0 and low > -NEGATIVE * high:
-    least = max(float(values_YX[values_YX > 0].min()), high / LOG_SPAN)
-    if high > LOG_FROM * least:
-      return np.geomspace(least, high, NUM_LEVELS), LogNorm(least, high), low < least
-  if high - low <= 1e-6 * abs(high):  # contours need levels that differ
-    low, high = low - 0.5, high + 0.5
-  return np.linspace(low, high, NUM_LEVELS), None, False
-
-
-def _add_corners(axes: 'Axes', arrays: Arrays) -> None:
-  for look, xy in zip(looks(arrays['corners/names']), arrays['corners/xy'], strict=True):
+def add_corners(axes: 'Axes', corners: Sequence[Corner], xy_K2: np.ndarray) -> None:
+  """Marks named weights on a plane."""
+  for look, xy in zip(corners, xy_K2, strict=True):
     axes.plot(
       *xy,
       look.marker,

@@ -83,6 +83,13 @@ def errors(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
   return np.maximum([value - low, high - value], 0)
 
 
+def estimate(
+  arrays: Arrays, key: str, place: Any = (), scale: float = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """scale · (value, low, high) of arrays[key] at a place, by default whole arrays."""
+  return tuple(scale * arrays[f'{key}{end}'][place] for end in intervals.ENDS)
+
+
 def draw_interval(
   axes: 'Axes',
   arrays: Arrays,
@@ -98,7 +105,7 @@ def draw_interval(
   Args:
     line: marker and line style as matplotlib's `fmt`, such as 'o-'.
   """
-  mean, low, high = (scale * arrays[f'{key}{end}'] for end in intervals.ENDS)
+  mean, low, high = estimate(arrays, key, scale=scale)
   axes.errorbar(
     arrays[x],
     mean,

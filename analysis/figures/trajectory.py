@@ -3,6 +3,7 @@
 Axes: L layer (the first entry is all layers), T checkpoint.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-SETS = {'distillation': ('-', 'o', 0.0), 'test': ('--', '^', 0.015)}  # line, marker, shift
-TEACHERS = {
-  'raw': ('s', '--', 'teacher 0'),
-  'aligned': ('o', '-', 'teacher 0, aligned'),
-}
+SETS = {'distillation': ('o-', 0.0), 'test': ('^--', 0.015)}  # marker with line, and shift
+TEACHERS = {'raw': ('s--', 'teacher 0'), 'aligned': ('o-', 'teacher 0, aligned')}
 NULLS = {  # line and label
   'permuted': ('-', 'teacher 0, permuted at random'),
   'unrelated': ('--', 'unrelated teachers'),
@@ -45,24 +43,24 @@ def draw_trajectory(arrays: Arrays) -> 'Figure':
   (far, near), (kl, disagreement) = figure.subplots(2, 2)
   steps_T, teachers = arrays['steps'], _teachers(arrays)
   for name in teachers:
-    marker, line, label = TEACHERS[name]
+    line, label = TEACHERS[name]
     values_T = arrays[f'distance/{name}'][:, 0]
-    far.plot(steps_T, values_T, line, marker=marker, color=style.TEACHER, label=f'to {label}')
+    far.plot(steps_T, values_T, line, color=style.TEACHER, label=f'to {label}')
   _draw_nulls(far, arrays)
   for key, line, label in (
-    ('length', '-', 'path length'),
-    ('displacement', '--', 'from the start'),
+    ('length', '^-', 'path length'),
+    ('displacement', '^--', 'from the start'),
   ):
-    far.plot(steps_T, arrays[key][:, 0], line, marker='^', color=style.STUDENT, label=label)
+    far.plot(steps_T, arrays[key][:, 0], line, color=style.STUDENT, label=label)
   far.set_ylim(bottom=0)
   _finish(far, 'distance (units of the weights)')
   chief = _draw_excess(near, arrays, teachers[-1], 'distance − null')
-  for name, (line, marker, shift) in SETS.items():
+  for name, (line, shift) in SETS.items():
     moved = arrays | {'steps': steps_T + shift * np.ptp(steps_T)}
     for end, source in zip(ENDS, ('', '/high', '/low'), strict=True):
       moved[f'disagreement{end}'] = 100 - 100 * arrays[f'{name}/top1_agreement{source}']
-    _errors(kl, moved, f'{name}/predictive_kl', line, name, marker=marker)
-    _errors(disagreement, moved, 'disagreement', line, name, marker=marker)
+    for axes, key in ((kl, f'{name}/predictive_kl'), (disagreement, 'disagreement')):
+      style.draw_interval(axes, moved, 'steps', key, line, style.STUDENT, name)
   kl.set_yscale('log', nonpositive='mask')
   _finish(kl, 'KL (nats)')
   # Shows values near 0 and the initial student near 100.
@@ -87,16 +85,17 @@ def draw_gradients(arrays: Arrays) -> 'Figure':
   by_layer = below.subplots(1, len(teachers), squeeze=False)[0]
   overall = {key: x[:, 0] for key, x in arrays.items() if x.ndim == 2}
   overall['steps'] = arrays['steps']
-  _errors(norm, overall, 'norm', '-', 'mean gradient')
-  _errors(norm, overall, 'noise', '--', 'noise in it', color=style.CONTROL, marker='s')
+  draw = partial(style.draw_interval, arrays=overall, x='steps')
+  draw(norm, key='norm', line='o-', color=style.STUDENT, label='mean gradient')
+  draw(norm, key='noise', line='s--', color=style.CONTROL, label='noise in it')
   norm.set_ylim(bottom=0)
   _finish(norm, 'norm (loss / weights)')
-  _errors(snr, overall, 'snr', '-', None)
+  draw(snr, key='snr', line='o-', color=style.STUDENT)
   snr.axhline(0, color=style.INK, linewidth=0.8)
   _finish(snr, 'SNR of one example')
   for name in teachers:
-    marker, line, label = TEACHERS[name]
-    _errors(cosine, overall, f'cosine/{name}', line, label, color=style.TEACHER, marker=marker)
+    line, label = TEACHERS[name]
+    draw(cosine, key=f'cosine/{name}', line=line, color=style.TEACHER, label=label)
   _draw_nulls(cosine, arrays)
   cosine.axhline(0, color=style.INK, linewidth=0.8)
   _finish(cosine, 'cosine')
@@ -140,32 +139,8 @@ def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> str:
   _heat(axes, arrays, values_TL, label, cmap='RdBu', vmin=-limit, vmax=limit)
   away_TL = (arrays[f'{key}/low'] > 0) | (arrays[f'{key}/high'] < 0)
   axes.plot(*np.nonzero(away_TL), '.', color=style.INK, markersize=4)
-  name = 'aligned' if teacher == 'aligned' else TEACHERS[teacher][2]
+  name = 'aligned' if teacher == 'aligned' else TEACHERS[teacher][1]
   return f'{name} − {null.removesuffix(", aligned")}'
-
-
-def _errors(
-  axes: 'Axes',
-  arrays: Arrays,
-  key: str,
-  line: str,
-  label: str | None,
-  color: str = style.STUDENT,
-  marker: str = 'o',
-) -> None:
-  """Draws values_T with their intervals against steps."""
-  value, low, high = (arrays[key + end] for end in ENDS)
-  axes.errorbar(
-    arrays['steps'],
-    value,
-    yerr=style.errors(value, low, high),
-    fmt=line,
-    marker=marker,
-    markersize=4,
-    capsize=2,
-    color=color,
-    label=label,
-  )
 
 
 def _finish(axes: 'Axes', ylabel: str) -> None:
@@ -244,12 +219,12 @@ def _compared_rows(arrays: Arrays, kind: str) -> list[list[str]]:
   rows = []
   for teacher, null in compared(arrays):
     key = f'excess/{teacher}/{null}'
-    low, high = (arrays[f'{key}{end}'][-1, 0] for end in ENDS[1:])
+    _, low, high = style.estimate(arrays, key, (-1, 0))
     nulls_K = np.atleast_1d(arrays[f'null/{null}'][..., -1, 0])
     count = f' ({len(nulls_K)})' if null != 'origin' else ''
     rows.append(
       [
-        f'{TEACHERS[teacher][2]}; null: {NULLS[null][1]}{count}',
+        f'{TEACHERS[teacher][1]}; null: {NULLS[null][1]}{count}',
         _number(arrays[f'{kind}/{teacher}'][-1, 0]),
         f'{nulls_K.mean():.4g}',
         _with_interval(arrays, key, -1),
@@ -274,7 +249,7 @@ def _number(value: float) -> str:
 
 
 def _with_interval(arrays: Arrays, key: str, place: int) -> str:
-  value, low, high = (arrays[key + end][place, 0] for end in ENDS)
+  value, low, high = style.estimate(arrays, key, (place, 0))
   if np.isnan(value):
     return 'undefined'
   if np.isnan(low):
