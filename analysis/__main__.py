@@ -20,7 +20,8 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # Threads of BLAS, whose products are small here, wait for each other and for XLA's on a busy machine.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy is imported
@@ -50,35 +51,28 @@ _ALLOW_WRONG_XLA = flags.DEFINE_bool(
 )
 
 
-class _NumbersParser(flags.ArgumentParser):
-  """Parses '0,0.5,1' to (0.0, 0.5, 1.0)."""
+class _TupleParser(flags.ArgumentParser):
+  """Parses comma-separated values to a tuple: '0,0.5,1' to (0.0, 0.5, 1.0) if each is parsed by float."""
 
-  syntactic_help = 'comma-separated numbers'
+  syntactic_help = 'comma-separated'
 
-  def parse(self, argument: str | tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(float(x) for x in (argument.split(',') if isinstance(argument, str) else argument))
+  def __init__(self, parse_one: Callable[[str], Any]):
+    self._parse_one = parse_one
 
-
-class _NamesParser(flags.ArgumentParser):
-  """Parses 'teacher 0,student' to ('teacher 0', 'student')."""
-
-  syntactic_help = 'comma-separated names'
-
-  def parse(self, argument: str | tuple[str, ...]) -> tuple[str, ...]:
-    names = argument.split(',') if isinstance(argument, str) else argument
-    return tuple(name.strip() for name in names if name.strip())
+  def parse(self, argument: str | tuple) -> tuple:
+    if not isinstance(argument, str):
+      return argument  # the default
+    return tuple(self._parse_one(text) for text in argument.split(',') if text.strip())
 
 
 _PARSERS = {
-  int: flags.IntegerParser,
-  float: flags.FloatParser,
-  tuple[float, ...]: _NumbersParser,
-  tuple[str, ...]: _NamesParser,
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  tuple[float, ...]: _TupleParser(float),
+  tuple[str, ...]: _TupleParser(str.strip),
 }
 _SETTINGS = {
-  field.name: flags.DEFINE(
-    _PARSERS[field.type](), field.name, field.default, field.metadata['help']
-  )
+  field.name: flags.DEFINE(_PARSERS[field.type], field.name, field.default, field.metadata['help'])
   for field in dataclasses.fields(Settings)
 }
 

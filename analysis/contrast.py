@@ -45,17 +45,17 @@ class Measure:
   value: Callable[[Arrays], float]
 
 
-def _final(key: str, factor: float = 1.0) -> Callable[[Arrays], float]:
-  """The value of a series over checkpoints at the last one."""
-  return lambda arrays: factor * arrays[key][-1]
+def _fidelity(text: str, unit: str, key: str, factor: float = 1.0) -> Measure:
+  """A measure of `trajectory` at the last checkpoint."""
+  return Measure(text, unit, 'trajectory', lambda arrays: factor * arrays[key][-1])
 
 
-def _distance(checkpoint: int) -> Callable[[Arrays], float]:
+def _distance(text: str, checkpoint: int) -> Measure:
   """The distance of a kept checkpoint to teacher 0, over all layers."""
-  return lambda arrays: arrays['distance/raw'][checkpoint, 0]
+  return Measure(text, 'norm', 'trajectory', lambda arrays: arrays['distance/raw'][checkpoint, 0])
 
 
-def _barrier(key: str, variant: str, factor: float = 1.0) -> Callable[[Arrays], float]:
+def _barrier(text: str, unit: str, key: str, variant: str, factor: float = 1.0) -> Measure:
   """The barrier on the line from the student to teacher 0."""
 
   def value(arrays: Arrays) -> float:
@@ -64,34 +64,20 @@ def _barrier(key: str, variant: str, factor: float = 1.0) -> Callable[[Arrays], 
     (pair,) = (i for i, pair in enumerate(arrays['pairs'].tolist()) if set(pair) == ends)
     return factor * arrays[key][pair, arrays['variants'].tolist().index(variant)]
 
-  return value
+  return Measure(f'barrier to the teacher, {text}', unit, 'barriers', value)
 
 
 RAW, ALIGNED = 'as they are', 'aligned'
 MEASURES = (
-  Measure(
-    'agreement, distillation data', '%', 'trajectory', _final('distillation/top1_agreement', 100)
-  ),
-  Measure('agreement, test', '%', 'trajectory', _final('test/top1_agreement', 100)),
-  Measure(
-    'KL to the teacher, distillation data',
-    'nats',
-    'trajectory',
-    _final('distillation/predictive_kl'),
-  ),
-  Measure('distance to the teacher, initial student', 'norm', 'trajectory', _distance(0)),
-  Measure('distance to the teacher, final student', 'norm', 'trajectory', _distance(-1)),
-  Measure('barrier to the teacher, loss', 'nats', 'barriers', _barrier('loss', RAW)),
-  Measure('barrier to the teacher, loss, aligned', 'nats', 'barriers', _barrier('loss', ALIGNED)),
-  Measure(
-    'barrier to the teacher, test accuracy', 'points', 'barriers', _barrier('error', RAW, 100)
-  ),
-  Measure(
-    'barrier to the teacher, test accuracy, aligned',
-    'points',
-    'barriers',
-    _barrier('error', ALIGNED, 100),
-  ),
+  _fidelity('agreement, distillation data', '%', 'distillation/top1_agreement', 100),
+  _fidelity('agreement, test', '%', 'test/top1_agreement', 100),
+  _fidelity('KL to the teacher, distillation data', 'nats', 'distillation/predictive_kl'),
+  _distance('distance to the teacher, initial student', 0),
+  _distance('distance to the teacher, final student', -1),
+  _barrier('loss', 'nats', 'loss', RAW),
+  _barrier('loss, aligned', 'nats', 'loss', ALIGNED),
+  _barrier('test accuracy', 'points', 'error', RAW, 100),
+  _barrier('test accuracy, aligned', 'points', 'error', ALIGNED, 100),
 )
 
 

@@ -170,6 +170,7 @@ def test_checks_are_recorded(matrix, curves, moved):
     assert set(values) == {
       'logits unchanged by permutations',
       'ends reproduced: distillation/loss',
+      'ends reproduced: distillation/predictive_kl',
       'ends reproduced: test/predictive_kl',
     }
     assert all(value < limit / 10 for value, limit in values.values())

@@ -6,18 +6,14 @@ layer.
 
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kdjax import intervals
 
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 PAIRS_IN_A_BAND = 4
 LOOKS = (  # of variants and changes
@@ -47,7 +43,7 @@ BARS = (
 # Matrices.
 
 
-def draw_barriers(arrays: Arrays) -> 'Figure':
+def draw_barriers(arrays: Arrays) -> Figure:
   """Matrices of the loss barrier by variant, one of the accuracy barrier, and all alignments."""
   names, variants = [str(x) for x in arrays['names']], arrays['variants']
   num_rows, size = -(-len(variants) // 2), len(names) - 1
@@ -86,7 +82,7 @@ def _count(arrays: Arrays) -> int:
   return len(arrays['pairs']) if 'alignments/halfway' in arrays else 0
 
 
-def _draw_alignments(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_alignments(axes: Axes, arrays: Arrays) -> None:
   """Draws the loss halfway of every pair after each alignment, with a ring around the chosen one."""
   if 'alignments/halfway' not in arrays:
     axes.set_axis_off()
@@ -108,7 +104,7 @@ def _draw_alignments(axes: 'Axes', arrays: Arrays) -> None:
 
 
 def _draw_matrix(
-  axes: 'Axes',
+  axes: Axes,
   names: Sequence[str],
   pairs_Q2: np.ndarray,
   values_Q: np.ndarray,
@@ -210,7 +206,7 @@ def _aligned(arrays: Arrays) -> str:
 # Curves.
 
 
-def draw_paths(arrays: Arrays) -> 'Figure':
+def draw_paths(arrays: Arrays) -> Figure:
   """A column for each pair, a row for each measure, a line for each variant; many pairs in bands."""
   num_pairs = len(arrays['pair_names'])
   num_bands = -(-num_pairs // PAIRS_IN_A_BAND)
@@ -248,7 +244,7 @@ def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> 
   figure.supxlabel('position on the path', fontsize=style.NORMAL)
 
 
-def _draw_curves(axes: 'Axes', arrays: Arrays, key: str, q: int, factor: float) -> None:
+def _draw_curves(axes: Axes, arrays: Arrays, key: str, q: int, factor: float) -> None:
   for v, (variant, (color, line)) in enumerate(zip(arrays['variants'], LOOKS, strict=False)):
     mean_T, low_T, high_T = style.estimate(arrays, key, (q, v), factor)
     axes.plot(arrays['ts'], mean_T, line, color=color, linewidth=2, label=str(variant))
@@ -279,7 +275,7 @@ def table_paths(arrays: Arrays) -> list[list[str]]:
 # Bars.
 
 
-def draw_layers(arrays: Arrays) -> 'Figure':
+def draw_layers(arrays: Arrays) -> Figure:
   """Layers from top to bottom in order of depth, with a bar for each change."""
   layers, changes = arrays['layers'], arrays['changes']
   figure = style.blank(0.55 * len(layers) + 1.6)

@@ -3,18 +3,12 @@
 Axes: K fork, P pair of ends, S start.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from kdjax import intervals
 
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 SETS = {'distillation': (style.INK, 's--'), 'test': (style.STUDENT, 'o-')}
 DIRECTIONS = {
@@ -28,7 +22,7 @@ ASIDE = {'random': 0.95, 'sharp': 1.0, 'flat': 1 / 0.95}  # keeps error bars apa
 # Forks.
 
 
-def draw_forks(arrays: Arrays) -> 'Figure':
+def draw_forks(arrays: Arrays) -> Figure:
   """Barriers between ends, and their agreement, against the epoch of the fork."""
   figure = style.blank(5.4)
   all_axes = figure.subplots(2, 2, sharex=True).ravel()
@@ -101,7 +95,7 @@ def stable_from(verdicts_K: list[str]) -> int | None:
   return first if first < len(verdicts_K) else None
 
 
-def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
+def _mark_diverged(axes: Axes, places: np.ndarray) -> None:
   """Marks trainings that diverged with crosses at the bottom."""
   if len(places):
     bottom = np.full(len(places), 0.04)
@@ -112,7 +106,7 @@ def _mark_diverged(axes: 'Axes', places: np.ndarray) -> None:
 # Returns.
 
 
-def draw_returns(arrays: Arrays) -> 'Figure':
+def draw_returns(arrays: Arrays) -> Figure:
   """KL, agreement, distance and barrier against the radius of the perturbation."""
   figure = style.blank(5.6)
   all_axes = figure.subplots(2, 2, sharex=True).ravel()
@@ -143,7 +137,7 @@ def draw_returns(arrays: Arrays) -> 'Figure':
 
 
 def _draw_controls(
-  arrays: Arrays, kl: 'Axes', agreement: 'Axes', distance: 'Axes', barrier: 'Axes'
+  arrays: Arrays, kl: Axes, agreement: Axes, distance: Axes, barrier: Axes
 ) -> None:
   """Draws row 0, which starts at the teacher itself, and sets up the axes."""
   look = {'color': style.CONTROL, 'linestyle': '--', 'linewidth': 1.5}

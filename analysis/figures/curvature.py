@@ -5,17 +5,12 @@ Axes: K probe, T Lanczos step, G grid, L layer.
 
 import itertools
 import string
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import lanczos
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 POINTS = {'initial': 'initial student', 'student': 'student', 'teacher 0': 'teacher 0'}
 OBJECTIVES = {'distillation': "student's loss", 'cross_entropy': 'cross-entropy'}
@@ -30,7 +25,7 @@ DRAWN_LAYERS = 12
 SMOOTHING = 1 / 150  # width of the Gaussians as a fraction of the range of eigenvalues
 
 
-def draw_spectra(arrays: Arrays) -> 'Figure':
+def draw_spectra(arrays: Arrays) -> Figure:
   """A panel for each point (row) and objective (column) with the spectra of H and G."""
   points, objectives = arrays['points'], arrays['objectives']
   figure = style.blank(0.9 + 2.1 * len(points))
@@ -49,7 +44,7 @@ def draw_spectra(arrays: Arrays) -> 'Figure':
   return figure
 
 
-def _draw_density(axes: 'Axes', arrays: Arrays, place: str) -> None:
+def _draw_density(axes: Axes, arrays: Arrays, place: str) -> None:
   """Draws converged eigenvalues as sticks, and the density of the rest with its range over probes."""
   rules = {
     name: [arrays[f'{place}/{name}/{key}'] for key in ('nodes', 'weights')] for name in OPERATORS
@@ -80,7 +75,7 @@ def _draw_density(axes: 'Axes', arrays: Arrays, place: str) -> None:
   axes.set_ylim(one / 1000, 3 * num_parameters * one)
 
 
-def draw_traces(arrays: Arrays) -> 'Figure':
+def draw_traces(arrays: Arrays) -> Figure:
   """Mismatch and traces at all points, above traces by layer in a row for each objective."""
   points, objectives = list(arrays['points']), list(arrays['objectives'])
   heights = [
@@ -131,7 +126,7 @@ def _largest(arrays: Arrays, objective: str) -> np.ndarray:
   return np.sort(np.argsort(-relative)[:DRAWN_LAYERS])
 
 
-def _draw_rows(axes: 'Axes', labels: list[str], values: dict[str, np.ndarray]) -> None:
+def _draw_rows(axes: Axes, labels: list[str], values: dict[str, np.ndarray]) -> None:
   """Draws a row for each label, the first on top, with the values of all series and their intervals."""
   rows = np.arange(len(labels))
   axes.axvline(0, color=style.INK, linewidth=0.8)

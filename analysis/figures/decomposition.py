@@ -4,7 +4,6 @@ Axes: S set, G group of students or of directions, B bin.
 """
 
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +13,7 @@ from kdjax.report import figures
 from ..decomposition import GROUPS as DIRECTIONS
 from ..decomposition import MIN_STUDENTS
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 TERMS = {
   'of_mean': ("bias: KL of students' mean", style.TEACHER),
@@ -33,7 +28,7 @@ GROUPS = {  # colour and marker
 SETS = {'seen': 'seen views', 'fresh': 'fresh views', 'test': 'test'}
 
 
-def draw_decomposition(arrays: Arrays) -> 'Figure':
+def draw_decomposition(arrays: Arrays) -> Figure:
   """Four panels: bias and variance, KL by set and group, the residual, and disagreement by margin."""
   figure = style.blank(6.4)
   (bias, kl), (residual, margin) = figure.subplots(2, 2)
@@ -48,7 +43,7 @@ def draw_decomposition(arrays: Arrays) -> 'Figure':
   return figure
 
 
-def _draw_bias(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_bias(axes: Axes, arrays: Arrays) -> None:
   """Stacked bars; the interval of each term is drawn at its upper end."""
   places, base = np.arange(len(arrays['sets'])), 0.0
   if 'heskes/mean' not in arrays:
@@ -62,7 +57,7 @@ def _draw_bias(axes: 'Axes', arrays: Arrays) -> None:
   _label_sets(axes, arrays)
 
 
-def _draw_kl(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_kl(axes: Axes, arrays: Arrays) -> None:
   places, num_groups = np.arange(len(arrays['sets'])), len(arrays['groups'])
   for index, name in enumerate(arrays['groups']):
     color, marker = GROUPS[str(name)]
@@ -77,7 +72,7 @@ def _draw_kl(axes: 'Axes', arrays: Arrays) -> None:
   _label_sets(axes, arrays)
 
 
-def _draw_residual(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_residual(axes: Axes, arrays: Arrays) -> None:
   if 'residual/shares' not in arrays:
     return _say(axes, 'not defined for this optimizer\nor this many classes')
   places = np.arange(len(DIRECTIONS))
@@ -96,7 +91,7 @@ def _draw_residual(axes: 'Axes', arrays: Arrays) -> None:
   axes.set_ylabel('share (%)', fontsize=style.NORMAL)
 
 
-def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_margin(axes: Axes, arrays: Arrays) -> None:
   edges = arrays['margin/edges']
   num_bins = len(edges) - 1
   for shift, name in ((-0.08, 'student'), (0.08, 'independent')):
@@ -113,14 +108,14 @@ def _draw_margin(axes: 'Axes', arrays: Arrays) -> None:
   axes.set_ylabel('disagreement (%)', fontsize=style.NORMAL)
 
 
-def _say(axes: 'Axes', text: str) -> None:
+def _say(axes: Axes, text: str) -> None:
   axes.set_axis_off()
   axes.text(
     0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes, fontsize=style.NORMAL
   )
 
 
-def _label_sets(axes: 'Axes', arrays: Arrays) -> None:
+def _label_sets(axes: Axes, arrays: Arrays) -> None:
   axes.set_xticks(np.arange(len(arrays['sets'])), [SETS[str(name)] for name in arrays['sets']])
   axes.set_ylabel('KL(teacher ‖ student) (nats)', fontsize=style.NORMAL)
 

@@ -3,7 +3,7 @@
 Axes: L λ, S student of one λ, Y X grid.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,7 @@ from kdjax import intervals
 from . import planes, style
 from .basins import SETS, how, verdicts
 from .planes import Corner
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from .style import Arrays, Figure
 
 # Colour and line of the barrier by BatchNorm statistics on the line to the teacher.
 STATISTICS = {'raw': (style.INK, 's--'), 're-estimated': (style.TEACHER, 'o-')}
@@ -28,7 +25,7 @@ PLACES = {
 }
 
 
-def draw_lambdas(arrays: Arrays) -> 'Figure':
+def draw_lambdas(arrays: Arrays) -> Figure:
   """Fidelity and barriers to the teacher against λ, above planes with one colour scale."""
   num_planes = len(arrays['lambdas'])
   num_columns = min(num_planes, PLANES_IN_A_ROW)

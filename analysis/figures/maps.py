@@ -3,18 +3,12 @@
 Axes: T checkpoint, K predictor or component.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from kdjax import intervals
 
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 # Distances, and the Euclidean ones that are mapped.
 MAPS = {'disagreement': '1 − agreement', 'jensen_shannon': '√JS'}
@@ -28,7 +22,7 @@ LOOKS = {  # marker, face, legend
 }
 
 
-def draw_pca(arrays: Arrays) -> 'Figure':
+def draw_pca(arrays: Arrays) -> Figure:
   """The first two coordinates of the checkpoints, and the variance explained by each component."""
   figure = style.blank(3.3)
   left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
@@ -55,7 +49,7 @@ def draw_pca(arrays: Arrays) -> 'Figure':
   return figure
 
 
-def draw_predictions(arrays: Arrays) -> 'Figure':
+def draw_predictions(arrays: Arrays) -> Figure:
   """Two maps, the matrix of distances, and the distances to the ensemble with intervals."""
   figure = style.blank(7.0)
   upper, lower = figure.subplots(2, 2, height_ratios=[1, 1.1])
@@ -71,7 +65,7 @@ def draw_predictions(arrays: Arrays) -> 'Figure':
   return figure
 
 
-def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
+def _draw_map(axes: Axes, arrays: Arrays, name: str, label: str) -> None:
   xy_K2, kinds = arrays[f'{name}/coords'], arrays['kinds']
   path_T2 = xy_K2[kinds == 'checkpoint']
   axes.plot(*path_T2.T, '-', color=style.STUDENT, linewidth=1, zorder=1)
@@ -90,7 +84,7 @@ def _draw_map(axes: 'Axes', arrays: Arrays, name: str, label: str) -> None:
   axes.set_ylabel(f'second axis, in {label}', fontsize=style.NORMAL)
 
 
-def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray, taken_K2: np.ndarray) -> None:
+def _label_steps(axes: Axes, xy_T2: np.ndarray, steps: np.ndarray, taken_K2: np.ndarray) -> None:
   """Labels every point that is not close to a labelled point or to one of `taken_K2`, last first."""
   label_2 = np.array([0.13, 0.07]) * max(axes.dataLim.size)
   labelled_K2 = taken_K2
@@ -102,7 +96,7 @@ def _label_steps(axes: 'Axes', xy_T2: np.ndarray, steps: np.ndarray, taken_K2: n
       labelled_K2 = np.concatenate([labelled_K2, xy[None]])
 
 
-def _draw_matrix(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_matrix(axes: Axes, arrays: Arrays) -> None:
   from matplotlib.colors import PowerNorm
 
   axes.grid(False)
@@ -113,7 +107,7 @@ def _draw_matrix(axes: 'Axes', arrays: Arrays) -> None:
   axes.set_yticks(places, arrays['names'], fontsize=style.SMALL)
 
 
-def _draw_distances(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_distances(axes: Axes, arrays: Arrays) -> None:
   """Draws the distances of all other predictors to the ensemble, with intervals."""
   others = arrays['kinds'] != 'ensemble'
   ensemble = int(np.flatnonzero(~others)[0])

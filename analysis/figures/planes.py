@@ -7,16 +7,12 @@ import dataclasses
 import itertools
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 NUM_LEVELS = 12
 LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
@@ -62,7 +58,7 @@ def looks(names: Sequence[str]) -> list[Corner]:
   ]
 
 
-def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'Figure':
+def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> Figure:
   """Panels in two columns, row by row, with corners and, if it is there, the student's path.
 
   Args:
@@ -92,7 +88,7 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> 'F
   return figure
 
 
-def _fill(axes: 'Axes', arrays: Arrays, panel: Panel) -> None:
+def _fill(axes: Axes, arrays: Arrays, panel: Panel) -> None:
   """Draws filled contours with a colour bar; dark means close to the teacher, or accurate."""
   values_YX = np.ma.masked_invalid(arrays[panel.key] * (100 if panel.percent else 1))
   if not values_YX.count():
@@ -127,7 +123,7 @@ def scale_of(values: np.ma.MaskedArray, log: bool) -> Scale:
 
 
 def contours(
-  axes: 'Axes', arrays: Arrays, values_YX: np.ma.MaskedArray, scale: Scale, color_map: str
+  axes: Axes, arrays: Arrays, values_YX: np.ma.MaskedArray, scale: Scale, color_map: str
 ) -> Any:
   """Draws filled contours over arrays['xs'] and arrays['ys']; returns them, for a colour bar."""
   axes.set_facecolor('0.8')  # shows where values are not finite
@@ -154,7 +150,7 @@ def set_ticks(bar: Any, scale: Scale) -> None:
   bar.update_ticks()
 
 
-def add_corners(axes: 'Axes', corners: Sequence[Corner], xy_K2: np.ndarray) -> None:
+def add_corners(axes: Axes, corners: Sequence[Corner], xy_K2: np.ndarray) -> None:
   """Marks named weights on a plane."""
   for look, xy in zip(corners, xy_K2, strict=True):
     axes.plot(
@@ -169,7 +165,7 @@ def add_corners(axes: 'Axes', corners: Sequence[Corner], xy_K2: np.ndarray) -> N
     )
 
 
-def _add_path(axes: 'Axes', arrays: Arrays) -> None:
+def _add_path(axes: Axes, arrays: Arrays) -> None:
   """Draws the student's path through its kept checkpoints, in white where they lie off the plane."""
   axes.plot(*arrays['path/xy'].T, color='white', linewidth=1.5, zorder=2)
   off_T = is_off_plane(arrays)[1:-1]
@@ -189,7 +185,7 @@ def _add_path(axes: 'Axes', arrays: Arrays) -> None:
       )
 
 
-def _label_heights(axes: 'Axes', arrays: Arrays) -> None:
+def _label_heights(axes: Axes, arrays: Arrays) -> None:
   """Writes each checkpoint's distance from the plane in a column beside the path."""
   from matplotlib.patheffects import withStroke
 

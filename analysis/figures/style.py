@@ -15,6 +15,8 @@ from kdjax.report import figures
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+else:
+  Axes = Figure = Any
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,7 +33,7 @@ SAME_BASIN = 0.02
 _ANSWERS = {intervals.LOWER: 'yes', intervals.HIGHER: 'no', intervals.UNDECIDED: 'cannot be told'}
 
 
-def blank(height: float) -> 'Figure':
+def blank(height: float) -> Figure:
   """An empty figure; `height` is in inches."""
   return figures.blank((WIDTH, height))
 
@@ -44,7 +46,7 @@ def one_basin(low: float, high: float) -> str:
   return _ANSWERS[intervals.verdict(low, high, SAME_BASIN)]
 
 
-def title(axes: 'Axes', letter: str, text: str, ncols: int = 2) -> None:
+def title(axes: Axes, letter: str, text: str, ncols: int = 2) -> None:
   """Puts the panel's letter and title above it, and between them and the panel a legend of its labels.
 
   Args:
@@ -72,7 +74,7 @@ def title(axes: 'Axes', letter: str, text: str, ncols: int = 2) -> None:
   )
 
 
-def legend(figure: Any, axes: 'Axes', ncols: int, **look: Any) -> None:
+def legend(figure: Any, axes: Axes, ncols: int, **look: Any) -> None:
   """Puts a legend of the labels of one panel above a figure or subfigure."""
   labels = axes.get_legend_handles_labels()
   figure.legend(*labels, loc='outside upper left', ncols=ncols, fontsize=SMALL, **look)
@@ -91,7 +93,7 @@ def estimate(
 
 
 def draw_interval(
-  axes: 'Axes',
+  axes: Axes,
   arrays: Arrays,
   x: str,
   key: str,
@@ -119,7 +121,7 @@ def draw_interval(
   )
 
 
-def draw_threshold(axes: 'Axes') -> None:
+def draw_threshold(axes: Axes) -> None:
   """Marks SAME_BASIN in a panel of barriers in percent, which then starts at 0 and shows the mark."""
   axes.axhline(100 * SAME_BASIN, color=INK, linewidth=1, linestyle=':', label='one basin below')
   axes.set_ylim(0, max(axes.get_ylim()[1], 150 * SAME_BASIN))

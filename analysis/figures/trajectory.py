@@ -4,7 +4,7 @@ Axes: L layer (the first entry is all layers), T checkpoint.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +12,7 @@ from kdjax import intervals
 from kdjax.intervals import ENDS
 
 from . import style
-from .style import Arrays
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
+from .style import Arrays, Axes, Figure
 
 SETS = {'distillation': ('o-', 0.0), 'test': ('^--', 0.015)}  # marker with line, and shift
 TEACHERS = {'raw': ('s--', 'teacher 0'), 'aligned': ('o-', 'teacher 0, aligned')}
@@ -37,7 +33,7 @@ def _chief(arrays: Arrays, teacher: str) -> str:
   return next(null for name, null in compared(arrays) if name == teacher)
 
 
-def draw_trajectory(arrays: Arrays) -> 'Figure':
+def draw_trajectory(arrays: Arrays) -> Figure:
   """Distances with their nulls, the excess by layer, and KL and disagreement, against steps."""
   figure = style.blank(7.0)
   (far, near), (kl, disagreement) = figure.subplots(2, 2)
@@ -76,7 +72,7 @@ def draw_trajectory(arrays: Arrays) -> 'Figure':
   return figure
 
 
-def draw_gradients(arrays: Arrays) -> 'Figure':
+def draw_gradients(arrays: Arrays) -> Figure:
   """Norm, signal-to-noise ratio and cosines with their nulls, and the excess by layer, against steps."""
   figure = style.blank(8.6)
   teachers = _teachers(arrays)
@@ -112,7 +108,7 @@ def _teachers(arrays: Arrays) -> list[str]:
   return list(dict.fromkeys(name for name, _ in compared(arrays)))
 
 
-def _draw_nulls(axes: 'Axes', arrays: Arrays) -> None:
+def _draw_nulls(axes: Axes, arrays: Arrays) -> None:
   """Draws the means of the nulls with the range of their draws."""
   for name, (line, label) in NULLS.items():
     if f'null/{name}' not in arrays:
@@ -127,7 +123,7 @@ def _draw_nulls(axes: 'Axes', arrays: Arrays) -> None:
     )
 
 
-def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> str:
+def _draw_excess(axes: Axes, arrays: Arrays, teacher: str, label: str) -> str:
   """Draws the excess over the chief null by layer and checkpoint, with a dot if its interval excludes 0.
 
   Returns: what is compared, for the style.title.
@@ -143,12 +139,12 @@ def _draw_excess(axes: 'Axes', arrays: Arrays, teacher: str, label: str) -> str:
   return f'{name} − {null.removesuffix(", aligned")}'
 
 
-def _finish(axes: 'Axes', ylabel: str) -> None:
+def _finish(axes: Axes, ylabel: str) -> None:
   axes.set_xlabel('training step', fontsize=style.NORMAL)
   axes.set_ylabel(ylabel, fontsize=style.NORMAL)
 
 
-def _heat(axes: 'Axes', arrays: Arrays, values_TL: np.ndarray, label: str, **colors: Any) -> None:
+def _heat(axes: Axes, arrays: Arrays, values_TL: np.ndarray, label: str, **colors: Any) -> None:
   """Draws layers from top to bottom and checkpoints from left to right; missing values are grey."""
   axes.grid(False)
   axes.set_facecolor('0.8')

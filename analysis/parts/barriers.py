@@ -26,9 +26,8 @@ from ..matching import Aligned, Aligner
 from ..measure import Measure
 from ..part import Arrays, Blocks, Checks, Part, Settings, stacked
 from ..runs import Study
+from . import planes
 
-TOLERANCE = 1e-3  # of ends, relative where they are above 1; float32 gives about 1e-6
-CONTINUOUS = ('distillation/loss', 'test/predictive_kl')
 SHOWN = ('distillation/loss', 'test/predictive_kl', 'test/top1_agreement')  # along a path
 
 BEZIER_EXAMPLES = 4  # times the measured ones, which a curve would overfit
@@ -135,9 +134,8 @@ class _Networks:
 
   def check_end(self, values: surface.Values, place: int, name: str, reestimate: bool) -> None:
     """Checks that the point at `place` has the values of the unpermuted network itself."""
-    for key in CONTINUOUS:
-      expected_1N = self._at_end(name, reestimate)[key]
-      self.checks.same_mean(f'ends reproduced: {key}', values[key][place], expected_1N, TOLERANCE)
+    expected = self._at_end(name, reestimate)
+    planes.check_point(self.checks, 'ends reproduced', values, place, expected)
 
   def _at_end(self, name: str, reestimate: bool) -> surface.Values:
     key = name, reestimate

@@ -104,7 +104,8 @@ def _compare(
       show(done, '')
   direct = [measured.variables(end, reestimate=True) for end in ends]
   for (i, j), of in zip(pairs, values, strict=True):
-    _check_ends(checks, of, direct[i], direct[j])
+    planes.check_point(checks, 'ends of paths', of, 0, direct[i])
+    planes.check_point(checks, 'ends of paths', of, -1, direct[j])
   values = [_nan_unless(there, of) for there, of in zip(there_P, values, strict=True)]
   direct = [_nan_unless(there, of) for there, of in zip(is_there, direct, strict=True)]
   own = surface.summary(
@@ -136,14 +137,6 @@ def _agreement(
   pairs_P = np.full(len(pairs), np.nan)
   pairs_P[there_P] = same_PN.mean(axis=1)
   return mean | {'agreement/pairs': pairs_P}
-
-
-def _check_ends(checks: Checks, path: Arrays, first: Arrays, last: Arrays) -> None:
-  """Checks that the ends of a path have the values of the networks themselves."""
-  for key in planes.CONTINUOUS:
-    for place, direct in ((0, first), (-1, last)):
-      name = f'ends of paths: {key}'
-      checks.same_mean(name, path[key][place], direct[key][0], planes.TOLERANCE)
 
 
 # Returns.

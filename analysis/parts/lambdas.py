@@ -179,9 +179,7 @@ def _surface(
     values = measured.at(planes.build_point, shared, coords_P2, reestimate=True, show=show)
   there = measured.at(planes.build_point, shared, place_2[None], reestimate=True)
   direct = measured.variables(final, reestimate=True)
-  for key in planes.CONTINUOUS:
-    name = f'students on planes: {key}'
-    checks.same_mean(name, there[key][0], direct[key][0], planes.TOLERANCE)
+  planes.check_point(checks, 'students on planes', there, 0, direct)
   summary = surface.summary(values, study.seed)
   return {key: x_P.reshape(len(ys), len(xs)) for key, x_P in summary.items()}
 
