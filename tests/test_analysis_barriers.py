@@ -460,4 +460,3 @@ def test_the_table_tells_whether_student_and_teacher_share_a_basin():
   assert rows[-2] == ['student, teacher 0', 'learned', '2', '3 to 5', '2 to 5']
   caption = PARTS['barriers'].caption(arrays)
   assert 'best of several on 512 other examples (10 of them measured too).' in caption
-  assert len(caption.split()) <= 60

@@ -253,9 +253,9 @@ def _draw_curves(axes: Axes, arrays: Arrays, key: str, q: int, factor: float) ->
 
 def caption_paths(arrays: Arrays) -> str:
   return (
-    'Values along paths between networks, with 95 % bootstrap bands over examples. The curve is a quadratic '
-    f'Bezier (Garipov et al. 2018), trained for {arrays["bezier_steps"]} steps on examples that include '
-    f'the distillation examples. {_how(arrays)}'
+    'Values along paths between networks, with 95 % bootstrap bands over examples. Curve: quadratic Bezier '
+    f'(Garipov et al. 2018), trained for {arrays["bezier_steps"]} steps on examples that include the '
+    f'measured ones. {_how(arrays)}'
   )
 
 

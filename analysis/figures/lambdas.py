@@ -81,9 +81,9 @@ def caption_lambdas(arrays: Arrays) -> str:
   several = (arrays['num_students'] > 1).any()
   over = "examples, or Student's t over students (dashes)" if several else 'examples'
   return (
-    'Students that start at λ teacher + (1 − λ) random (paper, Figure 6b, c). a, b: fidelity; c: barrier on '
-    'the line to the teacher; d on: loss on planes through teacher, random weights and each final student, '
-    f'interpolated. {how(arrays, over, "on planes")}'
+    'Students that start at λ teacher + (1 − λ) random (paper, Figure 6b, c). a, b: fidelity; c: barrier to '
+    'the teacher; d on: loss on planes through teacher, random weights and final student. '
+    f'{how(arrays, over, "on planes")}'
   )
 
 
