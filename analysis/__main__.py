@@ -7,7 +7,7 @@
 Flags:
   --parts=A,B      parts to run. Default: all that are available for the student
   --train=all      what parts may train; the plan and its time are printed first.
-                   cheap: parts that take no more steps than the student did.
+                   cheap: parts that train no more steps than the student did.
                    none: no training; parts that need it are skipped
   --SETTING=VALUE  size of the computation
 
@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Threads of BLAS, whose products are small here, wait for each other and for XLA's on a busy machine.
+# BLAS products are small here: on a busy machine its threads would wait for each other and for XLA's.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy is imported
 
 from kdjax.runtime import xla_flags
@@ -81,7 +81,7 @@ _SETTINGS = {
 def _compiled_once() -> Iterator[None]:
   """Keeps compiled programs on disk, since parts and the students they train share many.
 
-  It does nothing on a GPU and with oneDNN, whose programs cannot be kept: see `xla_flags.recommended`.
+  Programs for a GPU or with oneDNN cannot be kept: see `xla_flags.recommended`.
   """
   has_onednn = xla_flags.ONEDNN[0] in os.environ['XLA_FLAGS']
   has_cache = jax.config.jax_compilation_cache_dir is not None

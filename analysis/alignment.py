@@ -1,8 +1,8 @@
 """Alignment of two networks by permuting the hidden units of one (Ainsworth et al. 2023).
 
-All functions run on the host. `Variables` are {'params', 'batch_stats'}. Unit i of a permuted network is
-unit indices_U[i] of the given network, times signs_U[i] where units may change sign. Axes: U unit of a
-group, R row (every position of every example).
+All functions run on the host. Variables are {'params', 'batch_stats'}. Unit i of a permuted network is unit
+indices_U[i] of the given network, times signs_U[i] if units may change sign. Axes: U unit of a group, R row
+(every position of every example).
 """
 
 import math
@@ -143,10 +143,10 @@ def weight_matching(
   loses, it is repeated with a growing reward for units that stay. No step lowers the inner product, in
   float64.
 
-  By default the better of two starts is returned. The first is the identity, so that the result is never
-  further from the target than `params` are. The second goes through the groups in order of depth and
-  compares only layers whose other groups are already matched, so that a permuted copy of the target
-  without equal units is always aligned exactly.
+  By default the better result of two starts is returned. The first start is the identity, so the result is
+  never further from the target than `params`. The second matches the groups in order of depth and compares
+  only layers whose other groups are already matched, which aligns a permuted copy of the target exactly if no
+  two units are equal.
 
   Args:
     rng: draws the order of the groups, and the random start.

@@ -147,7 +147,7 @@ def barriers_of(values: list[surface.Values], ts_T: np.ndarray, seed: int) -> di
 
 
 def with_lambda(run: Experiment, value: float) -> Experiment:
-  """The run of the student in the same workdir that starts at λ = value from the final teacher."""
+  """The experiment whose student starts at λ = value between random weights and the final teacher."""
   config = run.config.copy_and_resolve_references()
   config.student.init_lambda = float(value)
   config.student.init_from = 'final'

@@ -4,9 +4,10 @@
     python -m analysis.contrast --config=configs/paper/fig6b_lambda.py:small --workdir=DIR \\
       --points='rate as configured, 0.5; rate as configured, 0' --out=docs/basins
 
-A point is written 'SERIES, X', or 'X' where a sweep has one series. The command runs the parts of `python -m analysis`
-that MEASURES need, none of which trains, on the student of each point and trial, and skips what is done. It writes
-OUT/measures.csv, a row for each measure, point and trial, and FIGURES of the first trial as NAME_PLACE.png.
+A point is written 'SERIES, X', or 'X' if the sweep has one series. For the student of each point and trial, the
+command runs the parts of `python -m analysis` that MEASURES need; none of them trains, and finished ones are skipped.
+It writes OUT/measures.csv, with a row for each measure, point and trial, and FIGURES of the first trial as
+NAME_PLACE.png.
 """
 
 import argparse
@@ -84,11 +85,11 @@ MEASURES = (
 def studies(
   spec: str, workdir: epath.Path, points: Sequence[str]
 ) -> dict[int, dict[str, runs.Study]]:
-  """The students of the points by trial; trials that lack one are left out.
+  """The students of the points by trial; trials without all of them are left out.
 
   Args:
     spec: FILE.py or FILE.py:ARGUMENT of a sweep.
-    points: as in the text above.
+    points: as in --points.
 
   Raises:
     ConfigError: the sweep has no such point.
@@ -127,7 +128,7 @@ def _name(point: sweep_lib.Point) -> str:
 def measure(
   study: runs.Study, settings: Settings, figures: Sequence[str] = ()
 ) -> dict[Measure, float]:
-  """The measures of one student; their parts and those of `figures` are computed where they are not."""
+  """The measures of one student; runs the unfinished ones of their parts and of `figures`."""
   parts = dict.fromkeys(of.part for of in MEASURES)
   names = runner.prepare(study, settings, [*(parts | dict.fromkeys(figures))], runner.NONE)
   runner.run(study, settings, names)

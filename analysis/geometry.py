@@ -1,7 +1,7 @@
 """Planes in weight space, projections onto them, and filter-normalised random directions.
 
 All are pure functions of parameter trees, nested dicts of float32 arrays. Inner products are computed in
-float64 on the host. `plane_point` is traceable, so that only two coordinates travel to the device.
+float64 on the host. `plane_point` is traceable, so only two coordinates are sent to the device.
 Axes: K points, P points of a grid, F filters.
 """
 
@@ -14,7 +14,7 @@ from kdjax.errors import UserError
 
 Tree = Any  # nested dicts of arrays
 
-# Relative to the weights' norm: the height of a triangle that float32 rounding alone can make.
+# The height of a triangle that float32 rounding alone can cause, relative to the weights' norm.
 RESOLVED = 1e-6
 
 

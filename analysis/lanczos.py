@@ -1,8 +1,8 @@
 """Lanczos iteration and Gauss quadrature on the spectrum of a symmetric operator.
 
 The operator is any function v_P → (A v)_P. The loop runs on the host, because products are host loops over
-batches (see `curvature`) and because it must stop at a breakdown. (`matfree` runs inside one compiled
-program and does not handle breakdown.) LAPACK solves the tridiagonal eigenproblems in float64.
+batches (see `curvature`) and because it must stop at a breakdown, which `matfree` does not handle. LAPACK
+solves the tridiagonal eigenproblems in float64.
 Axes: P parameter, T Lanczos step, K eigenpair or probe, G grid.
 """
 

@@ -1,8 +1,8 @@
 """The alignment of two networks of a study, shared by all parts.
 
-Among several candidates the one with the lowest loss halfway between the two networks is chosen, with
-BatchNorm statistics re-estimated there. The choice uses examples that are not measured, as far as the data
-suffice. Alignments are kept in <study.folder>/alignments for other parts.
+The candidate with the lowest loss halfway between the two networks is chosen, with BatchNorm statistics
+re-estimated there. If there are enough data, the choice uses examples that are not measured. Alignments are
+kept in <study.folder>/alignments for other parts.
 Axes: B example of a batch, X the axes of one input.
 """
 
@@ -65,7 +65,7 @@ class Aligner:
 
   @property
   def context(self) -> dict[str, np.ndarray]:
-    """The numbers of examples that alignments are chosen on, and of those that are measured too."""
+    """The number of examples that alignments are chosen on, and how many of them are measured too."""
     if self.lacking:
       return {'no_alignment': np.array(self.lacking)}
     count = self._measured.num_examples('distillation')

@@ -1,7 +1,7 @@
 """The surface of a finished student: loss, fidelity and accuracy at any weights of its architecture.
 
-The examples are fixed: 'distillation' is view 0 of the data that the student was distilled on, and 'test'
-is the test set. `surface` defines how a point of weight space is measured on them.
+The examples are fixed: 'distillation' is view 0 of the student's distillation data, and 'test' is the test
+set. `surface` defines how a point of weight space is measured on them.
 Axes: M member, N example, B batch, C class.
 """
 
@@ -133,11 +133,11 @@ class Measure(Distilled):
   """
 
   def __init__(self, study: Study, num_examples: int, skip: int = 0):
-    """Chooses up to `num_examples` of each set, the same for every point and every call.
+    """Chooses up to `num_examples` of each set, the same for every point and call.
 
     Args:
-      skip: number of examples, those of Measure(study, skip), to leave out. If a set is too small for both,
-        fewer are left out; `overlap` counts the distillation examples that are in both.
+      skip: leaves out the examples of Measure(study, skip). If a set is too small, fewer are left out;
+        `overlap` counts the distillation examples that are in both.
     """
     self._run = run = study.experiment
     section, members = run.config.student, teacher_members(study)

@@ -1,4 +1,4 @@
-"""The definition of a part of the analysis, and its inputs: settings, blocks that are kept, and checks."""
+"""The definition of a part of the analysis, and what it receives: settings, saved blocks and checks."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ CHECKS = 'checks'  # in an .npz, as JSON
 
 
 def _names(text: str) -> Any:
-  """A setting that names networks; whether there are such depends on the student."""
+  """A setting that names networks; which names exist depends on the student."""
   return dataclasses.field(default=(), metadata={'help': text})
 
 
@@ -43,31 +43,34 @@ class Settings:
   random_resolution: int = _field(11, 3, 'Points along a side of the random plane.')
   corners: tuple[str, ...] = _names(
     "Three networks that ensemble_plane goes through, such as 'teacher 2,student,sibling'. Default: "
-    'the first three there are of teacher 0, student, teacher 1, sibling, independent, initial.'
+    'the first three that exist of teacher 0, student, teacher 1, sibling, independent, initial.'
   )
-  max_members: int = _field(2, 1, "Teacher's members in the matrices of barriers.")
+  max_members: int = _field(2, 1, 'Most members of the teacher in the matrices of barriers.')
   path_points: int = _field(9, 3, 'Points along a path.')
   alignment_restarts: int = _field(3, 0, 'Random starts of weight matching, for each alignment.')
   alignment_steps: int = _field(30, 0, 'Gradient steps of the learned alignment.')
   bezier_steps: int = _field(200, 1, 'Training steps of a Bezier curve.')
   pairs: tuple[str, ...] = _names(
     "Pairs of networks whose paths are shown, such as 'teacher 0:student,initial:sibling'; or 'all'. "
-    'Default: what a study of fidelity asks for.'
+    'Default: student with teacher 0, student with sibling or independent, initial with student, and '
+    'teacher 0 with teacher 1.'
   )
   gradient_batches: int = _field(
-    8, 3, "Batches of training's size behind the gradient at a checkpoint, as far as there are."
+    8, 3, "Most batches of the training's size for the gradient at a checkpoint."
   )
-  curvature_examples: int = _field(256, 2, 'Examples of the distillation data behind curvature.')
+  curvature_examples: int = _field(256, 2, 'Examples of the distillation data for curvature.')
   num_eigenpairs: int = _field(10, 1, 'Largest eigenvalues that are computed.')
   lanczos_steps: int = _field(25, 2, 'Products with the Hessian for each probe.')
   kernel_examples: int = _field(
-    64, 2, 'Examples of the distillation data behind a neural tangent kernel.'
+    64, 2, 'Examples of the distillation data for a neural tangent kernel.'
   )
-  num_probes: int = _field(2, 2, 'Random vectors behind densities and traces.')
+  num_probes: int = _field(2, 2, 'Random vectors for densities and traces.')
 
   num_forks: int = _field(3, 1, 'Kept checkpoints at which training is forked.')
-  fork_seeds: int = _field(2, 1, 'Continuations of each fork, beside the student itself.')
-  lambdas: tuple[float, ...] = _field((0.0, 0.25, 0.5, 1.0), 0.0, 'Starts λ of students.', 1.0)
+  fork_seeds: int = _field(2, 1, 'Continuations of each fork, in addition to the student.')
+  lambdas: tuple[float, ...] = _field(
+    (0.0, 0.25, 0.5, 1.0), 0.0, 'Values of λ at which students start.', 1.0
+  )
   lambda_resolution: int = _field(11, 3, 'Points along the longer side of the plane of each λ.')
   return_radii: tuple[float, ...] = _field(
     (0.1, 0.3, 1.0), 1e-6, "Distances from the teacher, relative to its weights' norm."
@@ -75,13 +78,13 @@ class Settings:
   return_epochs: float = _field(10.0, 0.01, 'Epochs of distillation from around the teacher.', 1e6)
 
   def problems(self) -> list[str]:
-    """The problems of the numbers, one line each, for a ConfigError."""
+    """The problems of the numeric settings, one line each, for a ConfigError."""
     numbers = [field for field in dataclasses.fields(self) if 'smallest' in field.metadata]
     wrong = [problem for field in numbers for problem in self._problems(field)]
     if self.lanczos_steps < self.num_eigenpairs:
       wrong.append(
         f'--lanczos_steps = {self.lanczos_steps}: allowed: --num_eigenpairs = {self.num_eigenpairs} or '
-        'more; a product with the Hessian finds one eigenvalue at most'
+        'more; each product with the Hessian finds at most one eigenvalue'
       )
     return wrong
 
@@ -99,22 +102,22 @@ class Settings:
 
 
 def stacked(pieces: list[Arrays]) -> Arrays:
-  """Pieces of the same keys as one, along a new first axis."""
+  """Stacks pieces with the same keys along a new first axis."""
   return {key: np.stack([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
 class CheckError(UserError):
-  """An analysis does not pass a check of its own, so that its numbers are not to be trusted."""
+  """A self-check of an analysis failed, so its numbers cannot be trusted."""
 
 
 class Checks:
-  """Self-checks of a part; their values are kept beside its results."""
+  """Self-checks of a part; their values are saved with its results."""
 
   def __init__(self):
     self.values: dict[str, list[float]] = {}
 
   def at_most(self, name: str, value: float, limit: float) -> None:
-    """Records a deviation. Of one that is recorded several times, the largest is kept.
+    """Records a deviation; if it is recorded several times, the largest is kept.
 
     Raises:
       CheckError: it is above the limit, or NaN.
@@ -129,13 +132,13 @@ class Checks:
     self.values[name] = [largest, float(limit)]
 
   def same_mean(self, name: str, found_N: np.ndarray, expected_N: np.ndarray, limit: float) -> None:
-    """`at_most` of how far two means are apart, relative to the expected one where that is above 1."""
+    """Records how far two means are apart, relative to the expected mean where that is above 1."""
     found, expected = float(np.mean(found_N)), float(np.mean(expected_N))
     self.at_most(name, abs(found - expected) / max(1, abs(expected)), limit)
 
   @contextlib.contextmanager
   def recorded(self) -> Iterator[dict[str, list[float]]]:
-    """Yields what will have been recorded inside."""
+    """Yields a dict of what is recorded inside; what was recorded before is left out."""
     before, self.values = self.values, {}
     made = self.values
     try:
@@ -145,17 +148,17 @@ class Checks:
 
 
 class Blocks:
-  """Finished pieces of a part that is under way, on disk, so that a killed run goes on.
+  """Finished pieces of an unfinished part on disk, so that a killed run continues.
 
-  Pieces that were made under other settings are in another folder beside it.
+  Pieces of other settings are in another folder beside it.
   """
 
-  def __init__(self, folder: epath.Path, checks: Checks | None = None):
-    """Keeps those of the part's `checks` that pieces make, with the pieces."""
-    self._folder, self._checks = folder, checks or Checks()
+  def __init__(self, folder: epath.Path, checks: Checks):
+    """Saves each piece with those of the part's `checks` that were made for it."""
+    self._folder, self._checks = folder, checks
 
   def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
-    """The arrays of a piece: those on disk, or else what `compute()` returns."""
+    """The arrays of a piece, from disk or else from `compute()`."""
     path = self._folder / f'{key.replace(" ", "_")}.npz'
     if not path.exists():
       with self._checks.recorded() as made:
@@ -167,14 +170,14 @@ class Blocks:
     return arrays
 
   def delete(self) -> None:
-    """Deletes all blocks, also those of other settings: the part is finished."""
+    """Deletes the blocks of a finished part, including those of other settings."""
     if self._folder.parent.exists():
       self._folder.parent.rmtree()
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """A student that a part trains; `num_steps` are 0 if it is there already."""
+  """A student that a part trains; `num_steps` is 0 if it is already trained."""
 
   name: str
   num_steps: int
@@ -182,7 +185,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One analysis: numbers, a figure, and what the figure says."""
+  """One analysis: its numbers, figure, caption and table."""
 
   name: str  # of its files, and in --parts
   title: str
@@ -191,12 +194,12 @@ class Part:
   draw: Callable[[Arrays], 'Figure']
   caption: Callable[[Arrays], str]
   answers: str = ''  # the question, for --help; by default the title
-  training: str = ''  # what it trains in words, for --help
-  table: Callable[[Arrays], Table] = lambda arrays: []  # the numbers that the figure rests on
-  # The students that it will train before it can compute.
+  training: str = ''  # the students that it trains in words, for --help
+  table: Callable[[Arrays], Table] = lambda arrays: []  # the numbers that the figure shows
+  # The students that it trains when it computes.
   trains: Callable[[Study, Settings], list[Training]] = lambda study, settings: []
   unavailable: Callable[[Study], str | None] = lambda study: None  # why it cannot be computed
-  # (names of networks that exist, settings) → the problems of settings that name networks.
+  # (names of existing networks, settings) → the problems of settings that name networks.
   misnamed: Callable[[list[str], Settings], list[str]] = lambda names, settings: []
   # Further values that its numbers depend on, as JSON.
   depends: Callable[[Study, Settings], Any] = lambda study, settings: None
@@ -218,7 +221,7 @@ class Part:
     record = {
       'part': self.name,
       'version': self.version,
-      'has_teachers': study.has_teachers,  # else their stored predictions serve
+      'has_teachers': study.has_teachers,  # otherwise their stored predictions are used
       'fingerprints': study.fingerprints,
       'settings': {name: getattr(settings, name) for name in self.reads},
     }
@@ -229,12 +232,12 @@ class Part:
     return json.loads(json.dumps(record))
 
 
-def read_record(arrays: Arrays) -> dict[str, Any]:
-  """The record, config and checks that a part's .npz holds beside its numbers."""
-  try:
-    return json.loads(str(arrays['record']))
-  except KeyError as error:
-    raise DamageError('an .npz of the analysis has no record; delete it and run again') from error
+def read_record(path: epath.Path) -> dict[str, Any]:
+  """The record that a part's .npz holds beside its numbers."""
+  arrays = files.read_arrays(path)
+  if 'record' not in arrays:
+    raise DamageError(f'{path} has no record; delete it and run again')
+  return json.loads(str(arrays['record']))
 
 
 def digest(record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Paths in weight space between two networks, and the barriers along them.
 
-All are pure functions of variables, {'params', 'batch_stats'}. Points of a path are traceable, so that only
-a coordinate travels to the device. A path interpolates BatchNorm statistics, which then fit neither end;
+All are pure functions of variables, {'params', 'batch_stats'}. Points of a path are traceable, so only a
+coordinate is sent to the device. A path also interpolates BatchNorm statistics, which then fit no network;
 the caller decides whether to re-estimate them.
 Axes: T position, N example, L layer, R resample, X any leading axes.
 """

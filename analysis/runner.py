@@ -225,7 +225,7 @@ def _is_shown(path: epath.Path, record: dict) -> bool:
 
 
 def _is_computed(path: epath.Path, record: dict) -> bool:
-  return path.exists() and part_lib.read_record(files.read_arrays(path)) == record
+  return path.exists() and part_lib.read_record(path) == record
 
 
 def _compute(study: Study, settings: Settings, part: Part, path: epath.Path, record: dict) -> None:

@@ -1,9 +1,9 @@
-"""A finished student and what surrounds it, found from a folder alone.
+"""A finished student with its teachers and the students it is compared with, found from a folder.
 
     study = runs.load('runs/digits_resnet')  # or gs://..., or one student's folder
     study.student(), study.member(0)
 
-The config of the experiment is the one that lies in the student's folder.
+The config is that in the student's folder.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from kdjax.train.steps import Variables
 def load(path: epath.PathLike) -> 'Study':
   """The student in a folder, or the newest one of a workdir.
 
-  The newest is the one that was evaluated last. Where none was, there must be just one.
+  The newest is the one that was evaluated last. If none was evaluated, there must be exactly one.
 
   Raises:
     MissingInputError: there is no folder, or no finished student in it.
@@ -40,7 +40,7 @@ def load(path: epath.PathLike) -> 'Study':
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """One finished student. Nothing is read before it is asked for."""
+  """One finished student; everything is read when it is first used."""
 
   experiment: Experiment
 
@@ -73,7 +73,7 @@ class Study:
 
   @property
   def has_teachers(self) -> bool:
-    """Whether all members are there, and not just their predictions."""
+    """Whether the weights of all members exist, and not only their predictions."""
     return all(teachers.is_trained(self.experiment, i) for i in range(self.num_members))
 
   @property
@@ -93,7 +93,7 @@ class Study:
     """Why the student's objective cannot be measured; None if it can."""
     name = self.experiment.config.student.loss
     if {'student_features', 'teacher_features'} & set(losses.find(name).needs):
-      return f'student.loss = {name!r} depends on features, and an analysis has logits alone'
+      return f'student.loss = {name!r} needs features, and the analysis has only logits'
     return None
 
   def member(self, member: int = 0) -> Variables:
@@ -101,10 +101,10 @@ class Study:
     return teachers.load(self.experiment, member)
 
   def unrelated_teachers(self) -> dict[str, Callable[[], Variables]]:
-    """The members behind the independent student, by a name that says whose they are.
+    """The independent student's teachers in the workdir, by a name of fingerprint and member.
 
-    They were trained by the same recipe with other seeds, and the student never saw them. None where they
-    are not in the workdir. Each function returns a member's final variables.
+    They were trained by the same recipe with other seeds, and the student never saw them. Each function
+    returns a member's final variables.
     """
     if self.experiment.config.evaluation.independent_seed is None:
       return {}
@@ -119,9 +119,8 @@ class Study:
   @cached_property
   def steps(self) -> list[int]:
     """The student's kept checkpoints in order; the last is the final one."""
-    with Checkpoints(
-      self.experiment.folders.student / 'checkpoints', read_only=True
-    ) as checkpoints:
+    folder = self.experiment.folders.student / 'checkpoints'
+    with Checkpoints(folder, read_only=True) as checkpoints:
       return checkpoints.steps
 
   def student(self, step: int | None = None) -> Variables:
@@ -136,7 +135,7 @@ class Study:
   def reseeded(self, experiment: Experiment) -> list[Experiment]:
     """Finished students of the workdir that differ from that of `experiment` in their seed alone.
 
-    One that is damaged is left out, with a warning.
+    Damaged ones are left out with a warning.
     """
     found, name = [], experiment.folders.student.name
     for other in self._neighbours:
@@ -166,7 +165,7 @@ class Study:
   def independent(self) -> Experiment | None:
     """The independent student's experiment (another teacher, the same recipe), if it was trained.
 
-    One that is damaged is left out, with a warning.
+    If it is damaged, it is left out with a warning.
     """
     if self.experiment.config.evaluation.independent_seed is None:
       return None
@@ -176,15 +175,15 @@ class Study:
   @property
   def others(self) -> dict[str, list[str]]:
     """Fingerprints of the students that it is compared with."""
-    independent = [] if self.independent is None else [self.independent]
-    return {
-      'siblings': [sibling.folders.student.name for sibling in self.siblings],
-      'independent': [other.folders.student.name for other in independent],
+    others = {
+      'siblings': self.siblings,
+      'independent': [] if self.independent is None else [self.independent],
     }
+    return {key: [other.folders.student.name for other in of] for key, of in others.items()}
 
   @property
   def steps_per_second(self) -> float | None:
-    """The median speed of the student's own training; None if its log does not tell."""
+    """The median speed of the student's own training; None if it was not logged."""
     path = self.experiment.folders.student / 'metrics.jsonl'
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     speeds = [row['examples_per_second'] for row in rows if row.get('examples_per_second')]
@@ -198,10 +197,9 @@ class Study:
 
   @property
   def names(self) -> list[str]:
-    """The names of the networks that exist, in the order in which they are drawn.
+    """The names of the existing networks of the student's architecture, in the order of drawing.
 
-    They are 'initial' (if it was kept), 'student', 'teacher 0', ..., 'sibling' and 'independent', all of
-    the student's architecture.
+    They are 'initial' (if it was kept), 'student', 'teacher 0', ..., 'sibling' and 'independent'.
     """
     return list(self._loaders)
 
@@ -227,7 +225,7 @@ class Study:
 
 
 SIBLING_NAME = 'sibling'
-SIBLING = 1  # what is added to the seed of the student
+SIBLING = 1  # added to the student's seed
 
 
 def train_sibling(study: Study) -> None:
@@ -239,7 +237,7 @@ def train_sibling(study: Study) -> None:
       student.named(SIBLING_NAME).run(Experiment(config, own.workdir))
     except MissingInputError as error:
       raise MissingInputError(
-        f'no sibling can be trained ({error}); go without: --train=none'
+        f'no sibling can be trained ({error}); use --train=none to do without'
       ) from error
     for found in ('siblings', '_neighbours'):
       study.__dict__.pop(found, None)

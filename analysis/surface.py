@@ -133,7 +133,7 @@ class Surface:
     return {key: np.concatenate(pieces) for key, pieces in collected.items()}
 
   def variables(self, point: Point, reestimate: bool = False) -> Values:
-    """`at` for one point; P is 1."""
+    """`at` for a single point: values_1N."""
     return self.at(as_given, point, np.zeros((1, 1)), reestimate)
 
   def _dispatch(

@@ -180,7 +180,7 @@ def descent_cosines(
 
 
 def disagreements(a_NC: np.ndarray, b_NC: np.ndarray) -> np.ndarray:
-  """values_N, 1 where the most probable classes differ and 0 elsewhere; the mean is a distance in [0, 1]."""
+  """values_N, 1 where the most probable classes differ, else 0; the mean is a distance in [0, 1]."""
   return (a_NC.argmax(axis=-1) != b_NC.argmax(axis=-1)).astype(np.float64)
 
 

@@ -270,12 +270,18 @@ def test_a_piece_that_is_zero_is_not_missing(tmp_path):
   assert len(count) == 1
 
 
+def test_numbers_without_a_record_are_refused(study, made):
+  files.write_arrays(study.folder / 'made.npz', {'x': np.zeros(2)})
+  with pytest.raises(UserError, match=r'made\.npz has no record; delete it and run again'):
+    run(study, Settings())
+
+
 def test_parts_that_measure_a_loss_on_features_are_left_out(finished, made, monkeypatch):
   study = runs.Study(small_run.run(finished.workdir, student__loss='cka'))
   parts = {'made': made.part(), 'free': made.part('free', measures_loss=False)}
   monkeypatch.setattr(runner, 'PARTS', parts)
   assert runner.plan(study, Settings()).left_out == {
-    'made': "student.loss = 'cka' depends on features, and an analysis has logits alone"
+    'made': "student.loss = 'cka' needs features, and the analysis has only logits"
   }
 
 

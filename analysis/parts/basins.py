@@ -1,8 +1,9 @@
-"""Trainings around the student and the teacher: when is the basin decided, and who returns?
+"""Trainings around the student and the teacher.
 
-There are two parts: `forks` (Frankle et al. 2020) and `returns`. Both train more students by the student's
-recipe on its distillation data. Values of a training that diverges are NaN. Axes: K fork, E end of a
-training, P pair of ends, T position on a path, S start, N example.
+There are two parts: `forks` asks when the basin is decided (Frankle et al. 2020), and `returns` whether
+distillation returns to a perturbed teacher. Both train more students by the student's recipe on its
+distillation data. Values of a training that diverges are NaN.
+Axes: K fork, P pair of ends, T position on a path, S start, N example.
 """
 
 import itertools

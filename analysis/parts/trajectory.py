@@ -1,8 +1,8 @@
-"""The training of the student as a path: does it approach the teacher, and does the gradient point there?
+"""The student's training as a path: does it approach the teacher, and does the gradient point to it?
 
-There are two parts: `trajectory`, distances in weight space and fidelity at the kept checkpoints; and
-`gradients`, the norm, noise and direction of the distillation gradient there. Distances and cosines are
-compared with nulls (`estimates.excess`). Axes: L layer (the first entry is all layers), T checkpoint, B batch,
+There are two parts. At the kept checkpoints, `trajectory` measures distances in weight space and fidelity,
+and `gradients` the norm, noise and direction of the distillation gradient. Distances and cosines are compared
+with nulls (`estimates.excess`). Axes: L layer (the first entry is all layers), T checkpoint, B batch,
 K draw of a null, A alignment, N example, C class.
 """
 
