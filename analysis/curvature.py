@@ -181,7 +181,9 @@ class Probed:
   rest_squares_K: np.ndarray  # ‖(H − G) v‖²
 
 
-def probed(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Probed:
+def probed(
+  mean_loss: MeanLoss, probes: Iterable[np.ndarray], show: Callable[[], None] = lambda: None
+) -> Probed:
   """Hutchinson's estimates (1990) of traces of H and G and of squared Frobenius norms of G and H − G.
 
   If logits are piecewise linear in each single weight, diag(H) = diag(G) whatever the loss. This holds for
@@ -190,6 +192,7 @@ def probed(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Probed:
 
   Args:
     probes: vectors_P from `lanczos.rademacher`, shared by H and G.
+    show: is called after each probe.
   """
   traces, squares = [], []
   for probe_P in probes:
@@ -198,6 +201,7 @@ def probed(mean_loss: MeanLoss, probes: Iterable[np.ndarray]) -> Probed:
     traces.append([list(of.values()) for of in layers])
     hessian_P, ggn_P = (product_P.astype(np.float64) for product_P in products)
     squares.append([np.sum(ggn_P**2), np.sum((hessian_P - ggn_P) ** 2)])
+    show()
   return Probed(list(layers[0]), *np.swapaxes(traces, 0, 1), *np.transpose(squares))
 
 

@@ -153,9 +153,9 @@ class Blocks:
   Pieces of other settings are in another folder beside it.
   """
 
-  def __init__(self, folder: epath.Path, checks: Checks):
+  def __init__(self, folder: epath.Path, checks: Checks | None = None):
     """Saves each piece with those of the part's `checks` that were made for it."""
-    self._folder, self._checks = folder, checks
+    self._folder, self._checks = folder, checks or Checks()
 
   def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
     """The arrays of a piece, from disk or else from `compute()`."""

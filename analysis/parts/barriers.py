@@ -157,6 +157,22 @@ def _barriers(values: surface.Values, ts_T: np.ndarray, seed: int) -> Arrays:
   return named('loss', loss) | named('error', error)
 
 
+def _of_pairs(
+  title: str,
+  pairs: Sequence[tuple[str, str]],
+  blocks: Blocks,
+  compute: Callable[[str, str, Callable[[str], None]], Arrays],
+) -> Arrays:
+  """compute(a, b, say) of all pairs along a new first axis; say(text) shows what is being done."""
+  found = []
+  with progress.bar(title, len(pairs), 'pairs') as show:
+    for a, b in pairs:
+      say = lambda text, names=f'{a} and {b}': show(len(found), f'{names}, {text}')
+      found.append(blocks.get(f'{a} {b}', partial(compute, a, b, say)))
+      show(len(found), f'{a} and {b}')
+  return stacked(found)
+
+
 # Barriers between all pairs.
 
 
@@ -168,25 +184,17 @@ def compute_barriers(study: Study, settings: Settings, blocks: Blocks, checks: C
   ts_T = np.linspace(0, 1, settings.path_points)
   pairs_Q2 = list(itertools.combinations(range(len(names)), 2))
 
-  def compute_pair(a: str, b: str) -> Arrays:
+  def compute_pair(a: str, b: str, say: Callable[[str], None]) -> Arrays:
     pieces = []
     for variant in variants:
-      show(len(found), f'{a} and {b}, {variant.name}')
+      say(variant.name)
       pieces.append(_barriers(networks.along(a, b, variant, ts_T), ts_T, study.seed))
     return stacked(pieces) | networks.alignments(a, b)
 
-  found = []
-  with progress.bar('barriers', len(pairs_Q2), 'pairs') as show:
-    for i, j in pairs_Q2:
-      a, b = names[i], names[j]
-      found.append(blocks.get(f'{a} {b}', partial(compute_pair, a, b)))
-      show(len(found), f'{a} and {b}')
-  return (
-    networks.context
-    | {'names': np.array(names), 'pairs': np.array(pairs_Q2)}
-    | {'variants': np.array([variant.name for variant in variants])}
-    | stacked(found)
-  )
+  pairs = list(itertools.combinations(names, 2))
+  found = _of_pairs('barriers', pairs, blocks, compute_pair)
+  context = networks.context | {'variants': np.array([variant.name for variant in variants])}
+  return context | {'names': np.array(names), 'pairs': np.array(pairs_Q2)} | found
 
 
 # Curves of chosen pairs.
@@ -201,28 +209,25 @@ def compute_paths(study: Study, settings: Settings, blocks: Blocks, checks: Chec
   train_curve = _curve_trainer(study, settings)
   ts_T = np.linspace(0, 1, settings.path_points)
 
-  def compute_pair(a: str, b: str) -> Arrays:
-    report = lambda step, _: show(len(found), f'{a} to {b}: step {step} of the curve')
+  def compute_pair(a: str, b: str, say: Callable[[str], None]) -> Arrays:
+    report = lambda step, _: say(f'step {step} of the curve')
     middle = train_curve(networks.points[a], networks.points[b], show=report)
     pieces = []
     for variant in variants:
-      show(len(found), f'{a} to {b}, {variant.name}')
+      say(variant.name)
       values = networks.along(a, b, variant, ts_T, middle)
       summary = surface.summary({key: values[key] for key in SHOWN}, study.seed)
       pieces.append(summary | _barriers(values, ts_T, study.seed))
     return stacked(pieces)
 
-  found = []
-  with progress.bar('paths', len(pairs), 'pairs') as show:
-    for a, b in pairs:
-      found.append(blocks.get(f'{a} {b}', partial(compute_pair, a, b)))
-      show(len(found), f'{a} to {b}')
-  return (
-    networks.context
-    | {'variants': np.array([variant.name for variant in variants])}
-    | {'pair_names': np.array(pairs), 'ts': ts_T, 'bezier_steps': np.array(settings.bezier_steps)}
-    | stacked(found)
-  )
+  found = _of_pairs('paths', pairs, blocks, compute_pair)
+  context = networks.context | {'variants': np.array([variant.name for variant in variants])}
+  about = {
+    'pair_names': np.array(pairs),
+    'ts': ts_T,
+    'bezier_steps': np.array(settings.bezier_steps),
+  }
+  return context | about | found
 
 
 def _chosen_pairs(study: Study, settings: Settings) -> list[tuple[str, str]]:

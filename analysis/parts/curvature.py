@@ -8,7 +8,7 @@ Axes: P parameter, N example, K eigenvalue or probe, L layer, T Lanczos step, G 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -216,7 +216,7 @@ def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> A
   Without BatchNorm the traces of G are exact, and 'ggn/deviation' is the deviation of the estimate in half
   widths of its interval.
   """
-  found = curvature.probed(mean_loss, _shown(_probes(study, mean_loss, num_probes), show))
+  found = curvature.probed(mean_loss, _probes(study, mean_loss, num_probes), show)
   arrays = {'layers': np.array(found.layers), 'ggn/deviation': np.array(0.0)}
   arrays |= named('mismatch', curvature.mismatch(found))
   for operator, traces_KL in (('hessian', found.hessian_KL), ('ggn', found.ggn_KL)):
@@ -231,12 +231,6 @@ def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> A
     arrays |= named('ggn/trace', [trace] * 3)
     arrays |= named('ggn/layers', [layers_L] * 3)
   return arrays
-
-
-def _shown(probes: Iterable[np.ndarray], show: Show) -> Iterator[np.ndarray]:
-  for probe_P in probes:
-    yield probe_P
-    show()
 
 
 # Captions and tables.

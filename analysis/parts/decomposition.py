@@ -6,7 +6,7 @@ tangent kernel; and disagreement by the teacher's margin.
 Axes: K student, S set, V view, N example, C class, R output, G group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
@@ -144,42 +144,33 @@ def _bias_and_variance(
   teacher: dict[str, np.ndarray], students: dict[str, np.ndarray], seed: int, checks: Checks
 ) -> Arrays:
   """'plain/<term>' for these students, and 'heskes/<term>' extrapolated to infinitely many, of shape (S,)."""
-  found = {}
-  for of, teacher_VNC in teacher.items():
-    plain = decomposition.heskes(teacher_VNC, students[of])
-    error = np.abs(plain['mean'] - plain['of_mean'] - plain['variance']).max()
+  plain = [decomposition.heskes(teacher[of], students[of]) for of in teacher]
+  for terms in plain:
+    error = np.abs(terms['mean'] - terms['of_mean'] - terms['variance']).max()
     checks.at_most('KL of the mean and variance add up', error, EXACT)
+  found = {f'plain/{term}': np.array([of[term].mean() for of in plain]) for term in TERMS}
+  if len(students['test']) > 1:
+    pseudo = [decomposition.heskes_jackknife(teacher[of], students[of]) for of in teacher]
     for term in TERMS:
-      found.setdefault(f'plain/{term}', []).append(plain[term].mean())
-    if len(students[of]) > 1:
-      pseudo = decomposition.heskes_jackknife(teacher_VNC, students[of])
-      for term in TERMS:
-        _add(found, f'heskes/{term}', _over_students(pseudo[term], seed))
-  return {key: np.array(values) for key, values in found.items()}
+      found |= named(f'heskes/{term}', _over_students([of[term] for of in pseudo], seed))
+  return found
 
 
 def _kl_of_groups(
   teacher: dict[str, np.ndarray], students: dict[str, dict[str, np.ndarray]], seed: int
 ) -> Arrays:
   """'kl' by group and set, and 'fresh_less_seen' by group, paired by example or seed."""
-  found, num_sets = {}, len(teacher)
-  for of_group in students.values():
-    values = {of: decomposition.kl(teacher[of], of_group[of]) for of in teacher}
-    for of in teacher:
-      _add(found, 'kl', _over_students(values[of], seed))
-    if 'fresh' in values:
-      difference_KN = values['fresh'].mean(axis=1) - values['seen'].mean(axis=1)
-      _add(found, 'fresh_less_seen', _over_students(difference_KN[:, None], seed))
-  arrays = {key: np.array(values) for key, values in found.items()}
-  arrays |= {
-    key: x.reshape(len(students), num_sets)
-    for key, x in arrays.items()
-    if key.split('/')[0] == 'kl'
-  }
-  return arrays | {
+  groups = [{of: decomposition.kl(teacher[of], x[of]) for of in teacher} for x in students.values()]
+  kl = [_over_students(group.values(), seed) for group in groups]
+  found = {
     'groups': np.array(list(students)),
-    'group_sizes': np.array([len(of_group['test']) for of_group in students.values()]),
-  }
+    'group_sizes': np.array([len(group['test']) for group in groups]),
+  } | named('kl', np.stack(kl, axis=1))
+  if 'fresh' in teacher:
+    differences = [x['fresh'].mean(axis=1) - x['seen'].mean(axis=1) for x in groups]
+    estimates = _over_students([x_KN[:, None] for x_KN in differences], seed)
+    found |= named('fresh_less_seen', estimates)
+  return found
 
 
 def _by_margin(teacher_NC: np.ndarray, others: dict[str, np.ndarray]) -> Arrays:
@@ -195,15 +186,14 @@ def _by_margin(teacher_NC: np.ndarray, others: dict[str, np.ndarray]) -> Arrays:
   return found
 
 
-def _over_students(values_KVN: np.ndarray, seed: int) -> decomposition.Interval:
-  """`decomposition.over_students` of the mean over views, so that each example counts once."""
-  rng = keys.numpy_rng(seed, 'analysis/decomposition')
-  return decomposition.over_students(values_KVN.mean(axis=1), rng)
+def _over_students(values: Iterable[np.ndarray], seed: int) -> np.ndarray:
+  """`decomposition.over_students` of each of the values_KVN: (value, low, high) along the first axis.
 
-
-def _add(found: dict[str, list], key: str, estimate: decomposition.Interval) -> None:
-  for name, value in named(key, estimate).items():
-    found.setdefault(name, []).append(value)
+  Views are averaged first, so that each example counts once.
+  """
+  rng = lambda: keys.numpy_rng(seed, 'analysis/decomposition')
+  estimates = [decomposition.over_students(x_KVN.mean(axis=1), rng()) for x_KVN in values]
+  return np.array(estimates).T
 
 
 # The residual.
@@ -236,10 +226,9 @@ def _residual(
   if study.experiment.config.student.optimizer != 'sgd' or size < 2:
     return {}
   batches = Measure(study, size * NUM_KERNELS).batches('distillation')
-  examples = {
-    key: np.concatenate([batch[key] for batch in batches])
-    for key in ('inputs', 'teacher_log_probs')
-  }
+  inputs_NX, teacher_NC = (
+    np.concatenate([batch[key] for batch in batches]) for key in ('inputs', 'teacher_log_probs')
+  )
   over_students = len(runs) >= MIN_STUDENTS
   if over_students:
     cases = [(run, slice(0, size)) for run in runs[:NUM_KERNELS]]
@@ -247,29 +236,27 @@ def _residual(
     cases = [(study.experiment, slice(i * size, (i + 1) * size)) for i in range(NUM_KERNELS)]
   forward = of_params(models.in_float32(study.experiment.student.model), study.student())
   kernel = jax.jit(partial(decomposition.tangent_kernel, forward))
-  rate_sum, found = _rate_sum(study.experiment), {}
+  rate_sum, found = _rate_sum(study.experiment), []
   with progress.bar('kernel', len(cases), 'kernels') as show:
     for index, (run, part) in enumerate(cases):
-      compute = partial(_kernel, run, forward, kernel, examples['inputs'][part], checks)
+      compute = partial(_kernel, run, forward, kernel, inputs_NX[part], checks)
       arrays = blocks.get(f'kernel {run.folders.student.name} {part.start}', compute)
-      teacher_NC = softmax(examples['teacher_log_probs'][part].astype(np.float64), axis=-1)
-      residual_NC = teacher_NC - softmax(arrays['logits'].astype(np.float64), axis=-1)
-      shares_G, directions_G = decomposition.residual_groups(
-        arrays['kernel'], residual_NC, rate_sum
+      probs_NC, own_NC = (
+        softmax(x_NC.astype(np.float64), axis=-1) for x_NC in (teacher_NC[part], arrays['logits'])
       )
-      found.setdefault('residual/shares', []).append(shares_G)
-      found.setdefault('residual/directions', []).append(directions_G)
+      found.append(decomposition.residual_groups(arrays['kernel'], probs_NC - own_NC, rate_sum))
       show(index + 1, '')
-  estimates = {
-    name: np.clip(value, 0, 1)  # a t interval can exceed the range of a share
-    for key, values in found.items()
-    for name, value in named(key, intervals.of_mean(np.array(values))).items()
-  }
-  return estimates | {
-    'residual/rate_sum': np.array(rate_sum),
-    'residual/num_examples': np.array(size),
-    'residual/over_students': np.array(over_students),
-  }
+  # A t interval can exceed the range of a share.
+  shares, directions = np.clip(intervals.of_mean(np.array(found)), 0, 1).swapaxes(0, 1)
+  return (
+    named('residual/shares', shares)
+    | named('residual/directions', directions)
+    | {
+      'residual/rate_sum': np.array(rate_sum),
+      'residual/num_examples': np.array(size),
+      'residual/over_students': np.array(over_students),
+    }
+  )
 
 
 def _kernel(run: Experiment, forward, kernel, inputs_NX: np.ndarray, checks: Checks) -> Arrays:

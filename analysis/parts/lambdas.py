@@ -4,6 +4,7 @@ Students that the workdir lacks are trained by the student's recipe on its disti
 Axes: L λ, S student of one λ, Y X grid.
 """
 
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -40,22 +41,23 @@ def compute_lambdas(study: Study, settings: Settings, blocks: Blocks, checks: Ch
   have the same first axis and the same grid.
   """
   lambdas = sorted(set(settings.lambdas))
-  runs = [basins.with_lambda(study.experiment, value) for value in lambdas]
-  for value, run in zip(lambdas, runs, strict=True):
+  runs = {value: basins.with_lambda(study.experiment, value) for value in lambdas}
+  for value, run in runs.items():
     student.named(_training_name(value)).run(run)
   measured = Measure(study, settings.num_examples)
-  trained = [_fidelity(measured, [run, *_more_students(study, run)], study.seed) for run in runs]
+  trained = [
+    _fidelity(measured, [run, *_more_students(study, run)], study.seed) for run in runs.values()
+  ]
   num_students_L = np.array([len(of['students/test/loss']) for of in trained])
   for of in trained:
     missing = (0, num_students_L.max() - len(of['students/test/loss']))
     of |= {k: np.pad(x, missing, constant_values=np.nan) for k, x in of.items() if x.ndim}
-  found = _planes(study, settings, measured, dict(zip(lambdas, runs, strict=True)), blocks, checks)
   return (
     {'lambdas': np.array(lambdas), 'num_students': num_students_L}
     | measured.context
     | stacked(trained)
-    | _barriers(study, settings, measured, runs)
-    | found
+    | _barriers(study, settings, measured, runs.values())
+    | _planes(study, settings, measured, runs, blocks, checks)
   )
 
 
@@ -73,7 +75,7 @@ def trainings(study: Study, settings: Settings) -> list[Training]:
 
 
 def _barriers(
-  study: Study, settings: Settings, measured: Measure, runs: list[Experiment]
+  study: Study, settings: Settings, measured: Measure, runs: Iterable[Experiment]
 ) -> Arrays:
   """'barrier/<statistics>/<key>' of shape (L,) on the line from teacher 0 to the student of each λ.
 
