@@ -95,7 +95,7 @@ def make_case(name, seed=0):
 
 
 def make_copy(spec, variables, seed=0):
-  """A copy with no unit in its old place, half of those with signs negated, and what undoes it."""
+  """A copy with every unit moved and random signs, and the permutations that undo this."""
   planted, inverse = {}, {}
   drawn = alignment.random_permutations(spec, np.random.default_rng(seed))
   for group, (order, signs) in drawn.items():
@@ -109,7 +109,7 @@ def make_copy(spec, variables, seed=0):
 
 @functools.cache
 def make_permuted(name):
-  """A case's permuted copy, and what undoes it."""
+  """A case's permuted copy, and the permutations that undo it."""
   *_, variables, spec = make_case(name)
   return make_copy(spec, variables)
 
@@ -182,12 +182,14 @@ def test_a_spec_that_does_not_fit_is_refused():
 def test_permutations_change_the_weights_but_not_the_function(name):
   model, inputs, variables, spec = make_case(name)
   expected = logits_of(model, variables, inputs)
-  assert np.ptp(expected, axis=0).min() > 0.02 * np.abs(expected).max()  # else it tells nothing
+  assert (
+    np.ptp(expected, axis=0).min() > 0.02 * np.abs(expected).max()
+  )  # outputs depend on the inputs
   permuted, _ = make_permuted(name)
   assert jax.tree.map(np.shape, permuted) == jax.tree.map(np.shape, variables)
   logits = logits_of(model, permuted, inputs)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-  # Each array has its part in this: left as it was, alone, it gives another function.
+  # Every array matters: leaving a single one as it was changes the function.
   flat, original = flatten_dict(permuted), flatten_dict(variables)
   changed = [path for path in flat if not np.array_equal(flat[path], original[path])]
   assert set(changed) == {path for path, axes in spec.axes.items() if any(axes)}
@@ -201,7 +203,7 @@ def test_permutations_change_the_weights_but_not_the_function(name):
     assert change > 2e-4 * np.abs(expected).max(), path
 
 
-def test_a_permutation_is_by_the_index_of_the_old_unit():
+def test_a_permutation_gives_the_old_index_of_each_unit():
   *_, variables, spec = make_case('lenet')
   order = alignment.Units(np.array([2, 0, 1, *range(3, 16)]), np.ones(16))
   swapped = alignment.identity(spec) | {'conv2': order}
@@ -273,7 +275,7 @@ def test_weight_matching_ends_where_no_swap_of_two_units_gains(name):
   assert np.mean(gains) < -1e-3 * best
 
 
-def test_recurrent_weights_are_matched_where_the_linearised_step_is_a_loss():
+def test_recurrent_weights_are_matched_where_the_linearised_step_loses():
   target = np.array([[3, 2, 2], [3, -2, -2], [2, -2, 1]])
   other = np.array([[0, -1, 2], [0, 1, -3], [3, 2, -3]])
   spec = permutations.Spec({('params', 'kernel'): (('cell',), ('cell',))}, {'cell': 3}, {})
@@ -297,7 +299,7 @@ def test_weight_matching_of_a_network_with_itself_and_with_nothing():
     spec, target, params, np.random.default_rng(0)
   )
   assert_same(match_to(params), alignment.identity(spec))
-  found = match_to(jax.tree.map(np.zeros_like, params))  # ends, though nothing is alike
+  found = match_to(jax.tree.map(np.zeros_like, params))  # ends although all similarities are 0
   assert {group: len(units.indices_U) for group, units in found.items()} == spec.sizes
 
 
@@ -312,7 +314,7 @@ def test_activation_matching_undoes_a_permutation(name):
   found = alignment.activation_matching(spec, target, other)
   num_dead = 0
   for group, size in spec.sizes.items():
-    # Nothing tells dead units apart, nor those that respond to the same one example.
+    # Dead units cannot be told apart, nor units that respond to the same single example.
     alive = np.sum(np.abs(target[group]) > 1e-3, axis=0) > 2
     num_dead += size - alive.sum()
     for of_found, of_inverse in zip(found[group], inverse[group], strict=True):
@@ -321,7 +323,7 @@ def test_activation_matching_undoes_a_permutation(name):
   assert num_dead < 0.5 * sum(spec.sizes.values())
 
 
-def test_activations_are_those_that_the_next_layer_reads():
+def test_activations_are_what_the_next_layer_reads():
   model, inputs, variables, spec = make_case('lenet')
   activations = group_activations(model, variables, inputs, spec)
   _, features = apply(model, variables, inputs)
@@ -331,7 +333,7 @@ def test_activations_are_those_that_the_next_layer_reads():
   np.testing.assert_allclose(conv1, features['conv1'], rtol=1e-4, atol=1e-5)
 
 
-def test_activations_of_a_stream_are_those_behind_its_last_block():
+def test_activations_of_a_stream_are_those_after_its_last_block():
   model, inputs, variables, spec = make_case('basic')
   activations = group_activations(model, variables, inputs, spec)
   _, features = apply(model, variables, inputs)
@@ -349,7 +351,10 @@ def test_activations_of_texts_leave_out_padding():
   _, features = apply(model, variables, tokens)
   np.testing.assert_allclose(activations['embedding'][:6].mean(0), features['embedding'][0], 1e-4)
   final = np.concatenate(
-    [activations['layer2_forward'][5], activations['layer2_backward'][0]]  # both have read it all
+    [
+      activations['layer2_forward'][5],
+      activations['layer2_backward'][0],
+    ]  # states after the whole text
   )
   np.testing.assert_allclose(final, features['layer2'][0], rtol=1e-4, atol=1e-5)
 
@@ -357,7 +362,7 @@ def test_activations_of_texts_leave_out_padding():
 @pytest.mark.parametrize(
   ('scales', 'shifts'), [((1, 1), (0, 0)), ((100, 0.1), (0, 0)), ((1, 1), (5, -5))]
 )
-def test_activation_matching_is_by_correlation(scales, shifts):
+def test_activation_matching_uses_correlations(scales, shifts):
   rows = np.random.default_rng(0).normal(size=(200, 3))
   basis, _ = np.linalg.qr(rows - rows.mean(0))
   target = basis[:, :2]
@@ -404,7 +409,7 @@ def test_a_learned_alignment_goes_down_the_loss():
   assert seen == list(range(40))
   assert_same(found[-1], INVERSE)
   assert not np.array_equal(found[0]['units'].indices_U, INVERSE['units'].indices_U)
-  # Where there is no slope it stays where it is.
+  # Without a gradient the alignment does not change.
   flat = lambda aligned, _: jax.tree.map(np.zeros_like, aligned['params'])
   for stays in alignment.learned(TOY, INVERSE, OTHER, flat, 3, rng):
     assert_same(stays, INVERSE)
@@ -424,7 +429,7 @@ def toy_best(height, restarts=2, num_steps=40):
   )
 
 
-def test_the_best_alignment_is_that_with_the_lowest_loss_halfway():
+def test_the_best_alignment_has_the_lowest_loss_halfway():
   distance = lambda x: sum(np.sum(difference**2) for difference in slope(x, 0).values())
   best = toy_best(distance)
   assert list(best.candidates) == list(best.heights)
@@ -438,9 +443,9 @@ def test_the_best_alignment_is_that_with_the_lowest_loss_halfway():
   ]
   assert_same(best.candidates[best.name], INVERSE)
   assert best.heights[best.name] == min(best.heights.values()) == pytest.approx(0, abs=1e-12)
-  assert best.heights['as they are'] > 1  # and matching noise is of no use
+  assert best.heights['as they are'] > 1  # and matching noise does not help
   assert best.heights['activations'] > 1
-  # Where the loss prefers the network as it is, it is left so.
+  # A loss that is lowest for the network as it is leaves it so.
   best = toy_best(lambda x: -distance(x), 0, 0)
   assert best.name in ('as they are', 'activations')
   assert list(best.candidates) == ['as they are', 'weights', 'activations']

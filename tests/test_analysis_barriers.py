@@ -1,4 +1,4 @@
-"""Barriers between networks of which some are permuted copies, and so have none once they are aligned."""
+"""Barriers between networks; a permuted copy has none once it is aligned."""
 
 import functools
 import types
@@ -148,7 +148,7 @@ def test_a_permuted_copy_has_a_barrier_until_it_is_aligned(matrix):
       assert max(value, high[variant]) < 1e-4, variant
 
 
-def test_a_barrier_is_that_of_its_three_points_with_its_interval_around_it(matrix, study):
+def test_a_barrier_comes_from_its_three_points_and_lies_in_its_interval(matrix, study):
   arrays, _ = matrix
   for key in ('loss', 'error'):
     value, low, high = (arrays[f'{key}{end}'] for end in ('', '/low', '/high'))
@@ -210,7 +210,7 @@ def test_the_aligned_path_to_a_permuted_copy_is_flat(curves):
 
 
 def test_the_spread_over_alignments_is_measured_on_other_examples(matrix, study):
-  """Every method finds the planted order of teacher 0; as they are the networks are far apart."""
+  """Every method finds the planted order of teacher 0; as they are, the networks are far apart."""
   arrays, _ = matrix
   names = arrays['alignments/names'][2].tolist()
   assert names == ['as they are', 'weights', 'activations', 'weights, restart 1', 'learned']
@@ -218,7 +218,7 @@ def test_the_spread_over_alignments_is_measured_on_other_examples(matrix, study)
   heights = dict(zip(names, arrays['alignments/halfway'][2], strict=True))
   np.testing.assert_allclose([heights['weights'], heights['learned']], 0, atol=1e-4)
   assert heights['as they are'] > 0.1
-  # The loss that decides is that of examples 40 to 80; what is reported, that of the first 40.
+  # The choice uses the loss of examples 40 to 80; the reported loss is that of the first 40.
   points = [study.points()[name] for name in ('student', 'teacher 0')]
   loss = {}
   for skip in (40, 0):
@@ -257,16 +257,18 @@ def test_an_alignment_is_found_once_for_all_parts(matrix, study, monkeypatch):
     aligner.best(points['initial'], points['teacher 1'])
 
 
-def test_a_model_without_a_spec_gets_all_but_the_alignment(study, monkeypatch, tmp_path):
+def test_a_model_without_a_spec_is_measured_without_alignment(study, monkeypatch, tmp_path):
   monkeypatch.delitem(permutations.SPECS, small_run.Small)
-  said = 'no alignment: analysis/permutations.py does not say which units of Small may be permuted'
+  message = (
+    'no alignment: analysis/permutations.py does not say which units of Small may be permuted'
+  )
   expected = {
     'barriers': ['as they are', 're-estimated'],
     'paths': ['as they are', 're-estimated', 'curve, re-estimated'],
   }
   for name, part in PARTS.items():
     arrays, _ = compute(study, name, tmp_path / name)
-    assert str(arrays['no_alignment']).startswith(said)
+    assert str(arrays['no_alignment']).startswith(message)
     if name == 'layers':
       assert arrays['changes'].tolist() == ['halfway, as it is', 'replaced, as it is']
     else:
@@ -274,7 +276,7 @@ def test_a_model_without_a_spec_gets_all_but_the_alignment(study, monkeypatch, t
     with figures.style(name):
       part.draw(arrays).canvas.draw()
     assert 'No alignment.' in part.caption(arrays)
-    assert name != 'barriers' or said in part.table(arrays)[-1][0]
+    assert name != 'barriers' or message in part.table(arrays)[-1][0]
 
 
 def test_layers_of_a_permuted_copy_change_nothing_if_they_are_aligned(moved):
@@ -298,7 +300,7 @@ def test_default_pairs_are_the_available_ones():
   expected += [('initial', 'student'), ('teacher 0', 'teacher 1')]
   assert chosen(*everyone) == expected
   assert chosen('initial', 'student') == [('initial', 'student')]
-  # One that is asked for is there, whatever max_members says; of 'all', one of three members.
+  # Named members ignore max_members; 'all' keeps one of the three.
   asked = chosen(*everyone, pairs=('teacher 2:student', 'initial : sibling'), max_members=1)
   assert asked == [('teacher 2', 'student'), ('initial', 'sibling')]
   assert len(chosen(*everyone, pairs=('all',), max_members=1)) == 5 * 4 / 2
@@ -308,8 +310,10 @@ def test_default_pairs_are_the_available_ones():
 def test_unknown_pairs_are_refused(pair):
   names = ['initial', 'student', 'teacher 0']
   misnamed = PARTS['paths'].misnamed
-  (told,) = misnamed(names, Settings(pairs=(pair, 'student:initial')))
-  assert told.startswith(f"--pairs: '{pair}': allowed: 'all', or two different ones of initial, ")
+  (message,) = misnamed(names, Settings(pairs=(pair, 'student:initial')))
+  assert message.startswith(
+    f"--pairs: '{pair}': allowed: 'all', or two different ones of initial, "
+  )
   assert misnamed(names, Settings(pairs=('all',))) == misnamed(names, Settings()) == []
 
 
@@ -391,7 +395,7 @@ def test_columns_of_paths_have_their_own_ends(curves):
   assert len(rows) == 1 + 2 * 4
 
 
-def test_bars_of_layers_go_down_in_depth(moved):
+def test_bars_are_in_order_of_depth(moved):
   arrays, _ = moved
   with figures.style('layers'):
     figure = PARTS['layers'].draw(arrays)
@@ -447,7 +451,7 @@ def test_the_matrix_shows_each_pair_once_in_its_cell():
   assert rings == [8, 2, 4]
 
 
-def test_the_table_tells_whether_student_and_teacher_share_a_basin():
+def test_the_table_says_whether_student_and_teacher_share_a_basin():
   arrays = made_matrix(error=0.0156, low=0.0087, high=0.0263)
   rows = PARTS['barriers'].table(arrays)
   cells = [

@@ -1,4 +1,4 @@
-"""Forks, returns and students by λ: what they train, measure and say."""
+"""Forks, returns and students by λ: what they train, measure and report."""
 
 import functools
 from functools import partial
@@ -86,6 +86,7 @@ def computed(part, study, tmp_path, **others):
 
 
 def found_by(part, study, tmp_path):
+  """The arrays of a part, whose figure and caption are made too."""
   arrays, figure = computed(part, study, tmp_path)
   figure.canvas.draw()
   assert part.caption(arrays).endswith('.')
@@ -110,7 +111,7 @@ DIVERGING = raising(DivergedError('student: the loss is nan'))
 
 
 def test_a_continuation_in_the_same_order_ends_where_the_student_does(study, distil):
-  """Optimizer, schedule, views and order go on as if nothing had happened."""
+  """The optimizer, schedule, views and order continue as in the student's training."""
   run, (_, middle, last) = study.experiment, study.steps
   assert 0 < middle < last
   own, other = config_lib.student_seed(run.config), basins.order_seed(run, 0)
@@ -149,7 +150,7 @@ def test_barriers_of_several_paths():
   for no_path in (np.full((2, 3, 4), np.nan), np.zeros((2, 3, 0))):
     nothing = basins.mean_barriers(no_path, ts_T, seed=0)
     assert np.isnan(nothing['']) and np.isnan(nothing['pairs']).all()
-  # A path that is not there does not enter the mean; one with a NaN on it makes it NaN.
+  # A missing path is left out of the mean; a NaN on a path makes the mean NaN.
   values_PTN[0] = np.nan
   found = basins.mean_barriers(values_PTN, ts_T, seed=0)
   np.testing.assert_allclose([found[''], found['pairs'][1]], 2)
@@ -168,7 +169,7 @@ def test_barriers_of_several_paths():
     (np.nan, np.nan, 'cannot be told'),
   ],
 )
-def test_one_basin_is_a_matter_of_the_interval(low, high, answer):
+def test_one_basin_is_decided_by_the_interval(low, high, answer):
   assert one_basin(low, high) == answer
   ends = {'b/low': np.array([low, 0.0]), 'b/high': np.array([high, 0.01])}
   assert drawing.verdicts(ends, 'b') == [answer, 'yes']
@@ -181,7 +182,7 @@ def test_the_first_stable_fork_is_the_one_after_the_last_that_is_not():
   assert drawing.stable_from([yes, open_]) is None
 
 
-def test_a_shortened_schedule_is_the_whole_one_in_less_time(tmp_path):
+def test_a_shortened_schedule_is_the_whole_one_compressed(tmp_path):
   run = small_run.run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
   short = basins.shortened(run, 4.08)  # 17
   assert (run.student.plan.num_steps, short.student.plan.num_steps) == (34, 17)
@@ -191,10 +192,10 @@ def test_a_shortened_schedule_is_the_whole_one_in_less_time(tmp_path):
 
 
 def test_directions_from_a_known_hessian(tmp_path):
-  """The loss is ½ Σ h θ², so that the eigenvectors are the axes."""
+  """The loss is ½ Σ h θ², whose eigenvectors are the axes."""
   h_P = np.array([1, 2, 3, 4, 50, 5, 6, 7, 8, 9.0], np.float32)
   kernel = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
-  params = {'bias': np.ones(2, np.float32), 'kernel': kernel}  # the flat order, too
+  params = {'bias': np.ones(2, np.float32), 'kernel': kernel}  # in the order of the flat vector
   forward = lambda params, inputs: (
     jax.flatten_util.ravel_pytree(params)[0][None] * jnp.ones_like(inputs)
   )
@@ -208,7 +209,7 @@ def test_directions_from_a_known_hessian(tmp_path):
   for direction_P in flat.values():
     np.testing.assert_allclose(np.linalg.norm(direction_P), 1, rtol=1e-5)
   np.testing.assert_allclose(flat['sharp'], np.eye(10)[4], atol=1e-4)
-  np.testing.assert_allclose(np.abs(flat['flat']), np.eye(10)[0], atol=1e-3)  # of the least h
+  np.testing.assert_allclose(np.abs(flat['flat']), np.eye(10)[0], atol=1e-3)  # the smallest h
   np.testing.assert_array_equal(found['random']['bias'], 0)
   norms_F = np.linalg.norm(found['random']['kernel'], axis=0)
   expected_F = np.linalg.norm(kernel, axis=0)
@@ -235,8 +236,8 @@ def test_forks(study, tmp_path):
   np.testing.assert_allclose(found['fractions'], [0, 0.5])
   assert found['barrier/test/loss/pairs'].shape == (2, 1)
   assert (found['barrier/test/loss'] >= 0).all()
-  assert found['distances'][0, 0] > found['distances'][1, 0] > 0  # who parts later stays nearer
-  # Against a direct computation: how often the first fork's end and the student predict the same.
+  assert found['distances'][0, 0] > found['distances'][1, 0] > 0  # a later fork ends nearer
+  # Computed directly: how often the first fork's end and the student predict the same class.
   run = study.experiment
   end = run.student.load(study.folder / 'forks' / 'step_0_seed_0')
   classes = [
@@ -257,7 +258,7 @@ def test_lambdas(study, tmp_path):
   np.testing.assert_array_equal(found['lambdas'], [0, 1])
   measured = measure.Measure(study, SMALL['num_examples'])
   own = measured.variables(study.student())['test/predictive_kl']
-  # At λ = 0 it is the student itself, which was not trained again.
+  # The student of λ = 0 is the study's own, which was not trained again.
   np.testing.assert_allclose(found['final/test/predictive_kl'][0], own.mean(), rtol=1e-6)
   teacher, random, initial, final = found['places/xy'].transpose(1, 0, 2)
   np.testing.assert_allclose(teacher, 0, atol=1e-5)
@@ -294,7 +295,7 @@ def test_returns(study, tmp_path):
   np.testing.assert_allclose(found['distance/before'], found['radii'] * found['norm'], rtol=1e-5)
   np.testing.assert_allclose(found['along/before'], found['distance/before'], rtol=1e-5, atol=1e-6)
   assert found['num_steps'] == 2  # half an epoch of 200 examples, 48 a batch
-  # Nothing was moved in row 0: it begins with what the teacher has, and ends next to it.
+  # Row 0 is the unperturbed control: it starts with the teacher's values and ends near the teacher.
   key = 'test/predictive_kl'
   np.testing.assert_allclose(found[f'before/{key}'][0], found[f'teacher/{key}'], rtol=1e-4)
   assert 0 < found['distance/after'][0] < 0.1 * found['distance/before'][1]
@@ -302,7 +303,7 @@ def test_returns(study, tmp_path):
   assert sharp > abs(flat)
 
 
-def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
+def test_a_diverged_fork_is_reported(study, tmp_path, monkeypatch):
   """One of two continuations diverges; the other is still compared with the student."""
   monkeypatch.setattr(basins, 'distiller', lambda run: DIVERGING)
   monkeypatch.setattr(basins, 'order_seed', lambda run, index: index)
@@ -330,7 +331,7 @@ def test_a_fork_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
   assert [row[4] for row in FORKS.table(found)[1:3]] == ['1 of 2', '0 of 2']
 
 
-def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
+def test_a_diverged_return_is_reported(study, tmp_path, monkeypatch):
   monkeypatch.setattr(basins, 'distiller', lambda run: DIVERGING)
   found, _ = computed(RETURNS, study, tmp_path, return_epochs=1.0)
   assert np.isnan(found['after/test/predictive_kl']).all()
@@ -339,7 +340,7 @@ def test_a_return_that_diverges_is_a_finding(study, tmp_path, monkeypatch):
   assert [row[3] for row in RETURNS.table(found)[1:]] == ['diverged'] * 4
 
 
-def test_too_few_steps_for_the_sharpest_direction_are_told(study, tmp_path, monkeypatch):
+def test_too_few_steps_for_the_sharpest_direction_are_refused(study, tmp_path, monkeypatch):
   monkeypatch.setattr(basins, 'distiller', lambda run: DIVERGING)
   with pytest.raises(UserError, match=r'--lanczos_steps = 2: too few .* such as 4. Nothing was'):
     computed(RETURNS, study, tmp_path, lanczos_steps=2)
@@ -364,7 +365,10 @@ def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_p
   )
   assert LAMBDAS.depends(study, settings_of(LAMBDAS)) == {'0.0': ['a', 'b']}
   found, _ = computed(LAMBDAS, study, tmp_path)
-  assert found['num_students'].tolist() == [3, 1]  # of two, the other does not count
+  assert found['num_students'].tolist() == [
+    3,
+    1,
+  ]  # two students of λ = 1 are too few for an interval
   measured = measure.Measure(study, SMALL['num_examples'])
   key = 'test/predictive_kl'
   a, b = (measured.variables(x)[key].mean() for x in (own, middle))

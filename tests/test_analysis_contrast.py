@@ -1,4 +1,4 @@
-"""The contrast between the students of two points of a sweep: what is measured, and the table made of it."""
+"""The contrast between the students of two points of a sweep: its measures, figures and table."""
 
 import csv
 

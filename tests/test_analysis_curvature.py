@@ -201,13 +201,13 @@ def test_the_diagonal_of_the_ggn_is_exact(forward, loss):
   )
 
 
-def test_where_batch_norm_mixes_examples_there_is_no_exact_diagonal():
+def test_with_batch_norm_there_is_no_exact_diagonal():
   with pytest.raises(ValueError, match='BatchNorm'):
     MeanLoss(normed, distillation, PARAMS, [EXAMPLES], normalised=True).ggn_diagonal()
 
 
 @pytest.mark.parametrize('forward', [frozen, normed])
-def test_estimates_hold_the_values_of_explicit_matrices(forward):
+def test_intervals_contain_the_values_of_explicit_matrices(forward):
   hessian, ggn = explicit(forward, distillation)
   of, rng = MeanLoss(forward, distillation, PARAMS, [EXAMPLES]), np.random.default_rng(4)
   found = curvature.probed(of, [rademacher(rng, of.num_parameters) for _ in range(100)])
@@ -261,7 +261,7 @@ def test_the_sharpest_direction_is_the_top_eigenvector(mean_loss, matrices):
 
 
 def test_a_flat_direction_has_far_less_curvature_than_a_random_one(mean_loss, matrices):
-  """Few steps suffice; the reference is a random direction without the sharpest ones."""
+  """The reference is a random direction without the sharpest ones."""
   rng, (values, vectors) = np.random.default_rng(6), np.linalg.eigh(matrices[0])
   direction = np.asarray(ravel_pytree(curvature.flat_direction(mean_loss, rng, num_steps=12))[0])
   assert np.linalg.norm(direction) == pytest.approx(1, abs=1e-5)
@@ -273,7 +273,7 @@ def test_a_flat_direction_has_far_less_curvature_than_a_random_one(mean_loss, ma
   assert abs(direction @ matrices[0] @ direction) < 0.01 * values[-1]
 
 
-def test_where_nothing_curves_upwards_no_direction_is_the_sharpest():
+def test_without_a_positive_eigenvalue_there_is_no_sharpest_direction():
   of = of_params(lambda params: -squared_length(params), [1, 2], [3, 4, 5, 6])
   with pytest.raises(curvature.NoSharpDirectionError, match='no positive eigenvalue'):
     curvature.top_eigenvector(of, np.random.default_rng(0))
@@ -292,7 +292,7 @@ def test_sharpness_of_a_linear_loss_is_the_radius_times_the_slope():
 
 def test_sharpness_at_a_minimum_is_that_of_the_top_eigenvector():
   of = of_params(squared_length, [0, 0], [0, 0, 0, 0])
-  assert curvature.sharpness(of, 0.5)[0] == 0  # the gradient says nothing
+  assert curvature.sharpness(of, 0.5)[0] == 0  # the gradient is 0
   start = np.array([1, 1, 0.1, 0, 0, 0])
   increase, shift = curvature.sharpness(of, 0.5, [start], num_steps=20)
   assert increase == pytest.approx(0.5 * 3 * 0.25, rel=1e-5)  # λ ρ² / 2

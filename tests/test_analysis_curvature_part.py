@@ -111,8 +111,8 @@ def test_spectra_are_those_of_the_formula(spectra, seed, point):
       assert arrays[f'{of}/lowest'] == pytest.approx(0, abs=1e-5)
 
 
-def test_eigenvalues_that_are_found_are_not_in_the_density(spectra):
-  """The 15 nonzero ones of 20 eigenvalues are found, so that the rest has no trace."""
+def test_found_eigenvalues_are_not_in_the_density(spectra):
+  """The 15 nonzero of 20 eigenvalues are found, so the rest has trace 0."""
   arrays, _ = spectra
   of = 'student/distillation/hessian'
   found_K = arrays[f'{of}/found'][~np.isnan(arrays[f'{of}/found'])]
@@ -135,20 +135,20 @@ def test_loss_and_sharpness_are_those_of_all_examples(spectra):
   )
   radius = curvature.RADIUS * np.linalg.norm(kernel(1))
   assert arrays[f'{place}/radius'] == pytest.approx(radius, rel=1e-5)
-  # In so small a ball the loss is its slope and the curvature along it.
+  # In so small a ball the loss is quadratic.
   slope = arrays[f'{place}/gradient_norm']
   curved = 0.5 * radius**2 * np.linalg.eigvalsh(true_hessian(1, 1.0))[-1]
   assert slope * radius - 1e-6 < arrays[f'{place}/sharpness'] < slope * radius + curved + 1e-6
-  # At the teacher there is no loss and no slope, and the top eigenvector is the worst direction.
+  # At the teacher loss and gradient are 0, and the top eigenvector is the worst direction.
   place, radius = 'teacher 0/distillation', curvature.RADIUS * np.linalg.norm(kernel(2))
   assert arrays[f'{place}/loss'] == pytest.approx(0, abs=1e-6)
   assert arrays[f'{place}/gradient_norm'] == pytest.approx(0, abs=1e-6)
   curved = 0.5 * radius**2 * np.linalg.eigvalsh(true_hessian(2, TAU))[-1]
-  # A difference of losses in float32, of about 1e-7 of them each.
+  # A difference of float32 losses, each rounded by about 1e-7.
   assert arrays[f'{place}/sharpness'] == pytest.approx(curved, rel=0.01, abs=1e-6)
 
 
-def test_traces_of_g_are_exact_those_of_h_hold_the_true_one_and_there_is_no_mismatch(traces):
+def test_traces_of_g_are_exact_and_intervals_of_h_contain_the_trace(traces):
   arrays, checks = traces
   assert list(checks.values) == ['trace of G against the exact one']
   for seed, point in enumerate(drawing.POINTS):
@@ -205,17 +205,17 @@ def test_finished_blocks_are_not_computed_again(folders, spectra, traces, monkey
 
 
 @pytest.mark.parametrize(
-  'name, wrong, told',
+  'name, wrong, message',
   [
     ('curvature', lambda right, v: right + 0.1 * np.roll(v, 1), 'of ggn'),
     ('curvature_traces', lambda right, v: right + v, 'trace of G against the exact one'),
   ],
 )
-def test_a_wrong_product_is_found(tmp_path, monkeypatch, name, wrong, told):
+def test_a_wrong_product_is_found(tmp_path, monkeypatch, name, wrong, message):
   right = curvature.MeanLoss.gvp
   monkeypatch.setattr(curvature.MeanLoss, 'gvp', lambda self, v: wrong(right(self, v), v))
   settings = dataclasses.replace(SETTINGS, lanczos_steps=4, num_probes=2)
-  with pytest.raises(CheckError, match=told):
+  with pytest.raises(CheckError, match=message):
     computed(name, tmp_path, settings=settings, labels=NO_LABELS)
 
 

@@ -67,9 +67,9 @@ def test_the_jackknife_finds_the_variance_of_infinitely_many_students():
   assert pseudo['of_mean'].mean() == pytest.approx(0, abs=0.02 * expected)
 
 
-def test_intervals_are_over_students_from_three_on_and_else_over_examples():
+def test_intervals_are_over_three_or_more_students_else_over_examples():
   rng = lambda: keys.numpy_rng(0, 'test')
-  # Three students that differ in nothing but a constant: the t interval of 1, 2, 3 (4.303 / √3).
+  # Three students that differ by a constant: the t interval of 1, 2, 3 (4.303 / √3).
   values_KN = np.arange(1.0, 4)[:, None] + np.tile([-1.0, 1.0], 50)
   value, low, high = decomposition.over_students(values_KN, rng())
   np.testing.assert_allclose([low, value, high], [2 - 2.484, 2, 2 + 2.484], atol=1e-3)
@@ -93,7 +93,7 @@ def test_the_kernel_of_a_linear_model_is_that_of_its_inputs():
   np.testing.assert_allclose(kernel_RR, expected, atol=1e-5)
 
 
-def test_a_residual_goes_to_the_directions_that_were_learned_not_yet_and_never():
+def test_a_residual_is_split_into_learned_not_yet_and_unreachable_directions():
   """Orthogonal inputs of norms 2, 0.1 and 0: eigenvalues of the mean loss of 3 are 4/3, 1/300 and 0."""
   kernel_RR = np.kron(np.diag([4.0, 0.01, 0.0]), np.eye(3))
   residual_NC = np.array([[1, -1, 0], [2, 0, -2], [3, -2, -1]]) / 10  # squared: 2, 8 and 14
@@ -111,8 +111,8 @@ def test_a_residual_goes_to_the_directions_that_were_learned_not_yet_and_never()
   assert np.isnan(nothing).all()
 
 
-def test_a_logit_of_all_classes_is_no_direction():
-  """A model that moves all logits of an example alike can learn nothing of a residual."""
+def test_a_shift_of_all_logits_is_no_direction():
+  """A model that shifts all logits of an example equally cannot reduce a residual."""
   kernel_RR = np.kron(np.eye(2), np.ones((3, 3))) + 1e-3 * np.kron(np.diag([1, 0]), np.eye(3))
   residual_NC = np.array([[1, -1, 0], [1, 0, -1]])
   shares, directions = decomposition.residual_groups(kernel_RR, residual_NC, rate_sum=1e6)
@@ -157,7 +157,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def computed(finished, tmp_path_factory):
-  """The part on a tiny run whose two siblings are its kept checkpoints: steps, arrays, values of checks."""
+  """The part on a tiny run whose two siblings are its kept checkpoints: study, arrays, values of checks."""
   study, checks = runs.Study(finished), Checks()
   steps = dict(zip(('one', 'two'), study.steps, strict=False))
   load = lambda run: states[run.folders.student.name]
@@ -229,7 +229,7 @@ def test_the_sum_of_learning_rates_counts_momentum(finished):
 def test_the_students_to_compare_are_found_in_the_workdir(finished, monkeypatch):
   study, asked = runs.Study(finished), []
   assert study.alike(finished) == [finished]
-  assert list(part._groups(study)) == ['student']  # nobody else is trained
+  assert list(part._groups(study)) == ['student']  # no other student is trained
   monkeypatch.setattr(runs.Study, 'alike', lambda _, run: asked.append(run) or [run])
   groups = part._groups(study)
   assert list(groups) == ['student', 'λ = 1', 'twice the width']
@@ -241,7 +241,7 @@ def test_the_students_to_compare_are_found_in_the_workdir(finished, monkeypatch)
   assert part._fingerprints(study, SETTINGS) == expected
 
 
-def test_the_figure_shows_what_there_is_and_the_table_has_its_numbers(computed):
+def test_the_figure_and_the_table_show_the_results(computed):
   (found,), (_, whole, _) = part.PARTS, computed
   lacking = ('heskes/', 'residual/', 'fresh_less_seen')
   alone = {key: x for key, x in whole.items() if not key.startswith(lacking)}

@@ -41,12 +41,12 @@ def analysed(tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]
   return runs.load(workdir), done
 
 
-def test_trainings_are_announced_and_no_unfinished_piece_is_left(analysed):
+def test_trainings_are_announced_and_no_block_is_left(analysed):
   study, done = analysed
-  told = done.stderr.index(
+  announced = done.stderr.index(
     'training 1 student, 34 steps, under a minute, 1.0 times the steps of this'
   )
-  assert told < done.stderr.index('sibling: 34/34 steps')
+  assert announced < done.stderr.index('sibling: 34/34 steps')
   assert list((study.folder / 'blocks').glob('*')) == []
   assert not list(pathlib.Path(study.folder).rglob('*.tmp'))
 
@@ -95,16 +95,16 @@ def test_wrong_flags_get_one_clear_error(tmp_path: pathlib.Path):
   done = launched.analyse(str(tmp_path), *wrong)
   assert done.returncode == 1
   assert '3 problems' in done.stderr
-  for told in (
+  for message in (
     "--parts: 'plan': no such part; allowed: any of decomposition,",
     '--lambdas = (0.0, 2.0): allowed: 0.0 to 1.0',
     '--resolution = 2: allowed: 3 or more',
   ):
-    assert told in done.stderr
+    assert message in done.stderr
   assert 'Traceback' not in done.stderr
 
 
-def test_networks_that_are_not_there_are_all_told(analysed):
+def test_all_missing_networks_are_reported(analysed):
   study, _ = analysed
   corners, pairs = ('teacher 2', 'student', 'sibling'), ('teacher 0: student', 'student:nobody')
   with pytest.raises(ConfigError) as error:

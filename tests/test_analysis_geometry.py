@@ -1,4 +1,4 @@
-"""Planes, grids and random directions against values that are known."""
+"""Planes, grids and random directions against known values."""
 
 import flax.linen as nn
 import jax
@@ -37,7 +37,7 @@ def test_a_plane_through_three_known_points():
   np.testing.assert_allclose(found, [(0, 0, 0), (3, 0, 0), (2, 5, 0)], atol=1e-6)
 
 
-def test_the_points_that_define_a_plane_are_on_it_and_come_back():
+def test_the_points_that_define_a_plane_lie_on_it_and_are_reproduced():
   corners = [random_tree(seed) for seed in range(3)]
   plane = geometry.plane_through(*corners)
   assert geometry.orthonormality_error(plane) < 1e-6
@@ -58,7 +58,7 @@ def test_the_points_that_define_a_plane_are_on_it_and_come_back():
 def test_a_point_at_a_height_above_the_plane_returns_it(height):
   origin, b, c, other = (random_tree(seed) for seed in range(4))
   plane = geometry.plane_through(origin, b, c)
-  # A unit normal, made by hand: `other` less what lies along the plane.
+  # A unit normal: `other` minus its part in the plane.
   normal = jax.tree.map(lambda x: x.astype(np.float64), other)
   for _ in range(2):
     for direction in (plane.first, plane.second):
@@ -80,7 +80,7 @@ def test_a_flat_triangle_still_gives_orthonormal_directions():
 
 
 @pytest.mark.parametrize('part', [0.0, 0.4, 1.0, -2.0])
-def test_three_points_on_a_line_and_points_that_are_twice_there_are_refused(part):
+def test_collinear_and_equal_points_are_refused(part):
   a, b = random_tree(0), random_tree(1)
   between = jax.tree.map(lambda x, y: np.float32(part) * x + np.float32(1 - part) * y, a, b)
   for corners in ((a, b, between), (between, a, b)):
@@ -119,7 +119,7 @@ def test_a_grid_has_one_step_and_covers_the_points_with_a_margin():
 
 
 @pytest.mark.parametrize('resolution', [2, 3, 10, 25])
-def test_a_side_that_is_no_whole_number_of_steps_is_lengthened_evenly(resolution):
+def test_a_side_is_extended_evenly_to_whole_steps(resolution):
   xs, ys = geometry.grid(np.array([[0, 0], [3, 1], [1, 1.1]]), resolution, margin=0.1)
   assert len(xs) == resolution
   np.testing.assert_allclose([xs[0], xs[-1]], [-0.3, 3.3])
@@ -210,7 +210,7 @@ def test_directions_are_orthogonal_in_every_filter():
 
 
 def test_filters_of_zeros_and_of_one_weight_keep_their_norm():
-  """One weight has no other direction: these stay parallel."""
+  """Directions of a single weight stay parallel."""
   zeros = {'kernel': np.array([[1.0, 0.0], [1.0, 0.0]])}
   for params in (zeros, {'kernel': np.array([[2.0, -3.0]])}):
     for direction in geometry.random_directions(params, np.random.default_rng(0)):

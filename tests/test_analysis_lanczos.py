@@ -1,4 +1,4 @@
-"""Lanczos against spectra that are known because the matrices are made from them."""
+"""Lanczos iteration on matrices with known spectra."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def symmetric(eigenvalues, seed=0):
 
 
 def float32_product(matrix):
-  """A product in float32, as a network has it."""
+  """A product in float32, as that of a network is."""
   matrix = matrix.astype(np.float32)
   return lambda vector: matrix @ vector
 
@@ -56,7 +56,7 @@ def test_bounds_are_residuals_within_which_an_eigenvalue_lies(with_outliers):
   np.testing.assert_allclose(bounds, residuals, rtol=1e-2, atol=1e-4)
   distances = np.abs(values[:, None] - np.linalg.eigvalsh(matrix)[None]).min(axis=1)
   assert np.all(distances <= bounds + 1e-4)
-  assert bounds.max() > 0.1  # nine steps leave some far from converged
+  assert bounds.max() > 0.1  # after nine steps some are far from converged
 
 
 def test_rank_three_returns_three_values_and_stops():
@@ -71,7 +71,7 @@ def test_rank_three_returns_three_values_and_stops():
   np.testing.assert_allclose(inside.eigenvalues()[0], [1, 3, 5], rtol=1e-5)
   assert len(calls) == 3
 
-  anywhere = lanczos.lanczos(product, start(50), 30)  # with a component that the matrix takes to 0
+  anywhere = lanczos.lanczos(product, start(50), 30)  # with a component in the null space
   assert len(calls) == 3 + 4
   np.testing.assert_allclose(anywhere.largest(10)[0], [5, 3, 1], rtol=1e-5)
 
@@ -134,7 +134,7 @@ def test_density_counts_the_eigenvalues_of_two_groups():
 
 
 def test_converged_eigenvalues_are_those_outside_the_bulk(with_outliers):
-  """The bulk's Ritz values stand for many eigenvalues each, and those of zero for a null space."""
+  """A Ritz value of the bulk represents many eigenvalues, and one of 0 a null space."""
   matrix, q = with_outliers
   krylov = lanczos.lanczos(float32_product(matrix), start(400), 30)
   found, vectors = krylov.converged()

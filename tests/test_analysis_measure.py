@@ -28,7 +28,7 @@ def measured(study):
   return measure.Measure(study, NUM_EXAMPLES)
 
 
-def test_examples_are_different_ones_in_two_batches(measured):
+def test_examples_are_distinct_and_in_two_batches(measured):
   inputs = [batch['inputs'] for batch in measured.batches('distillation')]
   assert [len(x) for x in inputs] == [50, 50]
   assert measured.num_examples('distillation') == NUM_EXAMPLES
@@ -49,7 +49,7 @@ def test_a_point_gives_what_the_evaluation_gives(study):
     assert values[f'test/{name}'] == pytest.approx(expected[name], abs=2e-3), name  # float16 store
 
 
-def test_the_loss_is_the_students_less_the_teachers(study, measured):
+def test_the_loss_is_the_students_minus_the_teachers(study, measured):
   """The train step calls the same function; the teacher's own cross-entropy is τ² H(p)."""
   batch, section = measured.batches('distillation')[1], study.experiment.config.student
   logits_BC = surface.logits(study.student(), batch['inputs'], model=measured.model)
@@ -89,7 +89,7 @@ def test_the_teacher_is_the_zero_of_every_loss(name):
 
 
 def test_the_teacher_is_at_distance_zero_from_itself(study):
-  """KL is 0 up to float32 for one member, which stored float16 predictions do not give."""
+  """The KL of one member is 0 up to float32 rounding; from stored float16 predictions it would not be."""
   alone = runs.Study(small_run.run(study.experiment.workdir, teacher__num_members=1))
   values = measure.Measure(alone, 50).variables(study.member(0))
   assert np.abs(values['distillation/predictive_kl']).max() < 1e-6
@@ -113,14 +113,14 @@ def values_of(logits_BC, batch, alpha=0.0, of=measure.example_losses):
   return jax.jit(partial(of, **settings))(logits_BC, batch)
 
 
-def test_a_network_whose_outputs_are_nan_agrees_with_nobody():
-  """argmax takes the first NaN for a class."""
+def test_measures_of_nan_outputs_are_nan():
+  """argmax would return the first NaN as a class."""
   batch = {'teacher_log_probs': np.log([[0.9, 0.1]] * 2), 'labels': np.array([0, 0])}
   for name, values_B in values_of(np.array([[np.nan, 1.0], [2.0, 1.0]]), batch).items():
     assert np.isnan(values_B).tolist() == [True, False], name
 
 
-def test_examples_without_a_label_count_where_none_is_needed(study):
+def test_only_measures_of_labels_leave_out_unlabelled_examples(study):
   measured, student = measure.Measure(study, 20), study.student()
   whole = measured.variables(student)
   kept_N = np.arange(20) % 3 > 0
@@ -168,12 +168,12 @@ def test_measures_without_a_label():
   np.testing.assert_allclose(nll_B, [np.log(2), 0], rtol=1e-5)
   kl = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
   np.testing.assert_allclose(found['predictive_kl'], [kl, 0], rtol=1e-5, atol=1e-6)
-  # α is 1/2 of a mean over the one example that has a label, so all of it over both.
+  # α = 1/2 weights the mean over the one labelled example, which is half of all examples.
   expected = [np.log(2) + 0.5 * kl, 0]
   np.testing.assert_allclose(found['loss'], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_teachers_their_stored_predictions_serve(study, measured, monkeypatch):
+def test_without_teachers_their_stored_predictions_are_used(study, measured, monkeypatch):
   monkeypatch.setattr(runs.Study, 'has_teachers', property(lambda self: False))
   stored = measure.Measure(study, NUM_EXAMPLES).batches('test')[0]
   fresh = measured.batches('test')[0]

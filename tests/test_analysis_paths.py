@@ -67,7 +67,9 @@ def test_one_layer_of_the_other_end():
   at = jax.jit(paths.layerwise_point)
   found = at((a, b), jnp.array([1.0, 0.0]))
   assert_equal(found['params'], a['params'] | {'BatchNorm_0': b['params']['BatchNorm_0']})
-  assert_equal(found['batch_stats'], b['batch_stats'])  # all of it is of the BatchNorm
+  assert_equal(
+    found['batch_stats'], b['batch_stats']
+  )  # all statistics belong to the BatchNorm layer
   found = at((a, b), jnp.array([0.0, 0.5]))
   kernels = [x['params']['Dense_0']['kernel'] for x in (a, b)]
   np.testing.assert_allclose(found['params']['Dense_0']['kernel'], np.mean(kernels, 0), rtol=1e-5)
@@ -118,7 +120,7 @@ def test_resamples_are_the_same_at_all_positions():
   np.testing.assert_allclose(paths.barrier_interval(values_TN, TS, seed=3), 0.25, atol=1e-9)
 
 
-def test_an_interval_is_that_of_the_resampled_mean():
+def test_an_interval_comes_from_resampled_means():
   values_TN = np.stack([4 * TS * (1 - TS), 8 * TS * (1 - TS)], axis=1)
   value, low, high = paths.barrier_interval(values_TN, TS, seed=0)
   assert value == pytest.approx(1.5)
@@ -141,7 +143,7 @@ def trained(seed, num_steps=300):
   return paths.train_bezier(valley, *ON_CIRCLE, [1.0], num_steps, 0.05, jax.random.key(seed))
 
 
-def test_a_curve_finds_its_way_round_a_hill():
+def test_a_curve_goes_round_a_hill():
   height = lambda w: (w[0] ** 2 + w[1] ** 2 - 1) ** 2
   straight = paths.barrier(along(height, paths.line_point, ON_CIRCLE), TS)
   assert straight == pytest.approx(0.75**2, abs=1e-5)  # the chord's middle has radius 1/2
@@ -194,7 +196,7 @@ class NormAlone(nn.Module):
 
 
 def test_the_loss_of_a_batch_takes_its_own_statistics():
-  """Squares of what has variance 1 by unit, doubled by dropout: 2 by unit, whatever is in the tree."""
+  """Both units have variance 1, which dropout doubles, whatever statistics the variables have."""
   inputs = np.random.default_rng(0).normal(3, 5, size=(4000, 2)).astype(np.float32)
   stats = {'BatchNorm_0': {'mean': np.full(2, 70.0), 'var': np.full(2, 9.0)}}
   variables = {

@@ -76,7 +76,7 @@ class FakeMeasure(surface.Surface):
 
   points = 0
   context = measure.Measure.context
-  stop_at = None  # raises when it comes to a point beyond this many
+  stop_at = None  # raises after this many points
 
   def __init__(self, study, num_examples):
     assert num_examples == SETTINGS.num_examples
@@ -139,7 +139,7 @@ def test_the_grid_has_the_value_of_x_and_y_at_row_y_and_column_x(results):
   np.testing.assert_allclose(high_YX - low_YX, (high_YX - low_YX)[0, 0], atol=1e-4)
 
 
-def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(results, checks):
+def test_corners_are_measured_at_their_own_weights_and_have_their_coordinates(results, checks):
   arrays, values = results['plane'], checks['plane'].values
   assert arrays['corners/names'].tolist() == ['teacher 0', 'student', 'initial']
   np.testing.assert_allclose(arrays['corners/xy'], [[0, 0], [8, 0], [3, 4]], atol=1e-6)
@@ -155,7 +155,7 @@ def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(resu
 
 
 @pytest.mark.parametrize(
-  'name, wrong, told',
+  'name, wrong, message',
   [
     ('plane_point', lambda right: lambda plane, xy: right(plane, xy[::-1]), 'corners reproduced'),
     ('plane_point', lambda right: lambda plane, xy: right(plane, -xy), 'corners reproduced'),
@@ -163,9 +163,9 @@ def test_corners_are_measured_at_their_own_weights_and_stand_where_they_are(resu
     ('plane_through', lambda right: lambda *corners: tilted(right(*corners)), 'orthonormality'),
   ],
 )
-def test_a_plane_that_is_wrong_is_not_written(name, wrong, told, tmp_path, monkeypatch):
+def test_a_wrong_plane_fails_a_check(name, wrong, message, tmp_path, monkeypatch):
   monkeypatch.setattr(geometry, name, wrong(getattr(geometry, name)))
-  with pytest.raises(CheckError, match=told):
+  with pytest.raises(CheckError, match=message):
     compute('plane', tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_the_grid_covers_a_path_that_leaves_the_triangle(tmp_path):
   np.testing.assert_allclose(arrays['xs'][[0, -1]], [-7, 11])  # 12 and a quarter on both sides
 
 
-def test_a_killed_plane_goes_on_and_a_kl_of_zero_is_not_missing(results, tmp_path):
+def test_a_killed_plane_continues_and_a_kl_of_zero_is_not_missing(results, tmp_path):
   whole, measured = results['plane'], type('Killed', (FakeMeasure,), {'points': 0})
   num_rows, num_columns = whole['test/predictive_kl'].shape
   row, column = np.argwhere(np.abs(whole['test/predictive_kl']) < 1e-9)[0]  # of teacher 0
@@ -238,10 +238,10 @@ def test_a_plane_through_both_ends_of_the_training_shows_its_path(tmp_path):
   'corners',
   [('student', 'initial'), ('student', 'student', 'initial'), ('student', 'initial', 'x')],
 )
-def test_corners_that_there_are_not(corners):
+def test_unknown_or_repeated_corners_are_refused(corners):
   misnamed, names = PARTS['ensemble_plane'].misnamed, ['initial', 'student', 'teacher 0']
-  (told,) = misnamed(names, Settings(corners=corners))
-  assert told == (
+  (message,) = misnamed(names, Settings(corners=corners))
+  assert message == (
     f'--corners = {",".join(corners)}: allowed: three different ones of initial, student, teacher 0'
   )
   assert misnamed(names, Settings(corners=tuple(names))) == misnamed(names, Settings()) == []
@@ -255,16 +255,16 @@ def test_the_random_plane_is_round_around_the_student_in_filter_norms(results):
   np.testing.assert_array_equal(arrays['ys'], xs)
   kl_YX = arrays['test/predictive_kl']
   np.testing.assert_allclose(kl_YX[2, 2], 64, rtol=1e-6)
-  # The mean over opposite points is free of what is linear in x and y.
+  # Terms that are linear in x and y cancel in the mean over opposite points.
   round_YX = (kl_YX + kl_YX[::-1, ::-1]) / 2
   expected_YX = 64 * (1 + xs[None, :] ** 2 + xs[:, None] ** 2)
   np.testing.assert_allclose(round_YX, expected_YX, rtol=1e-5)
 
 
-# When there is none.
+# Planes that cannot be computed.
 
 
-def test_a_plane_that_lacks_a_point_says_which():
+def test_a_missing_point_is_named():
   for name, fields, reason in (
     ('plane', {'same_architecture': False}, 'architecture'),
     ('plane', {'has_teachers': False}, 'checkpoints are gone'),
@@ -279,7 +279,7 @@ def test_a_plane_that_lacks_a_point_says_which():
   gone = make_study(same_architecture=False, has_teachers=False, initial_is_kept=False)
   assert PARTS['random_plane'].unavailable(gone) is None
   study = make_study()
-  study.experiment.config.student.init_lambda = 1.0  # the student began at the teacher
+  study.experiment.config.student.init_lambda = 1.0  # the student started at the teacher
   assert 'init_lambda' in PARTS['plane'].unavailable(study)
   study.experiment.config.student.init_from = 'initial'
   assert PARTS['plane'].unavailable(study) is None
@@ -336,7 +336,7 @@ def test_a_wide_scale_is_logarithmic_from_the_smallest_positive_value():
   np.testing.assert_allclose(levels[[0, -1]], [0.01, 10])
   np.testing.assert_allclose(np.diff(np.log(levels)), np.log(1000) / 11)
   assert floored and norm.vmin == levels[0]
-  levels, _, floored = levels_of(-1e-9, 1e-9, 0.1, 10.0)  # no colours for rounding errors
+  levels, _, floored = levels_of(-1e-9, 1e-9, 0.1, 10.0)  # rounding errors get no colours
   np.testing.assert_allclose(levels[[0, -1]], [1e-4, 10])
   assert floored
 
@@ -348,7 +348,7 @@ def test_a_wide_scale_is_logarithmic_from_the_smallest_positive_value():
     ((0.01, 1.0), False, (0.01, 1)),
     ((0.0, 0.0), True, (-0.5, 0.5)),
     ((7.0, 7.0), False, (6.5, 7.5)),
-    ((-2.0, 0.1, 10.0), True, (-2, 10)),  # a loss below that of the teacher is not cut off
+    ((-2.0, 0.1, 10.0), True, (-2, 10)),  # losses below the teacher's are drawn
   ],
 )
 def test_other_scales_are_linear(values, log, ends):

@@ -1,4 +1,4 @@
-"""The runner, with made-up parts: what is kept, what is computed again, and what is refused."""
+"""The runner with small parts: what is kept, computed again, left out and refused."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ IMAGE = figures.image
 
 
 class Made:
-  """A part that counts its pieces, and can be killed after some."""
+  """A part that counts its pieces and can be killed after some of them."""
 
   def __init__(self):
     self.computed, self.die_after = [], None
@@ -46,7 +46,7 @@ class Made:
 
 
 def draw(arrays):
-  """A figure that costs nothing: a text."""
+  """A text in place of a figure."""
   return str(arrays['x'])
 
 
@@ -98,7 +98,7 @@ def problems_of(study, *args, **kwargs):
   return error.value.problems
 
 
-def test_a_part_leaves_numbers_pictures_and_words(study, made):
+def test_a_part_writes_numbers_figures_and_texts(study, made):
   assert run(study, Settings(num_probes=5)) == ['made']
   arrays = files.read_arrays(study.folder / 'made.npz')
   np.testing.assert_array_equal(arrays['x'], [0, 5, 10])
@@ -107,16 +107,16 @@ def test_a_part_leaves_numbers_pictures_and_words(study, made):
   assert record['fingerprints'] == study.fingerprints
   assert config == json.loads(json.dumps(study.experiment.config.to_dict()))
   assert checks == {'small': [0.25, 1.0]}
-  told = about(study)
-  assert told['title'] == 'Title of made'
-  assert told['caption'] == 'The last is 10.'
-  assert told['table'] == [['last'], ['10']]
+  shown = about(study)
+  assert shown['title'] == 'Title of made'
+  assert shown['caption'] == 'The last is 10.'
+  assert shown['table'] == [['last'], ['10']]
   for end in ('png', 'pdf'):
     assert (study.folder / f'made.{end}').read_bytes().startswith(end.encode())
   assert list((study.folder / 'blocks').glob('*/*')) == []
 
 
-def test_a_part_that_was_killed_before_its_figure_is_drawn(study, made, monkeypatch):
+def test_a_figure_is_drawn_after_a_kill_between_numbers_and_figure(study, made, monkeypatch):
   """The figure of the old numbers is replaced."""
   run(study, Settings(num_probes=5))
   with monkeypatch.context() as patch:
@@ -145,7 +145,7 @@ def test_checks_of_finished_pieces_are_kept(study, made, monkeypatch):
   assert about(study, 'p')['checks'] == {'inside': [0.5, 1.0]}
 
 
-def test_a_part_that_another_process_is_at_comes_last(study, made, monkeypatch):
+def test_a_part_that_another_process_runs_comes_last(study, made, monkeypatch):
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'other': made.part('other')})
   waits, lock = [], files.lock
 
@@ -178,7 +178,7 @@ def test_what_is_finished_is_not_computed_again(study, made, monkeypatch):
 
 
 @pytest.mark.parametrize(('num_probes', 'computed'), [(4, [0, 1, 2]), (7, [0, 1, 0, 1, 2])])
-def test_a_killed_part_goes_on_with_the_pieces_of_its_settings(study, made, num_probes, computed):
+def test_a_killed_part_continues_with_the_pieces_of_its_settings(study, made, num_probes, computed):
   made.die_after = 2
   run_killed(study, Settings(num_probes=4))
   assert not (study.folder / 'made.npz').exists()
@@ -189,8 +189,8 @@ def test_a_killed_part_goes_on_with_the_pieces_of_its_settings(study, made, num_
   np.testing.assert_array_equal(found, np.arange(3) * num_probes)
 
 
-def test_abandoned_pieces_go_when_the_part_is_finished(study, made, monkeypatch):
-  """The blocks of an unfinished part whose name begins alike stay."""
+def test_a_finished_part_deletes_abandoned_pieces(study, made, monkeypatch):
+  """Blocks of an unfinished part with the same prefix in its name stay."""
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'made_too': made.part('made_too')})
   for name, die_after in (('made', 2), ('made_too', 4)):
     made.die_after = die_after
@@ -203,7 +203,7 @@ def test_abandoned_pieces_go_when_the_part_is_finished(study, made, monkeypatch)
   assert len(list((blocks / 'made_too').glob('*/piece_*'))) == 2
 
 
-def test_what_a_part_depends_on_beside_settings_is_in_its_record(study, made, monkeypatch):
+def test_a_record_has_what_a_part_depends_on_beside_settings(study, made, monkeypatch):
   for others, count in ((None, 1), (None, 1), (['a'], 2), (['a'], 2), (['a', 'b'], 3)):
     depends = lambda study, settings, others=others: others
     monkeypatch.setattr(runner, 'PARTS', {'made': made.part(depends=depends)})
@@ -211,28 +211,28 @@ def test_what_a_part_depends_on_beside_settings_is_in_its_record(study, made, mo
     assert len(made.computed) == count * NUM_PIECES
 
 
-def test_names_that_are_not_there_are_told_before_anything_runs(study, made, monkeypatch):
+def test_unknown_names_are_refused_before_anything_runs(study, made, monkeypatch):
   def misnamed(names, settings):
     assert names == ['initial', 'student', 'teacher 0', 'teacher 1']
     return [f'--corners = {name}' for name in settings.corners if name not in names]
 
   part = dataclasses.replace(made.part('of', misnamed=misnamed), reads=('corners',))
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part(), 'of': part})
-  told = problems_of(study, Settings(corners=('teacher 5',)), ['made'])
-  assert told == ['--corners: read only by of, which --parts leaves out']
-  told = problems_of(study, Settings(corners=('teacher 5', 'student')))
-  assert told == ['--corners = teacher 5']
+  problems = problems_of(study, Settings(corners=('teacher 5',)), ['made'])
+  assert problems == ['--corners: read only by of, which --parts leaves out']
+  problems = problems_of(study, Settings(corners=('teacher 5', 'student')))
+  assert problems == ['--corners = teacher 5']
   assert made.computed == []
 
 
 def test_settings_are_finite_and_go_together():
-  told = Settings(return_radii=(0.1, math.inf), return_epochs=1e308).problems()
-  assert told == [
+  problems = Settings(return_radii=(0.1, math.inf), return_epochs=1e308).problems()
+  assert problems == [
     '--return_radii = (0.1, inf): allowed: 1e-06 or more, for each of one or more',
     '--return_epochs = 1e+308: allowed: 0.01 to 1000000.0',
   ]
-  (told,) = Settings(lanczos_steps=2).problems()
-  assert told.startswith('--lanczos_steps = 2: allowed: --num_eigenpairs = 10 or more')
+  (message,) = Settings(lanczos_steps=2).problems()
+  assert message.startswith('--lanczos_steps = 2: allowed: --num_eigenpairs = 10 or more')
   assert Settings(lanczos_steps=2, num_eigenpairs=2).problems() == []
 
 
@@ -285,18 +285,18 @@ def test_parts_that_measure_a_loss_on_features_are_left_out(finished, made, monk
   }
 
 
-def test_parts_that_cannot_be_are_left_out_or_refused(study, made, monkeypatch):
+def test_unavailable_parts_are_left_out_or_refused(study, made, monkeypatch):
   never = made.part('never', unavailable=lambda study: 'the teacher has another architecture')
   monkeypatch.setattr(runner, 'PARTS', {'never': never, 'made': made.part()})
   assert run(study, Settings()) == ['made']
-  told = problems_of(study, Settings(num_probes=1, resolution=2), ['never', 'nothing'])
-  assert told == [
+  problems = problems_of(study, Settings(num_probes=1, resolution=2), ['never', 'nothing'])
+  assert problems == [
     '--resolution = 2: allowed: 3 or more',
     '--num_probes = 1: allowed: 2 or more',
     "--parts: 'nothing': no such part; allowed: any of never,made",
   ]
-  told = problems_of(study, Settings(), ['never', 'made'])
-  assert told == ["--parts: 'never': the teacher has another architecture"]
+  problems = problems_of(study, Settings(), ['never', 'made'])
+  assert problems == ["--parts: 'never': the teacher has another architecture"]
 
 
 # Trainings.
@@ -340,30 +340,30 @@ def test_no_more_is_trained_than_is_allowed(study, costly, train, trained, left_
   done = run(study, Settings(), train=train)
   assert done == [name for name in ('free', 'short', 'long', 'shared') if name not in left_out]
   if train == 'none':
-    (told,) = problems_of(study, Settings(), ['long', 'free'], train)
-    assert told.startswith("--parts: 'long': it would train 2 students, 35 steps, ")
-    assert told.endswith('; --train=none does not')
+    (message,) = problems_of(study, Settings(), ['long', 'free'], train)
+    assert message.startswith("--parts: 'long': it would train 2 students, 35 steps, ")
+    assert message.endswith('; --train=none does not')
 
 
-def test_what_will_be_trained_is_said_with_its_time(finished, tmp_path, costly, monkeypatch):
+def test_trainings_are_logged_with_their_time(finished, tmp_path, costly, monkeypatch):
   rows = [{'step': 1, 'examples_per_second': x} for x in (8.0, 0.8, 1.6)]  # of 48 in a batch
   study = runs.Study(small_run.copied(finished, tmp_path))
   path = study.experiment.folders.student / 'metrics.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   assert study.steps_per_second == pytest.approx(1.6 / 48)
-  told = []
-  monkeypatch.setattr(progress.logger, 'info', lambda text, *args: told.append(text % args))
+  logged = []
+  monkeypatch.setattr(progress.logger, 'info', lambda text, *args: logged.append(text % args))
   runner.prepare(study, Settings())
-  assert told == [
+  assert logged == [
     'training 4 students, 71 steps, about 36 min, 2.1 times the steps of this student (--train=cheap or '
     '--train=none for less):',
     '  sibling: 1 student, 34 steps, about 17 min',
     '  short: 1 student, 2 steps, about 1 min',
     '  long: 2 students, 35 steps, about 18 min',
   ]
-  told.clear()
+  logged.clear()
   runner.prepare(study, Settings(), train='none')
-  assert [text.partition(': left out: ')[0] for text in told] == ['short', 'long']
+  assert [text.partition(': left out: ')[0] for text in logged] == ['short', 'long']
 
 
 def test_an_impossible_part_is_refused_before_a_sibling_is_trained(study, made, monkeypatch):
@@ -376,14 +376,14 @@ def test_an_impossible_part_is_refused_before_a_sibling_is_trained(study, made, 
   }
   monkeypatch.setattr(runner, 'PARTS', parts)
   monkeypatch.setattr(runs, 'train_sibling', trained.append)
-  told = problems_of(study, Settings(), ['shared', 'never'])
-  assert told == ["--parts: 'never': the teacher is gone"] and trained == []
-  told = problems_of(study, Settings(), ['shared'], 'none')
-  assert told == ["--parts: 'shared': there is no third network"] and trained == []
+  problems = problems_of(study, Settings(), ['shared', 'never'])
+  assert problems == ["--parts: 'never': the teacher is gone"] and trained == []
+  problems = problems_of(study, Settings(), ['shared'], 'none')
+  assert problems == ["--parts: 'shared': there is no third network"] and trained == []
   assert run(study, Settings(), ['shared']) == ['shared'] and trained == [study]
 
 
-def test_help_says_what_each_part_answers_reads_and_trains(costly):
+def test_help_describes_questions_settings_and_trainings(costly):
   lines = runner.described().splitlines()
   assert lines[:3] == ['  free', '      Title of free', '      reads --num_probes']
   assert lines[6] == '      trains students of two kinds'
@@ -405,7 +405,7 @@ def test_figures_are_the_same_bytes_twice(study, made, monkeypatch):
     figure.subplots().plot(arrays['x'])
     return figure
 
-  monkeypatch.setattr(figures, 'image', IMAGE)  # in place of that of `made`
+  monkeypatch.setattr(figures, 'image', IMAGE)  # undoes the patch of `made`
   monkeypatch.setattr(runner, 'PARTS', {'made': dataclasses.replace(made.part(), draw=plot)})
   run(study, Settings())
   before = [(study.folder / f'made.{end}').read_bytes() for end in ('png', 'pdf', 'npz')]

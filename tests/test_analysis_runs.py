@@ -1,4 +1,4 @@
-"""A study is found from a folder alone."""
+"""A study and its networks, found from a folder."""
 
 import os
 import pathlib
@@ -85,11 +85,11 @@ def test_siblings_differ_in_the_seed_alone(finished, tmp_path):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def warnings(monkeypatch):
   """The logged warnings."""
-  warnings = []
-  monkeypatch.setattr(progress.logger, 'warning', lambda text, *args: warnings.append(text % args))
-  return warnings
+  logged = []
+  monkeypatch.setattr(progress.logger, 'warning', lambda text, *args: logged.append(text % args))
+  return logged
 
 
 def damage(run):
@@ -100,14 +100,14 @@ def damage(run):
       path.write_bytes(b'')
 
 
-def test_a_damaged_neighbour_is_left_out_with_a_warning(finished, tmp_path, told):
+def test_a_damaged_neighbour_is_left_out_with_a_warning(finished, tmp_path, warnings):
   run = copied(finished, tmp_path)
   others = [neighbour(run, student__seed=seed) for seed in (5, 6, 7)]
   (others[0].folders.student / 'config.json').write_text('{')
   damage(others[1])
   study = runs.load(run.folders.student)
   assert [other.folders.student for other in study.siblings] == [others[2].folders.student]
-  assert [text.split(': ')[:2] for text in told] == [
+  assert [text.split(': ')[:2] for text in warnings] == [
     [str(other.folders.student), 'this other student is left out'] for other in others[:2]
   ]
   assert equal(study.point('sibling'), study.student())  # the copy
@@ -119,7 +119,7 @@ def test_a_damaged_neighbour_is_left_out_with_a_warning(finished, tmp_path, told
     runs.load(others[0].folders.student)
 
 
-def test_a_damaged_independent_student_is_left_out_with_a_warning(finished, tmp_path, told):
+def test_a_damaged_independent_student_is_left_out_with_a_warning(finished, tmp_path, warnings):
   run = copied(finished, tmp_path, evaluation__independent_seed=7)
   study = runs.Study(run)
   folder = independent.counterpart(run).folders.student
@@ -129,7 +129,7 @@ def test_a_damaged_independent_student_is_left_out_with_a_warning(finished, tmp_
   damage(independent.counterpart(run))
   study = runs.Study(run)
   assert study.names == ['initial', 'student', 'teacher 0', 'teacher 1']
-  assert len(told) == 1 and told[0].startswith(f'{folder}: this other student is left out')
+  assert len(warnings) == 1 and warnings[0].startswith(f'{folder}: this other student is left out')
 
 
 def test_unrelated_teachers_are_those_of_the_independent_student(finished, tmp_path):
@@ -176,7 +176,7 @@ def test_the_newest_is_the_student_that_was_evaluated_last(finished, tmp_path):
   assert runs.load(tmp_path).experiment.folders.student == run.folders.student
 
 
-def test_what_is_not_there_is_said(finished, tmp_path):
+def test_missing_students_are_reported(finished, tmp_path):
   with pytest.raises(MissingInputError, match=r'nowhere: there is no such folder'):
     runs.load(tmp_path / 'nowhere')
   with pytest.raises(MissingInputError, match=r'no finished student in .*students; train one'):
@@ -187,7 +187,7 @@ def test_what_is_not_there_is_said(finished, tmp_path):
     runs.load(run.folders.student)
 
 
-def test_a_changed_config_is_no_students(finished, tmp_path):
+def test_a_changed_config_is_refused(finished, tmp_path):
   path = copied(finished, tmp_path).folders.student / 'config.json'
   config = files.read_json(path)
   config['student']['temperature'] = 3.0

@@ -20,11 +20,8 @@ from kdjax.models import layers
 from tests import launched
 
 
-def test_a_loss_of_ones_own_is_studied_in_a_few_lines():
-  """The example of the module's docstring, run as it is.
-
-  b is a with all signs changed, which is the same function: the barrier between them is that of no output.
-  """
+def test_the_example_of_the_docstring_studies_any_loss():
+  """The network b is a with all signs changed, which is the same function; halfway the output is 0."""
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   a, c = ({'w': normal(3, 4), 'v': normal(4)} for _ in range(2))
@@ -64,7 +61,7 @@ def along(shared, t_1):
   return jax.tree.map(lambda x, u: x + t_1[0] * u, shared['variables'], shared['direction'])
 
 
-def test_the_curvature_of_what_planes_draw_is_the_top_eigenvalue(normed):
+def test_the_curvature_of_a_plane_is_the_top_eigenvalue(normed):
   """The second difference of a plane's values, along the sharpest direction of `curvature`."""
   model, of, variables = normed
   forward = surface.of_params(model, variables)
@@ -87,7 +84,7 @@ def test_the_curvature_of_what_planes_draw_is_the_top_eigenvalue(normed):
   assert (left - 2 * middle + right) / step**2 == pytest.approx(eigenvalue, rel=0.02)
   slope = vector_P @ mean_loss.gradient()[1]
   assert (right - left) / (2 * step) == pytest.approx(slope, rel=0.02, abs=1e-3)
-  # Held fixed, the statistics give another curvature: it is the choice that is tested.
+  # Fixed statistics give another curvature, so the test depends on the choice.
   fixed = of.at(along, shared, step * np.array([[-1.0], [0], [1]]))['distillation/loss']
   left, middle, right = fixed.astype(np.float64).mean(axis=1)
   assert abs((left - 2 * middle + right) / step**2 - eigenvalue) > 0.1 * eigenvalue
@@ -132,7 +129,7 @@ def test_points_come_in_order_and_nothing_is_compiled_between_them(normed):
   assert count() == 0 and shown == [1, 2, 3, 4]
 
 
-def test_batches_hold_each_example_once_and_none_that_is_not_one():
+def test_batches_hold_each_example_once_without_padding():
   of = surface.Surface(None, None, {'a': {'inputs': np.arange(11), 'labels': -np.arange(11)}}, 4)
   batches = of.batches('a')
   assert [len(batch['inputs']) for batch in batches] == [4, 4, 3]
@@ -141,13 +138,13 @@ def test_batches_hold_each_example_once_and_none_that_is_not_one():
 
 
 def test_three_devices_measure_what_one_does(tmp_path):
-  """Eight points: the last group of three is filled up."""
+  """There are eight points, so the last group of three is padded."""
   out = tmp_path / 'out.npz'
   found = {count: launched.saved_on_devices(measure_on_devices, count, out) for count in (1, 3)}
   assert len(found[1]) == 2 * 5
   for key, values_PN in found[1].items():
     assert values_PN.shape[0] == 8
-    assert values_PN.std(axis=0).max() > 0, key  # or it could be any point's
+    assert values_PN.std(axis=0).max() > 0, key  # points differ
     np.testing.assert_allclose(found[3][key], values_PN, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
@@ -204,7 +201,7 @@ class Dropped(nn.Module):
     return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3)(x)), {}
 
 
-def test_a_model_without_batch_norm_is_applied_as_it_is_evaluated():
+def test_a_model_without_batch_norm_is_applied_in_evaluation_mode():
   model, inputs = Dropped(), np.ones((2, 8), np.float32)
   variables = models.init(model, jax.random.key(0), (8,))
   assert surface.reestimated(variables, [], model) is variables
@@ -226,7 +223,7 @@ def test_summary_of_known_values():
   np.testing.assert_allclose(0.5 - found['a/low'][1], error, rtol=0.1)
 
 
-def test_a_nan_is_seen_and_so_is_that_there_is_no_example():
+def test_a_nan_or_no_example_gives_nan():
   values_PN = np.array([[1.0, np.nan, 3.0], [1.0, 2.0, 3.0]])
   found = surface.summary({'a': values_PN, 'none': np.zeros((2, 0))}, seed=0)
   for end in intervals.ENDS:

@@ -1,4 +1,4 @@
-"""Paths, gradients, PCA and prediction maps against answers that are known beforehand."""
+"""Paths, gradients, PCA and prediction maps against known answers."""
 
 import math
 
@@ -116,7 +116,7 @@ def test_a_random_walk_seems_to_have_structure():
   np.testing.assert_allclose(explained[:2], [0.608, 0.152], atol=5e-4)
 
 
-def test_pca_of_simulated_random_walks_meets_the_null():
+def test_pca_of_simulated_random_walks_agrees_with_the_null():
   rng, times = np.random.default_rng(5), np.array([0, 1, 2, 8, 20, 60, 61])
   found = []
   for _ in range(5):
@@ -151,7 +151,7 @@ def test_signal_to_noise_of_gaussian_gradients():
   assert (noise**2).mean() == pytest.approx(100 / 128, rel=0.02)
   covered = [v['snr/low'][0] <= 0.01 <= v['snr/high'][0] for v in found]
   assert 0.9 <= np.mean(covered) <= 0.99
-  # Without a signal it is zero on average.
+  # Without a signal the ratio is 0 on average.
   snr = [noise_of(noisy_gradients(rng, 8, 4, np.zeros(50), 1), 4)['snr'][0] for _ in range(300)]
   assert min(snr) < 0 < max(snr)
   assert np.mean(snr) == pytest.approx(0, abs=4 * np.std(snr) / math.sqrt(300))
@@ -180,7 +180,7 @@ def test_descent_on_a_round_quadratic_goes_straight_to_its_minimum():
     np.testing.assert_allclose(found, [[1] * 4, [-1] * 4], atol=1e-12)
 
 
-def test_descent_on_a_long_quadratic_does_not():
+def test_descent_on_a_long_quadratic_does_not_go_straight():
   # f = (x² + 9 y²) / 2 at (1, 1): −∇f = (−1, −9); to the minimum (−1, −1): cos = 10 / √(82 · 2).
   gradients = [of([1, 9])] * 3
   values_KL, _ = trajectory.descent_cosines(gradients, [of([-1, -1])], trajectory.gram(gradients))
@@ -214,7 +214,7 @@ def test_jensen_shannon_of_disjoint_predictions_is_one_bit():
   with np.errstate(divide='ignore'):
     p, q = np.log([[1.0, 0, 0], [0.5, 0.5, 0]]), np.log([[0, 0.5, 0.5], [0, 0, 1.0]])
   np.testing.assert_allclose(trajectory.jensen_shannon(p, q), 1, rtol=1e-14)
-  tiny = np.array([[5e-324, 1.0]])  # is infinite in other code
+  tiny = np.array([[5e-324, 1.0]])  # other code returns infinity
   with np.errstate(divide='ignore'):
     value = trajectory.jensen_shannon(np.log([[0, 1.0]]), np.log(tiny))
   np.testing.assert_allclose(value, 0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The parts that follow the training's path, on a finished tiny run, with teachers that are planted."""
+"""The parts about the path of the training, on a finished tiny run with planted teachers."""
 
 import dataclasses
 import functools
@@ -173,21 +173,21 @@ def test_a_permuted_student_as_teacher_is_far_raw_and_at_zero_aligned(study, tmp
   assert min(arrays['alignments/loss']) == pytest.approx(arrays['alignments/loss'][1], abs=1e-4)
   assert arrays['alignments/loss'][0] > arrays['alignments/loss'][1] + 1e-3
   assert checks.values['logits unchanged by permutations'][0] < 1e-4
-  # A permuted copy is as far as any other permuted copy, and has no unrelated teacher beside it.
+  # A permuted copy is as far as any other permuted copy; there is no unrelated teacher.
   low, high = (arrays[f'excess/raw/permuted/{end}'][0, 0] for end in ('low', 'high'))
   assert intervals.verdict(low, high) == intervals.UNDECIDED
   assert 'null/unrelated' not in arrays
   assert 'no unrelated teacher' in PARTS['trajectory'].table(arrays)[-1][0]
 
 
-def test_distances_stand_beside_their_nulls(study, results):
+def test_distances_are_compared_with_their_nulls(study, results):
   arrays, norm = results['trajectory'], np.linalg.norm
   points = [vector(study.student(step)['params']) for step in study.steps]
   np.testing.assert_allclose(arrays['null/origin'][:, 0], [norm(x) for x in points], rtol=1e-9)
   others = [vector(x['params']) for x in random_networks(study, (91, 92))]
   expected_KT = [[norm(x - other) for x in points] for other in others]
   np.testing.assert_allclose(arrays['null/unrelated'][..., 0], expected_KT, rtol=1e-9)
-  # All permutations have the norm of the teacher, and so mean inner products decide.
+  # All permutations have the teacher's norm, so only inner products differ.
   assert arrays['null/permuted'].shape == (estimates.NUM_PERMUTATIONS, 3, 4)
   assert len(np.unique(arrays['null/permuted'][:, -1, 0])) == estimates.NUM_PERMUTATIONS
   for null in ('permuted', 'unrelated', 'origin'):
@@ -196,8 +196,8 @@ def test_distances_stand_beside_their_nulls(study, results):
     np.testing.assert_allclose(found, arrays['distance/raw'] - mean_TL, atol=1e-9)
   assert (arrays['null/unrelated, aligned'][:, -1, 0] < arrays['null/unrelated'][:, -1, 0]).all()
   rows = PARTS['trajectory'].table(arrays)
-  told = [row[0].partition('; null: ')[2] for row in rows[1:6]]
-  assert told == [
+  names = [row[0].partition('; null: ')[2] for row in rows[1:6]]
+  assert names == [
     'teacher 0, permuted at random (16)',
     'unrelated teachers (2)',
     'origin',
@@ -209,7 +209,7 @@ def test_distances_stand_beside_their_nulls(study, results):
 @pytest.mark.parametrize(
   ('noise', 'verdict'), [(0.01, intervals.LOWER), (None, intervals.UNDECIDED)]
 )
-def test_a_near_teacher_is_told_from_one_more_unrelated_network(
+def test_a_near_teacher_is_distinguished_from_an_unrelated_network(
   study, tmp_path, monkeypatch, noise, verdict
 ):
   """Without noise the teacher is a random network, like the unrelated ones. None is aligned."""
@@ -306,7 +306,7 @@ def test_at_the_teacher_there_is_no_direction_to_it(study, tmp_path):
   drawing.draw_gradients(arrays).canvas.draw()
 
 
-def test_gradients_are_those_of_their_own_checkpoint_and_have_intervals(
+def test_gradients_belong_to_their_checkpoint_and_have_intervals(
   study, results, networks, tmp_path, monkeypatch
 ):
   arrays = results['gradients']
@@ -394,7 +394,7 @@ def test_the_map_of_disagreement_is_of_its_root(results):
   assert kept == pytest.approx(arrays['disagreement/kept'], rel=1e-6)
 
 
-def test_members_that_are_not_the_ensembles_are_noticed(study, tmp_path):
+def test_members_of_another_ensemble_fail_a_check(study, tmp_path):
   planted = Planted(study.experiment, study.student(0))
   with pytest.raises(CheckError, match="members' mean against the ensemble"):
     compute('predictions', planted, tmp_path)
@@ -422,7 +422,7 @@ def test_the_figure_of_gradients_marks_intervals_without_zero(results):
   titles = {axes.get_title(loc='left').partition('  ')[2]: axes for axes in figure.axes}
   xy = sorted(zip(*titles['teacher 0 − permuted'].lines[-1].get_data(), strict=True))
   assert xy == [(0, 0), (1, 1), (2, 2)]  # checkpoint, layer
-  # Without an alignment the strictest null is another one.
+  # Without an alignment another null is the strictest.
   bare = {k: arrays[k] for k in arrays if 'aligned' not in k and 'permuted' not in k}
   assert drawing.compared(bare) == [('raw', 'unrelated'), ('raw', 'origin')]
   drawing.draw_gradients(bare)
