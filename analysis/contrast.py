@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/paper/fig6b_lambda.py:small --sweep --workdir=DIR
     python -m analysis.contrast --config=configs/paper/fig6b_lambda.py:small --workdir=DIR \\
-      --points='rate as configured, 0.5; rate as configured, 0' --out=docs/basins
+      --points='rate as configured, 0.5; rate as configured, 0.0' --out=docs/basins
 
 A point is written 'SERIES, X', or 'X' if the sweep has one series. For the student of each point and trial, the
 command runs the parts of `python -m analysis` that MEASURES need; none of them trains, and finished ones are skipped.
@@ -160,7 +160,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--config', required=True, help='FILE.py:ARGUMENT of the sweep')
   parser.add_argument('--workdir', required=True, type=epath.Path, help='where the sweep ran')
-  parser.add_argument('--points', required=True, help="two points, such as 'SERIES, 1; SERIES, 0'")
+  parser.add_argument('--points', required=True, help="two points, such as 'SERIES, 0.5; SERIES, 0.0'")
   parser.add_argument('--out', required=True, type=epath.Path, help='folder of the results')
   parser.add_argument('--num_examples', type=int, default=Settings.num_examples)
   flags = parser.parse_args()
