@@ -58,8 +58,7 @@ def random_permutations(spec: Spec, rng: np.random.Generator) -> Permutations:
   """Uniformly random permutations, with random signs for groups whose units may change sign."""
   return {
     group: Units(
-      rng.permutation(size),
-      rng.choice([-1.0, 1.0], size) if spec.flips(group) else np.ones(size),
+      rng.permutation(size), rng.choice([-1.0, 1.0], size) if spec.flips(group) else np.ones(size)
     )
     for group, size in spec.sizes.items()
   }

@@ -160,7 +160,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--config', required=True, help='FILE.py:ARGUMENT of the sweep')
   parser.add_argument('--workdir', required=True, type=epath.Path, help='where the sweep ran')
-  parser.add_argument('--points', required=True, help="two points, such as 'SERIES, 0.5; SERIES, 0.0'")
+  parser.add_argument(
+    '--points', required=True, help="two points, such as 'SERIES, 0.5; SERIES, 0.0'"
+  )
   parser.add_argument('--out', required=True, type=epath.Path, help='folder of the results')
   parser.add_argument('--num_examples', type=int, default=Settings.num_examples)
   flags = parser.parse_args()

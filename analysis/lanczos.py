@@ -102,10 +102,7 @@ class Krylov:
 
 
 def lanczos(
-  multiply: Multiply,
-  start_P: np.ndarray,
-  num_steps: int,
-  show: Callable[[], None] = lambda: None,
+  multiply: Multiply, start_P: np.ndarray, num_steps: int, show: Callable[[], None] = lambda: None
 ) -> Krylov:
   """Lanczos iteration with full reorthogonalisation.
 

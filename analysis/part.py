@@ -89,11 +89,8 @@ class Settings:
     return wrong
 
   def _problems(self, field: dataclasses.Field) -> Iterator[str]:
-    value, smallest, largest = (
-      getattr(self, field.name),
-      field.metadata['smallest'],
-      field.metadata['largest'],
-    )
+    value = getattr(self, field.name)
+    smallest, largest = field.metadata['smallest'], field.metadata['largest']
     values = value if isinstance(value, tuple) else (value,)
     if not values or not all(math.isfinite(x) and smallest <= x <= largest for x in values):
       allowed = f'{smallest} or more' if largest == math.inf else f'{smallest} to {largest}'

@@ -454,12 +454,7 @@ def test_the_matrix_shows_each_pair_once_in_its_cell():
 def test_the_table_says_whether_student_and_teacher_share_a_basin():
   arrays = made_matrix(error=0.0156, low=0.0087, high=0.0263)
   rows = PARTS['barriers'].table(arrays)
-  cells = [
-    'student, teacher 0',
-    'aligned',
-    '0.02 [0.01, 0.03]',
-    '1.56 [0.87, 2.63]',
-  ]
+  cells = ['student, teacher 0', 'aligned', '0.02 [0.01, 0.03]', '1.56 [0.87, 2.63]']
   assert rows[4] == [*cells, 'cannot be told']
   assert rows[-2] == ['student, teacher 0', 'learned', '2', '3 to 5', '2 to 5']
   caption = PARTS['barriers'].caption(arrays)

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from analysis import runner, runs
-from analysis.part import Blocks, CheckError, Checks, Part, Settings, Training
+from analysis.part import CheckError, Checks, Part, Settings, Training
 from analysis.parts import PARTS
 from kdjax.errors import ConfigError, UserError
 from kdjax.report import figures
@@ -38,7 +38,7 @@ class Made:
       if len(self.computed) == self.die_after:
         raise KeyboardInterrupt
       self.computed.append(i)
-      return {'x': np.array(float(i * settings.num_probes)), 'zero': np.array(0.0)}
+      return {'x': np.array(float(i * settings.num_probes))}
 
     pieces = [blocks.get(f'piece {i}', lambda i=i: piece(i)) for i in range(NUM_PIECES)]
     checks.at_most('small', 0.25, 1.0)
@@ -257,17 +257,6 @@ def test_checks_keep_the_largest_and_refuse_nan():
   assert checks.values == {'a': [0.3, 0.5]}
   with pytest.raises(CheckError):
     checks.at_most('a', float('nan'), 0.5)
-
-
-def test_a_piece_that_is_zero_is_not_missing(tmp_path):
-  blocks, count = Blocks(epath.Path(tmp_path / 'b'), Checks()), []
-
-  def zero():
-    count.append(1)
-    return {'kl': np.array(0.0)}
-
-  assert blocks.get('a', zero)['kl'] == blocks.get('a', zero)['kl'] == 0
-  assert len(count) == 1
 
 
 def test_numbers_without_a_record_are_refused(study, made):

@@ -145,14 +145,8 @@ def caption_barriers(arrays: Arrays) -> str:
 def table_barriers(arrays: Arrays) -> list[list[str]]:
   """Barriers and verdicts of each pair and variant, then the spread over alignments."""
   unit, percent = arrays['loss_unit'], 100 * style.SAME_BASIN
-  heading = [
-    'Pair',
-    'variant',
-    f'loss ({unit})',
-    'accuracy (%)',
-    f'one basin (within {percent:g} %)?',
-  ]
-  rows = [heading]
+  verdict = f'one basin (within {percent:g} %)?'
+  rows = [['Pair', 'variant', f'loss ({unit})', 'accuracy (%)', verdict]]
   for q, v in np.ndindex(arrays['loss'].shape):
     a, b = (str(arrays['names'][k]) for k in arrays['pairs'][q])
     rows.append([f'{a}, {b}', str(arrays['variants'][v]), *_cells(arrays, (q, v))])
@@ -308,14 +302,14 @@ def caption_layers(arrays: Arrays) -> str:
 
 def table_layers(arrays: Arrays) -> list[list[str]]:
   key, agreement = 'test/predictive_kl', 'test/top1_agreement'
-  student = [
-    intervals.text(arrays, f'student/{name}', (), factor)
-    for name, factor in ((key, 1), (agreement, 100))
-  ]
-  rows = [['Layer', 'change', 'KL (nats)', 'agreement (%)'], ['none', 'the student', *student]]
+
+  def cells(prefix: str, place: tuple) -> list[str]:
+    names = ((key, 1), (agreement, 100))
+    return [intervals.text(arrays, f'{prefix}{name}', place, factor) for name, factor in names]
+
+  heading = ['Layer', 'change', 'KL (nats)', 'agreement (%)']
+  rows = [heading, ['none', 'the student', *cells('student/', ())]]
   for layer, c in np.ndindex(arrays[key].T.shape):
-    change = [
-      intervals.text(arrays, name, (c, layer), f) for name, f in ((key, 1), (agreement, 100))
-    ]
-    rows.append([str(arrays['layers'][layer]), str(arrays['changes'][c]), *change])
+    change = str(arrays['changes'][c])
+    rows.append([str(arrays['layers'][layer]), change, *cells('', (c, layer))])
   return rows

@@ -199,10 +199,7 @@ def _sharpness(mean_loss: MeanLoss, vectors_KP: np.ndarray, study: Study) -> Arr
   starts = [sign * vector_P for vector_P in vectors_KP[:1] for sign in (1, -1)]
   _, shift_P = curvature.sharpness(mean_loss, radius, starts)
   losses_N = mean_loss.losses().astype(np.float64)
-  arrays = {
-    'radius': np.array(radius),
-    'gradient_norm': np.linalg.norm(mean_loss.gradient()[1]),
-  }
+  arrays = {'radius': np.array(radius), 'gradient_norm': np.linalg.norm(mean_loss.gradient()[1])}
   for name, values_N in (('loss', losses_N), ('sharpness', mean_loss.losses(shift_P) - losses_N)):
     rng = keys.numpy_rng(study.seed, 'analysis/curvature/bootstrap')
     ends = intervals.bootstrap_interval(values_N, intervals.NUM_RESAMPLES, rng)

@@ -187,11 +187,7 @@ def _surface(
 
 
 def _plane(
-  teacher: Variables,
-  random: Variables,
-  final: Variables,
-  others: list[Variables],
-  checks: Checks,
+  teacher: Variables, random: Variables, final: Variables, others: list[Variables], checks: Checks
 ) -> geometry.Plane:
   """The plane through teacher, random weights and final student.
 
