@@ -139,7 +139,7 @@ def draw_returns(arrays: Arrays) -> Figure:
 def _draw_controls(
   arrays: Arrays, kl: Axes, agreement: Axes, distance: Axes, barrier: Axes
 ) -> None:
-  """Draws row 0, which starts at the teacher itself, and sets up the axes."""
+  """Draws row 0, the unperturbed control, and sets up the axes."""
   look = {'color': style.CONTROL, 'linestyle': '--', 'linewidth': 1.5}
   kl.axhline(arrays['after/test/predictive_kl'][0], label='control: unperturbed', **look)
   kl.plot(

@@ -134,7 +134,7 @@ def caption_decomposition(arrays: Arrays) -> str:
   panels.append("d: disagreement by the teacher's margin (Wilson)")
   return (
     f'{"; ".join(panels)}. n = {int(arrays["num_examples"].max())} examples. 95 % intervals over students '
-    f'from {MIN_STUDENTS} students on, else over examples ({int(arrays["num_students"])} here).'
+    f'if there are {MIN_STUDENTS} or more, else over examples ({int(arrays["num_students"])} here).'
   )
 
 

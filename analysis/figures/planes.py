@@ -17,7 +17,7 @@ from .style import Arrays, Axes, Figure
 NUM_LEVELS = 12
 LOG_FROM = 3  # a scale is logarithmic if the largest value is this many times the smallest
 LOG_SPAN = 1e5  # largest ratio of a logarithmic scale; a KL that is 0 up to rounding has no colours
-NEGATIVE = 1e-3  # relative to the largest value: below −NEGATIVE a value is no rounding error
+NEGATIVE = 1e-3  # a value below −NEGATIVE times the largest is no rounding error
 LABEL_STEP = 0.11  # between labels of checkpoints, as a fraction of the panel's height
 
 
@@ -62,9 +62,9 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> Fi
   """Panels in two columns, row by row, with corners and, if it is there, the student's path.
 
   Args:
-    arrays: 'xs', 'ys' and the panels' values_YX; 'corners/names' and 'corners/xy' of shape (K, 2);
-      and 'path/xy' (T, 2) with 'path/height' (T,) for a path, whose ends are corners.
-    labels: of the two axes.
+    arrays: 'xs', 'ys' and the panels' values_YX; 'corners/names' and 'corners/xy' of shape (K, 2); and, for
+      a path whose ends are corners, 'path/xy' (T, 2) and 'path/height' (T,).
+    labels: those of the two axes.
   """
   aspect = np.ptp(arrays['ys']) / np.ptp(arrays['xs'])
   side = style.WIDTH / 2 - 1.1  # the rest is for labels and colour bars

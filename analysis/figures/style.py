@@ -23,9 +23,9 @@ Arrays = Mapping[str, np.ndarray]
 WIDTH = 7.0  # inches
 SMALL, NORMAL = 9, 11  # font sizes in points
 INK, TEACHER, STUDENT = (figures.COLORS[name] for name in ('ink', 'teacher', 'student'))
-GREEN, PINK, SKY = '#009e73', '#cc79a7', '#56b4e9'  # Okabe & Ito's, for neither teacher nor student
+GREEN, PINK, SKY = '#009e73', '#cc79a7', '#56b4e9'  # Okabe & Ito's, for other series
 CONTROL = '0.45'  # the grey of nulls and controls
-FEW_POINTS = 3  # up to so many points are not joined by a line
+FEW_POINTS = 3  # series of up to so many points are drawn without a line
 
 # Networks share a basin if the error rises by less than this between them (Frankle et al. 2020, Section 2).
 SAME_BASIN = 0.02
@@ -47,7 +47,7 @@ def one_basin(low: float, high: float) -> str:
 
 
 def title(axes: Axes, letter: str, text: str, ncols: int = 2) -> None:
-  """Puts the panel's letter and title above it, and between them and the panel a legend of its labels.
+  """Puts the panel's letter and title above it, and a legend of its labels below the title.
 
   Args:
     ncols: columns of the legend; 0 draws none.
@@ -81,7 +81,7 @@ def legend(figure: Any, axes: Axes, ncols: int, **look: Any) -> None:
 
 
 def errors(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-  """Lengths of error bars, shape (2, ...); a bootstrap interval can miss its value, which gives 0."""
+  """Lengths of error bars, of shape (2, ...); an end on the wrong side of the value gives 0."""
   return np.maximum([value - low, high - value], 0)
 
 
@@ -122,6 +122,6 @@ def draw_interval(
 
 
 def draw_threshold(axes: Axes) -> None:
-  """Marks SAME_BASIN in a panel of barriers in percent, which then starts at 0 and shows the mark."""
+  """Marks SAME_BASIN in a panel of barriers in percent; the axis starts at 0 and includes the mark."""
   axes.axhline(100 * SAME_BASIN, color=INK, linewidth=1, linestyle=':', label='one basin below')
   axes.set_ylim(0, max(axes.get_ylim()[1], 150 * SAME_BASIN))

@@ -30,6 +30,7 @@ def compared(arrays: Arrays) -> list[tuple[str, str]]:
 
 
 def _chief(arrays: Arrays, teacher: str) -> str:
+  """The strictest null of a teacher."""
   return next(null for name, null in compared(arrays) if name == teacher)
 
 
@@ -126,7 +127,7 @@ def _draw_nulls(axes: Axes, arrays: Arrays) -> None:
 def _draw_excess(axes: Axes, arrays: Arrays, teacher: str, label: str) -> str:
   """Draws the excess over the chief null by layer and checkpoint, with a dot if its interval excludes 0.
 
-  Returns: what is compared, for the style.title.
+  Returns: the title, which says what is compared.
   """
   null = _chief(arrays, teacher)
   key = f'excess/{teacher}/{null}'

@@ -99,7 +99,7 @@ def _barriers(
 
 
 def _more_students(study: Study, run: Experiment) -> list[Experiment]:
-  """Students of the workdir that differ from one only in seed; none if there are too few."""
+  """Students of the workdir that differ from one only in seed; empty if too few for an interval."""
   found = study.reseeded(run)
   return found if 1 + len(found) >= MIN_STUDENTS else []
 
