@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from kdjax import data
 from kdjax.gan import steps as gan_steps
-from kdjax.gan.batches import batches
+from kdjax.stages import gan
 from kdjax.train import devices
 
 SEED = 3
@@ -36,7 +36,7 @@ def main(out: str | pathlib.Path) -> None:
   step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
   state = devices.replicate(gan_steps.init_state(networks, SEED))
   found = {}
-  for i, arguments in enumerate(batches(split, SECTION, SEED, 0)):
+  for i, arguments in enumerate(gan.batches(split, SECTION, SEED, 0)):
     state, metrics = step(state, *arguments)
     for name in metrics.names:
       found[f'{i}/{name}'] = np.asarray(metrics[name])

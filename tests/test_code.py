@@ -124,15 +124,15 @@ def test_what_the_code_of_kdjax_counts():
     'kdjax.train.steps._update',
     'kdjax.train.optimizers._sgd',
     'kdjax.data.augmentations.crop',
-    'kdjax.data.order._permutations',
+    'kdjax.train.inputs._orders',
     'kdjax.data.views.augmented',
     'kdjax.keys.stream',
-    'kdjax.losses.basic.cross_entropy',
+    'kdjax.losses.on_logits.cross_entropy',
   }
   assert not {'kdjax.models._lenet', 'kdjax.data.augmentations.rotation'} & covered['teacher']
   assert covered['student'] - covered['teacher'] >= {
     'kdjax.losses.on_logits.distillation',
-    'kdjax.losses.basic.temperature_at',
+    'kdjax.losses.on_logits.temperature_at',
     'kdjax.train.steps.student_step',
   }
   others = {'on_logits.brier', 'on_logits.dist', 'on_features.cka'}
@@ -144,7 +144,7 @@ def test_what_the_code_of_kdjax_counts():
     *('kdjax.losses.on_features._centred_gram', 'kdjax.losses.on_features._one_device'),
     *('kdjax.losses.on_features.MIN_EXAMPLES', 'kdjax.losses.on_features._SMALL'),
     *('kdjax.train.steps.ensemble_step', 'kdjax.train.steps.featured_student_step'),
-    *('kdjax.train.steps._ensemble', 'kdjax.losses.basic.ensemble_log_probs'),
+    *('kdjax.train.steps._ensemble', 'kdjax.losses.on_logits.ensemble_log_probs'),
   }
   wings = {name.split('.')[1] for name in covered['student']}
   assert wings == {'data', 'keys', 'losses', 'models', 'train'}

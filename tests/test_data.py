@@ -18,7 +18,7 @@ from tiny_data import (
   write_tfds,
 )
 
-from kdjax import data, keys
+from kdjax import data
 from kdjax.data import splits as splits_lib
 from kdjax.errors import UserError
 
@@ -247,53 +247,3 @@ def test_missing_too_few_and_other_extra_inputs_are_told(tmp_path):
     UserError, match=r'^predictions\.extra = .*: has 1 inputs, and 2 were asked for'
   ):
     data.load_extra(str(tmp_path), config, (8, 8, 1), count=2)
-
-
-# Batches.
-
-
-def batches(num_examples, batch_size, num_steps, seed=0, start=0):
-  """'indices' and 'epochs' of shape (steps, batch)."""
-  found = list(data.training_batches(seed, num_examples, batch_size, num_steps, start))
-  return tuple(np.stack([batch[name] for batch in found]) for name in ('indices', 'epochs'))
-
-
-def test_members_that_take_turns_draw_each_order_once(monkeypatch):
-  drawn = []
-  numpy_rng = keys.numpy_rng
-  monkeypatch.setattr(keys, 'numpy_rng', lambda *path: drawn.append(path) or numpy_rng(*path))
-  members = [data.training_batches(seed, 40, 7, 17) for seed in range(100, 108)]
-  for _ in range(17):
-    for member in members:
-      next(member)
-  assert sorted(drawn) == [(seed, 'order', epoch) for seed in range(100, 108) for epoch in range(3)]
-
-
-@pytest.mark.parametrize(
-  ('num_examples', 'batch_size'), [(12, 4), (10, 4), (10, 25), (10, 10), (7, 1), (1, 3)]
-)
-def test_every_example_comes_once_an_epoch(num_examples, batch_size):
-  num_epochs = 5
-  num_steps = -(-num_epochs * num_examples // batch_size)
-  indices, epochs = batches(num_examples, batch_size, num_steps)
-  assert indices.shape == epochs.shape == (num_steps, batch_size)
-  assert indices.dtype == epochs.dtype == np.int32
-  np.testing.assert_array_equal(epochs.ravel(), np.arange(num_steps * batch_size) // num_examples)
-  for epoch in range(num_epochs):
-    np.testing.assert_array_equal(np.sort(indices[epochs == epoch]), np.arange(num_examples))
-
-
-@pytest.mark.parametrize('batch_size', [4, 25])
-def test_a_resumed_stream_is_the_uninterrupted_one(batch_size):
-  """And has the same order with any batch size."""
-  whole = batches(10, batch_size, 12)
-  for start in (1, 2, 7, 11):
-    for expected, found in zip(whole, batches(10, batch_size, 12, start=start), strict=True):
-      np.testing.assert_array_equal(found, expected[start:])
-  np.testing.assert_array_equal(batches(10, 12, batch_size)[0].ravel(), whole[0].ravel())
-
-
-def test_orders_differ_between_epochs_and_seeds():
-  orders = [batches(50, 50, 3, seed)[0][epoch] for seed in (0, 1) for epoch in range(3)]
-  assert len({order.tobytes() for order in orders}) == 6
-  assert not any((order == np.arange(50)).all() for order in orders)

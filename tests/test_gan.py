@@ -15,11 +15,11 @@ from kdjax import data, keys, models
 from kdjax.data import augmentations
 from kdjax.errors import MissingInputError
 from kdjax.gan import steps as gan_steps
-from kdjax.gan.batches import batches
 from kdjax.gan.quality import frechet_distance, grid
 from kdjax.runtime import files
 from kdjax.stages import gan, teachers
 from kdjax.train import devices
+from kdjax.train.inputs import training_batch
 from tests import launched
 
 SHAPE = (8, 8, 1)
@@ -52,7 +52,7 @@ def one_step():
   """(networks, state, batch, seed) and the (state, metrics) of a step, which is compiled once."""
   networks = gan_steps.make_gan(section(), SHAPE)
   state = gan_steps.init_state(networks, 0)
-  batch, seed = next(batches(random_split(), section(), 0, 0))
+  batch, seed = next(gan.batches(random_split(), section(), 0, 0))
   step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
   return (networks, state, batch, seed), step(devices.replicate(state), batch, seed)
 
@@ -136,15 +136,15 @@ def test_a_step_reports_the_losses_of_its_networks(one_step):
 def test_a_step_takes_its_discriminator_steps_in_order_over_new_images():
   """Each column of a batch is the next piece of the order, from whatever step training resumes."""
   fields = section(num_discriminator_steps=3, num_steps=4, batch_size=4)
-  flat = list(data.training_batches(9, 30, 4, 12))
+  flat = [training_batch(9, 30, 4, step)[0] for step in range(12)]
   for start in (0, 2):
-    found = list(batches(random_split(), fields, 9, start))
+    found = list(gan.batches(random_split(), fields, 9, start))
     assert len(found) == 4 - start
     for i, (batch, seed) in enumerate(found, start):
       assert seed == 9
       indices = devices.unshard(batch['indices'])
       for k in range(3):
-        np.testing.assert_array_equal(indices[:, k], flat[3 * i + k]['indices'])
+        np.testing.assert_array_equal(indices[:, k], flat[3 * i + k])
       np.testing.assert_array_equal(
         devices.unshard(batch['inputs']), random_split().inputs_N[indices]
       )

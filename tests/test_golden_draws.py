@@ -26,8 +26,7 @@ from kdjax.gan import steps as gan_steps
 from kdjax.predictions.encodings import TopK
 from kdjax.stages import evaluation, gan, teachers
 from kdjax.stages.role import Role
-from kdjax.train import devices
-from kdjax.train.inputs import Inputs
+from kdjax.train.inputs import Inputs, training_batch
 
 CHANGED = (
   'A draw gives other numbers than it did. That is legitimate only together with a higher '
@@ -116,7 +115,7 @@ def inputs() -> Inputs:
 
 def met(where):
   batch = inputs().batch(np.arange(8, dtype=np.int32), np.full(8, 2, np.int32))
-  return devices.unshard(where(batch)).ravel().tolist()
+  return where(batch).tolist()
 
 
 def record():
@@ -204,7 +203,7 @@ DRAWS = {
   'dropout vgg': (dropout_in_vgg, [139, 56, 85, 137, 6, 41, 25, 147]),
   # Data.
   'order': (
-    lambda: np.stack(data.training_batch(3, 10, 8, 1)).ravel().tolist(),
+    lambda: np.stack(training_batch(3, 10, 8, 1)).ravel().tolist(),
     [6, 1, 9, 7, 2, 8, 6, 4, 0, 0, 1, 1, 1, 1, 1, 1],
   ),
   'subset': (

@@ -20,8 +20,8 @@ from kdjax import data
 from kdjax.data import views
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import ConfigError
-from kdjax.gan.batches import batches
 from kdjax.runtime import files, hosts
+from kdjax.stages import gan
 from kdjax.train.checkpoint import Checkpoints, digest
 from kdjax.train.inputs import Inputs
 from tests import launched
@@ -146,7 +146,7 @@ def test_the_shares_of_all_hosts_are_the_batch(as_host, is_streamed):
 def test_the_shares_of_all_hosts_are_the_batch_of_a_gan(as_host):
   section = ConfigDict({'batch_size': 24, 'num_discriminator_steps': 2, 'num_steps': 3})
   split = data.Split(read_images(np.arange(50)).copy(), np.zeros(50, np.int32))
-  assert check_shares(lambda: [b for b, _ in batches(split, section, 0, start=1)], as_host) == 2
+  assert check_shares(lambda: [b for b, _ in gan.batches(split, section, 0, start=1)], as_host) == 2
 
 
 # Two processes together.

@@ -9,7 +9,7 @@ from conftest import tiny_run
 from kdjax import data, keys
 from kdjax.data.views import make_view
 from kdjax.train import devices
-from kdjax.train.inputs import Inputs
+from kdjax.train.inputs import Inputs, training_batch
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +66,7 @@ def unsharded(batch):
 def batch(inputs, indices, view=0):
   """A batch of examples in one view, or each in its own; images as the value of their pixel."""
   indices = np.asarray(indices, np.int32)
-  found = unsharded(inputs.batch(indices, np.broadcast_to(np.int32(view), indices.shape).copy()))
+  found = inputs.batch(indices, np.broadcast_to(np.int32(view), indices.shape).copy())
   return jax.tree.map(lambda x: x[:, 0, 0, 0].astype(int) if x.ndim == 4 else x, found)
 
 
@@ -118,3 +118,52 @@ def test_training_batches_that_reach_into_the_next_epoch_have_the_partners_of_bo
   assert set(found['views']) == {0, 1}
   expected = partners_of(inputs, found['indices'], found['views'])
   np.testing.assert_array_equal(found['partners']['inputs'][:, 0, 0, 0], expected)
+
+
+# The order of the examples.
+
+
+def ordered(num_examples, batch_size, num_steps, seed=0, start=0):
+  """The indices and epochs of all batches, each of shape (step, batch)."""
+  found = [training_batch(seed, num_examples, batch_size, i) for i in range(start, num_steps)]
+  return tuple(map(np.stack, zip(*found, strict=True)))
+
+
+def test_members_that_take_turns_draw_each_order_once(monkeypatch):
+  drawn = []
+  numpy_rng = keys.numpy_rng
+  monkeypatch.setattr(keys, 'numpy_rng', lambda *path: drawn.append(path) or numpy_rng(*path))
+  for step in range(17):
+    for seed in range(100, 108):
+      training_batch(seed, 40, 7, step)
+  assert sorted(drawn) == [(seed, 'order', epoch) for seed in range(100, 108) for epoch in range(3)]
+
+
+@pytest.mark.parametrize(
+  ('num_examples', 'batch_size'), [(12, 4), (10, 4), (10, 25), (10, 10), (7, 1), (1, 3)]
+)
+def test_every_example_comes_once_an_epoch(num_examples, batch_size):
+  num_epochs = 5
+  num_steps = -(-num_epochs * num_examples // batch_size)
+  indices, epochs = ordered(num_examples, batch_size, num_steps)
+  assert indices.shape == epochs.shape == (num_steps, batch_size)
+  assert indices.dtype == epochs.dtype == np.int32
+  np.testing.assert_array_equal(epochs.ravel(), np.arange(num_steps * batch_size) // num_examples)
+  for epoch in range(num_epochs):
+    np.testing.assert_array_equal(np.sort(indices[epochs == epoch]), np.arange(num_examples))
+
+
+@pytest.mark.parametrize('batch_size', [4, 25])
+def test_a_resumed_stream_is_the_uninterrupted_one(batch_size):
+  """And has the same order with any batch size."""
+  whole = ordered(10, batch_size, 12)
+  for start in (1, 2, 7, 11):
+    for expected, found in zip(whole, ordered(10, batch_size, 12, start=start), strict=True):
+      np.testing.assert_array_equal(found, expected[start:])
+  np.testing.assert_array_equal(ordered(10, 12, batch_size)[0].ravel(), whole[0].ravel())
+
+
+def test_orders_differ_between_epochs_and_seeds():
+  orders = [ordered(50, 50, 3, seed)[0][epoch] for seed in (0, 1) for epoch in range(3)]
+  assert len({order.tobytes() for order in orders}) == 6
+  assert not any((order == np.arange(50)).all() for order in orders)

@@ -32,7 +32,7 @@ ONLY = {
   'models': {'errors', 'runtime.plugins'},
   'data': {'errors', 'keys', 'runtime.plugins'},
   'train': {'data', 'errors', 'keys', 'losses', 'models', 'runtime'},
-  'predictions': {'data.order', 'errors', 'losses', 'runtime', 'train'},
+  'predictions': {'errors', 'losses', 'runtime', 'train'},
   'predictions.encodings': {'keys'},
   'predictions.functions': {'errors', 'runtime'},
   'predictions.store': {'errors', 'losses', 'runtime'},

@@ -11,7 +11,7 @@ import scipy.special
 
 from kdjax import losses, metrics, similarity
 from kdjax.interface import fidelity
-from kdjax.losses import basic, on_features, on_logits
+from kdjax.losses import on_features, on_logits
 
 LABELS = np.array([2, 0, 1, 0, 2])  # of the five examples of `make_inputs`
 ON_LOGITS = [name for name, loss in losses.LOSSES.items() if 'student_features' not in loss.needs]
@@ -387,6 +387,6 @@ def test_options_are_set():
 
 
 def test_the_examples_in_docstrings():
-  for module in (basic, on_logits, on_features, metrics, similarity, fidelity):
+  for module in (on_logits, on_features, metrics, similarity, fidelity):
     found = doctest.testmod(module)
     assert found.failed == 0 and found.attempted >= 2, module.__name__

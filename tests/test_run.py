@@ -2,7 +2,6 @@
 
 import os
 
-import jax
 import numpy as np
 import pytest
 from conftest import copied, tiny_run
@@ -14,7 +13,6 @@ from kdjax.errors import DamageError, MissingInputError
 from kdjax.predictions.store import PredictionStore, kvstore
 from kdjax.stages import teachers
 from kdjax.stages.experiment import Experiment
-from kdjax.train import devices
 
 
 def test_all_folders_of_a_run_stay_in_its_bucket(tmp_path):
@@ -103,7 +101,7 @@ def test_extra_images_alone_can_be_distilled_on_and_stay_as_they_are(tmp_path):
   inputs, extra = run.data.inputs['distillation'], run.data.extra_inputs['extra']
   np.testing.assert_array_equal(inputs.split.inputs_N, extra)
   assert run.student.num_examples == 30
-  batch = jax.tree.map(devices.unshard, inputs.batch(np.arange(30), np.zeros(30, np.int32)))
+  batch = inputs.batch(np.arange(30), np.zeros(30, np.int32))
   images, labels = inputs.view(0, batch)  # crops, but for these
   np.testing.assert_allclose(images, extra / np.float32(127.5) - 1, atol=1e-6)
   assert (np.asarray(labels) == -1).all()

@@ -154,7 +154,7 @@ def _roots(config: ConfigDict, artefact: str) -> list[str]:
       'kdjax.train.steps:teacher_step',
       'kdjax.train.optimizers:learning_rate',
       'kdjax.models:init',
-      'kdjax.data.order:training_batch',
+      'kdjax.train.inputs:training_batch',
       'kdjax.data.views:make_view',
       'kdjax.keys:derive_seed',
     ],

@@ -5,8 +5,16 @@ The examples of a split have a fixed order, and an example's index is its positi
 
 from kdjax.data.arrays import content
 from kdjax.data.load import EXTRA, describe, extra_size, forget, load, load_extra
-from kdjax.data.order import balanced_order, training_batch, training_batches
-from kdjax.data.splits import SAMPLED, Description, Split, checksum, part, part_size, split_sizes
+from kdjax.data.splits import (
+  SAMPLED,
+  Description,
+  Split,
+  balanced_order,
+  checksum,
+  part,
+  part_size,
+  split_sizes,
+)
 
 __all__ = [
   'EXTRA',
@@ -24,6 +32,4 @@ __all__ = [
   'part',
   'part_size',
   'split_sizes',
-  'training_batch',
-  'training_batches',
 ]

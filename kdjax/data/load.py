@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from kdjax import keys
 from kdjax.data import arrays, images, sources, texts
-from kdjax.data.order import balanced_order
 from kdjax.data.sources import Source
-from kdjax.data.splits import Description, Split, split_sizes
+from kdjax.data.splits import Description, Split, balanced_order, split_sizes
 from kdjax.data.streaming import StreamedImages
 from kdjax.errors import UserError
 

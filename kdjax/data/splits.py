@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from kdjax import keys
 from kdjax.data import sources
-from kdjax.data.order import balanced_order
 from kdjax.data.streaming import StreamedImages
 
 # The prefix of checksums that cover a sample of the images, so that only like checksums are compared.
@@ -71,6 +70,19 @@ def split_sizes(config: ConfigDict, description: Description) -> dict[str, int]:
     sizes['val'] = config.num_val or description.num_val
   sizes['test'] = description.num_test if config.num_test is None else config.num_test
   return sizes
+
+
+def balanced_order(labels_N: np.ndarray, seed: int = 0) -> np.ndarray:
+  """A random order of all indices whose every prefix is class-balanced.
+
+  Each class comes once in every round of the order, until it has no more examples.
+  """
+  shuffled = keys.numpy_rng(seed, 'subset').permutation(len(labels_N))
+  rank_N = np.empty(len(labels_N), int)  # the number of earlier examples of the same class
+  for label in np.unique(labels_N):
+    of_label = np.flatnonzero(labels_N[shuffled] == label)
+    rank_N[of_label] = np.arange(len(of_label))
+  return shuffled[np.argsort(rank_N, kind='stable')]
 
 
 def part_size(num_examples: int, examples: Sequence[int]) -> int:

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from kdjax.data import images, texts
-from kdjax.data.order import balanced_order
 from kdjax.data.sources import FOLDER, blocks
+from kdjax.data.splits import balanced_order
 from kdjax.errors import UserError
 
 # Sets of TFDS that differ from the rest, by name.

@@ -1,6 +1,6 @@
 """Distillation losses that also compare named features of student and teacher.
 
-The teacher's features have an axis of members behind that of examples. Axes: M member, B example of one
+The second axis of the teacher's features is the member. Axes: M member, B example of one
 device, N example of the whole batch, C class, F feature.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kdjax.losses.on_logits import distillation
 
 MIN_EXAMPLES = 4  # for CKA, which divides by N (N − 3)
-_SMALL = 1e-16  # added to squared norms, which keeps gradients finite where features are constant
+_SMALL = 1e-16  # added to squared norms, so that gradients are finite where features are constant
 
 
 def _one_device(x_BX: jax.Array) -> jax.Array:
@@ -33,13 +33,13 @@ def cka(
 ) -> jax.Array:
   """`distillation` + weight · (1 − CKA) of one feature over the batch (Saha et al. 2022); no unit.
 
-  CKA is the linear one with the unbiased HSIC₁, as in `similarity.linear_cka`: it does not grow with the
-  number of features, so that a small batch is enough. Two features may have different widths. The second
-  term is in [0, 2], the same for all examples of a batch, and 0 if the features are equal up to rotation,
-  scale and translation. The kernel of several members is the mean of their kernels.
+  CKA is linear with the unbiased HSIC₁, as in `similarity.linear_cka`. It does not grow with the number of
+  features, so a small batch is enough. The two features may have different widths. 1 − CKA is in [0, 2], the
+  same for all examples of a batch, and 0 if the features are equal up to rotation, scale and translation. The
+  kernel of an ensemble is the mean of its members' kernels.
 
   Args:
-    student_features: by name, arrays (B, ...). What follows the first axis is flattened.
+    student_features: by name, arrays (B, ...), which are flattened to (B, F).
     teacher_features: by name, arrays (B, M, ...).
     batch_gather: x_BX → x_NX, the examples of the whole batch, on all devices. N is 4 or more.
     student_feature, teacher_feature: the names of the features that are compared.
@@ -74,7 +74,7 @@ def _linear_cka(x_NF: jax.Array, y_NF: jax.Array) -> jax.Array:
 
 
 def _centred_gram(x_NF: jax.Array) -> jax.Array:
-  """U-centred X Xᵀ / F (Székely & Rizzo 2014): HSIC₁(K, L) is Σ K L / (N (N − 3)) of such matrices."""
+  """U-centred X Xᵀ / F (Székely & Rizzo 2014); HSIC₁(K, L) is Σ K L / (N (N − 3))."""
   n = len(x_NF)
   x_NF = x_NF.reshape(n, -1).astype(jnp.float32)
   x_NF = x_NF - x_NF.mean(axis=0, keepdims=True)  # changes nothing but rounding

@@ -1,4 +1,4 @@
-"""The registry of distillation losses, and the call of one with what it needs."""
+"""The registry of distillation losses, and `apply`, which calls a loss with the arguments that it needs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,24 +10,24 @@ import jax
 from kdjax.losses import on_features, on_logits
 from kdjax.runtime import plugins
 
-# The arguments that a loss may need, by name:
+# The further inputs that a loss may take, by argument name:
 # 'labels_B': (B,) int32, the true labels.
 # 'batch_mean': a function x_BX → x_X, the mean over the examples of the whole batch, on all devices.
 # 'batch_gather': a function x_BX → x_NX, all examples of the whole batch, on all devices.
 # 'student_features': {name: (B, ...)} in training mode, as the student's model returns them.
-# 'teacher_features': {name: (B, M, ...)} of each of M members. They need predictions.mode = 'online'.
+# 'teacher_features': {name: (B, M, ...)} of M members. Only predictions.mode = 'online' has them.
 AVAILABLE = ('labels_B', 'batch_mean', 'batch_gather', 'student_features', 'teacher_features')
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """A distillation loss and its properties. A call is a call of the function.
+  """A distillation loss and its properties. Calling it calls the function.
 
   Attributes:
     function: (student_logits_BC, teacher_log_probs_BC, temperature, *, ...) → losses_B.
-    unit: of its value; '' for none.
-    minimum_is_zero: whether the greatest lower bound over all students is 0, for every teacher.
-    uses_temperature: whether the temperature changes it.
+    unit: the unit of the value; '' for none.
+    minimum_is_zero: whether the infimum over all students is 0 for every teacher.
+    uses_temperature: whether the value depends on the temperature.
   """
 
   function: Callable[..., jax.Array]
@@ -69,10 +69,10 @@ LOSSES = {
 
 
 def find(name: str) -> Loss:
-  """The loss of LOSSES, or a user's: a function or a `Loss` that 'module:attribute' names.
+  """The loss of a name in LOSSES, or the function or `Loss` of a user that 'module:attribute' names.
 
   Raises:
-    UserError: there is none of this name.
+    UserError: there is no loss of this name.
   """
   found = plugins.look_up(LOSSES, name, 'student.loss')
   return found if isinstance(found, Loss) else Loss(found, unit='', minimum_is_zero=False)
@@ -97,12 +97,12 @@ def apply(
   temperature: float | jax.Array,
   **available: Any,
 ) -> jax.Array:
-  """losses_B of a loss, which gets those of the available arguments that it needs."""
+  """losses_B of a loss. It gets the available arguments that it takes."""
   needed = {name: available[name] for name in needs(loss) if name in available}
   return loss(student_logits_BC, teacher_log_probs_BC, temperature, **needed)
 
 
 def unit(name: str, alpha: float) -> str:
-  """The unit of a loss, mixed with that of the labels, in nats, if α > 0; '' for none."""
+  """The unit of a loss, '' for none. With α > 0, the cross-entropy with the labels, in nats, is added to it."""
   own = find(name).unit
   return '' if alpha > 0 and own != 'nats' else own

@@ -17,12 +17,11 @@ import numpy as np
 from scipy.special import log_softmax
 
 from kdjax import losses
-from kdjax.data import order
 from kdjax.predictions import functions
 from kdjax.predictions.imported import LogitsFile
 from kdjax.predictions.store import PredictionStore
 from kdjax.train import devices, steps
-from kdjax.train.inputs import Inputs
+from kdjax.train.inputs import Inputs, look_up
 from kdjax.train.predictor import Predictor
 
 BLOCK = 10_000  # examples that are combined at once
@@ -83,7 +82,7 @@ class StoredTeacher:
 
   def batch(self, name: str, batch: steps.Batch) -> np.ndarray:
     views = batch['views']
-    found = order.look_up(lambda view: self._reading(name, view).result(), views, batch['indices'])
+    found = look_up(lambda view: self._reading(name, view).result(), views, batch['indices'])
     following = (int(views.flat[-1]) + 1) % self._num_views
     needed = dict.fromkeys([*np.unique(views).tolist(), following])
     self._views = {(name, view): self._reading(name, view) for view in needed}  # drops older ones

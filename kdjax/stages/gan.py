@@ -14,19 +14,19 @@ import jax
 import numpy as np
 import optax
 import PIL.Image
+from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import keys
+from kdjax import data, keys
 from kdjax.errors import MissingInputError
 from kdjax.gan import steps as gan_steps
-from kdjax.gan.batches import batches
 from kdjax.gan.quality import GRID, frechet_distance, grid
 from kdjax.runtime import files, hosts
 from kdjax.stages import teachers
 from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
 from kdjax.train import devices, loop
-from kdjax.train.inputs import pad
+from kdjax.train.inputs import pad, training_batch
 from kdjax.train.steps import Batch, Variables
 
 
@@ -101,6 +101,20 @@ def _train(experiment: Experiment) -> None:
     ),
     run=experiment.tracked(f'GAN {experiment.folders.gan.name}', experiment.folders.gan),
   )
+
+
+def batches(
+  split: data.Split, section: ConfigDict, seed: int, start: int
+) -> Iterator[tuple[Batch, int]]:
+  """The arguments of `gan_step` beside the state, for steps start, start + 1, ... of the generator."""
+  size, per_step = section.batch_size, section.num_discriminator_steps
+  positions_B, share = np.arange(size, dtype=np.int32), hosts.share(size)
+  for step in range(start, section.num_steps):
+    order = training_batch(seed, len(split), size * per_step, step)
+    # The devices share the images of each discriminator step, so their number changes nothing.
+    indices, epochs = (x.reshape(per_step, size).T[share] for x in order)
+    batch = {'indices': indices, 'epochs': epochs, 'inputs': split.inputs_N[indices]}
+    yield devices.shard(batch | {'positions': positions_B[share]}), seed
 
 
 def _in_batches(array_N: np.ndarray, name: str, batch_size: int) -> Iterator[tuple[Batch, int]]:

@@ -1,9 +1,9 @@
 """Inputs of a model: a split, the view that is taken of it, and the seed that decides the view.
 
-The partner of an example in a mixture follows from (view, index) alone, by a table over all examples for
-each view. Partners are gathered here, with the examples; the view mixes on the device. Streamed images
-are gathered ahead of time by threads or processes, since the content of batch k follows from k.
-Axes: N example, B batch.
+The order of the examples, their views and their partners in mixtures follow from seeds and numbers alone. So
+the content of batch k follows from k, and streamed images are gathered ahead of time by threads or processes.
+Examples and partners are gathered on the host; the view mixes and augments them on the device.
+Axes: N example, B batch, K batches, X the axes of one input, P pixel.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, keys
-from kdjax.data import order, streaming
+from kdjax.data import streaming
 from kdjax.data.views import View
 from kdjax.runtime import hosts
 from kdjax.train import devices, steps
@@ -25,11 +25,14 @@ from kdjax.train import devices, steps
 RECORDED = 4096  # examples whose draws are in a record
 SHOWN = 8  # labelled examples whose images are in a record, and as many unlabelled ones
 PIXELS = 64  # values of each image in a record
-# Levels of 256 by which views may differ. Another order of floating-point operations can move a mixture to
-# the next level, and a later augmentation can double that.
+# The number of levels, of 256, by which equal views may differ. Another order of floating-point operations
+# can move a mixture to the next level, and a later augmentation can double the difference.
 ROUNDING = 2
+# Tables by epoch or view that stay in memory. A batch that is no larger than the split needs two of them.
+TABLES_KEPT = 4
+ORDERS_KEPT = 16  # members that train in parallel have an order each
 
-# The examples of a batch, and their views: its number → indices_B, views_B.
+# Maps the number of a batch to its examples and their views, (indices_B, views_B).
 Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -43,16 +46,10 @@ class Inputs:
   num_views: int | None = None  # epoch e sees view e mod num_views; None: a fresh view each epoch
   has_partners: bool = False  # whether the view is a mixture with another example
 
-  def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
-    """Gathers this host's share of the examples for a step, split over its devices."""
-    rows = hosts.share(len(indices_B))
-    indices_B, views_B = indices_B[rows], views_B[rows]
-    return devices.shard(self._gather(indices_B, views_B))
-
   def training(
     self, order_seed: int, batch_size: int, num_steps: int, start: int
   ) -> Iterator[steps.Batch]:
-    """Batches for steps start, start + 1, ..., num_steps − 1 (see `data.training_batch`)."""
+    """Batches for steps start, start + 1, ..., num_steps − 1 (see `training_batch`)."""
     schedule = partial(_in_epochs, order_seed, len(self.split), batch_size, self.num_views)
     return self._batches(schedule, range(start, num_steps), batch_size)
 
@@ -63,17 +60,21 @@ class Inputs:
 
     The last batch is filled up with its first example.
     """
-    padded, counts = pad(indices_N.astype(np.int32), batch_size)
-    schedule = partial(_in_order, padded, view)
+    indices_KB, counts = pad(indices_N.astype(np.int32), batch_size)
+    schedule = partial(_in_order, indices_KB, view)
     batches = self._batches(schedule, range(len(counts)), batch_size)
     return zip(batches, counts, strict=True)
+
+  def batch(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
+    """The arrays of a batch, or of some of its rows, on the host."""
+    return self._with_images(self._numbers(indices_B, views_B))
 
   def record(self, view: int) -> dict[str, str]:
     """Data that distinguish one view from every other, in less than 3 kB (see `is_same_view`).
 
     Returns:
-      'draws': a digest of integers of up to 4,096 examples, which are the same on every machine: the
-        labels, which tell the examples that are replaced by noise, and the partners. Texts add some tokens.
+      'draws': a digest of integers of up to 4,096 examples, which are the same on every machine: labels, which
+        show the examples that noise replaces, partners, and for texts some tokens.
       'levels': 64 values of each of 16 images in 8 bits, as hexadecimal digits. Eight of the images are of
         examples without a label in the view, if there are any.
     """
@@ -99,29 +100,27 @@ class Inputs:
     return {'draws': sha.hexdigest(), 'levels': levels.hex()}
 
   def _batches(self, schedule: Schedule, numbers: range, batch_size: int) -> Iterator[steps.Batch]:
-    """The batches that a schedule has for these numbers."""
-    if not self.split.is_streamed:
-      return (self.batch(*schedule(number)) for number in numbers)
-    gather = partial(_gather_rows, dataclasses.replace(self, view=None), schedule)
-    rows = range(batch_size)[hosts.share(batch_size)]
-    num_workers = self.split.inputs_N.num_workers
-    return map(devices.shard, streaming.batches(gather, numbers, rows, num_workers))
-
-  def _gather(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
-    """A batch, or some rows of it: each follows from its index and view alone."""
-    return self._with_images(self._numbers(indices_B, views_B))
+    """This host's share of the batches of a schedule, split over its devices."""
+    rows = hosts.share(batch_size)
+    gather = partial(_gather, dataclasses.replace(self, view=None), schedule)  # can be pickled
+    if self.split.is_streamed:
+      num_workers = self.split.inputs_N.num_workers
+      batches = streaming.batches(gather, numbers, range(batch_size)[rows], num_workers)
+    else:
+      batches = (gather(number, rows) for number in numbers)
+    return map(devices.shard, batches)
 
   def _numbers(self, indices_B: np.ndarray, views_B: np.ndarray) -> steps.Batch:
     """A batch without its images."""
     batch = {'labels': self.split.labels_N[indices_B], 'indices': indices_B, 'views': views_B}
     if self.has_partners:
-      partners_B = order.look_up(partial(_partners, self.seed, len(self.split)), views_B, indices_B)
+      partners_B = look_up(partial(_partners, self.seed, len(self.split)), views_B, indices_B)
       alone = dataclasses.replace(self, has_partners=False)
       batch['partners'] = alone._numbers(partners_B, views_B)
     return batch
 
   def _with_images(self, numbers: steps.Batch, blank: bool = False) -> steps.Batch:
-    """The batch that `_numbers` stands for; with `blank`, of zeros that take no memory."""
+    """The batch that `_numbers` describes; with `blank`, images of zeros that take no memory."""
     source, indices_B = self.split.inputs_N, numbers['indices']
     if blank:
       images = np.broadcast_to(np.zeros((), source.dtype), (len(indices_B), *source.shape[1:]))
@@ -135,7 +134,7 @@ class Inputs:
 
 @functools.lru_cache(8)
 def _compiled(view: View, output: int) -> Callable[[int, steps.Batch], jax.Array]:
-  """The compiled view with only its inputs (output 0) or labels (1), so that nothing else is computed."""
+  """The compiled view with only its inputs (output 0) or only its labels (1)."""
   return jax.jit(lambda seed, batch: view(seed, batch)[output])
 
 
@@ -146,6 +145,51 @@ def is_same_view(one: dict[str, str], other: dict[str, str] | None) -> bool:
   levels, others = (np.frombuffer(bytes.fromhex(x['levels']), np.uint8) for x in (one, other))
   same_draws = one['draws'] == other['draws'] and len(levels) == len(others)
   return same_draws and np.abs(levels.astype(int) - others).max(initial=0) <= ROUNDING
+
+
+def training_batch(
+  seed: int, num_examples: int, batch_size: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The indices_B and epochs_B of one step, int32.
+
+  The order is one stream of fresh permutations of all examples, one for each epoch, cut into batches. A batch
+  may reach into the next epoch. Every batch is full, and every example comes exactly once an epoch.
+  """
+  epochs_B, offsets_B = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+  indices_B = look_up(_orders(seed, num_examples), epochs_B, offsets_B)
+  return indices_B, epochs_B.astype(np.int32)
+
+
+@functools.lru_cache(ORDERS_KEPT)
+def _orders(seed: int, num_examples: int) -> Callable[[int], np.ndarray]:
+  """The order of all examples, by epoch. A large one takes longer to draw than a batch to train."""
+
+  @functools.lru_cache(TABLES_KEPT)
+  def order(epoch: int) -> np.ndarray:
+    return keys.numpy_rng(seed, 'order', epoch).permutation(num_examples).astype(np.int32)
+
+  return order
+
+
+@functools.lru_cache(TABLES_KEPT)
+def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
+  """The index of the partner of each example. Each example is a partner once."""
+  rng = keys.numpy_rng(seed, 'view/partners', view)
+  return rng.permutation(num_examples).astype(np.int32)
+
+
+def look_up(
+  table: Callable[[int], np.ndarray], keys_B: np.ndarray, indices_B: np.ndarray
+) -> np.ndarray:
+  """table(key)[index] of each example of a batch. `table` is called once for each key."""
+  needed = np.unique(keys_B).tolist()
+  if len(needed) == 1:  # most batches
+    return table(needed[0])[indices_B]
+  tables = {key: table(key) for key in needed}
+  values = np.empty((*indices_B.shape, *tables[needed[0]].shape[1:]), tables[needed[0]].dtype)
+  for key in needed:
+    values[keys_B == key] = tables[key][indices_B[keys_B == key]]
+  return values
 
 
 def pad(indices_N: np.ndarray, batch_size: int) -> tuple[np.ndarray, list[int]]:
@@ -161,24 +205,17 @@ def pad(indices_N: np.ndarray, batch_size: int) -> tuple[np.ndarray, list[int]]:
 def _in_epochs(
   order_seed: int, num_examples: int, batch_size: int, num_views: int | None, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  indices_B, epochs_B = data.training_batch(order_seed, num_examples, batch_size, step)
+  """The schedule of a training."""
+  indices_B, epochs_B = training_batch(order_seed, num_examples, batch_size, step)
   return indices_B, epochs_B if num_views is None else epochs_B % num_views
 
 
 def _in_order(indices_KB: np.ndarray, view: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+  """The schedule of an evaluation."""
   return indices_KB[number], np.full_like(indices_KB[number], view)
 
 
-def _gather_rows(inputs: Inputs, schedule: Schedule, number: int, rows: slice) -> steps.Batch:
+def _gather(inputs: Inputs, schedule: Schedule, number: int, rows: slice) -> steps.Batch:
+  """Some rows of a batch of a schedule."""
   indices_B, views_B = schedule(number)
-  return inputs._gather(indices_B[rows], views_B[rows])
-
-
-TABLES_KEPT = 4  # a batch reaches into two epochs at most, if it is no larger than the split
-
-
-@functools.lru_cache(TABLES_KEPT)
-def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
-  """The index of the partner of each example. Each example is a partner once."""
-  rng = keys.numpy_rng(seed, 'view/partners', view)
-  return rng.permutation(num_examples).astype(np.int32)
+  return inputs.batch(indices_B[rows], views_B[rows])
