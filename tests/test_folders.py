@@ -76,17 +76,17 @@ def test_colour_among_grey_is_told(tmp_path):
 @pytest.mark.parametrize(
   ('paths', 'problem'),
   [
-    ([], 'is not so laid out'),
-    (['cat/1.png', 'dog/1.png'], 'is not so laid out'),
-    (['train/cat/1.png'], 'is not so laid out'),
-    (['train/cat/1.png', 'test/cat/1.png'], r"has the classes \['cat'\]; needed are two"),
+    ([], 'has another layout'),
+    (['cat/1.png', 'dog/1.png'], 'has another layout'),
+    (['train/cat/1.png'], 'has another layout'),
+    (['train/cat/1.png', 'test/cat/1.png'], r"has the classes \['cat'\]; needed: two"),
     (['train/cat/1.png', 'train/dog/1.png', 'test/1.png'], 'no image in .*test'),
     (
       ['train/cat/1.png', 'train/dog/1.png', 'test/fox/1.png'],
       r"train/ lacks the classes \['fox'\]",
     ),
     (['train/cat/1.png', 'train/dog/1.txt', 'test/cat/1.png'], 'no image in .*dog'),
-    (['train/1.png', 'test/1.png'], r'has the classes \[\]; needed are two'),
+    (['train/1.png', 'test/1.png'], r'has the classes \[\]; needed: two'),
   ],
 )
 def test_a_folder_that_is_laid_out_differently_is_told(tmp_path, paths, problem):

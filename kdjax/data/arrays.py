@@ -20,19 +20,19 @@ from kdjax.runtime import plugins
 
 NAME = 'arrays'  # the `dataset.name` of an .npz file
 NUM_DIGITS_TEST = 360
-NUM_DIGESTED = 64  # examples of inputs that are read one by one that count in a digest
+NUM_DIGESTED = 64  # examples that a digest covers where inputs are read one by one
 SPLITS = ('train', 'test', 'val')
 _NEEDED = (
-  "Needed: {'train': (x, y), 'test': (x, y)}, perhaps with 'val': (x, y) and 'class_names': a list of "
+  "Needed: {'train': (x, y), 'test': (x, y)}, and optionally 'val': (x, y) and 'class_names': a list of "
   'strings. x holds inputs of one shape, in uint8 or floating point, as an array or as an object with '
   '`len(x)` and `x[i]`; y holds their classes, 0, 1, ...'
 )
 
 
 def digits() -> dict[str, Any]:
-  """The digits.npz beside this file; a fixed fifth of them is the test set.
+  """The embedded digits; a fixed fifth of them is the test set.
 
-  They are the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI
+  The images are the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI
   Machine Learning Repository, 1998; CC BY 4.0): 1,797 images of 8 by 8 pixels with levels 0 to 16.
   """
   with np.load(pathlib.Path(__file__).with_name('digits.npz')) as arrays:
@@ -56,18 +56,18 @@ def is_arrays(name: str) -> bool:
 
 
 def open_arrays(config: ConfigDict) -> 'Arrays':
-  """The set that the `dataset` section names. It is made once in a process, until `forget`.
+  """The data set that the `dataset` section names. It is opened once in a process, until `forget`.
 
   Raises:
-    UserError: it cannot be loaded, or does not fit; the message gives the reason.
+    UserError: the data cannot be loaded or are not as needed; the message gives the reason.
   """
   return _opened(config.name, config.path if config.name == NAME else None)
 
 
 def content(config: ConfigDict) -> dict[str, str]:
-  """The digest of each split of a set of the user (`Arrays.digests`).
+  """The digest of each split of a user's data set (`Arrays.digests`); {} for other sets.
 
-  It is {} for any other set, whose name says what it holds.
+  The names of other sets determine their content.
 
   Raises:
     UserError: as `open_arrays`.
@@ -78,7 +78,7 @@ def content(config: ConfigDict) -> dict[str, str]:
 
 
 def forget() -> None:
-  """Has files read again and functions called again, which may give other data by now."""
+  """Clears the caches, so that changed files are read and functions are called again."""
   for function in (_opened, _digests):
     function.cache_clear()
 
@@ -100,8 +100,8 @@ def _opened(name: str, path: str | None) -> 'Arrays':
 def _read_npz(path: str | None) -> dict[str, Any]:
   prefix = f'dataset.path = {path!r}'
   layout = (
-    f'allowed with dataset.name = {NAME!r}: an .npz file with x_train, y_train, x_test, y_test, perhaps '
-    'with x_val, y_val and class_names'
+    f'allowed with dataset.name = {NAME!r}: an .npz file with x_train, y_train, x_test, y_test, and '
+    'optionally x_val, y_val and class_names'
   )
   if not path or not epath.Path(path).expanduser().is_file():
     raise UserError(f'{prefix}: no such file; {layout}')
@@ -126,11 +126,11 @@ class Arrays:
   become float32 and must lie in [−1, 1], which is checked as they are read.
 
   Args:
-    content: 'train' and 'test', perhaps 'val': (inputs, labels); perhaps 'class_names'.
-    prefix: of errors, the field and its value.
+    content: 'train', 'test' and optionally 'val': (inputs, labels); optionally 'class_names'.
+    prefix: the field and its value, with which errors begin.
 
   Raises:
-    UserError: the content does not fit.
+    UserError: the content has another form.
   """
 
   is_text = False
@@ -178,7 +178,7 @@ class Arrays:
             f'train {self.image_shape} in {self._stored_dtype}'
           )
       taken = np.stack(items) if items else np.empty((0, *self.image_shape), self.dtype)
-    if self.dtype != np.uint8 and taken.size and not np.abs(taken).max() <= 1:  # NaN is not, either
+    if self.dtype != np.uint8 and taken.size and not np.abs(taken).max() <= 1:  # also true of NaN
       self._fail(
         f'{split} has values in [{taken.min():g}, {taken.max():g}]; allowed in floating point: '
         '[-1, 1]'
@@ -192,7 +192,7 @@ class Arrays:
   def digests(self) -> dict[str, str]:
     """A digest of each split: inputs, labels and the number of classes.
 
-    Of inputs that are read one by one, the number and a sample of 64 count.
+    If inputs are read one by one, it covers their number and a sample of 64.
     """
     found = {}
     for split, inputs in self._inputs.items():
@@ -207,7 +207,7 @@ class Arrays:
 
   def _checked(self, split: str, pair: Any) -> tuple[Any, np.ndarray]:
     if not isinstance(pair, Sequence) or len(pair) != 2:
-      self._fail(f'{split!r} is no pair (x, y)')
+      self._fail(f'{split!r} is not a pair (x, y)')
     inputs, labels_N = pair[0], np.asarray(pair[1])
     if not hasattr(inputs, '__len__') or not hasattr(inputs, '__getitem__'):
       self._fail(f'x of {split!r} is a {type(inputs).__name__}')
@@ -238,8 +238,8 @@ class Arrays:
     names = tuple(map(str, names))
     if len(names) < max(num_classes, 2):
       self._fail(
-        f'class_names has {len(names)} names, and y labels up to {num_classes - 1}; needed are '
-        'two classes or more'
+        f'class_names has {len(names)} names, and y labels up to {num_classes - 1}; needed: a name '
+        'for each label, and two or more'
       )
     return names
 

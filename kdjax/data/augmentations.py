@@ -1,10 +1,9 @@
 """Augmentations of one image: (key, image_HWC float32 in [−1, 1], parameters) → image_HWC.
 
-Rotation and colour changes round to 8 bits, as Pillow's do: their result is an image that
-`unit_cube` could have given. In between they count in whole numbers, with fixed-point factors, so
-that an image gets the same bits in and out of jit, in any batch and on any device, however the
-compiler fuses, orders or contracts the arithmetic. Those of MOVING only move pixels, of images in
-bytes too. Each function with a key draws, and leaves the rest to a function without one.
+Rotation and colour changes round to 8 bits, as Pillow's do, and compute in integers with fixed-point factors.
+So an image gets the same bits in and out of jit, in any batch and on any device, however the compiler fuses, orders or
+contracts the arithmetic. Augmentations of MOVING only move pixels, and also take images in bytes. A function with a
+key draws parameters, and calls a function without a key.
 Axes: H W C image.
 """
 
@@ -23,7 +22,9 @@ Augmentation = Callable[[jax.Array, jax.Array, ConfigDict], jax.Array]
 _BITS = 16  # after the binary point, of factors, cosines and shifts of the hue
 _ONE = 1 << _BITS
 _WEIGHT_BITS = 10  # of each axis of the bilinear weights: an 8-bit value times two fits an int32
-LARGEST_SIDE = 2048  # of an image: sums over all of its pixels and fixed-point places fit an int32
+LARGEST_SIDE = (
+  2048  # of an image: sums over all of its pixels and fixed-point positions fit an int32
+)
 INTERPOLATIONS = ('bilinear', 'nearest')
 _NUM_ANGLES = 4097  # that a rotation chooses from; odd, so that 0 is one of them
 _LUMA = np.round(np.array([0.299, 0.587, 0.114]) * _ONE).astype(np.int32)  # ITU-R BT.601
@@ -104,7 +105,7 @@ def rotate(
 
 
 def _source(from_centre: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-  """The place to sample on an axis that has 1 black pixel before its `size` pixels and 2 after them.
+  """The position to sample on an axis with 1 black pixel before its `size` pixels and 2 after them.
 
   Args:
     from_centre: twice the distance from the centre in pixels, in fixed point.
@@ -146,7 +147,7 @@ def color_jitter(
 ) -> jax.Array:
   """Brightness, contrast, saturation and hue, always in this order, each with its own draw.
 
-  (torchvision's ColorJitter draws the order, too.)
+  torchvision's ColorJitter also draws the order.
   """
   image_HWC = brightness(jax.random.fold_in(key, 0), image_HWC, brightness_strength)
   image_HWC = contrast(jax.random.fold_in(key, 1), image_HWC, contrast_strength)
@@ -161,7 +162,7 @@ def draw_symmetric(key: jax.Array, half_width: float) -> jax.Array:
 
 
 def adjust_brightness(image_HWC: jax.Array, factor: jax.Array) -> jax.Array:
-  """Multiplies by the factor (() ≥ 0), counted from black; too bright becomes white."""
+  """Multiplies the distance from black by the factor (() ≥ 0), and clips."""
   return unit_cube(_blend(_to_bytes(image_HWC), jnp.int32(0), factor))
 
 
@@ -192,14 +193,14 @@ def adjust_hue(image_HWC: jax.Array, shift: jax.Array) -> jax.Array:
   bytes_HWC = _to_bytes(image_HWC)
   red, green, blue = jnp.moveaxis(bytes_HWC, -1, 0)
   value, chroma = bytes_HWC.max(-1), bytes_HWC.max(-1) - bytes_HWC.min(-1)
-  # Hues are in units where a turn is 6 times the chroma, which spares the divisions of HSV.
+  # Hues are in units where a turn is 6 times the chroma, which avoids the divisions of HSV.
   from_green_or_blue = jnp.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
   hue_HW = jnp.where(value == red, green - blue, from_green_or_blue)
   turn_HW = jnp.maximum(6 * chroma * _ONE, 1)
   hue_HW = (hue_HW * _ONE + 6 * chroma * _fixed_point(shift)) % turn_HW
 
   def channel(sixths: int) -> jax.Array:
-    """A channel falls short of the value by up to the chroma, the more the farther the hue is."""
+    """The value minus up to the chroma, which grows with the distance of the hue from the channel's."""
     position_HW = hue_HW + sixths * chroma * _ONE
     position_HW = jnp.where(position_HW < turn_HW, position_HW, position_HW - turn_HW)
     nearest_HW = jnp.minimum(position_HW, 4 * chroma * _ONE - position_HW)
@@ -228,8 +229,8 @@ def mix(image_HWC: jax.Array, partner_HWC: jax.Array, coefficient: jax.Array) ->
   """λ · image + (1 − λ) · partner (mixup, Zhang et al. 2018), with the coefficient λ () in [0, 1]."""
   # The barrier keeps the weights from being multiplied into the scaling of `unit_cube`.
   image_HWC, partner_HWC = jax.lax.optimization_barrier((image_HWC, partner_HWC))
-  # Rounding to one bit less keeps a product from being fused with the sum into one operation, which
-  # a compiler may do or not, with other last bits.
+  # A compiler may fuse a product with the sum, which changes the last bits. Rounding each product to one bit
+  # less prevents that.
   image_HWC, partner_HWC = (
     jax.lax.reduce_precision(weight * x_HWC, exponent_bits=8, mantissa_bits=22)
     for weight, x_HWC in ((coefficient, image_HWC), (1 - coefficient, partner_HWC))
@@ -291,7 +292,7 @@ def find(name: str) -> Augmentation:
   """The augmentation of AUGMENTATIONS, or a user's (key, image_HWC) → image_HWC, 'module:attribute'.
 
   Raises:
-    UserError: there is none of this name.
+    UserError: there is no augmentation of this name.
   """
   function = plugins.look_up(AUGMENTATIONS, name, 'augmentation')
   if name in AUGMENTATIONS:

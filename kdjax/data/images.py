@@ -11,13 +11,13 @@ from etils import epath
 from kdjax.errors import UserError
 
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's name for so many channels
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's mode for each number of channels
 _GREY = ('1', 'L', 'LA')
 _COLOUR = ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 
 
 def files(folder: epath.Path, nested: bool = False) -> list[epath.Path]:
-  """The image files of a folder by suffix, sorted; hidden ones are left out."""
+  """The image files of a folder, known by their suffixes, sorted. Hidden files are left out."""
   visible = [path for path in folder.iterdir() if not path.name.startswith('.')]
   found = [path for path in visible if path.suffix.lower() in SUFFIXES]
   if nested:
@@ -26,10 +26,10 @@ def files(folder: epath.Path, nested: bool = False) -> list[epath.Path]:
 
 
 def shape(file: epath.Path) -> tuple[int, int, int]:
-  """(H, W, C) from the head of a file: C is 1 for a grey image and 3 for any other.
+  """(H, W, C) from the header of a file. C is 1 for a grey image and 3 for any other.
 
   Raises:
-    UserError: it is no image of at most 8 bits a channel.
+    UserError: the file is not an image, or has more than 8 bits a channel.
   """
   image = _open(file, str(file))
   return image.height, image.width, 1 if image.mode in _GREY else 3
@@ -45,13 +45,17 @@ def decode(
 ) -> np.ndarray:
   """An image (the content of a file, a file, or an HWC array) as uint8 of the given shape.
 
-  With `to_grey`, colour becomes grey as in ITU-R 601; grey always becomes colour of three equal
-  channels. With `resize`, the shorter side is scaled (bilinear, antialiased) and the longer one cropped
-  at both ends. `special` changes the image before it is resized.
+  A grey image becomes a colour image with three equal channels where the shape asks for it.
+
+  Args:
+    place: the place of the image, with which errors begin.
+    resize: whether the shorter side may be scaled (bilinear, antialiased), and the longer one cropped at both
+      ends.
+    to_grey: whether a colour image may become grey (as in ITU-R 601).
+    special: changes the image before it is resized.
 
   Raises:
-    UserError: it cannot be decoded, or would need to become grey or be resized without the leave to do
-      so. Begins with `place`.
+    UserError: the image cannot be decoded, or needs a change that is not allowed.
   """
   height, width, channels = shape
   image = _open(item, place)
@@ -60,7 +64,9 @@ def decode(
   except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
     raise UserError(f'{place}: cannot be decoded as an image ({error})') from error
   if channels == 1 and image.mode in _COLOUR and not to_grey:
-    raise UserError(f'{place}: is in colour, the first image grey. Make all colour, or all grey')
+    raise UserError(
+      f'{place}: is in colour, and the first image is grey. Make all images colour, or all grey'
+    )
   if image.mode != _MODES[channels]:
     image = image.convert(_MODES[channels])
   if special is not None:
@@ -76,7 +82,7 @@ def decode(
 
 
 def transposed(image: PIL.Image.Image) -> PIL.Image.Image:
-  """Rows become columns."""
+  """The image with rows and columns exchanged."""
   return image.transpose(PIL.Image.Transpose.TRANSPOSE)
 
 

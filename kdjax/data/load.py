@@ -23,7 +23,7 @@ EXTRA = 'predictions.extra'  # the field that names a set of unlabelled inputs
 
 
 def forget() -> None:
-  """Has data of the user read again, which may have changed. Otherwise they are read once in a process."""
+  """Clears the caches, so that changed data of a user are read again."""
   arrays.forget()
   _opened.cache_clear()
 
@@ -31,11 +31,11 @@ def forget() -> None:
 def describe(config: ConfigDict, prepare: bool = True) -> Description:
   """Describes the source of the `dataset` section.
 
-  Of texts, it reads the training split once in a process, for the vocabulary.
+  For texts, it reads the training split once in a process, to make the vocabulary.
 
   Raises:
-    UserError: it is not there, and `prepare` is False or preparing it here and now is not possible;
-      or its images vary in size and `image_size` is not set.
+    UserError: the data set is missing, and `prepare` is False or it cannot be prepared; or its images vary in
+      size and `image_size` is not set.
   """
   source = _open(config, prepare)
   return Description(
@@ -52,11 +52,11 @@ def describe(config: ConfigDict, prepare: bool = True) -> Description:
 def load(config: ConfigDict) -> dict[str, Split]:
   """Reads the splits of the `dataset` section, in the order of `split_sizes`.
 
-  Only the chosen examples are decoded, or with `streaming` none: just the labels are read. The vocabulary
-  of texts is that of all training texts of the source, whatever `num_train` and `num_val` are.
+  Only the chosen examples are decoded; with `streaming`, only labels are read. The vocabulary of texts is made of
+  all training texts of the source, for any `num_train` and `num_val`.
 
   Raises:
-    UserError: as `describe`; or an image is broken, named in the message.
+    UserError: as `describe`; or an image is broken, which the message names.
   """
   source = _open(config, prepare=False)
   shape = _input_shape(source, config)
@@ -64,7 +64,7 @@ def load(config: ConfigDict) -> dict[str, Split]:
   num_own_val = source.size('val')
   counts = source.size('train'), source.size('test')
   sizes = split_sizes(config, Description((), (), *counts, num_val=num_own_val))
-  origins = {  # the split of the source, and where in its class-balanced order
+  origins = {  # the split of the source, and start and stop in its class-balanced order
     'train': ('train', config.num_val, config.num_val + sizes['train']),
     'val': ('val', 0, num_own_val) if num_own_val else ('train', 0, config.num_val),
     'test': ('test', 0, sizes['test']),
@@ -87,10 +87,10 @@ def load(config: ConfigDict) -> dict[str, Split]:
 
 
 def extra_size(name: str, config: ConfigDict) -> int:
-  """The number of unlabelled inputs that `load_extra` finds. Reads none.
+  """The number of unlabelled inputs that `load_extra` finds. It reads none.
 
   Raises:
-    UserError: they are not there, or are texts where the data set has images (or the reverse).
+    UserError: they are missing, or are texts where the data set has images (or the reverse).
   """
   source = _open_extra(name, config)
   return source.size(source.extra_split)
@@ -102,15 +102,15 @@ def load_extra(
   input_shape: tuple[int, ...],
   count: int | None = None,
 ) -> np.ndarray | StreamedImages:
-  """inputs_N without labels from another data set, of the form that the `dataset` section has.
+  """Unlabelled inputs_N from another data set, in the form of those of the `dataset` section.
 
   Images are brought to `input_shape` (see `images.decode`); texts become tokens of the vocabulary of
-  the `dataset` section. The order is random and fixed, so that fewer are the first of more.
+  the `dataset` section. The order is random and fixed, and a smaller `count` takes the first of them.
 
   Args:
     name: 'digits', a set of TFDS (its training split, or an unlabelled one if it has that), or the
       path of a folder of images, which begins with /, ./, ../, ~ or a scheme such as gs://.
-    count: how many; None is all.
+    count: the number of inputs; None for all.
 
   Raises:
     UserError: as `extra_size`, or there are fewer than `count`.
@@ -162,13 +162,13 @@ def _open_extra(name: str, config: ConfigDict) -> Source:
 
 
 def _check_nothing_is_held_out(own: Source, config: ConfigDict, prefix: str) -> None:
-  """Raises UserError where all of the set's 'train' holds examples that students are judged by."""
+  """Raises UserError if the stored 'train' holds examples that students are evaluated on."""
   kept = ['test'] * own.holds_out + ['validation'] * bool(config.num_val)
   if kept:
     otherwise = '' if own.holds_out else ', or dataset.num_val = 0'
     raise UserError(
       f'{prefix}: is the set of dataset.name = {config.name!r}, whose {" and ".join(kept)} examples come '
-      f"from its 'train', too; allowed: another{otherwise}"
+      f"from its 'train', too; allowed: another set{otherwise}"
     )
 
 
@@ -234,11 +234,11 @@ def _opened(reader: _Reader) -> tuple[Source, Callable]:
 def _read(
   source: Source, split: str, indices_N: np.ndarray, decode: Callable, shape: tuple[int, ...]
 ) -> Split:
-  """The examples at the indices, in their order. Only what it returns is ever held as a whole."""
+  """The examples at the indices, in their order, read in blocks to bound the memory."""
   inputs_N = np.empty((len(indices_N), *shape), np.int32 if source.is_text else source.dtype)
   labels_N = np.empty(len(indices_N), np.int32)
   with ThreadPoolExecutor() as pool:
-    run = map if source.is_text else pool.map  # decoding images leaves other threads running
+    run = map if source.is_text else pool.map  # decoding an image releases Python's lock
     for positions in sources.blocks(len(indices_N)):
       indices = indices_N[positions]
       items, labels_N[positions] = source.fetch(split, indices)

@@ -1,7 +1,7 @@
 """The interface of sources of data, and folders of images.
 
 A source knows sizes and class names without reading its inputs, and returns inputs as they are stored:
-arrays, encoded images, or texts. `kdjax.data.load` makes arrays of one shape of them.
+arrays, encoded images, or texts. `kdjax.data.load` makes arrays of one shape from them.
 """
 
 import functools
@@ -33,8 +33,8 @@ class Source(Protocol):
 
   is_text: bool
   dtype: np.dtype  # of images after decoding: uint8 or float32
-  special: Callable | None  # a function of a Pillow image before anything else
-  set_name: str | None  # equal for sets that share their examples
+  special: Callable | None  # changes a Pillow image before it is resized
+  set_name: str | None  # equal for sets that share examples
   extra_split: str  # the split that serves as unlabelled data
   holds_out: bool  # whether 'test' is a share of the stored 'train'
   class_names: tuple[str, ...]
@@ -57,7 +57,7 @@ class Folder:
   """Images in train/<class>/ and test/<class>/. Classes and files are in alphabetical order.
 
   Raises:
-    UserError: there is no such folder, or it is laid out differently.
+    UserError: there is no such folder, or it has another layout.
   """
 
   is_text = False
@@ -71,12 +71,12 @@ class Folder:
     self._prefix = f'dataset.data_dir = {data_dir!r} of dataset.name = {FOLDER!r}'
     root = epath.Path(data_dir or '').expanduser()
     if data_dir is None or not all((root / split).is_dir() for split in ('train', 'test')):
-      raise UserError(f'{self._prefix}: is not so laid out. {_FOLDER_LAYOUT}')
+      raise UserError(f'{self._prefix}: has another layout. {_FOLDER_LAYOUT}')
     folders = sorted(p for p in (root / 'train').iterdir() if p.is_dir() and p.name[0] != '.')
     self.class_names = tuple(folder.name for folder in folders)
     if len(self.class_names) < 2:
       raise UserError(
-        f'{self._prefix}: has the classes {list(self.class_names)}; needed are two or more. {_FOLDER_LAYOUT}'
+        f'{self._prefix}: has the classes {list(self.class_names)}; needed: two or more. {_FOLDER_LAYOUT}'
       )
     tested = {p.name for p in (root / 'test').iterdir() if p.is_dir() and p.name[0] != '.'}
     unknown = tested - set(self.class_names)
@@ -114,10 +114,10 @@ class Folder:
 
 
 class Unlabelled:
-  """All images in a folder and in those below it, in alphabetical order, as the split 'extra'.
+  """All images in a folder and its subfolders, in alphabetical order, as the split 'extra'.
 
   Raises:
-    UserError: there are none.
+    UserError: there are no images.
   """
 
   is_text = False
@@ -131,7 +131,7 @@ class Unlabelled:
     self._files = images.files(folder, nested=True) if folder.is_dir() else []
     if not self._files:
       raise UserError(
-        f'{field} = {path!r}: no image in this folder or below it. Needed: {", ".join(images.SUFFIXES)}'
+        f'{field} = {path!r}: no image in this folder or its subfolders. Needed: {", ".join(images.SUFFIXES)}'
       )
 
   def size(self, split: str) -> int:

@@ -11,9 +11,11 @@ from kdjax import keys
 from kdjax.data import sources
 from kdjax.data.streaming import StreamedImages
 
-# The prefix of checksums that cover a sample of the images, so that only like checksums are compared.
+# The prefix of checksums that cover a sample of the images. Only checksums of one kind are compared.
 SAMPLED = 'sampled-'
-NUM_SAMPLED = 1024  # images of each split; a change of 0.45 % of all is missed once in 100 times
+NUM_SAMPLED = (
+  1024  # images of each split; a change of 0.45 % of all images is missed in 1 % of cases
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Split:
     return Split(inputs_N, self.labels_N[indices])
 
   def joined(self, other: 'Split') -> 'Split':
-    """These examples and then the others: both streamed, or neither."""
+    """These examples, then the others. Both are streamed, or neither."""
     if self.is_streamed:
       inputs_N = self.inputs_N.joined(other.inputs_N)
     else:
@@ -93,8 +95,9 @@ def part_size(num_examples: int, examples: Sequence[int]) -> int:
 def part(split: Split, examples: Sequence[int], seed: int = 0) -> Split:
   """The examples at positions start, ..., stop − 1 of the class-balanced order, by their index.
 
-  Parts that begin at 0 are class-balanced and nested. Of classes equally frequent, so is every other part that begins and ends at
-  a multiple of their number, such as the halves of data recycling (Stanton et al. 2021, Figure 4).
+  Parts that start at 0 are nested and class-balanced. If all classes are equally frequent, parts that start and stop at
+  multiples of the number of classes are class-balanced too, such as the halves of data recycling (Stanton et al.
+  2021, Figure 4).
 
   Args:
     examples: (start, stop), or () for all.
@@ -107,10 +110,10 @@ def part(split: Split, examples: Sequence[int], seed: int = 0) -> Split:
 
 
 def checksum(splits: dict[str, Split], sampled: bool | None = None) -> str:
-  """A digest of every image and label, which tells data sets of the same name apart.
+  """A digest of every image and label, which distinguishes data sets of the same name.
 
-  Reading a set larger than memory would take as long as an epoch. So a `sampled` digest covers every
-  label, the shape, and 1,024 images of each split, the same each time. It begins with SAMPLED.
+  Reading a set larger than memory takes as long as an epoch. So a `sampled` digest, which begins with SAMPLED, covers
+  every label, the shape, and 1,024 images of each split, always the same ones.
 
   Args:
     sampled: None means True if any split is streamed.

@@ -1,8 +1,8 @@
-"""Images that stay on disk: decoded when their rows are asked for, by Grain ahead of time.
+"""Images that stay on disk and are decoded when they are indexed, or ahead of time by Grain.
 
-Which rows a batch has, and in which order, is decided elsewhere; here they are only fetched. So the
-numbers of threads and processes change nothing but the speed. Grain is imported when data are streamed:
-nothing else waits for it. Axes: N example, B batch, H W C image.
+The caller decides which rows a batch has; this module only fetches them. So the numbers of threads and processes
+change nothing but the speed. Grain is imported when data are first streamed, since that takes time.
+Axes: N example, B batch, H W C image, X the axes of an index.
 """
 
 import contextlib
@@ -22,29 +22,28 @@ from kdjax.errors import UserError
 
 PIECE = 32  # rows that a thread or process fetches at once; a few pieces of each are under way
 AHEAD = 2  # pieces that wait for the training, for each thread or process
-# Smaller arrays, such as labels, go through a pipe. They never fill it: a process that ends while it
-# waits there would leave half a message.
+# Smaller arrays, such as labels, go through a pipe. They must never fill it: a process that is ended while it
+# waits for a full pipe leaves half a message.
 MIN_SHARED_BYTES = 2**12
-# Processes take seconds to start, so a short pass over the data does without them.
+# Processes take seconds to start, so a short pass over the data uses threads.
 MIN_ROWS_FOR_WORKERS = 8192
 
 _STARTING = threading.Lock()
 
-Rows = dict[str, Any]  # arrays by name, or such rows again
+Rows = dict[str, Any]  # arrays or nested rows, by name
 Read = Callable[[np.ndarray], np.ndarray]  # indices_B → images_BHWC; can be pickled
 
 
 class StreamedImages:
   """images_NHWC that are read when they are indexed, and never held as a whole.
 
-  Indexed as an array is along its first axis: by a number, a slice or an array, of any shape, of
-  numbers or truth values.
+  The index is as for the first axis of an array: a number, a slice, or an array of numbers or truth values.
 
   Args:
-    readers: of which sources the images come.
-    rows_N2: the reader and the index in its source of each image.
-    image_shape: (H, W, C) of all.
-    num_workers: processes that `batches` shall read with.
+    readers: the sources of the images.
+    rows_N2: the reader of each image, and the image's index in its source.
+    image_shape: (H, W, C) of all images.
+    num_workers: the number of processes that `batches` reads with.
     dtype: of all images.
   """
 
@@ -84,14 +83,14 @@ class StreamedImages:
     return images_BHWC.reshape(*rows_X2.shape[:-1], *self._image_shape)
 
   def take(self, indices_N: np.ndarray) -> 'StreamedImages':
-    """The images at the indices, in their order. Reads none."""
+    """The images at the indices, in their order. It reads none."""
     rows_N2 = self._rows_N2[indices_N]
     return StreamedImages(
       self._readers, rows_N2, self._image_shape, self.num_workers, self.dtype.name
     )
 
   def joined(self, other: 'StreamedImages') -> 'StreamedImages':
-    """These images and then the others. Reads none."""
+    """These images, then the others. It reads none."""
     others_N2 = other._rows_N2 + np.array([len(self._readers), 0], np.int32)
     return StreamedImages(
       self._readers + other._readers,
@@ -108,9 +107,9 @@ def batches(
   """The batches of the given numbers, in order, fetched ahead of time.
 
   Args:
-    gather: (number of a batch, some of its rows) → these rows of every array. Can be pickled.
-    rows: of each batch; no others are fetched.
-    num_workers: processes that gather; 0: threads of this one, as many as there are cores.
+    gather: (number of a batch, some of its rows) → these rows of every array. It must be picklable.
+    rows: the rows of each batch that are fetched.
+    num_workers: the number of processes that gather. 0: threads of this process, one for each core.
 
   Raises:
     UserError: a process was killed.
@@ -125,7 +124,7 @@ def batches(
   threads = 1 if num_workers else os.cpu_count()
   dataset = dataset.to_iter_dataset(grain.ReadOptions(threads, AHEAD * threads))
   if num_workers:
-    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own: in a notebook, their defaults
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; a notebook uses their defaults
       flags.FLAGS.mark_as_parsed()
     through_pipes = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED_BYTES)
     dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
@@ -139,13 +138,13 @@ def batches(
       yield batch
   finally:
     for process in workers:
-      process.terminate()  # all at once, where Grain would wait for one after the other
+      process.terminate()  # all at once; Grain would wait for each in turn
     iterator.close()
 
 
 @contextlib.contextmanager
 def _starting(workers: set) -> Iterator[None]:
-  """Adds the processes that are started meanwhile; other threads wait with theirs."""
+  """Adds the processes that are started within to `workers`. One thread at a time starts processes."""
   with _STARTING:
     others = set(multiprocessing.active_children())
     try:
@@ -166,7 +165,7 @@ def _piece(
 
 
 def _joined(pieces: Sequence[Rows]) -> Rows:
-  """Copies what workers left in shared memory, and lets that go: Grain still knows the last piece."""
+  """Joins pieces in a copy, and frees their shared memory, since Grain keeps the last piece."""
   joined = jax.tree.map(lambda *of_one: np.concatenate([np.asarray(x) for x in of_one]), *pieces)
   for piece in pieces:
     piece.clear()
@@ -180,14 +179,14 @@ def _next(iterator: Iterator[Rows], num_workers: int) -> Rows:
     if 'terminated unexpectedly' not in str(error):
       raise
     raise UserError(
-      f'dataset.num_workers = {num_workers}: a process that reads the images was killed ({error}). Often '
-      'the memory was full, or /dev/shm, through which they hand images over. Set a smaller number, or '
-      '0; the same command goes on where it was'
+      f'dataset.num_workers = {num_workers}: a process that reads the images was killed ({error}). '
+      'Often the memory is full, or /dev/shm, which passes images between processes. Set a smaller number '
+      'or 0, and run the same command again: it resumes'
     ) from error
 
 
 def _tie_to_parent(worker: int, num_workers: int) -> None:
-  """Ends a worker with the program, even if that is killed, and leaves Ctrl-C to the program."""
+  """Ends a worker when the program ends, even if it is killed. The program handles Ctrl-C."""
   del worker, num_workers
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

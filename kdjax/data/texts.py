@@ -20,7 +20,7 @@ def words(text: str) -> Iterator[str]:
 def vocabulary(texts: Iterable[str], min_count: int) -> dict[str, int]:
   """The words that occur at least `min_count` times, with their ids.
 
-  Ids are 1, 2, ... by falling frequency, and alphabetical among words equally frequent.
+  Ids are 1, 2, ... by falling frequency; equally frequent words are in alphabetical order.
   """
   counts = collections.Counter(word for text in texts for word in words(text))
   kept = [word for word, count in counts.items() if count >= min_count]
@@ -29,7 +29,7 @@ def vocabulary(texts: Iterable[str], min_count: int) -> dict[str, int]:
 
 
 def encode(text: str, vocabulary: dict[str, int], max_tokens: int) -> np.ndarray:
-  """tokens_T int32: the ids of the first words that the vocabulary has, then PADDING."""
+  """tokens_T int32: the ids of the first `max_tokens` words of the vocabulary, then PADDING."""
   ids = (vocabulary[word] for word in words(text) if word in vocabulary)
   tokens_T = np.full(max_tokens, PADDING, np.int32)
   first = list(itertools.islice(ids, max_tokens))

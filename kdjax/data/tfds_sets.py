@@ -18,7 +18,7 @@ from kdjax.data.splits import balanced_order
 from kdjax.errors import UserError
 
 # Sets of TFDS that differ from the rest, by name.
-SPECIAL = {  # a function of an image before anything else
+SPECIAL = {  # functions that change an image before it is resized
   'emnist': images.transposed  # height and width are swapped (NIST's files; its TFDS description)
 }
 TEST_SPLIT = {
@@ -32,18 +32,18 @@ UNLABELLED_SPLITS = ('unsupervised', 'unlabelled')
 class Tfds:
   """A prepared set of TensorFlow Datasets, read without TensorFlow.
 
-  Its 'test' is the split of that name, or 'validation'. Of a set that has neither, a tenth of 'train' is
-  held out instead: the first in `balanced_order`, so the same ones always, and of each class as many.
+  'test' is the split of that name, or 'validation'. If the set has neither, a tenth of 'train' is held out: the
+  first examples in `balanced_order`, which are class-balanced and always the same.
 
   Args:
     name: as TFDS writes it: 'name', 'name/config' or 'name:version'.
-    data_dir: of TFDS; None is its default.
-    prepare: download and prepare it, should it not be there.
-    field: of the config, for errors.
-    labelled: a class label is needed.
+    data_dir: the folder of TFDS; None for its default.
+    prepare: whether to download and prepare a missing set.
+    field: the config field, for errors.
+    labelled: whether a class label is needed.
 
   Raises:
-    UserError: it is not there, cannot be prepared here and now, or is not of the needed kind.
+    UserError: the set is missing and is not or cannot be prepared, or is not of the needed kind.
   """
 
   dtype = np.dtype(np.uint8)
@@ -60,7 +60,7 @@ class Tfds:
     self._builder = _open_builder(name, data_dir, self._prefix, prepare)
     self.special = SPECIAL.get(self._builder.name)
     self._input, self._label = self._find_features(labelled)
-    self._decoders = {  # images are decoded later; other features of theirs, such as masks, never
+    self._decoders = {  # images are decoded later; other image features, such as masks, never
       feature: tfds.decode.SkipDecoding()
       for feature, kind in self._builder.info.features.items()
       if isinstance(kind, tfds.features.Image)
@@ -76,7 +76,7 @@ class Tfds:
 
   @property
   def set_name(self) -> str:
-    """Without config and version: their images are often the same."""
+    """The name without config and version, which often share their images."""
     return self._builder.name
 
   @property
@@ -115,10 +115,10 @@ class Tfds:
     return num_test if split == 'test' else stored - num_test
 
   def vocabulary(self, min_count: int) -> dict[str, int]:
-    """The vocabulary of all training texts. They are read once in a process."""
+    """The vocabulary of all training texts, which are read once in a process."""
     found = _vocabulary(self._name, self._data_dir, min_count)
     if not found:
-      raise UserError(f'dataset.min_count = {min_count}: no word of {self._name} is so frequent')
+      raise UserError(f'dataset.min_count = {min_count}: no word of {self._name} occurs that often')
     return found
 
   def labels(self, split: str) -> np.ndarray:
@@ -128,7 +128,7 @@ class Tfds:
     """Encoded images or texts in UTF-8, and their labels: −1 if the split has none.
 
     Raises:
-      UserError: labels were asked for, and are missing.
+      UserError: labels are needed and missing.
     """
     records = self._records(self._stored(split), self._rows(split, indices))
     labels = [-1 if self._label is None else record[self._label] for record in records]
@@ -213,7 +213,7 @@ def _open_builder(
       f'images of your own ({_own_images(prefix)}). ({str(error).splitlines()[0]})'
     ) from error
   place = epath.Path(builder.data_dir)
-  # Not by a glob, which would take a * in the path for a pattern.
+  # A glob would read a * in the path as a pattern.
   if not place.is_dir() or not any('.array_record' in file.name for file in place.iterdir()):
     _prepare(name, data_dir, place, prefix, prepare)
     builder = tfds.builder(name, data_dir=data_dir)

@@ -20,13 +20,13 @@ from kdjax.data import augmentations
 from kdjax.data.augmentations import AUGMENTATIONS
 from kdjax.runtime import plugins
 
-# Arrays by name, and at 'partners' a batch of its own.
+# Arrays by name; 'partners' is a nested batch.
 Batch = dict[str, Any]
 # (seed, batch) → (inputs_BX, labels_B): images as float32 in [−1, 1], and tokens as they are.
 View = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
 
 NO_LABEL = -1
-# Augmentations that leave no label: only the teacher tells the class. 'mixup' needs batch['partners'].
+# Augmentations after which examples have no label. 'mixup' needs batch['partners'].
 UNLABELLED = ('mixup', 'noise')
 NAMES = (*AUGMENTATIONS, *UNLABELLED)
 # The fields of the config section `augmentation` that a name reads.
@@ -36,12 +36,12 @@ FIELDS = augmentations.FIELDS | {'mixup': (), 'noise': ('noise_probability',)}
 def make_view(names: Sequence[str], config: ConfigDict, num_augmented: int | None = None) -> View:
   """The view that applies the named augmentations in order; no names give the example as it is.
 
-  With 'mixup', what is named before it is done to the example and to its partner, each by its own
-  index, and what is named after it to the mixture (paper, Appendix A.1).
+  Augmentations named before 'mixup' are applied to the example and to its partner, each with the key of its own
+  index; those named after it are applied to the mixture (paper, Appendix A.1).
 
   Args:
     names: of NAMES, or 'module:attribute' of a function (key, image_HWC float32) → image_HWC. Each draws
-      from its own stream, so adding one leaves the others' draws.
+      from its own stream, so adding one does not change the draws of the others.
     config: the config section `augmentation`.
     num_augmented: examples of this index and above stay as they are; None: all are augmented.
 
@@ -68,8 +68,8 @@ def _make_view(
         images_BHWC, labels_B = jax.vmap(one)(images_BHWC, labels_B, indices_B, views_B)
         continue
       examples = _scaled(images_BHWC), labels_B, indices_B, views_B
-      # In two halves, one after the other. Compilers merge plain expressions with what reads them, and
-      # would augment each pixel anew for every pixel of the next augmentation that it goes into.
+      # The loop over two halves keeps a compiler from fusing augmentations. Fused, a pixel would be computed
+      # anew for every pixel of the next augmentation that reads it.
       images_BHWC, labels_B = jax.lax.map(
         lambda example, one=one: one(*example), examples, batch_size=max(len(labels_B) // 2, 1)
       )
