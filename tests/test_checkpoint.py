@@ -113,7 +113,7 @@ def test_arrays_that_are_not_those_saved_are_found(tmp_path):
     target.write_bytes(path.read_bytes())
   with (
     Checkpoints(epath.Path(tmp_path / 'a')) as checkpoints,
-    pytest.raises(DamageError, match='its arrays are not those saved'),
+    pytest.raises(DamageError, match='its arrays are not those that were saved'),
   ):
     checkpoints.restore(LIKE)
 

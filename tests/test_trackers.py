@@ -336,7 +336,7 @@ def test_a_tracker_that_comes_late_or_has_lost_the_run_gets_the_whole_log(
   noted['another'] = []
   train(tmp_path, ('noted',))
   assert noted['id 1'] == ['toy τ=1', *losses(1, 2, 3, 4, 5, 6), 'finished']
-  assert told == ['noted: has no run id 0 any more; toy τ=1 begins a new one']
+  assert told == ['noted: no longer has the run id 0; toy τ=1 begins a new one']
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_what_has_diverged_is_not_trained_again_until_that_is_wanted(tmp_path):
 
   with pytest.raises(DivergedError) as second:
     fit(folder, unused, the_plan)
-  told = f'{first.value} (So says {tmp_path / "diverged.json"}. Remove it'
+  told = f'{first.value} (Recorded in {tmp_path / "diverged.json"}; delete this file'
   assert str(second.value).startswith(told)
   (tmp_path / 'diverged.json').unlink()
   fit(folder, batches, the_plan)

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics of single batches, and of several batches pooled.
+"""BatchNorm's statistics of single batches, and their pooling over several batches.
 
 Statistics are trees shaped like the collection 'batch_stats', with leaves 'mean' and 'var'.
 """
@@ -21,8 +21,7 @@ def apply_in_batch(
 ) -> tuple[jax.Array, Any]:
   """logits_BC with BatchNorm's statistics of this batch, and these statistics.
 
-  The running statistics are not read. BatchNorm averages over the axis `models.AXIS_NAME`, which has to
-  be there.
+  The running statistics are not read. BatchNorm averages over the mapped axis `models.AXIS_NAME`.
   """
   zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
   (logits_BC, _), updated = model.apply(
@@ -31,12 +30,12 @@ def apply_in_batch(
     train=True,
     mutable=['batch_stats'],
   )
-  weight = 1 - models.BATCH_NORM_MOMENTUM  # of the batch in running statistics that were 0
+  weight = 1 - models.BATCH_NORM_MOMENTUM  # of the batch, in running statistics that start at 0
   return logits_BC, jax.tree.map(lambda x: x / weight, updated['batch_stats'])
 
 
 def pool(statistics: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:
-  """The statistics of several batches together, as arrays of NumPy or of JAX as they are given.
+  """The pooled statistics of several batches, in arrays of NumPy or of JAX, as the given ones.
 
   The variance is the mean of the batches' variances plus the variance of their means.
 

@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: asynchronous, kept along the trajectory, and never trusted unchecked."""
+"""Checkpoints of a training, written by Orbax in the background and verified by digests."""
 
 import contextlib
 import hashlib
@@ -22,10 +22,10 @@ from kdjax.runtime import files, hosts
 class Checkpoints:
   """The checkpoints of one training: `folder/<step>`. Use as a context manager.
 
-  The newest stays, and those of `keep_steps`; with `read_only`, nothing is touched. Beside each state
-  lies the digest of its arrays, since not every flipped bit of a file breaks its format, and the log
-  of the training up to there, so that whatever befalls the log, it can be made anew. Of several
-  hosts all call everything here; each writes a part of every array, and reads all.
+  The newest checkpoint and those of `keep_steps` are kept; with `read_only`, nothing is written or deleted. A checkpoint
+  has a digest of its arrays, since a file with a flipped bit may still be readable, and the log of the training so
+  far, from which a lost log is restored. With several hosts, all call every method; each writes a part of every
+  array, and reads all.
   """
 
   def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), read_only: bool = False):
@@ -43,8 +43,7 @@ class Checkpoints:
     return self
 
   def __exit__(self, _: type[BaseException] | None, error: BaseException | None, *__) -> None:
-    # A host that failed or was lost would be waited for in vain: what is under way then is not finished,
-    # and not counted.
+    # Closing would wait forever for a host that failed. Without it, a write that is under way does not count.
     if error is None or hosts.is_known_to_all(error):
       with self._writing():
         self._manager.close()  # waits for the writes that are under way
@@ -57,10 +56,10 @@ class Checkpoints:
     """Copies the state and returns; the files are written in the background.
 
     Args:
-      log: the rows of the log so far.
+      log: the rows so far.
 
     Raises:
-      StorageError: the one before could not be written.
+      StorageError: the checkpoint before could not be written.
     """
     beside = {'sha256': digest(state), 'log': list(log), 'log_sha256': _log_digest(log)}
     with self._writing(), _uninterrupted():
@@ -79,15 +78,15 @@ class Checkpoints:
       like: a tree of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      DamageError: it is missing, cannot be read, or is not what was saved.
-      StorageError: it is there, but this process may not read it, or not now.
+      DamageError: the checkpoint is missing or unreadable, or is not what was saved.
+      StorageError: reading is refused, for example for lack of permission.
     """
     template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     saved = self._read(
       step, state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore()
     )
     if saved.digest.get('sha256') != digest(saved.state):
-      raise self._damage(step, 'is damaged: its arrays are not those saved')
+      raise self._damage(step, 'is damaged: its arrays are not those that were saved')
     return saved.state
 
   def log(self, step: int | None = None) -> list[dict[str, Any]]:
@@ -98,7 +97,7 @@ class Checkpoints:
     """
     beside = self._read(step, digest=ocp.args.JsonRestore()).digest
     if 'log' not in beside or beside.get('log_sha256') != _log_digest(beside['log']):
-      raise self._damage(step, 'is damaged: the log in it is not the one saved')
+      raise self._damage(step, 'is damaged: its log is not the one that was saved')
     return beside['log']
 
   def _read(self, step: int | None, **arguments: Any) -> Any:
@@ -127,19 +126,19 @@ class Checkpoints:
       yield
     except UserError:
       raise
-    except Exception as error:  # of a full disk; an OSError of Orbax's names no file
+    except Exception as error:  # such as Orbax's OSError for a full disk, which names no file
       if hosts.is_loss(error):
         raise
       raise StorageError(
-        f'{self.folder}: a checkpoint could not be written ({_one_line(error)}). Make room, or mend what '
-        'else is wrong there, and run the same command: it goes on from the last one that was.'
+        f'{self.folder}: a checkpoint could not be written ({_one_line(error)}). Make room or fix the '
+        'disk, and run the same command again: it resumes from the last checkpoint.'
       ) from error
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-  """Delays Ctrl-C to the end. Orbax waits five minutes for a save that was interrupted as it began."""
-  if threading.current_thread() is not threading.main_thread():  # which Ctrl-C does not interrupt
+  """Delays Ctrl-C until the end, since Orbax waits five minutes for a save that was interrupted."""
+  if threading.current_thread() is not threading.main_thread():  # Ctrl-C interrupts the main thread
     yield
     return
   received: list[int] = []
@@ -153,13 +152,13 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
-  """Orbax's, but one whose writing failed does not wait for the others, who wait for it."""
+  """Like Orbax's barrier, but raises the error of this host if its write has failed."""
   if (error := sys.exc_info()[1]) is not None:
     raise error
   try:
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
   except jax.errors.JaxRuntimeError as error:
-    raise RuntimeError(str(error)) from error  # which Orbax leaves as it is, for `hosts.is_loss`
+    raise RuntimeError(str(error)) from error  # Orbax passes it on unchanged, for `hosts.is_loss`
 
 
 def _one_line(error: Exception) -> str:

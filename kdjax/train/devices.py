@@ -1,8 +1,8 @@
-"""The one place that maps: steps over the devices of all hosts, and trees to and from them.
+"""Mapping of steps over the devices of all hosts, and the transfer of trees to and from the devices.
 
 A step is a pure function of one device's share of a batch and of one copy of everything else
-(`train/steps.py`). `parallel` maps it; the other functions bring its arguments into the form that it takes.
-`ahead` makes them while the devices work.
+(`train/steps.py`). `parallel` maps it, the other functions bring its arguments into the form that it takes, and
+`ahead` makes them while the devices work. No other module maps.
 Axes: D device of this host, B batch, K step.
 """
 
@@ -28,7 +28,7 @@ from kdjax.runtime import hosts
 T = TypeVar('T')
 
 MAP = os.environ.get('KDJAX_MAP', 'pmap')  # what `parallel` maps with, a name of MAPS
-STEPS_KEPT = 32  # mapped steps that are kept for the next run; a run and its baseline have some 15
+STEPS_KEPT = 32  # mapped steps in the cache; a run and its baseline have some 15
 
 
 def parallel(
@@ -45,24 +45,24 @@ def parallel(
   Two partials of the same function with equal arguments give the same mapped step, which is compiled
   once. So an experiment, its independent baseline and the points of a sweep share their programs.
 
-  Each host calls it with its own share of the batch, and all call it. `MAP` says how; the bits are the
-  same. 'pmap' is the default: it is what this project was asked to use, and it is supported, though in
-  maintenance mode (since JAX 0.10 it is `jit` of `shard_map` inside). 'shard_map' skips its Python code.
-  Microseconds a call, nearly all of it dispatch, on one CPU device (`tests/benchmarks/dispatch.py`,
-  median of nine, beside other work):
+  All hosts call the mapped step, each with its own share of the batch. `MAP` chooses what it is mapped with; the bits
+  are the same. The default is 'pmap', which this project is required to use. It is supported, in maintenance
+  mode; since JAX 0.10 it is `jit` of `shard_map` inside. 'shard_map' skips its Python code. Microseconds a
+  call, nearly all of it dispatch, on one CPU device (`tests/benchmarks/dispatch.py`, median of nine, beside
+  other work):
 
     state (arrays)     JAX 0.10.1: pmap, shard_map     JAX 0.12: pmap, shard_map
     small (2)               233            54              336            83
     ResNet-20 (162)        2015          1493             2723          1514
 
   Args:
-    step: (state or variables, `num_sharded` arguments from `shard`, seed) → outputs. A function, or a
-      partial of one. In place of the seed may be a tree with it, of which each device gets a copy.
-    sharded_output: outputs differ between devices and get a leading device axis, as inputs have;
-      otherwise they are equal on all devices and come back as one.
-    gathered_output: as `sharded_output`, but of the devices of all hosts.
-    donate: the first argument's memory is reused; it must not be touched after the call.
-    device: the only one that works, on whole batches (`for_one_device`); by default all do.
+    step: a function, or a partial of one: (state or variables, `num_sharded` arguments from `shard`, seed) →
+      outputs. The last argument may be a tree that contains the seed; each device gets a copy.
+    sharded_output: whether outputs differ between devices. They get a leading device axis, as inputs have;
+      otherwise one copy is returned.
+    gathered_output: as `sharded_output`, with the outputs of the devices of all hosts.
+    donate: whether the first argument's memory is reused. It must not be used after the call.
+    device: the only device to use, with whole batches (`for_one_device`); None for all devices.
 
   Raises:
     ConfigError: there is no such map.
@@ -78,16 +78,16 @@ def parallel(
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """A step that equals another of the same key."""
+  """A step that equals any other with the same key."""
 
   key: Hashable
   function: Callable = dataclasses.field(compare=False)
 
 
 def _key(x: Any) -> Hashable:
-  """A key that is equal for partials of the same function and arguments, which JAX tells apart.
+  """A key that is equal for partials of the same function and arguments, which JAX treats as different.
 
-  An argument that has no hash, as an array, equals itself alone; the cached step keeps it alive.
+  An argument without a hash, such as an array, equals only itself. The cached step keeps it alive.
   """
   if not isinstance(x, partial):
     return x if isinstance(x, Hashable) else ('id', id(x))
@@ -158,22 +158,20 @@ def _gathered(step: Callable, *arguments: Any) -> Any:
 
 
 def replicate(tree: Any, device: jax.Device | None = None) -> Any:
-  """Puts one copy of every array on each of this host's devices, as the outputs of steps are.
+  """Puts a copy of every array on each of this host's devices, or on `device` alone.
 
-  Or on one device alone, for a step that is only there.
-
-  Without it the first call of a step would compile for host arrays, and the second once more.
+  The copies are laid out as the outputs of steps, so that a step is compiled once. With arrays of the host it would be
+  compiled for the first call, and again for the second.
   """
   mesh = Mesh(np.array(jax.local_devices() if device is None else [device]), (AXIS_NAME,))
-  # A donated copy leaves the original. By way of the host, since to several devices JAX would give the
-  # original itself as one of the copies.
+  # Through the host: JAX would otherwise use the original as one of the copies, and donation would delete it.
   return jax.device_put(jax.device_get(tree), NamedSharding(mesh, _ONE), may_alias=False)
 
 
 def shard(tree: Any) -> Any:
   """Splits the leading axis of every array over this host's devices: (B, ...) → (D, B / D, ...).
 
-  Of several hosts each has its own share of a batch (`hosts.share`).
+  Each host has its own share of a batch (`hosts.share`).
   """
   num_devices = jax.local_device_count()
   return jax.tree.map(lambda x: x.reshape(num_devices, len(x) // num_devices, *x.shape[1:]), tree)
@@ -186,14 +184,14 @@ def unshard(array: jax.Array) -> np.ndarray:
 
 
 def for_one_device(tree: Any) -> Any:
-  """A batch from `shard` for one device alone: (D, B / D, ...) → (1, B, ...)."""
+  """Changes a batch from `shard` for use by one device: (D, B / D, ...) → (1, B, ...)."""
   return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tree)
 
 
 def stack(batches: Sequence[Any]) -> Any:
   """K batches from `shard` as one argument of `steps.multi_step`: (D, B / D, ...) → (D, K, B / D, ...).
 
-  On the host, where it lies there: one array goes to the devices instead of K.
+  Arrays of the host are stacked there, so that one array goes to the devices instead of K.
   """
 
   def stacked(*of_steps):

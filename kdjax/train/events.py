@@ -14,7 +14,7 @@ from kdjax.errors import StorageError
 
 
 class Events:
-  """Scalars, on the disk as soon as they are written.
+  """Writes scalars, which are on the disk when the call returns.
 
   tensorboardX's own `SummaryWriter` writes from a thread and once more at the interpreter's exit, where a
   full disk cannot be reported as one clear error.
@@ -46,7 +46,7 @@ class Events:
         self._file.write(event.SerializeToString())
       self._file.flush()
     except OSError as error:
-      with contextlib.suppress(OSError):  # closing tries once more to write what is left
+      with contextlib.suppress(OSError):  # closing tries again to write the rest
         self._file.close()
       raise StorageError(
         f'{self._folder}: the events for TensorBoard could not be written ({error}). Make room or fix the '

@@ -1,4 +1,4 @@
-"""The training loop of teachers, students and GANs: dispatch, log, evaluate, save and resume."""
+"""The training loop of teachers, students and GANs. It dispatches, logs, evaluates, saves and resumes."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ class Plan:
 
   @property
   def last_epoch(self) -> int:
-    """The step after which the last epoch begins: every example comes at least once from there on."""
+    """The step after which the last epoch begins. Every example comes at least once after it."""
     return max(0, self.num_steps - -(-self.num_examples // self.batch_size))
 
   @property
@@ -69,7 +69,7 @@ def make_plan(
   """A plan with `num_*` events spread evenly; the last of each falls on the last step.
 
   Args:
-    steps_per_dispatch: None: the platform's default.
+    steps_per_dispatch: None for the platform's default.
   """
 
   def spread(count: int) -> frozenset[int]:
@@ -85,7 +85,7 @@ def make_plan(
     num_examples,
     logs=spread(num_logs),
     evals=spread(num_evals),
-    saves=spread(num_checkpoints) or frozenset({0}),  # without any step, the start is the end
+    saves=spread(num_checkpoints) or frozenset({0}),  # without steps, the start is the end
     keeps=frozenset(round(fraction * num_steps) for fraction in keep_checkpoints),
     steps_per_dispatch=steps_per_dispatch,
   )
@@ -115,7 +115,7 @@ def advance(
 ) -> Iterator[tuple[int, str]]:
   """Trains to `plan.num_steps`, from the newest checkpoint in `folder` or from `init()`.
 
-  Writes checkpoints/, metrics.jsonl, tensorboard/ and at the very end complete.json; or diverged.json.
+  Writes checkpoints/, metrics.jsonl and tensorboard/, and at the end complete.json or diverged.json.
 
   Args:
     name: for messages.
@@ -125,16 +125,16 @@ def advance(
       all steps: a seed, or a tree with it.
     evaluate: state → values to log, called after the steps of `plan.evals`.
     learning_rate: step → its learning rate, for the log.
-    multi_step: `steps.multi_step` of the step. Without it each step is a call of its own.
-    place: puts a state of the host on the devices that `step` runs on.
-    run: the training for trackers; without it, the log goes to TensorBoard alone.
+    multi_step: `steps.multi_step` of the step. None: each step is a call of its own.
+    place: moves a state from the host to the devices that `step` runs on.
+    run: the training for trackers. None: the log goes to TensorBoard alone.
 
   Yields: after each dispatched call, the number of steps so far and the newest values as text.
 
   Raises:
     DivergedError: a loss or a gradient is NaN or infinite, or was in an earlier attempt.
   """
-  hosts.decide(lambda: _require_none(folder / DIVERGED))
+  hosts.decide(lambda: _require_not_diverged(folder / DIVERGED))
   per_dispatch = plan.steps_per_dispatch if multi_step else 1
   in_flight = max(2, STEPS_IN_FLIGHT // per_dispatch)
   with (
@@ -170,9 +170,9 @@ def advance(
 def _blocks(
   inputs: Iterator[tuple], done: int, stops: Iterable[int], per_dispatch: int
 ) -> Iterator[list[tuple]]:
-  """The inputs of each call: `per_dispatch` steps, or one step where those would cross a stop.
+  """The inputs of each call: `per_dispatch` steps, or one step where so many would cross a stop.
 
-  Only two programs are compiled, and a restart, which begins at a stop, has the same blocks.
+  So only two programs are compiled, and a restart, which begins at a stop, has the same blocks.
   """
   for stop in sorted(stop for stop in stops if stop > done):
     while done < stop:
@@ -237,7 +237,7 @@ def last_epoch_means(folder: epath.Path, plan: Plan) -> dict[str, float]:
   """Means of 'train/...' values of the log over the last epoch of a complete training.
 
   The network is in train mode and still changes; the views are those of that epoch. The paper's public
-  code calls this the train agreement. {} if the log has no rows of the last epoch.
+  code calls this the train agreement. Returns {} if the log has no rows of the last epoch.
   """
   rows = files.read_json_lines(folder / 'metrics.jsonl')
   steps_before = [0, *(row['step'] for row in rows)]
@@ -284,10 +284,10 @@ def has_diverged(folder: epath.Path) -> bool:
   return hosts.decide(lambda: (folder / DIVERGED).exists())
 
 
-def _require_none(diverged: epath.Path) -> bool:
+def _require_not_diverged(diverged: epath.Path) -> bool:
   if diverged.exists():
     message = files.read_json(diverged)['message']
-    raise DivergedError(f'{message} (So says {diverged}. Remove it to train once more.)')
+    raise DivergedError(f'{message} (Recorded in {diverged}; delete this file to train again.)')
   return True
 
 

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, as a section `teacher` or `student` of a config describes them.
+"""Optimizers and learning rates of a section `teacher` or `student` of a config.
 
 A section names one of `OPTIMIZERS`, or a function of a user as 'module:attribute'. Both map (section,
 schedule) to an optax transformation.
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from kdjax.errors import UserError
 from kdjax.runtime import plugins
 
-# The root mean square of Muon's updates. It is that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM
+# The root mean square of Muon's updates, equal to that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM
 # Training", Section 2.2), so that one learning rate and weight decay serve both.
 MUON_UPDATE_RMS = 0.2
 # The fields of a section that the built-in optimizers read.
@@ -94,7 +94,7 @@ def _sgd(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformati
 def _adam(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
   """Adam (Kingma & Ba 2015). Weight decay is coupled: its gradient passes through both moments.
 
-  β1 is `momentum` and β2 `beta2`. Adam has no Nesterov momentum here, whatever `nesterov` says.
+  β1 is `momentum` and β2 `beta2`. `nesterov` has no effect.
   """
   adam = optax.adam(rate, config.momentum, config.beta2)
   return optax.chain(optax.add_decayed_weights(config.weight_decay), adam)
@@ -106,10 +106,10 @@ def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransforma
 
 
 def _muon(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-  """Muon for kernels (Jordan 2024): the momentum made near orthogonal by Newton–Schulz iterations.
+  """Muon for kernels (Jordan 2024): Newton–Schulz iterations make the momentum nearly orthogonal.
 
-  All other parameters (biases, norms, embeddings) get AdamW, with `momentum` for β1 and Nesterov
-  momentum where `nesterov` says so. Weight decay is decoupled in both.
+  All other parameters (biases, norms, embeddings) get AdamW, with `momentum` for β1. Both have Nesterov momentum if
+  `nesterov` is set, and decoupled weight decay.
   """
   return optax.contrib.muon(
     rate,
@@ -125,7 +125,7 @@ def _muon(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformat
 
 
 def _kernels_as_matrices(params: Any) -> Any:
-  """How Muon reads each parameter: kernels (..., O) as matrices (fan-in, O), and no others."""
+  """The dimensions of each parameter for Muon: kernels (..., O) are matrices (fan-in, O), others None."""
 
   def matrix(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
     if path[-1].key != 'kernel':

@@ -14,7 +14,7 @@ from kdjax.train.inputs import Inputs
 
 
 class Predictor:
-  """Applies steps to examples in batches, and keeps the compiled steps."""
+  """Applies steps to examples in batches of one size."""
 
   def __init__(self, batch_size: int):
     self.batch_size = batch_size
@@ -29,39 +29,27 @@ class Predictor:
   ) -> np.ndarray:
     """logits_NC of one view of the given examples, by default all, in order."""
     step = partial(steps.predict_step, model=model, view=inputs.view)
-    return self._outputs(step, variables, inputs, view, indices_N)
+    return self.outputs(step, variables, self._batches(inputs, view, indices_N), inputs.seed)
 
   def features(
     self, model: nn.Module, variables: steps.Variables, inputs: Inputs, indices_N: np.ndarray
   ) -> dict[str, np.ndarray]:
     """The named features of the given examples, in order; the first axis is the example."""
     step = partial(steps.features_step, model=model, view=inputs.view)
-    return self._outputs(step, variables, inputs, 0, indices_N, in_flight=1)
+    batches = self._batches(inputs, indices_N=indices_N)
+    return self.outputs(step, variables, batches, inputs.seed, in_flight=1)
 
   def views(
     self, inputs: Inputs, view: int = 0, indices_N: np.ndarray | None = None
   ) -> Iterator[np.ndarray]:
-    """One view of the given examples, by default all, in order, as models see them: batches inputs_BX."""
-    indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
-    batches = inputs.evaluation(indices_N, view, self.batch_size)
-    return self._fetched(partial(steps.inputs_step, view=inputs.view), {}, batches, inputs.seed)
+    """Batches inputs_BX: one view of the given examples, by default all, in order, as models see them."""
+    step = partial(steps.inputs_step, view=inputs.view)
+    return self._fetched(step, {}, self._batches(inputs, view, indices_N), inputs.seed)
 
   def labels(self, inputs: Inputs, view: int) -> np.ndarray:
-    """labels_N of one view of all examples: −1 where there is none, or the view leaves none."""
-    return self._outputs(partial(steps.labels_step, view=inputs.view), {}, inputs, view)
-
-  def _outputs(
-    self,
-    step: partial,
-    variables: steps.Variables,
-    inputs: Inputs,
-    view: int,
-    indices_N: np.ndarray | None = None,
-    in_flight: int = loop.STEPS_IN_FLIGHT,
-  ) -> Any:
-    indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
-    batches = inputs.evaluation(indices_N, view, self.batch_size)
-    return self.outputs(step, variables, batches, inputs.seed, in_flight)
+    """labels_N of one view of all examples; −1 where there is no label."""
+    step = partial(steps.labels_step, view=inputs.view)
+    return self.outputs(step, {}, self._batches(inputs, view), inputs.seed)
 
   def outputs(
     self,
@@ -80,6 +68,12 @@ class Predictor:
     """
     fetched = self._fetched(step, variables, batches, seed, in_flight)
     return jax.tree.map(lambda *x: np.concatenate(x), *fetched)
+
+  def _batches(
+    self, inputs: Inputs, view: int = 0, indices_N: np.ndarray | None = None
+  ) -> Iterator[tuple[steps.Batch, int]]:
+    indices_N = np.arange(len(inputs.split)) if indices_N is None else indices_N
+    return inputs.evaluation(indices_N, view, self.batch_size)
 
   def _fetched(
     self,

@@ -2,7 +2,7 @@
 
 A step sees one device's share of a batch (its fields: `views.make_view`), and one copy of everything else.
 A label of −1 means that there is none. Sums over the batch are summed over devices, and BatchNorm pools
-its statistics over them (`models.AXIS_NAME`). So D devices give the numbers of one, except that each
+its statistics over them (`models.AXIS_NAME`). So D devices give the same numbers as one, except that each
 draws its own dropout. Axes: B batch of one device, C class.
 """
 
@@ -97,10 +97,10 @@ def student_step(
   """One step on α L_NLL + (1 − α) L_KD (paper, Section 3) against the teacher's predictions.
 
   Args:
-    teacher_log_probs_BC: the ensemble's, for the views that `seed` and the batch give.
+    teacher_log_probs_BC: the ensemble's log_probs for the same views.
     loss: L_KD, as `losses.make` returns it.
     temperature: step → τ.
-    teacher_features: the members' for the same views, (B, M, ...) by name, for a loss that needs them.
+    teacher_features: the members' features for the same views, (B, M, ...) by name, if the loss needs them.
   """
 
   def losses_and_metrics(logits_BC, features, labels_B, labelled):
@@ -208,7 +208,7 @@ def inputs_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: Vi
 
 
 def labels_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
-  """labels_B of the views: −1 where a view leaves none."""
+  """labels_B of the views; −1 where a view has none."""
   del variables
   return view(seed, batch)[1]
 

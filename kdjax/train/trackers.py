@@ -45,7 +45,7 @@ class Sink(Protocol):
   """A run in one tracker. It is made with a `Run` and the id of the run to continue, or None.
 
   Attributes:
-    id: the run's id in the tracker. It differs from the given one if the tracker has no such run any more.
+    id: the run's id in the tracker. It differs from the given one if the tracker no longer has that run.
     loses_rows: whether a kill of the process may lose values that were added long before.
   """
 
@@ -65,8 +65,8 @@ class Sink(Protocol):
 class Wandb:
   """A run of Weights & Biases.
 
-  Its process keeps values in memory for a while, and a kill loses them where it writes to files ('offline'). Online it
-  ignores steps that it already has; in files they are there twice after a resume, with the same values.
+  Its process keeps values in memory for a while. A kill loses them if it writes to files ('offline'). After a resume,
+  files have steps twice, with the same values; online, repeated steps are ignored.
   """
 
   loses_rows = True
@@ -97,7 +97,7 @@ class Wandb:
 
 
 class Mlflow:
-  """A run of MLflow. Steps after the last checkpoint are there twice after a resume, with the same values."""
+  """A run of MLflow. A resume logs the steps after the last checkpoint again, with the same values."""
 
   loses_rows = False
 
@@ -129,18 +129,18 @@ class Mlflow:
 
 
 class Trackio:
-  """A run of trackio, which finds a run by its name: the name ends with the folder's to be the only one.
+  """A run of trackio, which finds a run by its name. The folder is part of it, so that it is unique.
 
-  A summary is logged one step after the last, since trackio has none. After a resume, steps after the last
-  checkpoint are there twice, with the same values.
+  A summary is logged one step after the last, since trackio has no summaries. A resume logs the steps after the last checkpoint
+  again, with the same values.
   """
 
-  loses_rows = False  # but for those of the last half second
+  loses_rows = False  # except those of the last half second
 
   def __init__(self, run: Run, run_id: str | None):
     import trackio
 
-    # In a context of its own, so that `init` does not finish another member's run.
+    # In its own context, `init` does not finish another member's run.
     self._run = contextvars.Context().run(
       trackio.init,
       project=run.project,
@@ -191,11 +191,12 @@ class Tracking:
     """Begins the run in each tracker, or continues the one that RECORD has.
 
     Args:
-      rows: the log so far, with the key 'step'. A tracker to which the run is new, or that may have lost a part
-        of an unfinished one, gets it.
+      rows: the log so far, with the key 'step'. It is sent to a tracker that has no such run, or that may have
+        lost a part of it.
+      is_finished: whether the training is finished, so that no tracker has lost a part.
 
     Raises:
-      UserError: a tracker failed. So do the methods.
+      UserError: a tracker failed; the methods raise it too.
     """
     path = run.folder / RECORD
     known = files.read_json(path) if path.exists() else {}
@@ -206,7 +207,7 @@ class Tracking:
         sink = self._sinks[name] = TRACKERS[name](run, before)
         if before is not None and sink.id != before:
           progress.logger.warning(
-            '%s: has no run %s any more; %s begins a new one', name, before, run.name
+            '%s: no longer has the run %s; %s begins a new one', name, before, run.name
           )
         if sink.id != before or (sink.loses_rows and not is_finished):
           for row in rows:
@@ -232,7 +233,7 @@ class Tracking:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-  """Turns any error of a tracker into one that names it."""
+  """Turns any error of a tracker into a UserError that names the tracker."""
   try:
     yield
   except Exception as error:
