@@ -1,7 +1,7 @@
 """Generalization and fidelity of whole prediction arrays (paper, Section 3), in float64 on the host.
 
 Values are computed for each example and averaged once over all of them, so that a result does not depend
-on batches; `Sums` adds up arrays that come in pieces. Fidelity is measured at τ = 1.
+on batches. `Sums` adds up arrays that come in pieces. Fidelity is measured at τ = 1.
 Axes: N example, C class.
 """
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 NUM_BINS = 10  # of equal width on [0, 1], for the calibration error
-TOP = 5  # classes that 'top5_agreement' compares; with no more than these it would always be 1
+TOP = 5  # classes that 'top5_agreement' compares; with only so many classes it is always 1
 
 
 class Sums:

@@ -163,7 +163,7 @@ def test_a_file_of_the_views_of_another_seed_is_refused(file, tmp_path):
   """Unless they are not augmented, and so the same for every seed."""
   fields = {'teacher__source': 'file', 'teacher__path': str(file), 'dataset__subset_seed': 0}
   run = tiny_run(tmp_path / 'run', **fields, seed=1)
-  with pytest.raises(UserError, match='view 0 of distillation is another than is rendered now'):
+  with pytest.raises(UserError, match='view 0 of distillation is not the one that is rendered now'):
     teachers.open_source(run)
   teachers.open_source(tiny_run(tmp_path / 'run', **fields, seed=1, predictions__augmentation=()))
 

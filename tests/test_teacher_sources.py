@@ -224,7 +224,7 @@ IN_FUNCTIONS = {
     'teacher.num_members = 3: teacher.source = .* has 2; allowed: up to 2',
   ),
   'three_dimensional': (ONE, r'gives \(1, 4, 10\) in float64 .* needed: logits \(4, 10\)'),
-  'half': (ONE, 'of 40 logits are not finite; needed: finite ones'),
+  'half': (ONE, 'of 40 logits are not finite; needed: finite logits'),
   'lost': (ONE, r'raised ZeroDivisionError: division by zero \(.*\.py:'),
   'nothing': (ONE, 'gives an object of type NoneType; needed: a function'),
   'WEIGHTS': (ONE, 'gives an object of type ndarray; needed: a function'),

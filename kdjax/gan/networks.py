@@ -1,6 +1,6 @@
-"""SN-GAN's generator and discriminator: small ResNets (Miyato et al. 2018, Appendix B.4, Table 4).
+"""SN-GAN's generator and discriminator, small ResNets (Miyato et al. 2018, Appendix B.4, Table 4).
 
-They keep that table's form for any even side of image, with one to three stages of half the size each.
+For other image sizes than in the table, the number of stages that halve the size differs.
 Axes: B batch, Z latent, H W C image.
 """
 
@@ -15,7 +15,7 @@ from kdjax.models.layers import BatchNorm, Conv
 MAX_HALVINGS = 3
 MIN_SIDE = 4  # of the smallest feature map
 
-# Glorot and Bengio 2010, and with a gain of √2 before a ReLU, as the authors of SN-GAN have it.
+# Glorot and Bengio 2010; before a ReLU with a gain of √2, as in the code of SN-GAN's authors.
 glorot = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 glorot_relu = nn.initializers.variance_scaling(2.0, 'fan_avg', 'uniform')
 Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1)
@@ -23,7 +23,7 @@ Conv1x1 = partial(Conv, kernel_size=(1, 1), kernel_init=glorot)
 
 
 def num_halvings(height: int, width: int) -> int:
-  """How often both sides can be halved: to whole numbers, not below 4, and thrice at most."""
+  """How often both sides can be halved to whole numbers of 4 or more; at most 3."""
   count = 0
   while count < MAX_HALVINGS and all(
     side % 2 ** (count + 1) == 0 and side >= MIN_SIDE * 2 ** (count + 1) for side in (height, width)
@@ -54,8 +54,8 @@ class Generator(nn.Module):
 class GeneratorBlock(nn.Module):
   """Doubles both sides; norm and ReLU before each convolution.
 
-  Biases are left out: a later BatchNorm would take each away again, so all that would move them is
-  Adam, which makes steps of rounding errors.
+  There are no biases: a later BatchNorm cancels them, and Adam would turn the rounding errors of their gradients into
+  steps.
   """
 
   filters: int
@@ -74,9 +74,8 @@ class GeneratorBlock(nn.Module):
 class Discriminator(nn.Module):
   """images_BHWC in [−1, 1] → scores_B, larger for real ones.
 
-  Every kernel is divided by its largest singular value, its (H·W·C, filters) matrix's, which one power
-  iteration estimates from a vector that 'batch_stats' keeps (`flax.linen.SpectralNorm`). `train` keeps
-  the new vector.
+  Every kernel, as a matrix (H·W·C, filters), is divided by its largest singular value. One power iteration estimates
+  it from a vector in 'batch_stats', which `train` replaces by the new vector (`flax.linen.SpectralNorm`).
   """
 
   width: int  # filters of every stage
@@ -91,7 +90,7 @@ class Discriminator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-  """Two convolutions, ReLU before each, but not before the very first one, which sees the image."""
+  """Two convolutions with ReLU before each, except before the first of the network, which sees the image."""
 
   filters: int
   halve: bool

@@ -1,4 +1,4 @@
-"""How good generated images are: their Fréchet distance to real ones, and a picture of them.
+"""The quality of generated images: their Fréchet distance to real ones, and a picture of them.
 
 Axes: N example, F feature, H W C image.
 """
@@ -12,7 +12,7 @@ def frechet_distance(x_NF: np.ndarray, y_NF: np.ndarray) -> float:
   """The Fréchet distance of the Gaussians that fit two sets of features (Heusel et al. 2017).
 
   |μ_x − μ_y|² + Tr(Σ_x + Σ_y − 2 (Σ_x Σ_y)^½), squared as in the FID. It grows as the sets shrink, so
-  compare distances of sets of like sizes.
+  compare distances of sets of similar sizes.
   """
   x_NF, y_NF = np.asarray(x_NF, np.float64), np.asarray(y_NF, np.float64)
   mean_x_F, mean_y_F = x_NF.mean(0), y_NF.mean(0)

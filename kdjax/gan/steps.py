@@ -101,9 +101,8 @@ def gan_step(
   """K steps of the discriminator on new images each, then one step of the generator.
 
   Args:
-    batch: 'inputs' (B, K, H, W, C) uint8 real images, their 'indices' and 'epochs' (B, K), which
-      decide their flips, and 'positions' (B,) in the batch over all devices, which, with the step,
-      decide the latents.
+    batch: 'inputs' (B, K, H, W, C), real images in uint8; their 'indices' and 'epochs' (B, K), which decide
+      their flips; and 'positions' (B,) in the batch over all devices, which decide the latents of a step.
   """
   count = jnp.asarray(jax.lax.psum(len(batch['positions']), AXIS_NAME))
 
@@ -134,7 +133,7 @@ def _discriminator_update(
   fake_BHWC, _ = gan.generator.apply(
     state.generator, latents_BZ, train=True, mutable=['batch_stats']
   )
-  # Together, so that an update takes one power iteration.
+  # One call for both, so that an update takes one power iteration.
   images_BHWC = jnp.concatenate([real_BHWC, fake_BHWC])
 
   def mean_loss(params):
@@ -201,7 +200,7 @@ def draw_latents(
 def sample_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, generator: nn.Module, latent_size: int
 ) -> jax.Array:
-  """The uint8 images_BHWC of the numbers `indices` (B,), with BatchNorm's running statistics."""
+  """The uint8 images_BHWC with the numbers `indices` (B,), with BatchNorm's running statistics."""
   latents_BZ = draw_latents(seed, latent_size, 'gan/latent', batch['indices'])
   images_BHWC = generator.apply(variables, latents_BZ, train=False)
   return jnp.round((images_BHWC + 1) * 127.5).astype(jnp.uint8)
@@ -210,7 +209,7 @@ def sample_step(
 def features_step(
   variables: Variables, batch: Batch, seed: jax.Array, *, model: nn.Module
 ) -> jax.Array:
-  """The features_BF of uint8 images (`inputs`) that a classifier's last layer reads."""
+  """features_BF, the inputs of a classifier's last layer, for uint8 images (`inputs`)."""
   del seed
   _, features = model.apply(variables, augmentations.unit_cube(batch['inputs']), train=False)
   return list(features.values())[-1]

@@ -1,10 +1,10 @@
-"""Classifiers: (inputs, train) → (logits_BC, features), features by name in order of depth, in float32.
+"""Classifiers: (inputs, train) → (logits_BC, features). Features are a dict by name in order of depth, in float32.
 
-(Through jit a dict comes back in the order of the alphabet.) A config names one of `MODELS`, or a user's
-as 'module:attribute'; `build` makes both.
+A config names one of `MODELS`, or a user's model as 'module:attribute'; `build` makes both. jit returns dicts in
+alphabetical order.
 
 Inputs are images_BHWC float32, or tokens_BT int32 for the models in `TAKES_TOKENS`. A model is built
-for its config and the number of classes; it knows no shape of the images. A model with dropout needs
+for its config and the number of classes; the size of the images does not matter. A model with dropout needs
 `rngs={'dropout': key}` in training.
 """
 
@@ -95,14 +95,14 @@ SHAPED_BY = {
   'bilstm': {'width'},
 }
 TAKES_TOKENS = {'bilstm'}  # all others take images
-# Pixels of height and width. In smaller images a pool of LeNet or VGG has nothing left.
+# Pixels of height and width. Smaller images leave no pixel after the last pool of LeNet or VGG.
 SMALLEST_SIDE = {'resnet': 1, 'lenet': 12, 'vgg': 32, 'resnet50': 1}
 
 
 def is_miscomputed(config: ConfigDict) -> bool:
-  """Whether XLA computes a `model` section wrongly here.
+  """Whether XLA computes the model of a `model` section wrongly on this machine.
 
-  From JAX 0.11 on (and in 0.12), on a CPU, VGG-16 in bfloat16 gives infinities, in some widths.
+  From JAX 0.11 on, VGG-16 in bfloat16 gives infinities on a CPU, at some widths.
   """
   affected = config.name == 'vgg' and config.dtype == 'bfloat16' and jax.default_backend() == 'cpu'
   return affected and jax.__version_info__ >= (0, 11)
@@ -116,13 +116,14 @@ def fields_read(name: str) -> set[str] | None:
 def build(
   config: ConfigDict, num_classes: int, vocabulary_size: int | None = None, field: str = 'model'
 ) -> nn.Module:
-  """The classifier that a `model` section describes; for texts, of tokens below `vocabulary_size`.
+  """The classifier that a `model` section describes.
 
   Args:
+    vocabulary_size: of texts; token ids are below it.
     field: the section's name, for errors.
 
   Raises:
-    UserError: the name is not known, or a user's model cannot be made.
+    UserError: the name is unknown, or a user's model cannot be made.
   """
   make = plugins.look_up(MODELS, config.name, f'{field}.name')
   if config.name in MODELS:
@@ -159,7 +160,7 @@ def init(
 def shapes(
   model: nn.Module, key: jax.Array, input_shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> dict[str, Any]:
-  """The shapes and dtypes of what `init` returns. Both trace the model once in all."""
+  """The shapes and dtypes of the result of `init`. Both share one trace of the model."""
   return _compiled_init().eval_shape(model, key, input_shape, jnp.dtype(dtype))
 
 
@@ -178,17 +179,17 @@ def feature_shapes(
 def _init(
   model: nn.Module, key: jax.Array, input_shape: tuple[int, ...], dtype: Any
 ) -> dict[str, Any]:
-  inputs = jax.ShapeDtypeStruct((1, *input_shape), dtype)  # so that only weights are computed
+  inputs = jax.ShapeDtypeStruct((1, *input_shape), dtype)  # only weights are computed
   variables = model.lazy_init({'params': key, 'dropout': key}, inputs, train=True)
   return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
 
 
 @functools.cache
 def _compiled_init() -> Callable[..., dict[str, Any]]:
-  """One program for all members.
+  """`_init` compiled, one program for all members.
 
-  It runs once for each, so that a CPU need not optimise it: that would take three times as long, and
-  weight after weight, each a program of its own, five times (ResNet-8, compiled anew).
+  It runs once for each member, so it is not optimised on a CPU: that takes three times as long. A program for
+  each weight takes five times as long (ResNet-8).
   """
   options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
   return jax.jit(_init, static_argnums=(0, 2, 3), compiler_options=options)

@@ -13,10 +13,10 @@ EMBEDDING_SIZE = 128
 
 
 class BiLSTM(nn.Module):
-  """Two bidirectional layers; a linear layer on the final states of both directions of the last.
+  """Two bidirectional layers, and a linear layer on the final states of both directions of the second.
 
-  Maps tokens_BT, int32 in [0, vocabulary_size), where 0 is padding and stands only behind a text.
-  How much of it there is changes nothing. An empty text counts as one of a single padding token.
+  Tokens_BT are int32 in [0, vocabulary_size). 0 is padding, which follows a text; its length has no effect. An
+  empty text counts as a single token of padding.
   """
 
   num_classes: int

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-# The gradient of a kernel is a sum over at most so many parts of the batch. From 4 to 16 are about
-# equally fast. What is smaller, in examples x height x width, fits in the cache as it is.
+# The gradient of a kernel is summed over at most GRADIENT_PARTS parts of the batch; 4 to 16 are about equally
+# fast. A part of SMALLEST_PART examples x height x width fits in the cache.
 GRADIENT_PARTS, SMALLEST_PART = 8, 1024
 
-Pads = Sequence[tuple[int, int]]  # pixels of zeros before and after, of either axis
+Pads = Sequence[tuple[int, int]]  # rows or columns of zeros before and after, for each axis
 
 
 def convolve(
@@ -22,16 +22,15 @@ def convolve(
 ) -> jax.Array:
   """`lax.conv_general_dilated` of images and a kernel (height, width, C, filters), fast on a CPU too.
 
-  There a window of one pixel is a matrix product (`_product`). For others, XLA's derivatives are slow:
+  On a CPU, a window of one pixel is a matrix product (`_product`). For other windows XLA's derivatives are slow:
 
   * The gradient of the kernel is a convolution with a window of height x width x batch. It takes two to
     four times as long as the forward one, since it fetches both operands from memory anew for every few
-    weights. Those of a part of the batch stay in the cache.
-  * The gradient of the input, if there are strides, is a convolution of pixels spread apart, for which
-    there is no fast code. Blocks of pixels need no strides, and so no spreading (`_by_blocks`).
+    weights. Gradients are summed over parts of the batch, so that operands stay in the cache.
+  * The gradient of the input, with strides, is a convolution of pixels spread apart, for which XLA has no fast
+    code. `_by_blocks` computes a convolution without strides instead.
 
-  A convolution is linear in both operands, so that their tangents may be computed in these forms; a
-  gradient is the transpose of that.
+  A convolution is linear in both operands, so these forms give its tangents. Gradients are their transposes.
   """
   plain = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
   if jax.default_backend() != 'cpu' or not _is_usual(kernel, **options):
@@ -64,7 +63,7 @@ def _is_usual(
   rhs_dilation: Sequence[int] | None = None,
   **others: Any,
 ) -> bool:
-  """Whether it is of images, with all channels together and no holes between pixels."""
+  """Whether a convolution is of images, without groups of channels and without dilation."""
   del others
   dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
   return kernel.ndim == 4 and feature_group_count == 1 and all(by == 1 for by in dilations)
@@ -76,10 +75,10 @@ def _num_parts(shape: tuple[int, ...]) -> int:
 
 
 def _product(x_BHWC: jax.Array, kernel_CF: jax.Array) -> jax.Array:
-  """Every pixel times the kernel, (B, H, W, F), with a kernel for each of several parts of the batch.
+  """Every pixel times the kernel, (B, H, W, F).
 
-  So the gradient of the kernel is a sum over the parts as well: one product that sums over the pixels
-  of all is two to five times as slow.
+  Each of several parts of the batch has a copy of the kernel, so that the kernel's gradient is a sum over parts. One
+  product that sums over all pixels is two to five times as slow.
   """
   parts = math.gcd(len(x_BHWC), GRADIENT_PARTS)
   kernel_PCF = jnp.broadcast_to(kernel_CF, (parts, *kernel_CF.shape))
@@ -90,8 +89,8 @@ def _product(x_BHWC: jax.Array, kernel_CF: jax.Array) -> jax.Array:
 def _by_blocks(
   x_BHWC: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, **options: Any
 ) -> jax.Array:
-  """A convolution with strides as one without, of blocks of as many pixels as channels."""
-  whole_x, whole_kernel = [], []  # zeros that make both a whole number of blocks, or pixels cut off
+  """A convolution with strides as one without: the pixels of a block, as large as the strides, become channels."""
+  whole_x, whole_kernel = [], []  # zeros added or pixels cut off, so that both are whole blocks
   for size, window, stride, (low, high) in zip(
     x_BHWC.shape[1:3], kernel.shape[:2], strides, pads, strict=True
   ):

@@ -18,7 +18,7 @@ BATCH_NORM_EPSILON = 1e-5  # added to the variance
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 Features = dict[str, jax.Array]
-Norm = Callable[..., nn.Module]  # a norm's constructor, bound to training or not
+Norm = Callable[..., nn.Module]  # a norm's constructor, with `train` and the dtype bound
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015
 
 
@@ -74,7 +74,7 @@ def _batch_norm(train: bool, dtype: Any = jnp.float32) -> Norm:
 
 
 def _layer_norm(train: bool, dtype: Any = jnp.float32) -> Norm:
-  """Over height, width and channels of each example; scale and bias by channel."""
+  """Layer normalization over height, width and channels of each example; scale and bias by channel."""
   del train
   return partial(nn.LayerNorm, reduction_axes=(-3, -2, -1), feature_axes=-1, dtype=dtype)
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from kdjax.models.layers import NORMS, Conv1x1, Conv3x3, Features, Norm, classify
 
 SHORTCUTS = ('activated', 'raw')
-BOTTLENECK_FROM_DEPTH = (
-  56  # 20 is basic and 56 bottleneck in the paper, though both fit 6n+2 and 9n+2
-)
+# In the paper 20 has basic blocks and 56 bottleneck blocks, though both depths fit 6n+2 and 9n+2.
+BOTTLENECK_FROM_DEPTH = 56
 
 
 class BasicBlock(nn.Module):
@@ -56,10 +55,10 @@ class BottleneckBlock(nn.Module):
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, y: jax.Array) -> jax.Array:
-  """The identity where shapes allow it, else a projection of the input `x`.
+  """The input `x` where shapes allow it, else a projection.
 
-  It reads the input after norm and ReLU, `y`, as He et al. (2016) do, or with `projects_raw` before
-  them, as the paper's public code does.
+  The projection reads `y`, the input after norm and ReLU, as in He et al. (2016); with `projects_raw` it reads `x`, as
+  in the paper's public code.
   """
   filters = block.filters * block.expansion
   if x.shape[-1] == filters and block.stride == 1:

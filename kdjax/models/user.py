@@ -15,7 +15,7 @@ from kdjax.runtime import plugins
 
 
 class WithFeatures(nn.Module):
-  """A user's module with named features, none if it returns logits alone. The parameters are its own."""
+  """A user's module as a classifier of kdjax, with its own parameters. Without features it gets none."""
 
   module: nn.Module
 
@@ -39,7 +39,7 @@ def build(
   `make` also gets `vocabulary_size` and `dtype` if it takes them.
 
   Raises:
-    UserError: it takes other arguments, or returns no linen module.
+    UserError: `make` takes other arguments, or does not return a linen module.
   """
   arguments = {'num_classes': num_classes, **_hashable(config.options.to_dict())}
   also = {'vocabulary_size': vocabulary_size, 'dtype': DTYPES[config.dtype]}

@@ -1,7 +1,7 @@
-"""Encodings of stored predictions: from the log-probabilities of an example to the row that is stored, and back.
+"""Encodings of stored predictions, which map the log-probabilities of an example to a stored row and back.
 
-`Dense` stores the log-probability of every class. `TopK` stores k classes of each example, which takes less
-for many classes; the decoded log-probabilities are then an estimate.
+`Dense` stores the log-probability of every class. `TopK` stores k classes of each example, which takes less space
+if there are many classes; the decoded log-probabilities are an estimate.
 
 Axes: M member, N example, C class, K stored class, W stored number, X compared value.
 """
@@ -35,7 +35,7 @@ class Dense:
   num_classes: int
 
   axis: ClassVar[str] = 'class'
-  fill_value: ClassVar[str] = 'NaN'  # of what is not stored
+  fill_value: ClassVar[str] = 'NaN'  # of rows that are not stored
   attributes: ClassVar[dict[str, Any]] = {}
 
   def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Dense:
   ) -> tuple[np.ndarray, np.ndarray]:
     """(stored_NX, fresh_NX) of stored rows and of log-probabilities of the same examples predicted again.
 
-    Both are in nats, and are equal up to rounding if the predictions are.
+    Both are in nats, and equal up to rounding if the predictions are equal.
     """
     return rows_NW.astype(np.float32), log_probs_NC
 
@@ -98,8 +98,8 @@ class TopK:
 
     truncated: the k most probable classes, the most probable first, and their log-probabilities,
       renormalised. All other classes have the probability 0.
-    tail: the k most probable classes, their log-probabilities, and the mean probability of the other
-      classes, as its logarithm. Each of these decodes to that mean, so that no mass is lost.
+    tail: the k most probable classes, their log-probabilities, and the logarithm of the mean probability of
+      the other classes. Each of these decodes to that mean, so that no mass is lost.
     sampled: k classes drawn with replacement from the teacher's probabilities, in ascending order. The
       decoded probability of a class is its share of the draws, whose expectation is the teacher's
       probability (Anshumann et al., "Sparse Logit Sampling", ACL 2025).
@@ -112,7 +112,7 @@ class TopK:
   Attributes:
     k: in [1, num_classes].
     estimator: of ESTIMATORS.
-    seed: of the draws; the first two estimators draw nothing.
+    seed: of the draws. Only the last two estimators draw.
   """
 
   k: int
@@ -137,7 +137,7 @@ class TopK:
 
   @property
   def fill_value(self) -> int:
-    """No class, and the bits of a NaN that no rounding gives."""
+    """A number that is no class, and the bits of a NaN that no rounding gives."""
     return int(np.iinfo(self.data_type).max)
 
   @property
@@ -180,7 +180,9 @@ class TopK:
     classes_NK = np.where(is_missing_N[:, None], 0, rows_NW[:, : self.k]).astype(np.int64)
     if self._is_drawn:
       counts_NC, rows_N = np.zeros(log_probs_NC.shape, np.int32), np.arange(len(rows_NW))
-      for classes_N in classes_NK.T:  # one class of each example, so that no place is met twice
+      for classes_N in (
+        classes_NK.T
+      ):  # one class of each example at a time, since += counts repeated indices once
         counts_NC[rows_N, classes_N] += 1
       with np.errstate(divide='ignore'):
         by_count = np.log(np.arange(self.k + 1) / self.k).astype(np.float32)
@@ -205,8 +207,8 @@ class TopK:
     """Compares the stored values and, last, the choice of the classes.
 
     Drift between machines may exchange classes that are about equally probable. So the values of the stored
-    classes are compared, and besides, with 0, by how many nats a class that was left out is more probable.
-    Draws are compared by how far their places lie outside the probabilities of the classes drawn.
+    classes are compared. The last pair is 0 and the nats by which a class that was left out is more probable than a
+    stored one. Draws are compared by how far their places lie outside the intervals of the classes drawn.
     """
     classes_NK = rows_NW[:, : self.k].astype(np.int64)
     if self._is_drawn:
@@ -239,7 +241,7 @@ class TopK:
     return rows_NW[:, self.k :].astype(np.uint16).view(np.float16).astype(np.float32)
 
   def _places(self, member: int, view: int, indices_N: np.ndarray) -> np.ndarray:
-    """Where to look up the cumulative probabilities: places_NK in [0, 1), in ascending order."""
+    """Draws places_NK in [0, 1), in ascending order, at which the cumulative probabilities are looked up."""
     num_random = 1 if self.estimator == SYSTEMATIC else self.k
     uniform_NK = np.empty((len(indices_N), num_random))
     blocks_N = indices_N // DRAWN_TOGETHER
@@ -259,7 +261,7 @@ def of_array(attributes: Mapping[str, Any], data_type: str, width: int) -> Encod
   """The encoding of an array, from its metadata.
 
   Raises:
-    ValueError: they contradict each other.
+    ValueError: the metadata contradict each other.
   """
   if TOP_K not in attributes:
     return Dense(data_type, width)
@@ -274,7 +276,7 @@ def of_array(attributes: Mapping[str, Any], data_type: str, width: int) -> Encod
 
 
 def _most_probable(log_probs_NC: np.ndarray, k: int) -> np.ndarray:
-  """The k most probable classes_NK, the most probable first; of equal ones the lower class comes first."""
+  """The k most probable classes_NK, the most probable first; of equally probable ones, the lower first."""
   least_N1 = np.partition(log_probs_NC, -k, axis=-1)[:, -k, None]
   above_NC, equal_NC = log_probs_NC > least_N1, log_probs_NC == least_N1
   room_N1 = k - above_NC.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Teachers that are functions of the user: images in, logits out, in any framework.
+"""Teachers that are functions of the user, in any framework, from images to logits.
 
 Axes: B batch, C class, X the axes of one input.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from kdjax.errors import UserError
 from kdjax.runtime import files, plugins
 
-# inputs_BX → logits_BC, or anything that NumPy makes an array of.
+# inputs_BX → logits_BC, as anything that `np.asarray` takes.
 Function = Callable[[np.ndarray], Any]
 NEEDED = (
   'needed: a function (images) -> logits, a list of such functions, or a function without arguments, or '
@@ -28,11 +28,11 @@ def find(source: str, path: str | None, field: str) -> tuple[Function, ...]:
   or only one that is called `path`. A factory is called once in a process for each content of `path`.
 
   Args:
-    path: `teacher.path`, which a factory gets if it asks for it.
+    path: `teacher.path`, for a factory with that argument.
     field: the config field of the source, for errors.
 
   Raises:
-    UserError: there is no such attribute, it is of another kind, or it raised an error.
+    UserError: there is no such attribute, it is of another kind, or it raises an error.
   """
   found = plugins.attribute(source, field)
   if callable(found):
@@ -53,10 +53,10 @@ def find(source: str, path: str | None, field: str) -> tuple[Function, ...]:
 def logits(
   function: Function, inputs_BX: np.ndarray, num_classes: int, source: str, field: str
 ) -> np.ndarray:
-  """logits_BC in float32 of a function of the user.
+  """logits_BC in float32 that a function of the user returns.
 
   Raises:
-    UserError: it raised an error, or gave another shape or values that are not finite.
+    UserError: it raises an error, or returns another shape or values that are not finite.
   """
   result = plugins.call(source, field, lambda x: np.asarray(function(x)), np.array(inputs_BX))
   wanted = len(inputs_BX), num_classes
@@ -68,8 +68,8 @@ def logits(
   logits_BC = result.astype(np.float32)
   if wrong := np.sum(~np.isfinite(logits_BC)):
     raise UserError(
-      f'{field} = {source!r}: {wrong} of {logits_BC.size} logits are not finite; needed: finite ones. Of '
-      'probabilities p, return log(max(p, 1e-7))'
+      f'{field} = {source!r}: {wrong} of {logits_BC.size} logits are not finite; needed: finite logits. '
+      'For probabilities p, return log(max(p, 1e-7))'
     )
   return logits_BC
 
@@ -82,10 +82,10 @@ def _shown(found: Any) -> str:
 
 
 def _factory_arguments(found: Callable) -> list[str] | None:
-  """The names of a factory's arguments, [] or ['path']; None if it is no factory."""
+  """The names of a factory's arguments, [] or ['path']; None if `found` is not a factory."""
   try:
     names = list(inspect.signature(found).parameters)
-  except (ValueError, TypeError):  # a built-in function tells nothing of its arguments
+  except (ValueError, TypeError):  # some built-in functions have no signature
     return None
   return names if names in ([], ['path']) else None
 

@@ -1,14 +1,14 @@
-"""Logits of a teacher from elsewhere, in a file: an .npz file, or a zarr folder of arrays.
+"""Logits of a teacher of the user, in an .npz file or a zarr folder of arrays.
 
 For each name of inputs ('distillation', 'train', 'test', and 'val' where there is one) there are
 
-  NAME: logits_MVNC, or log-probabilities. Splits as they are have one view.
-  NAME_ids: ids_N, an id for each example (`ids`), so that the order can be checked.
+  NAME: logits_MVNC, or log-probabilities. A split has one view, the distillation data `predictions.num_views`.
+  NAME_ids: ids_N, an id for each example (`ids`), by which the order is checked.
 
 and, in an .npz as text and in zarr as attributes of the group,
 
-  space: 'logits', the default, or 'log_probs', which are then stored as they are.
-  records: records of some views of the distillation data (`Inputs.record`) by their number, as JSON. They are
+  space: 'logits', the default, or 'log_probs', which are stored unchanged.
+  records: records of some views of the distillation data (`Inputs.record`) by number, as JSON. They are
     needed if the distillation data are augmented.
 
 Axes: M member, V view, N example, C class.
@@ -35,11 +35,11 @@ SPACES = ('logits', 'log_probs')
 AUGMENTED = 'distillation'  # the only inputs that have more than one view
 RECORDED = (0, 1)  # the views that `write` records
 BLOCK = 1024  # examples that are read at once
-NORMALISED = 0.01  # how far the probabilities of float16 may be from a sum of 1, in nats
+NORMALISED = 0.01  # how far the sum of probabilities in float16 may be from 1, in nats
 
 
 def ids(inputs_N: Any) -> np.ndarray:
-  """ids_N in uint32: the CRC-32 of each example's bytes, as the data set has them before any view.
+  """ids_N in uint32: the CRC-32 of each example's bytes in the data set, before any view.
 
   `zlib.crc32(x.tobytes())` of an image in uint8 (H, W, C), an array in float32, or tokens in int32.
   """
@@ -61,7 +61,7 @@ def write(
   Args:
     logits: logits_MVNC by the name of the inputs.
     inputs: what the teacher was shown, by the same names (`Data.inputs` of an experiment).
-    space: 'logits', or 'log_probs', which the store then has as they are, up to its dtype.
+    space: 'logits', or 'log_probs', which the store keeps unchanged, up to its dtype.
   """
   records = {
     str(view): inputs[AUGMENTED].record(view) for view in RECORDED[: logits[AUGMENTED].shape[1]]
@@ -72,10 +72,10 @@ def write(
 
 
 class LogitsFile:
-  """Reads such a file. Errors begin with the field and its value.
+  """Reads a file of logits. Errors begin with the field and its value.
 
   Raises:
-    UserError: it is not there, cannot be read, or has not the form above.
+    UserError: the file is missing or cannot be read, or has another form than above.
   """
 
   def __init__(self, path: str, field: str):
@@ -133,21 +133,21 @@ class LogitsFile:
       return
     if not self._records:
       raise self.error(
-        'has no records, which tell that the logits are of the views of predictions.augmentation; write '
-        'it by kdjax.predictions.imported.write, or distil on predictions.augmentation = ()'
+        'has no records, which show that the logits belong to the views of predictions.augmentation; write '
+        'it with kdjax.predictions.imported.write, or distil on predictions.augmentation = ()'
       )
     for view, record in self._records.items():
       if not is_same_view(inputs.record(int(view)), record):
         raise self.error(
-          f'view {view} of {name} is another than is rendered now: another seed, other fields of '
-          '`augmentation`, or another version of kdjax'
+          f'view {view} of {name} is not the one that is rendered now; needed: the seed, the fields of '
+          '`augmentation` and the version of kdjax with which it was written'
         )
 
   def logits(self, name: str, member: int, view: int) -> np.ndarray:
     """logits_NC, or log_probs_NC, in float32 of one view by one member.
 
     Raises:
-      UserError: they are not finite, or are said to be log-probabilities and are not normalised.
+      UserError: a value is not finite, or log-probabilities are not normalised.
     """
     values_NC = self._read(name, (member, view)).astype(np.float32)
     what = f'{name}, member {member}, view {view}'
@@ -158,7 +158,7 @@ class LogitsFile:
       if not off <= NORMALISED:
         raise self.error(
           f'{what}: the probabilities sum to 1 only up to {off:.2g} nats; allowed with space = '
-          f"'log_probs': {NORMALISED}. Of logits, space is 'logits'"
+          f"'log_probs': {NORMALISED}. For logits, set space = 'logits'"
         )
     return values_NC
 
@@ -210,7 +210,7 @@ class _Npz:
 
 
 class _Zarr:
-  """A zarr folder, of format 2 or 3, that is read a view at a time."""
+  """A zarr folder of format 2 or 3, which is read one view at a time."""
 
   def __init__(self, place: epath.Path):
     self._place = place

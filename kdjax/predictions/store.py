@@ -3,8 +3,8 @@
 One TensorStore array (zarr3) for each split, with axes (member, view, example, class), cut into
 chunks of one member, one view and a block of examples; each chunk is compressed and carries a
 checksum. A chunk is written whole or not at all, and missing chunks read as NaN. So members and views
-can be added at any time and in any order, and a killed run resumes. The last axis may have an encoding of
-the classes instead (`encodings`), which is decoded when it is read.
+can be added at any time and in any order, and a killed run resumes. The last axis may be an encoding of
+the classes (`encodings`), which is decoded when it is read.
 
 Axes of arrays: M member, N example, C class, X compared value.
 """
@@ -25,7 +25,7 @@ from kdjax.predictions.encodings import Dense, Encoding, of_array
 from kdjax.runtime import files
 
 CHUNK_BYTES = 2**20
-CHUNK_VALUES = 2**21  # that a chunk may be decoded to
+CHUNK_VALUES = 2**21  # log-probabilities that a chunk may be decoded to
 BLOCK_VALUES = 2**19  # values of a member that are converted or combined at once; bounds the memory
 AXES = ('member', 'view', 'example')
 
@@ -49,14 +49,14 @@ class PredictionStore:
   def reserve(
     self, split: str, shape: tuple[int, int, int, int], stored_as: str | Encoding
   ) -> None:
-    """Makes room for at least (members, views, examples, classes). Stored values stay.
+    """Makes room for at least (members, views, examples, classes). Stored values are kept.
 
     Args:
       stored_as: an encoding, or the name of a dtype for `Dense`.
 
     Raises:
       DamageError: the array has another number of examples or another encoding.
-      StorageError: it cannot be written.
+      StorageError: the array cannot be written.
     """
     *shape, num_classes = shape
     encoding = Dense(stored_as, num_classes) if isinstance(stored_as, str) else stored_as
@@ -110,7 +110,7 @@ class PredictionStore:
     """Stores one member's log-probabilities of one view of every example.
 
     Args:
-      are_log_probs: whether the values are log-probabilities, which are stored as they are.
+      are_log_probs: whether the values are log-probabilities, which are not normalised again.
 
     Raises:
       StorageError: they cannot be written.
@@ -177,10 +177,10 @@ class PredictionStore:
   def compared(
     self, split: str, member: int, view: int, indices_N: np.ndarray, log_probs_NC: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """(stored_NX, fresh_NX) in nats: some examples as they are stored, and predicted again.
+    """(stored_NX, fresh_NX) in nats of some examples, as they are stored and as they are predicted again.
 
     Args:
-      log_probs_NC: the predictions anew of the examples `indices_N`.
+      log_probs_NC: new predictions for the examples `indices_N`.
 
     Raises:
       DamageError: a chunk is missing, or has changed since it was written.
@@ -194,11 +194,11 @@ class PredictionStore:
     return encoding.compared(rows_NW, log_probs_NC, member, view, indices_N)
 
   def mend(self, split: str, member: int, view: int) -> str:
-    """Advice for an error: what to do when one member's predictions of one view are damaged."""
+    """Advice for an error about damaged predictions of one member for one view."""
     chunks = self.folder / 'logits' / split / 'c' / str(member) / str(view)
     return (
-      f'Delete {chunks} and {self.folder / "meta.json"}, and run with --stages=predictions: the teacher '
-      'predicts what is missing again.'
+      f'Delete {chunks} and {self.folder / "meta.json"}, and run with --stages=predictions: the missing '
+      'predictions are made again.'
     )
 
   def _incomplete(self, split: str, member: int, view: int) -> DamageError:
@@ -211,7 +211,7 @@ class PredictionStore:
     metadata = self.folder / 'logits' / split / 'zarr.json'
     return (
       f'Delete {metadata} and {self.folder / "meta.json"}, and run with --stages=predictions: they are '
-      'written again, and the predictions stay.'
+      'written again, and the predictions are kept.'
     )
 
   @contextlib.contextmanager
@@ -220,8 +220,8 @@ class PredictionStore:
       yield
     except ValueError as error:  # TensorStore raises it for a full disk, too
       raise StorageError(
-        f'{self._where(split)} could not be written ({error}). Make room, or mend what else is wrong '
-        'there, and run the same command: it goes on where it was.'
+        f'{self._where(split)} could not be written ({error}). Make room or fix the disk, '
+        'and run the same command again: it resumes.'
       ) from error
 
   def _where(self, split: str) -> str:

@@ -28,7 +28,7 @@ BLOCK = 10_000  # examples that are combined at once
 
 
 class Teacher(Protocol):
-  """The ensemble's predictions on inputs that have names, such as 'distillation' and 'test'."""
+  """The predictions of an ensemble on named inputs, such as 'distillation' and 'test'."""
 
   def members(self, name: str, view: int = 0) -> np.ndarray:
     """log_probs_MNC of every member, for one view of every example."""
@@ -40,7 +40,7 @@ class Teacher(Protocol):
 class Source(Protocol):
   """A source of predictions, from which the store is filled."""
 
-  gives_log_probs: bool  # whether `logits` gives log-probabilities, which the store has as they are
+  gives_log_probs: bool  # whether `logits` gives log-probabilities, which are not normalised again
 
   def logits(
     self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
@@ -49,7 +49,7 @@ class Source(Protocol):
 
 
 def log_probs(source: Source, member: int, name: str, *which: Any) -> np.ndarray:
-  """log_probs_NC, where `Source.logits` would give logits."""
+  """log_probs_NC of a source, with the arguments of `Source.logits`."""
   logits_NC = source.logits(member, name, *which)
   return logits_NC if source.gives_log_probs else log_softmax(logits_NC, axis=-1)
 
@@ -103,7 +103,7 @@ class OnlineTeacher:
 
   Attributes:
     model: the members' model.
-    variables: of each member.
+    variables: the variables of each member.
   """
 
   gives_log_probs = False
@@ -135,7 +135,7 @@ class OnlineTeacher:
 
 
 class FunctionTeacher:
-  """Shows the functions of a user the views that the student sees."""
+  """Calls functions of the user on the views that the student sees."""
 
   gives_log_probs = False
 
@@ -146,7 +146,7 @@ class FunctionTeacher:
     predictor: Predictor,
     logits: Callable[[functions.Function, np.ndarray], np.ndarray],
   ):
-    """Takes the members, and `logits`, which calls one of them and checks what it gives."""
+    """Takes the members, and `logits`, which calls one of them and checks its result."""
     self._members, self._inputs, self._predictor = list(members), inputs, predictor
     self._logits = logits
 
