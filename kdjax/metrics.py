@@ -60,8 +60,8 @@ def fidelity(student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray) ->
 def generalization_values(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, np.ndarray]:
   """The values of each example that `generalization` averages.
 
-  Returns: 'accuracy' and 'nll' of shape (N,), and 'calibration' of shape (N, NUM_BINS, 3): in the bin
-  of the example's confidence stand (1, confidence, correct), in the others zeros. Bins are open below.
+  Returns: 'accuracy' and 'nll' of shape (N,), and 'calibration' of shape (N, NUM_BINS, 3). The bin of the
+  example's confidence has (1, confidence, correct), the others have zeros. Bins exclude their lower end.
   """
   log_probs_NC = log_softmax(np.asarray(logits_NC, np.float64), axis=-1)
   correct_N = (log_probs_NC.argmax(-1) == labels_N).astype(np.float64)
@@ -125,10 +125,9 @@ def finer_fidelity_values(
   Returns:
     'total_variation': ½ Σ_c |p_c − q_c|, in [0, 1]; 0 for equal distributions.
     'top5_agreement': the fraction of the teacher's five most probable classes that are among the student's
-      five. Of equally probable classes the lower one comes first. Left out where there are fewer than six.
+      five. Of equally probable classes the lower one comes first. Absent with fewer than six classes.
     'rank_correlation': Spearman's correlation of the class probabilities, in [−1, 1]. Equal probabilities,
-      which a store in float16 has, share their mean rank; 0 where all classes of one side are equal, which
-      then ranks nothing.
+      which occur in float16, share their mean rank. It is 0 if all classes of one side are equally probable.
 
   >>> student_NC, teacher_NC = np.log([[0.2, 0.3, 0.5]]), np.log([[0.3, 0.2, 0.5]])
   >>> values = finer_fidelity_values(student_NC, teacher_NC)
@@ -176,11 +175,11 @@ def cohens_kappa(agreement: np.ndarray, student_C: np.ndarray, teacher_C: np.nda
 
   Args:
     agreement: p_o, the fraction of examples on which both predict the same class; any leading axes.
-    student_C, teacher_C: how often each predicts each class, as fractions of the examples. By chance they
-      agree with p_e = Σ_c student_c teacher_c.
+    student_C, teacher_C: how often each predicts each class, as fractions of the examples. Agreement by chance
+      is p_e = Σ_c student_c teacher_c.
 
-  Returns: κ ≤ 1; 0 is what independent predictions with these frequencies have. NaN where both predict
-  one and the same class for all examples.
+  Returns: κ ≤ 1; 0 for independent predictions with these frequencies; NaN where both predict the same class
+  for all examples.
 
   >>> uniform_C = np.array([0.5, 0.5])
   >>> [round(float(cohens_kappa(agreement, uniform_C, uniform_C)), 4) for agreement in (0.5, 0.75, 1)]

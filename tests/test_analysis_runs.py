@@ -183,7 +183,7 @@ def test_missing_students_are_reported(finished, tmp_path):
     runs.load(tmp_path)
   run = copied(finished, tmp_path)
   (run.folders.student / 'complete.json').unlink()
-  with pytest.raises(MissingInputError, match='not trained to its end'):
+  with pytest.raises(MissingInputError, match='the student is not finished'):
     runs.load(run.folders.student)
 
 

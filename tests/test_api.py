@@ -286,7 +286,7 @@ def test_data_count_by_their_content_and_not_their_path(done, tmp_path, caplog):
   assert finished.experiment(folder).folders.student == folder
   np.savez(path, **{**arrays, 'y_train': 9 - arrays['y_train']})
   data.forget()
-  with pytest.raises(DamageError, match='what decided it has changed since: the data of train'):
+  with pytest.raises(DamageError, match='it was made with other code or data: the data of train'):
     finished.experiment(folder)
 
 

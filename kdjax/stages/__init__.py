@@ -1,1 +1,1 @@
-"""The stages of an experiment, in files of their own, and the pipeline that runs them in their order."""
+"""The stages of an experiment, one file each, and the pipeline that runs them in order."""

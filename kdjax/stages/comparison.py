@@ -17,7 +17,7 @@ from kdjax import intervals, metrics
 from kdjax.intervals import Estimate
 
 STUDENT, INDEPENDENT, DIFFERENCE = 'fidelity', 'independent', 'difference'  # names in result.json
-# The sign test: with fewer examples, even a difference of one sign on all of them is not significant at 5 %.
+# With fewer examples, even a difference of one sign on all of them is not significant at 5 % (sign test).
 MIN_EXAMPLES = 6
 BLOCK = 2**21  # the number of logits that are converted to float64 and ranked at a time
 
@@ -27,9 +27,8 @@ class Fidelity:
   """The values per example from which all measures of one model's fidelity are computed."""
 
   values: dict[str, np.ndarray]  # by measure that is a mean over examples, of shape (N,)
-  student_NC: (
-    sparse.csr_array
-  )  # the fraction of the example's views on which each class is predicted
+  # The fraction of the example's views on which each class is predicted.
+  student_NC: sparse.csr_array
   teacher_NC: sparse.csr_array
 
   def measures(self, counts_RN: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The data of an experiment: splits, sizes, unlabelled inputs, and what they are known by."""
+"""The data of an experiment: splits, sizes, unlabelled inputs, and their provenance."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ from kdjax.train.inputs import Inputs
 
 
 class Data:
-  """The data that an experiment trains and is evaluated on, read when they are first needed."""
+  """The data for training and evaluation of an experiment, read when they are first needed."""
 
   def __init__(self, config: ConfigDict, folders: Folders):
     self._config, self._folders = config, folders
@@ -61,7 +61,7 @@ class Data:
 
   @cached_property
   def extra_inputs(self) -> dict[str, np.ndarray | StreamedImages]:
-    """{'extra': the unlabelled inputs that are added to the data set's}, or {} if there are none."""
+    """{'extra': the unlabelled inputs that are added to the distillation data}, or {} if there are none."""
     name, count = self._config.predictions.extra, config_lib.num_extra(self._config)
     if not name:
       return {}
@@ -74,7 +74,7 @@ class Data:
     """The first samples of the GAN, by default all, as uint8 images_NHWC.
 
     Raises:
-      MissingInputError: it was not trained, or has fewer samples.
+      MissingInputError: the GAN is not trained, or has fewer samples.
       DamageError: the file is damaged, or the GAN was trained on other data.
     """
     folder, count = self._folders.gan, count or self._config.gan.num_samples
@@ -92,7 +92,7 @@ class Data:
 
   @cached_property
   def training(self) -> Provenance:
-    """The provenance of teachers and GANs. It leaves out the test set, which changes no teacher."""
+    """The provenance of teachers and GANs, without the test set, which does not affect them."""
 
     def content():
       return {name: split for name, split in self.splits.items() if name != 'test'}
@@ -137,7 +137,7 @@ def _load_splits(dataset: str, content: tuple[str, ...]) -> dict[str, data.Split
   """The splits of the section `dataset`, given as JSON. All experiments of a sweep share them.
 
   Args:
-    content: of `data.content`; other content is read anew.
+    content: the digests of `data.content`. If they change, the data are read again.
   """
   del content
   splits = data.load(ConfigDict(json.loads(dataset)))

@@ -1,6 +1,6 @@
 """Stage 'evaluation': generalization and fidelity of the student, in result.json.
 
-Splits are taken as they are; 'distillation' stands for views that the student was trained on.
+Splits are not augmented; 'distillation' has views that the student was trained on.
 Axes: M member, V view, N example, C class.
 """
 
@@ -23,10 +23,10 @@ from kdjax.stages.stage import Job, Stage
 from kdjax.train import loop, trackers
 from kdjax.train.inputs import Inputs
 
-# The version of result.json; a result of another version is computed again. Raise it when a change of the
-# code gives other or more numbers for the same student.
+# The version of result.json. A result of another version is computed again. Raise it when a change of the code
+# gives other or more numbers for the same student.
 VERSION = 1
-# Models that are compared with the teacher, by their names in result.json: their names in logits.npz.
+# The models that are compared with the teacher: their names in result.json and in logits.npz.
 WRITTEN = {comparison.STUDENT: 'student', comparison.INDEPENDENT: 'independent'}
 SUMMARISED = ('accuracy', 'nll', 'top1_agreement', 'predictive_kl')  # for trackers
 
@@ -38,7 +38,7 @@ def _job(experiment: Experiment, is_complete: Callable[[Experiment], bool]) -> J
     is_complete=partial(is_complete, experiment),
     make=partial(_make, experiment),
     missing=f'the student is not evaluated: there is no {folder / "result.json"}.',
-    # config.json says what result.json was made with, and where the data are now.
+    # config.json has the settings of result.json, and the present place of the data.
     provenance=dataclasses.replace(experiment.data.everything, replaces_config=True),
   )
 
@@ -53,7 +53,7 @@ def _requires(experiment: Experiment) -> list[Stage]:
 
 
 def is_evaluated(experiment: Experiment) -> bool:
-  """Whether both files are there, and result.json has this VERSION and answers the section `evaluation`."""
+  """Whether both files exist, and result.json has this VERSION and the settings of `evaluation`."""
   path, logits = (experiment.folders.student / name for name in ('result.json', 'logits.npz'))
 
   def is_there() -> bool:
@@ -75,7 +75,7 @@ def _has_result(experiment: Experiment) -> bool:
 
 
 STAGE = Stage('evaluation', lambda experiment: [_job(experiment, is_evaluated)], _requires)
-# The report requires this one: a result of any version and with any settings.
+# The report requires a result of any version and with any settings.
 ANY_RESULT = Stage('evaluation', lambda experiment: [_job(experiment, _has_result)])
 
 
@@ -162,7 +162,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 def _answers(found: dict[str, Any], asked: dict[str, Any]) -> bool:
   """Whether a result computed with the settings `found` answers `asked`; extra CKA is allowed.
 
-  So two sweeps that share a student, one with CKA, do not compute its result in turn.
+  Otherwise two sweeps that share a student, one with CKA, would compute its result again in turn.
   """
   return asked == (found if asked['num_cka_examples'] else found | {'num_cka_examples': 0})
 
@@ -191,7 +191,7 @@ class _Pupil:
   variables: Any
 
   def logits(self, inputs: Inputs, view: int) -> np.ndarray:
-    """logits_NC of one view of all examples of some inputs, which may be another experiment's."""
+    """logits_NC of one view of all examples. The inputs may be those of another experiment."""
     model, predictor = self.experiment.student.model, self.experiment.predictor
     return predictor.logits(model, self.variables, inputs, view)
 
@@ -258,7 +258,7 @@ def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
     'student': metrics.generalization_means(student_sums) if num_labelled else {},
     'teacher': metrics.generalization_means(teacher_sums) if num_labelled else {},
   }
-  # A teacher that is stored with a probability of 0 for some label has no finite NLL.
+  # The NLL of a teacher is infinite if the stored probability of a label is 0.
   means = {
     who: {k: x if np.isfinite(x) else None for k, x in of.items()} for who, of in means.items()
   }
@@ -267,7 +267,7 @@ def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
 
 
 def _where_teacher_is_wrong(piece: _Piece, num_resamples: int) -> dict[str, Any]:
-  """Fidelity on the examples that the teacher gets wrong. There, accuracy alone gives no agreement."""
+  """Fidelity on the examples that the teacher gets wrong, where accuracy alone gives no agreement."""
   wrong_N = (piece.labels_N >= 0) & (piece.teacher_NC.argmax(-1) != piece.labels_N)
   if not wrong_N.any():
     return {'num_examples': 0}
@@ -282,7 +282,9 @@ def _compared(models: dict[str, comparison.Fidelity], num_resamples: int) -> dic
 def _cka(experiment: Experiment, pupil: _Pupil) -> dict[str, dict[str, float | None]]:
   """{feature: {'member_0': CKA, ...}} for the features that both models have; None if one is constant."""
   inputs = experiment.data.inputs['test']
-  order_N = keys.numpy_rng(0, 'cka').permutation(len(inputs.split))  # examples may come by class
+  order_N = keys.numpy_rng(0, 'cka').permutation(
+    len(inputs.split)
+  )  # examples may be sorted by class
   indices_N = np.sort(order_N[: experiment.config.evaluation.num_cka_examples])
   student_features = experiment.predictor.features(
     experiment.student.model, pupil.variables, inputs, indices_N

@@ -21,9 +21,9 @@ from kdjax.train.predictor import Predictor
 
 
 class Experiment:
-  """A config in a workdir, and what follows from the two.
+  """A config in a workdir, and the folders, data, roles and predictor that follow from them.
 
-  Each attribute is made when it is first asked for. Nothing here writes.
+  Each attribute is made when it is first used. Nothing here writes.
   """
 
   def __init__(
@@ -37,13 +37,13 @@ class Experiment:
     """An experiment.
 
     Args:
-      label: for progress bars and messages; tells an experiment from its counterpart.
+      label: a prefix in progress bars and messages, which distinguishes an experiment from its counterpart.
       tracked_by: names of trackers that its trainings are sent to.
       title: the name of its student in trackers.
     """
     self.config, self.label, self.tracked_by, self.title = config, label, tracked_by, title
     workdir = workdir.expanduser()
-    # Orbax needs absolute paths. Those on gs:// are; `absolute` would break them.
+    # Orbax needs absolute paths. Paths on gs:// are absolute, and `absolute` would break them.
     self.workdir = workdir if workdir.is_absolute() else workdir.absolute()
 
   @cached_property
@@ -57,7 +57,7 @@ class Experiment:
   @cached_property
   def teacher(self) -> Role:
     section, num_examples = self.config.teacher, self.data.num_teacher_examples
-    if section.source == WORKDIR:  # whose optimizer decides what its checkpoints hold
+    if section.source == WORKDIR:  # its checkpoints hold the state of its own optimizer
       section = teacher_source.recorded(section.path).teacher
       return self._role(section, self.config.model, num_examples, None)
     return self._role(section, self.config.model, num_examples, self.data.training)

@@ -1,4 +1,4 @@
-"""Experiments that are found from the folder of a finished student."""
+"""The experiment of a finished student, found from the student's folder."""
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -12,9 +12,9 @@ from kdjax.train import loop
 
 
 def find(path: epath.PathLike) -> epath.Path:
-  """The folder of a student: `path` itself, or that of the newest student of the workdir `path`.
+  """The folder of a student: `path` itself, or the newest student of the workdir `path`.
 
-  The newest is the one that was evaluated last. Where none was, there must be just one.
+  The newest student is the one that was evaluated last. If none was evaluated, there must be only one.
 
   Raises:
     MissingInputError: there is no folder, or no finished student in it.
@@ -23,13 +23,13 @@ def find(path: epath.PathLike) -> epath.Path:
   folder = path if path.parent.name == 'students' else _newest(path)
   if not loop.is_complete(folder):
     raise MissingInputError(
-      f'{folder}: the student is not trained to its end; run the command that began it again'
+      f'{folder}: the student is not finished; run the command that trains it again'
     )
   return folder
 
 
 def existing(path: epath.PathLike) -> epath.Path:
-  """The absolute path of a folder; raises MissingInputError if it is not there."""
+  """The absolute path of a folder; raises MissingInputError if there is none."""
   if not files.is_reachable(str(path)):
     raise MissingInputError(f'{path}: {files.NEEDS_CLOUD}')
   path = epath.Path(path).expanduser()
@@ -61,17 +61,17 @@ def experiment(folder: epath.Path) -> Experiment:
   """The experiment of a student, whose config lies in its folder.
 
   Raises:
-    MissingInputError: the config names code that is not there.
+    MissingInputError: the config names code that is missing.
     DamageError: config.json is damaged, or of another version of kdjax; or code or data have changed.
   """
   found = Experiment(read_config(folder), folder.parents[1])
   plugins.add_folder('.')
   if missing := [*user_code.missing(found.config)]:
-    raise MissingInputError('\n  '.join([f'{folder}: it needs code that is not there:', *missing]))
+    raise MissingInputError('\n  '.join([f'{folder}: it needs code that is missing:', *missing]))
   if names := fingerprints.changes(folder, found.config, 'student'):
     raise DamageError(
-      f'{folder}: what decided it has changed since: {", ".join(names)}. Train the student again, or bring '
-      'the old version back.'
+      f'{folder}: it was made with other code or data: {", ".join(names)}. Train the student again, or '
+      'restore the old version.'
     )
   if found.folders.student != folder:
     raise DamageError(

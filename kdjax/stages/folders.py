@@ -1,4 +1,4 @@
-"""The folders of the artefacts of an experiment."""
+"""Folders of the artefacts of an experiment."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from kdjax.config.fields import WORKDIR
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-  """Folders of an experiment: WORKDIR/<kind>/<fingerprint of all that the content depends on>."""
+  """Folders of an experiment: WORKDIR/<kind>/<fingerprint of everything that decides the content>."""
 
   workdir: epath.Path
   config: ConfigDict
 
   def member(self, member: int) -> epath.Path:
-    """The folder of one member of the teacher; of another workdir with `teacher.source='workdir'`."""
+    """The folder of one member of the teacher, in the other workdir with `teacher.source='workdir'`."""
     if self.config.teacher.source == WORKDIR:
       return epath.Path(self.config.teacher.path).expanduser() / f'member_{member}'
     fingerprint = config_lib.teacher_fingerprint(self.config)

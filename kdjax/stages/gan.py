@@ -1,7 +1,7 @@
 """Stage 'gan': SN-GAN, a generator of unlabelled images (Miyato et al. 2018).
 
-It is trained on the training set with the hinge loss. Then samples.npz holds images; image i is a pure
-function of the config and i. quality.json says how far they are from real ones. Axes: N example, H W C
+It is trained on the training set with the hinge loss. samples.npz then holds images; image i is a pure
+function of the config and i. quality.json has their distance to real images. Axes: N example, H W C
 image.
 """
 
@@ -50,7 +50,7 @@ STAGE = Stage('gan', _jobs, requires=lambda experiment: [teachers.STAGE])
 
 
 def _is_complete(experiment: Experiment) -> bool:
-  """Whether there are as many samples as are wanted. quality.json is written last."""
+  """Whether there are enough samples. quality.json is written last."""
   folder = experiment.folders.gan
 
   def is_written() -> bool:
@@ -62,7 +62,7 @@ def _is_complete(experiment: Experiment) -> bool:
 
 
 def _make(experiment: Experiment) -> None:
-  teacher = teachers.load(experiment, 0)  # raises before hours of work, not after
+  teacher = teachers.load(experiment, 0)  # raises before hours of work
   if not loop.is_complete(experiment.folders.gan):
     _train(experiment)
   _write_samples(experiment)
@@ -127,10 +127,10 @@ def _in_batches(array_N: np.ndarray, name: str, batch_size: int) -> Iterator[tup
 
 
 def _write_samples(experiment: Experiment) -> None:
-  """Writes samples.npz, and samples.png for the eye."""
+  """Writes samples.npz, and samples.png to look at."""
   section, folder, predictor = experiment.config.gan, experiment.folders.gan, experiment.predictor
   path = folder / 'samples.npz'
-  # Existing samples stay: computed in other batches, a pixel could come out one level off.
+  # Existing samples are kept: computed in other batches, a pixel could differ by one level.
   pieces = [files.read_arrays(path)['images_NHWC']] if path.exists() else []
   indices_N = np.arange(sum(map(len, pieces)), section.num_samples, dtype=np.int32)
   if len(indices_N):
@@ -167,7 +167,7 @@ def quality(experiment: Experiment) -> dict[str, Any]:
 
 
 def _write_quality(experiment: Experiment, teacher: Variables) -> None:
-  """Fréchet distances in the features of the first teacher, and those of real images as the floor."""
+  """Writes Fréchet distances in features of the first teacher; those between real images are the floor."""
   predictor, splits = experiment.predictor, experiment.data.splits
   step, seed = partial(gan_steps.features_step, model=experiment.teacher.model), seed_of(experiment)
 

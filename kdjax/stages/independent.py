@@ -1,8 +1,8 @@
 """Stage 'independent': the baseline of fidelity, a student of another teacher.
 
-Two accurate models agree by accuracy alone. So every student is measured beside a student of the same
-recipe whose teacher has other seeds (paper, Section 3). It is an ordinary student of the same workdir,
-found again by its own fingerprint.
+Two accurate models agree by accuracy alone. So every student is compared with a student of the same recipe whose
+teacher has other seeds (paper, Section 3). It is an ordinary student of the same workdir, with a fingerprint of
+its own.
 """
 
 import dataclasses
@@ -17,14 +17,15 @@ from kdjax.train import loop
 
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
-  """The job of the counterpart's student, if it is wanted and has not diverged before."""
+  """The job of the counterpart's student, unless the config excludes it or it has diverged."""
   if experiment.config.evaluation.independent_seed is None:
     return []
   other = counterpart(experiment)
   (job,) = student.jobs(other, f'{other.label}student')
   if not job.is_complete() and has_diverged(experiment):
     progress.logger.warning(
-      'the independent student, or a teacher of it, has diverged; going on without: %s', job.folder
+      'the independent student, or a teacher of it, has diverged; continuing without it: %s',
+      job.folder,
     )
     return []
   missing = (
@@ -47,7 +48,7 @@ STAGE = Stage(
   _jobs,
   prepares=_prepares,
   on_divergence=(
-    'It was of the independent student: the same command goes on without that baseline'
+    'This was the independent student. Run the same command again: it continues without that baseline'
   ),
 )
 

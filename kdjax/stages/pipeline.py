@@ -1,4 +1,4 @@
-"""The stages in their order. Each reads what earlier ones wrote, and skips what is complete."""
+"""The stages in order. Each reads what earlier stages wrote, and skips what is complete."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +31,7 @@ STAGES: dict[str, stage.Stage] = {
     report,
   )
 }
-# The stages of a sweep that compare students, and show what they found.
+# The stages that compare students and report on them.
 COMPARING = ('independent', 'evaluation', 'report')
 
 
@@ -71,7 +71,7 @@ def run(
 
 
 def _require_left_out(this: stage.Stage, experiment: Experiment, names: Sequence[str]) -> None:
-  """Requires the results of stages that are not run, before the first stage is, and not after hours."""
+  """Raises MissingInputError before any stage runs if results of stages that are left out are missing."""
   left_out = [other for other in this.requires(experiment) if other.name not in names]
   if left_out and not this.is_complete(experiment):
     for other in left_out:
@@ -87,9 +87,9 @@ def run_sweep(
 ) -> None:
   """Runs the named stages of every config. Any number of processes may do so in one workdir.
 
-  A config is claimed by one process at a time; the others go on to the next, and come back to it when
-  nothing else is left. All students come first, and then what compares them: by then the independent
-  student of one is often another of the sweep.
+  One process at a time claims a config; the others take the next, and return to it when nothing else is left. All
+  students come before the stages that compare them, since the independent student of one run is often the student of
+  another.
 
   Args:
     configs: by the index of the run.
@@ -97,7 +97,7 @@ def run_sweep(
     trackers: names of trackers that trainings and results are sent to.
 
   Raises:
-    UserError: some could not be run, for the reasons that it gives. All others are done.
+    UserError: some runs failed, for the reasons in the message. All others are done.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   failures: dict[int, UserError] = {}

@@ -1,4 +1,4 @@
-"""Stage 'predictions': the store with every member's predictions for every view.
+"""Stage 'predictions': fills the store with every member's predictions for every view.
 
 Axes: M member, N example, C class.
 """
@@ -22,7 +22,7 @@ from kdjax.stages.experiment import Experiment
 from kdjax.stages.stage import Job, Stage
 from kdjax.train.inputs import is_same_view
 
-INPUTS = 'inputs.json'  # records of some views that the predictions belong to
+INPUTS = 'inputs.json'  # records of some of the views that are predicted
 VIEWS = 0, 1  # the recorded views of the distillation data, the same for any number of views
 NUM_COMPARED = 4096  # examples on which the cost of storing is measured with `TopK`
 
@@ -73,7 +73,7 @@ def open_teacher(experiment: Experiment) -> Teacher:
 
 
 def _is_complete(folder: epath.Path, num_members: int, num_views: int) -> bool:
-  """Whether meta.json says that every prediction of so many members and views is there."""
+  """Whether meta.json has at least these numbers of members and views as complete."""
 
   def is_there() -> bool:
     complete = PredictionStore(folder).meta.get('complete', [])
@@ -83,7 +83,7 @@ def _is_complete(folder: epath.Path, num_members: int, num_views: int) -> bool:
 
 
 def _make(experiment: Experiment) -> None:
-  """Stores the predictions that are not there yet."""
+  """Stores the predictions that are missing."""
   source, folder = teachers.open_source(experiment), experiment.folders.predictions
   if hosts.decide(lambda: (folder / 'logits').exists()):
     require_same_inputs(experiment)
@@ -93,12 +93,12 @@ def _make(experiment: Experiment) -> None:
 
 
 def require_same_inputs(experiment: Experiment) -> None:
-  """Compares a few views, as they are rendered now, with those that the predictions belong to.
+  """Compares a few views, as they are rendered now, with the recorded views of the predictions.
 
-  A fingerprint names fields of a config; the code that draws and renders can change beneath it.
+  A fingerprint covers fields of the config; the code that draws and renders the views may still change.
 
   Raises:
-    DamageError: they are other ones, or there is no record of them.
+    DamageError: the views differ, or there is no record of them.
   """
   folder = experiment.folders.predictions
 
@@ -114,9 +114,9 @@ def require_same_inputs(experiment: Experiment) -> None:
     if differing:
       why = 'are of other inputs than are rendered now' if recorded else f'have lost their {INPUTS}'
       raise DamageError(
-        f'the predictions in {folder} {why} ({", ".join(differing)}): a student would learn of one image '
-        f'what the teacher said of another. Delete {folder} and run with --stages=predictions to make '
-        'them anew, or go back to the version of kdjax that made them.'
+        f'the predictions in {folder} {why} ({", ".join(differing)}): a student would be '
+        f'trained on one image with the predictions for another. Delete {folder} and run with --stages=predictions to make '
+        'them again, or use the version of kdjax that made them.'
       )
     return True
 
@@ -134,9 +134,9 @@ def _inputs(experiment: Experiment) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def _store(experiment: Experiment, source: Source) -> None:
-  """All hosts predict every missing view together, which gives the bits that one host would get.
+  """Predicts every missing view, on all hosts together, which gives the same bits as one host.
 
-  They take turns to write: a chunk is written by one, while all go on to predict the next view.
+  Hosts take turns to write: one writes a view while all predict the next one.
   """
   inputs, num_classes = experiment.data.inputs, experiment.data.description.num_classes
   store = PredictionStore(experiment.folders.predictions)
@@ -153,7 +153,7 @@ def _store(experiment: Experiment, source: Source) -> None:
   compact, dense = encoding(experiment, 'distillation'), Dense('float16', num_classes)
   if isinstance(compact, TopK) and compact.num_bytes >= dense.num_bytes:
     progress.logger.warning(
-      'predictions.top_k = %d: takes %d bytes an example, and predictions.dtype=float16, which is exact, %d',
+      'predictions.top_k = %d: takes %d bytes an example; predictions.dtype=float16, which is exact, takes %d',
       compact.k,
       compact.num_bytes,
       dense.num_bytes,
@@ -174,7 +174,7 @@ def _store(experiment: Experiment, source: Source) -> None:
       logits_NC = source.logits(member, name, view)
       if done % hosts.count() == hosts.index():
         if writing is not None:
-          writing.result()  # raises what went wrong; and no more than two views are held
+          writing.result()  # raises its error, and at most two views are in memory
         writing = writer.submit(store.write, name, member, view, logits_NC, source.gives_log_probs)
       show(done)
     if writing is not None:
@@ -186,7 +186,7 @@ def _store(experiment: Experiment, source: Source) -> None:
 def _missing(
   store: PredictionStore, wanted: list[tuple[str, int, int]]
 ) -> list[tuple[str, int, int]]:
-  """The (name, member, view) that the store lacks. Each host reads its share of what is there."""
+  """The (name, member, view) that the store lacks. Each host reads its share of the store."""
   mine = range(hosts.index(), len(wanted), hosts.count())
   found = np.array([i in mine and store.has(*wanted[i]) for i in range(len(wanted))])
   found = hosts.gather(found).any(axis=0) if hosts.count() > 1 else found
@@ -194,13 +194,13 @@ def _missing(
 
 
 def views_of(experiment: Experiment) -> dict[str, int]:
-  """The number of views to store, by the name of the inputs. Splits as they are have one."""
+  """The number of views to store, by the name of the inputs. Splits have one."""
   num_views = experiment.config.predictions.num_views
   return {name: num_views if name == 'distillation' else 1 for name in experiment.data.inputs}
 
 
 def encoding(experiment: Experiment, name: str) -> Encoding:
-  """How predictions of some inputs are stored. Splits as they are stay exact, to measure fidelity on."""
+  """The encoding of predictions of some inputs. It is exact for splits, on which fidelity is measured."""
   section, num_classes = experiment.config.predictions, experiment.data.description.num_classes
   if not config_lib.is_top_k(experiment.config):
     return Dense(section.dtype, num_classes)
@@ -229,7 +229,7 @@ def _meta(experiment: Experiment, store: PredictionStore, source: Source) -> dic
 
 
 def _digests(experiment: Experiment, store: PredictionStore) -> dict[str, dict[str, str]]:
-  """Digests of what is stored, by the name of the inputs and 'member/view'. Known ones are kept."""
+  """Digests of stored predictions, by the name of the inputs and 'member/view'. Known ones are kept."""
   digests = store.meta.get('digests', {})
   for name, num_views in views_of(experiment).items():
     known = digests.setdefault(name, {})
@@ -242,11 +242,11 @@ def _digests(experiment: Experiment, store: PredictionStore) -> dict[str, dict[s
 def _dtype_error(
   experiment: Experiment, store: PredictionStore, source: Source
 ) -> dict[str, float]:
-  """The cost of storing: the stored ensemble against the one just computed.
+  """The error of the dtype: the stored ensemble compared with the one just computed.
 
   It is measured on the test set or, with `TopK`, on view 0 of up to `NUM_COMPARED` examples of the
-  distillation data. There, KL is that of the stored ensemble from the exact one, which stays finite where the
-  estimate of a probability is 0.
+  distillation data. With `TopK` the KL is KL(stored ‖ exact), which is finite where the estimate of a probability
+  is 0.
   """
   members = range(experiment.config.teacher.num_members)
   is_top_k = config_lib.is_top_k(experiment.config)

@@ -1,4 +1,4 @@
-"""Records of what a folder was made from: config.json and data.json."""
+"""Records of the config and the data that a folder was made from: config.json and data.json."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ CONFIG, DATA = 'config.json', 'data.json'
 
 
 class Content:
-  """The content of some splits, known by its checksum."""
+  """The content of some splits, identified by its checksum."""
 
   def __init__(self, splits: Callable[[], dict[str, data.Split]]):
     """Takes a function, so that nothing is read before a checksum is needed."""
@@ -28,15 +28,15 @@ class Content:
   def require(self, checksum: str, folder: epath.Path) -> None:
     """Raises DamageError unless `checksum`, which `folder` records, is that of this content.
 
-    Streamed data have checksums of a sample. Two checksums are compared by the same kind.
+    Streamed data have checksums of a sample, so the checksum of the same kind is compared.
     """
     sampled, now = checksum.startswith(data.SAMPLED), self.checksum
     if sampled != now.startswith(data.SAMPLED):
       now = data.checksum(self._splits(), sampled)
     if checksum != now:
       raise DamageError(
-        f'{folder} was made from other data: its data set has the checksum {checksum}, the one that '
-        f'was read now {now}. Use a new --workdir, or the data set that it was made from.'
+        f'{folder} was made from other data: its data set has the checksum {checksum}, and the one '
+        f'that was read now has {now}. Use a new --workdir, or the data set that it was made from.'
       )
 
 
@@ -46,27 +46,27 @@ class Provenance:
 
   config: ConfigDict
   content: Content
-  replaces_config: bool = False  # config.json is that of the newest run, not of the first
+  replaces_config: bool = False  # whether config.json is replaced by that of a later run
 
   @property
   def checksum(self) -> str:
     return self.content.checksum
 
   def begin(self, folder: epath.Path) -> None:
-    """Records both before work in the folder begins, or goes on.
+    """Records both before work in the folder begins or resumes.
 
     Raises:
-      DamageError: what is in the folder was made from other data.
+      DamageError: the content of the folder was made from other data.
     """
     if not self.check(folder):
       files.write_json(folder / DATA, {'checksum': self.checksum})
     self._write_config(folder)
 
   def restore(self, folder: epath.Path) -> None:
-    """Writes what is lost of the records of a complete folder."""
+    """Writes the records that a complete folder has lost."""
     if not (folder / DATA).exists():
       progress.logger.warning(
-        '%s is missing: the data set that is here now is recorded in its place', folder / DATA
+        '%s is missing: the present data set is recorded in its place', folder / DATA
       )
       files.write_json(folder / DATA, {'checksum': self.checksum})
     self._write_config(folder)
@@ -77,7 +77,7 @@ class Provenance:
     Returns: whether there is a record.
 
     Raises:
-      DamageError: what is in the folder was made from other data.
+      DamageError: the content of the folder was made from other data.
     """
     path = folder / DATA
     if not path.exists():

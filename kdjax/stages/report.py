@@ -1,4 +1,4 @@
-"""Stage 'report': the page of the student, and the index and results.csv of all students of the workdir."""
+"""Stage 'report': writes the page of the student, and the index and results.csv of all students of the workdir."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from kdjax.stages.stage import Job, Stage
 
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
-  # A page itself knows whether it is up to date. Its files are written whole, so it needs no lock.
+  # `page.write` checks whether a page is up to date. Its files are written whole, so it needs no lock.
   return [
     Job(None, is_complete=lambda: False, make=partial(make, experiment))
     for make in (_make_page, _make_index)

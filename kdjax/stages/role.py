@@ -1,4 +1,4 @@
-"""The two roles of an experiment: a teacher and a student differ in these values alone."""
+"""The roles of an experiment, teacher and student, which differ only in the values of a `Role`."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class Role:
 
   @property
   def plan(self) -> loop.Plan:
-    """How long to train, and when to log, evaluate and save."""
+    """The length of the training, and the steps after which to log, evaluate and save."""
     return loop.make_plan(
       config_lib.num_steps(self.section, self.num_examples),
       self.section.batch_size,
@@ -49,7 +49,7 @@ class Role:
 
   @property
   def _durations(self) -> tuple[int, int]:
-    """Steps of the whole training, and of its warm-up."""
+    """The number of steps of the whole training, and of its warm-up."""
     plan = self.plan
     warmup = round(self.section.warmup_epochs * plan.num_examples / plan.batch_size)
     return plan.num_steps, warmup
@@ -68,7 +68,7 @@ class Role:
     """The variables of a complete training in `folder`, after its last or another kept step.
 
     Raises:
-      DamageError: the checkpoint is damaged or missing, or other data was trained on.
+      DamageError: the checkpoint is damaged or missing, or the data were others.
     """
     if self.provenance is not None:
       self.provenance.check(folder)

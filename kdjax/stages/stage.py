@@ -1,9 +1,8 @@
 """Stages, and the one driver that runs them.
 
-A stage lists its jobs. A job fills one folder, once. The driver does the rest, for the stages of an
-experiment and for the parts of an analysis alike: it checks whether a job is complete, takes its lock,
-checks again, since another process may have made it, records the config and the data, makes it, and waits
-until all hosts are done.
+A stage lists its jobs. A job fills one folder, once. The driver checks whether a job is complete, takes its lock,
+checks again, since another process may have made it, records the config and the data, makes it, and waits until all
+hosts are done. Stages of an experiment and parts of an analysis have the same driver.
 """
 
 import collections
@@ -31,12 +30,11 @@ class Job:
 
   Attributes:
     folder: the lock lies beside it. None: the job needs no lock.
-    is_complete: on several hosts, all call it and get the same answer.
-    make: makes it, and goes on with what an interrupted process left. It may return False to say that
-      there was nothing to do.
-    missing: a sentence that says what is not there, for an error.
-    provenance: what it is made from. None: the folder has no such records.
-    artefact: its kind in `fingerprints.FINGERPRINTS`; the code that decides it is recorded. '': none.
+    is_complete: whether it is made. On several hosts, all call it and get the same answer.
+    make: makes it, or resumes an interrupted attempt. It may return False if there was nothing to do.
+    missing: a sentence for an error that says what is missing.
+    provenance: the config and data that it is made from. None: they are not recorded.
+    artefact: its kind in `fingerprints.FINGERPRINTS`, whose code is recorded. '': none.
     num_steps: how often `advance` yields, for the progress bar.
     bar: the name of the progress bar of jobs that are made at once.
     advance: `make` on one device, step by step. If all jobs of a stage have it, as many jobs as there
@@ -60,7 +58,7 @@ class Stage:
 
   Attributes:
     name: in --stages and in messages.
-    jobs: subject → its jobs; none if the subject does not want the stage.
+    jobs: subject → its jobs; none if the subject does not need the stage.
     requires: subject → the stages whose results must be there before a job is made.
     prepares: subject → stages of other subjects that are run before a job is made.
     on_divergence: a sentence that is added to the error if a training diverges.
@@ -73,17 +71,17 @@ class Stage:
   on_divergence: str = ''
 
   def run(self, subject: Any, wait: bool = True) -> bool | None:
-    """Makes all jobs that are not complete, and logs how long that took. A stage without jobs logs nothing.
+    """Makes all jobs that are not complete, and logs the time. A stage without jobs logs nothing.
 
-    Jobs that other processes are at come last.
+    Jobs that other processes are making come last.
 
     Args:
-      wait: for other processes that are at a job. Otherwise what they are at is left to them.
+      wait: whether to wait for jobs that other processes are making; otherwise they are skipped.
 
-    Returns: whether there was anything to do; None if another process is at some of it.
+    Returns: whether there was anything to do; None if a job was skipped.
 
     Raises:
-      MissingInputError: the results of an earlier stage are not there. Nothing was written.
+      MissingInputError: results of an earlier stage are missing. Nothing was written.
     """
     start, made = time.monotonic(), self._run(subject, wait)
     if made is not None and self.jobs(subject):
@@ -95,7 +93,7 @@ class Stage:
     return all(job.is_complete() for job in self.jobs(subject))
 
   def require(self, subject: Any, place: int | None = None) -> None:
-    """Raises MissingInputError if a job, or the one of them at `place`, is not complete."""
+    """Raises MissingInputError unless all jobs, or the one at `place`, are complete."""
     jobs = self.jobs(subject)
     for job in jobs if place is None else [jobs[place]]:
       if not job.is_complete():
@@ -140,12 +138,12 @@ class Stage:
 def in_turn(
   items: Iterable[T], attempt: Callable[[T, bool], bool], name: str = '%s'
 ) -> dict[T, UserError]:
-  """Works at all items; several processes may share them. One that fails does not stop the others.
+  """Attempts all items, which several processes may share. A failure does not stop the others.
 
   Args:
-    attempt: (item, wait) → False if another process is at the item and `wait` is False. It is called
-      with `wait` only if other processes are at all items that are left.
-    name: how the log calls an item, as a format.
+    attempt: (item, wait) → False if another process is working on the item and `wait` is False. `wait` is True
+      only if other processes are working on all items that are left.
+    name: a format for the name of an item in the log.
 
   Returns: the errors, by item.
   """
@@ -169,9 +167,9 @@ def in_turn(
 
 
 def claimed(folder: epath.Path, work: Callable[[], Any], wait: bool) -> bool:
-  """Does some work that one process at a time may do, and that has locks of its own within.
+  """Does work that only one process at a time may do. The work may take further locks.
 
-  Returns: False if another process is at it and `wait` is False.
+  Returns: False if another process is doing it and `wait` is False.
   """
   with files.lock(folder.with_name(f'{folder.name}.claim'), wait) as locked:
     if locked:
@@ -181,7 +179,7 @@ def claimed(folder: epath.Path, work: Callable[[], Any], wait: bool) -> bool:
 
 @contextlib.contextmanager
 def _locked(job: Job, wait: bool) -> Iterator[bool | None]:
-  """Yields True if the job is to be made now, None if another process is at it, False if it is done."""
+  """Yields True if the job is to be made now, None if another process is making it, False if it is done."""
   with (
     contextlib.nullcontext(True) if job.folder is None else files.lock(job.folder, wait) as locked
   ):
@@ -205,9 +203,8 @@ def _make(job: Job, wait: bool) -> bool | None:
 def _make_on_devices(jobs: Sequence[Job]) -> None:
   """Makes each job on one device, on all devices at once.
 
-  A device works alone even if there is only one job, so that the bits depend neither on the number of
-  jobs nor on that of the devices. One loop gives each device a step in turn; a step returns at once, and
-  the device goes on.
+  Even a single job is made on one device, so that the bits depend neither on the number of jobs nor on that of the
+  devices. One loop gives each device a step in turn. A step returns before the device has finished it.
   """
   devices, done = jax.local_devices()[: len(jobs)], [0] * len(jobs)
   num_steps = [job.num_steps() for job in jobs]

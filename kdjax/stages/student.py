@@ -17,7 +17,7 @@ from kdjax.train.trackers import Run
 
 
 def jobs(experiment: Experiment, name: str = 'student') -> Sequence[Job]:
-  """The training of the student, whose name is for the progress bar and messages."""
+  """The training of the student. The name is for the progress bar and messages."""
   folder = experiment.folders.student
   return [
     Job(
@@ -73,14 +73,16 @@ class Distiller:
     """Prepares the steps.
 
     Args:
-      plan: by default the experiment's. Its number of steps has to be the experiment's, which learning
-        rate and temperature follow.
+      plan: by default the experiment's. Another plan must have the same number of steps, which the learning
+        rate and the temperature depend on.
     """
     role, section = experiment.student, experiment.config.student
     self._experiment, self._teacher, self._plan = experiment, teacher, plan or role.plan
     self._inputs = experiment.data.inputs['distillation']
     loss = losses.make(section.loss, section.loss_options.to_dict())
-    self._runs_members = 'teacher_features' in losses.needs(loss)  # of an `OnlineTeacher`
+    self._runs_members = 'teacher_features' in losses.needs(
+      loss
+    )  # the teacher is an `OnlineTeacher`
     kind, num_sharded = steps.student_step, 2
     if self._runs_members:
       kind, num_sharded = partial(steps.featured_student_step, teacher=teacher.model), 1
@@ -154,7 +156,7 @@ class Distiller:
 
 
 def load(experiment: Experiment, step: int | None = None) -> steps.Variables:
-  """The trained student's variables, after its last step or after one that was kept.
+  """The trained student's variables, after its last or another kept step.
 
   Raises:
     MissingInputError: it is not trained.
@@ -165,9 +167,9 @@ def load(experiment: Experiment, step: int | None = None) -> steps.Variables:
 
 
 def initial_variables(experiment: Experiment) -> steps.Variables:
-  """θ_s = λ θ_t + (1 − λ) θ_r of the first member's and random weights (paper, Section 6).
+  """θ_s = λ θ_t + (1 − λ) θ_r, from weights of the teacher and random weights (paper, Section 6).
 
-  θ_t are the member's final weights, or those that it started from (paper, Table 1).
+  θ_t are the first member's final weights, or its initial ones (paper, Table 1).
   """
   section = experiment.config.student
   random = experiment.student.init_variables(config_lib.student_seed(experiment.config))
@@ -188,7 +190,7 @@ def initial_variables(experiment: Experiment) -> steps.Variables:
 def _with_own_batch_stats(experiment: Experiment, variables: steps.Variables) -> steps.Variables:
   """Replaces BatchNorm's statistics by those of an epoch of distillation data.
 
-  The statistics of neither end fit interpolated weights.
+  Neither the teacher's nor the random network's statistics fit interpolated weights.
   """
   inputs = experiment.data.inputs['distillation']
   batch_size, seed = (

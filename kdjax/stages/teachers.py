@@ -1,7 +1,7 @@
-"""Stage 'teachers': an ensemble of independently trained members, or one from elsewhere.
+"""Stage 'teachers': trains an ensemble of independent members, or opens one that the user brings.
 
 Member i's weights, data order and views follow from (seed, i) alone. So an ensemble can grow, and its
-members can be trained in any order and place. With a `teacher.source` the stage has nothing to do.
+members can be trained in any order and place. With a `teacher.source` there is nothing to train.
 """
 
 import functools
@@ -54,7 +54,7 @@ STAGE = Stage('teachers', _jobs)
 
 
 def is_trained(experiment: Experiment, member: int) -> bool:
-  """Whether a member's final weights are there."""
+  """Whether a member's final weights exist."""
   source, folder = experiment.config.teacher.source, experiment.folders.member(member)
   return config_lib.has_weights(source) and loop.is_complete(folder)
 
@@ -63,7 +63,7 @@ def load(experiment: Experiment, member: int) -> steps.Variables:
   """A trained member's final variables.
 
   Raises:
-    MissingInputError: it was not trained.
+    MissingInputError: it is not trained.
     DamageError: its checkpoint is damaged, or it was trained on other data.
   """
   section, folder = experiment.config.teacher, experiment.folders.member(member)
@@ -71,7 +71,7 @@ def load(experiment: Experiment, member: int) -> steps.Variables:
     STAGE.require(experiment, member)
     return experiment.teacher.load(folder)
   if not is_trained(experiment, member):
-    raise MissingInputError(f'teacher.path = {section.path!r}: {folder} is no trained member.')
+    raise MissingInputError(f'teacher.path = {section.path!r}: {folder} is not a trained member.')
   try:
     variables = experiment.teacher.load(folder)
     found, wanted = (
@@ -81,10 +81,10 @@ def load(experiment: Experiment, member: int) -> steps.Variables:
     if found != wanted:
       raise DamageError('its parameters have other shapes.')
   except DamageError as error:
-    reason = str(error).partition(' Delete ')[0]  # the folder is not ours to delete
+    reason = str(error).partition(' Delete ')[0]  # the folder belongs to another run
     raise DamageError(
-      f'teacher.path = {section.path!r}: {folder.name} cannot be used: {reason} Needed are intact members '
-      'of the same model, for inputs of the same shape and as many classes.'
+      f'teacher.path = {section.path!r}: {folder.name} cannot be used: {reason} Needed: intact members of '
+      'the same model, for inputs of the same shape and as many classes.'
     ) from error
   return variables
 
@@ -107,11 +107,11 @@ def member_seed(experiment: Experiment, member: int) -> int:
 
 
 def open_source(experiment: Experiment) -> Source:
-  """The teacher that `teacher.source` names. It predicts anew; the store is not read.
+  """The teacher that `teacher.source` names. It predicts again; the store is not read.
 
   Raises:
     MissingInputError: a member is not trained.
-    UserError: what the config names is not there, or does not fit the data.
+    UserError: what the config names is missing, or does not fit the data.
   """
   section, data = experiment.config.teacher, experiment.data
   if config_lib.has_weights(section.source):
@@ -138,7 +138,7 @@ def open_source(experiment: Experiment) -> Source:
 
 
 def place(experiment: Experiment, member: int) -> str:
-  """The place of a teacher, for messages."""
+  """The place of a member, for messages."""
   section = experiment.config.teacher
   if config_lib.has_weights(section.source):
     return f'in {experiment.folders.member(member)}'

@@ -1,8 +1,8 @@
 """`--verify`: checks the stored predictions against their digests and against the teachers.
 
-The digests in meta.json find every value that has changed since it was written. A sample of all
-predictions is computed again, which finds other teachers, and measures numerical drift between machines.
-Drift is small and about as large for all examples; damage is large or in single examples.
+The digests in meta.json find every value that has changed since it was written. A sample of the predictions is computed
+again, which finds other teachers and measures numerical drift between machines. Drift is small and similar for all
+examples; damage is large or in single examples.
 Axes: N example, X compared value.
 """
 
@@ -28,7 +28,7 @@ NUM_EXAMPLES = 256  # examples of each split and member that are predicted again
 # has 8, and fused operations round it less often (ResNet-20: 0.1 nats).
 NOISE = {'float32': 1e-5, 'bfloat16': 0.01}
 DRIFT = {'float32': 0.05, 'bfloat16': 0.3}
-OUTLIER = 100  # drift stays below so many times the median example's difference
+OUTLIER = 100  # drift is less than this many times the median example's difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Sample:
 def verify(experiment: Experiment) -> str:
   """Reads the whole store, and predicts a sample of it again.
 
-  Returns: a text: how much was read and compared, how large the differences are, and what that means.
+  Returns: a text about how much was compared, how large the differences are, and what they mean.
 
   Raises:
-    DamageError: a value is missing or has changed, or the teachers give other predictions.
-    MissingInputError: there is no store, or there are no teachers, to verify.
+    DamageError: a value is missing or has changed, or the teachers predict something else.
+    MissingInputError: the store or the teachers are missing.
   """
   if experiment.config.predictions.mode == 'online':
     raise MissingInputError("predictions.mode = 'online' stores no predictions to verify")
@@ -124,7 +124,7 @@ def _read_all(store: PredictionStore) -> int:
 def _checked(
   experiment: Experiment, store: PredictionStore, name: str, member: int, source: Source
 ) -> Sample:
-  """A sample of one member's predictions. Raises DamageError if they are not this teacher's."""
+  """A sample of one member's predictions; raises DamageError if another teacher made them."""
   inputs = experiment.data.inputs[name]
   rng = keys.numpy_rng(experiment.config.seed, f'verify/{name}', member)
   view = int(rng.integers(predictions.views_of(experiment)[name]))
@@ -142,7 +142,7 @@ def _checked(
     raise DamageError(
       f'{store.folder}: the stored predictions of member {member} for view {view} of {name} are not '
       f'those of the teacher {teachers.place(experiment, member)}: for {which} log-probabilities differ by up '
-      f'to {sample.difference_NX.max():.3g} nats, which is more than machines drift apart. One of the '
-      f'two was replaced. Delete {store.folder} and run with --stages=predictions to make them anew.'
+      f'to {sample.difference_NX.max():.3g} nats, which is more than numerical drift. One of the two '
+      f'was replaced. Delete {store.folder} and run with --stages=predictions to make them again.'
     )
   return sample
