@@ -70,11 +70,7 @@ def generalization_values(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[s
   calibration = np.zeros((len(labels_N), NUM_BINS, 3))
   rows_N = np.arange(len(labels_N))
   calibration[rows_N, bin_N] = np.stack([np.ones_like(confidence_N), confidence_N, correct_N], -1)
-  return {
-    'accuracy': correct_N,
-    'nll': -log_probs_NC[rows_N, labels_N],
-    'calibration': calibration,
-  }
+  return {'accuracy': correct_N, 'nll': -log_probs_NC[rows_N, labels_N], 'calibration': calibration}
 
 
 def generalization_means(sums: Sums) -> dict[str, float]:

@@ -198,7 +198,8 @@ def test_an_independent_student_that_diverges_is_told_and_can_be_done_without(
   with monkeypatch.context() as patched:
     patched.setattr(student.Distiller, 'fit', diverge)
     with pytest.raises(
-      DivergedError, match=r'the loss is nan\. This was the independent student\. Run the same command'
+      DivergedError,
+      match=r'the loss is nan\. This was the independent student\. Run the same command',
     ):
       independent.STAGE.run(run)
   assert not independent.STAGE.run(run)  # the same command goes on

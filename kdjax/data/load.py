@@ -97,10 +97,7 @@ def extra_size(name: str, config: ConfigDict) -> int:
 
 
 def load_extra(
-  name: str,
-  config: ConfigDict,
-  input_shape: tuple[int, ...],
-  count: int | None = None,
+  name: str, config: ConfigDict, input_shape: tuple[int, ...], count: int | None = None
 ) -> np.ndarray | StreamedImages:
   """Unlabelled inputs_N from another data set, in the form of those of the `dataset` section.
 

@@ -192,10 +192,7 @@ def _write_quality(experiment: Experiment, teacher: Variables) -> None:
     experiment.folders.gan / 'quality.json',
     {
       'num_images': {name: len(found) for name, found in features_of.items()},
-      'teacher': {
-        'fingerprint': config_lib.teacher_fingerprint(experiment.config),
-        'member': 0,
-      },
+      'teacher': {'fingerprint': config_lib.teacher_fingerprint(experiment.config), 'member': 0},
       'num_features': train.shape[1],
       'frechet_distance_teacher_features': distances,
     },

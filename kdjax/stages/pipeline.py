@@ -7,29 +7,12 @@ from ml_collections import ConfigDict
 
 from kdjax.errors import UserError
 from kdjax.runtime import files, progress
-from kdjax.stages import (
-  evaluation,
-  gan,
-  independent,
-  predictions,
-  report,
-  stage,
-  student,
-  teachers,
-)
+from kdjax.stages import evaluation, gan, independent, predictions, report, stage, student, teachers
 from kdjax.stages.experiment import Experiment
 
 STAGES: dict[str, stage.Stage] = {
   module.STAGE.name: module.STAGE
-  for module in (
-    teachers,
-    gan,
-    predictions,
-    student,
-    independent,
-    evaluation,
-    report,
-  )
+  for module in (teachers, gan, predictions, student, independent, evaluation, report)
 }
 # The stages that compare students and report on them.
 COMPARING = ('independent', 'evaluation', 'report')

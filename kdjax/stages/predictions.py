@@ -165,10 +165,7 @@ def _store(experiment: Experiment, source: Source) -> None:
     for view in range(num_views[name])
   ]
   missing = _missing(store, wanted)
-  with (
-    progress.bar(title, len(wanted), 'views') as show,
-    ThreadPoolExecutor(1) as writer,
-  ):
+  with progress.bar(title, len(wanted), 'views') as show, ThreadPoolExecutor(1) as writer:
     writing = None
     for done, (name, member, view) in enumerate(missing, len(wanted) - len(missing) + 1):
       logits_NC = source.logits(member, name, view)

@@ -129,10 +129,7 @@ def open_source(experiment: Experiment) -> Source:
     data.inputs,
     experiment.predictor,
     partial(
-      functions.logits,
-      num_classes=data.description.num_classes,
-      source=section.source,
-      field=field,
+      functions.logits, num_classes=data.description.num_classes, source=section.source, field=field
     ),
   )
 

@@ -101,11 +101,7 @@ def _mapped(name: str, step: _Step, *how: Any) -> Callable:
 
 
 def _pmap(
-  step: Callable,
-  num_sharded: int,
-  sharded_output: bool,
-  donate: bool,
-  device: jax.Device | None,
+  step: Callable, num_sharded: int, sharded_output: bool, donate: bool, device: jax.Device | None
 ) -> Callable:
   return jax.pmap(
     step,
@@ -118,11 +114,7 @@ def _pmap(
 
 
 def _shard_map(
-  step: Callable,
-  num_sharded: int,
-  sharded_output: bool,
-  donate: bool,
-  device: jax.Device | None,
+  step: Callable, num_sharded: int, sharded_output: bool, donate: bool, device: jax.Device | None
 ) -> Callable:
   mesh = Mesh(np.array(hosts.devices() if device is None else [device]), (AXIS_NAME,))
   in_specs = (_ONE, *[_SHARDED] * num_sharded, _ONE)
