@@ -41,7 +41,7 @@ def linear_cka(x_NF: np.ndarray, y_NG: np.ndarray) -> float | None:
 
 
 def _centred_gram(x_NF: np.ndarray) -> np.ndarray:
-  """U-centred X Xᵀ (Székely & Rizzo 2014): HSIC₁(K, L) is Σ K L / (N (N − 3))."""
+  """U-centred X Xᵀ (Székely & Rizzo 2014): HSIC₁ is Σ K L / (N (N − 3)), of centred K and L."""
   x_NF = np.asarray(x_NF).reshape(len(x_NF), -1)
   gram_NN = np.zeros((len(x_NF), len(x_NF)))
   for start in range(0, x_NF.shape[1], BLOCK):

@@ -38,7 +38,7 @@ def test_an_error_is_raised_in_its_turn():
     next(found)
 
 
-def test_it_ends_with_who_asks():
+def test_it_ends_with_its_consumer():
   made = []
   found = devices.ahead((made.append(i) for i in range(1000)), 3)
   next(found)

@@ -1,4 +1,4 @@
-"""Data sets of arrays: .npz files, and what a function returns, in memory and streamed."""
+"""Data sets of arrays: .npz files, and results of functions, in memory and streamed."""
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_content_is_read_once_until_it_is_forgotten(tmp_path):
   assert data.content(section(name='digits')) == {}
 
 
-def test_inputs_that_are_read_one_by_one_count_by_a_sample():
+def test_inputs_that_are_read_one_by_one_have_a_digest_of_a_sample():
   class Counted(Stored):
     num_read = 0
 
@@ -182,7 +182,7 @@ def test_a_wrong_file_is_refused(tmp_path, changes, expected):
   assert 'dataset.path' in str(error.value)
 
 
-def test_what_is_no_npz_file_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
   place = tmp_path / 'a.npz'
   for text in (None, b'', b'no zip', b'PK\x03\x04'):
     if text is not None:

@@ -141,7 +141,7 @@ def test_vertical_flip_gives_the_image_or_its_mirror_half_of_the_time():
 
 
 @pytest.mark.parametrize('name', augmentations.MOVING)
-def test_what_only_moves_pixels_does_the_same_with_bytes(name):
+def test_augmentations_that_only_move_pixels_take_bytes(name):
   images = jnp.asarray(random_images(50, 6, 8, 3))
   move = jax.vmap(lambda key, image: augmentations.AUGMENTATIONS[name](key, image, CONFIG))
   moved = move(example_keys(50), images)

@@ -25,7 +25,7 @@ def written(folder, steps, keep_steps=()) -> epath.Path:
   return epath.Path(folder)
 
 
-def test_the_newest_and_the_kept_stay_bit_for_bit(tmp_path):
+def test_the_newest_and_the_kept_checkpoints_are_restored_bit_for_bit(tmp_path):
   folder = written(tmp_path, [0, 10, 20, 30, 40], keep_steps=(0, 20))
   with Checkpoints(folder, keep_steps=(0, 20)) as checkpoints:
     assert checkpoints.steps == [0, 20, 40]
@@ -56,7 +56,7 @@ def interruptible():
   signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_no_save_that_began(tmp_path, monkeypatch, interruptible):
+def test_ctrl_c_does_not_interrupt_a_save(tmp_path, monkeypatch, interruptible):
   with pytest.raises(KeyboardInterrupt), Checkpoints(epath.Path(tmp_path)) as checkpoints:
     save = checkpoints._manager.save
 
@@ -102,7 +102,7 @@ def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage):
 
 
 def test_arrays_that_are_not_those_saved_are_found(tmp_path):
-  """Another state lies under the digest, like a flipped bit that breaks no format."""
+  """The digest is of another state, as after a flipped bit that breaks no format."""
   written(tmp_path / 'a', [7])
   written(tmp_path / 'b', [8])
   for path in data_files(tmp_path / 'a' / '7' / 'state'):
@@ -130,8 +130,8 @@ def test_the_digest_sees_values_names_shapes_and_types():
   assert digest({'a': jax.numpy.zeros(4)}) == digest(base)
 
 
-def test_an_error_of_the_system_is_told_with_the_folder_and_is_no_damage(tmp_path, monkeypatch):
-  """The advice about damage would be to delete it."""
+def test_a_system_error_names_the_folder_and_is_not_called_damage(tmp_path, monkeypatch):
+  """An error about damage would advise to delete it."""
 
   def failing(number, text):
     def fail(*args, **kwargs):

@@ -114,7 +114,7 @@ def test_models_of_equal_fidelity_cannot_be_told_apart():
 
 
 @pytest.mark.parametrize(('num_examples', 'verdict'), [(5, 'cannot be told'), (6, 'higher')])
-def test_a_few_examples_decide_nothing(num_examples, verdict):
+def test_a_few_examples_have_no_interval(num_examples, verdict):
   """By the sign test: all of 5 alike have p = 1/16, all of 6 p = 1/32."""
   _, teacher = predictions(0, num_examples)
   found = compare(fidelity=(teacher, teacher), independent=(-teacher, teacher))

@@ -229,7 +229,7 @@ def test_an_unlabelled_split_is_preferred(tmp_path, unlabelled):
   assert data.extra_size('tiny', config) == len(expected)
 
 
-def test_missing_too_few_and_other_extra_inputs_are_told(tmp_path):
+def test_missing_too_few_and_other_extra_inputs_are_refused(tmp_path):
   config = section(data_dir=str(tmp_path))
   write_tfds(tmp_path, {'text': TEXT}, {'train': [{'text': b'a'}]})
   for name, problem in (

@@ -90,7 +90,7 @@ SECTION = steps_on_devices.SECTION.to_dict()
 
 
 def test_equal_steps_are_mapped_once():
-  """They share what was compiled. What no step reads, as the number of epochs, makes no other step."""
+  """They share the compiled program. Fields that no step reads, such as the number of epochs, make no other step."""
   assert mapped() is mapped(section={'num_epochs': 3})
   assert mapped(several=True) is mapped(several=True)
   other = [

@@ -1,4 +1,4 @@
-"""result.json: its numbers against other code, and against what is known of a student."""
+"""result.json: its numbers against other code, and against known results."""
 
 import importlib
 import json
@@ -124,7 +124,7 @@ def test_the_last_epoch_of_the_training_is_in_the_result(compared, result):
 # The independent student.
 
 
-def test_the_independent_student_is_held_against_this_teacher(compared, result, arrays):
+def test_the_independent_student_is_compared_with_this_teacher(compared, result, arrays):
   other = run_of(compared.workdir, seed=INDEPENDENT_SEED)
   variables = student.load(other)
   for split in SPLITS:
@@ -147,7 +147,7 @@ def with_all_measures(logits, teacher):
   return pytest.approx(found, rel=1e-9)
 
 
-def test_the_independent_student_sees_the_very_views_of_this_one(compared, result):
+def test_the_independent_student_sees_the_same_views(compared, result):
   other = run_of(compared.workdir, seed=INDEPENDENT_SEED)
   values = distillation_values(compared, other)
   found = result['splits']['distillation']['independent']
@@ -183,7 +183,7 @@ def modified(workdir) -> dict[pathlib.Path, int]:
   return {p: p.stat().st_mtime_ns for p in pathlib.Path(workdir).rglob('*') if p.is_file()}
 
 
-def test_an_independent_student_that_diverges_is_told_and_can_be_done_without(
+def test_an_independent_student_that_diverges_is_reported_and_left_out(
   compared, tmp_path, monkeypatch
 ):
   run = copied(compared, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
@@ -217,7 +217,7 @@ def test_without_an_independent_student_there_is_nothing_to_do(finished):
   assert not [name for name in arrays if 'independent' in name]
 
 
-def test_an_independent_student_that_is_missing_is_told_with_the_command(finished, tmp_path):
+def test_a_missing_independent_student_is_reported_with_the_command(finished, tmp_path):
   run = copied(finished, tmp_path, evaluation__independent_seed=INDEPENDENT_SEED)
   before = evaluation.result(run)
   with pytest.raises(MissingInputError, match='--stages=independent'):
@@ -297,8 +297,8 @@ def test_cka_is_of_the_features_on_test_examples_in_any_order(compared, result):
       assert set(found) == {'member_0', 'member_1'}
 
 
-def test_a_result_answers_what_it_holds(compared, finished, monkeypatch):
-  """Two sweeps that share a student, one with CKA, would else take its result from each other."""
+def test_a_result_answers_the_settings_that_it_covers(compared, finished, monkeypatch):
+  """Otherwise two sweeps that share a student, one with CKA, would compute its result in turn."""
 
   def is_evaluated(workdir, num_cka_examples, seed):
     asked = {'num_cka_examples': num_cka_examples, 'independent_seed': seed}
@@ -320,7 +320,7 @@ def test_a_result_answers_what_it_holds(compared, finished, monkeypatch):
   assert not evaluation.is_evaluated(finished)
 
 
-# Students of which all is known.
+# Students with known results.
 
 
 def test_a_student_that_is_its_teacher_agrees_in_everything(finished, tmp_path):
@@ -405,7 +405,7 @@ def test_noise_counts_for_fidelity_but_not_for_accuracy(finished, tmp_path):
 # The file.
 
 
-def test_results_are_of_the_configs_that_are_evaluated_as_they_say(compared, finished):
+def test_results_are_of_configs_that_are_evaluated_with_their_settings(compared, finished):
   other_views = run_of(compared.workdir, evaluation__num_views=3).config
   not_trained = run_of(compared.workdir, student__temperature=2.0).config
   configs = [not_trained, compared.config, other_views, finished.config]

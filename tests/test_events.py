@@ -1,4 +1,4 @@
-"""The event file holds what was written, and a full disk is reported at once."""
+"""The event file holds the written scalars, and a full disk is reported at once."""
 
 import struct
 
@@ -36,7 +36,7 @@ def test_scalars_are_on_the_disk_as_soon_as_they_are_written(tmp_path):
   written.finish(failed=False)
 
 
-def test_a_full_disk_is_told_in_one_error(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_error(tmp_path, monkeypatch):
   monkeypatch.setattr(events, 'RecordWriter', lambda path: RecordWriter('/dev/full'))
   with pytest.raises(
     StorageError, match=rf'^{tmp_path}: the events .* could not be .*No space left'

@@ -410,7 +410,7 @@ def test_a_users_loss_on_features_of_the_student_works_from_the_store(project):
     ),
   ],
 )
-def test_a_users_loss_that_reads_what_there_is_not_is_refused(project, loss, model, told):
+def test_a_users_loss_that_reads_missing_features_is_refused(project, loss, model, told):
   config = of_user(project, loss, model, predictions__mode='online')
   with pytest.raises(ConfigError, match=r'student\.loss') as error:
     validation.check(config, 1)

@@ -65,7 +65,7 @@ def test_a_wrong_image_is_found_when_it_is_read(tmp_path, content, problem):
     data.describe(folder(tmp_path))
 
 
-def test_colour_among_grey_is_told(tmp_path):
+def test_colour_among_grey_is_refused(tmp_path):
   write_animals(tmp_path, (4, 6, 1))
   write_files(tmp_path, {'train/dog/c.png': np.zeros(SHAPE, np.uint8)})
   for fields in ({}, {'image_size': 4}):
@@ -89,7 +89,7 @@ def test_colour_among_grey_is_told(tmp_path):
     (['train/1.png', 'test/1.png'], r'has the classes \[\]; needed: two'),
   ],
 )
-def test_a_folder_that_is_laid_out_differently_is_told(tmp_path, paths, problem):
+def test_a_folder_with_another_layout_is_refused(tmp_path, paths, problem):
   write_files(tmp_path, {path: random_images(1, 2, 2, 1)[0] for path in paths})
   with pytest.raises(UserError, match=rf"^dataset\.data_dir = '.*' of dataset\.name = .*{problem}"):
     data.describe(folder(tmp_path))

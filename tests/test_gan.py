@@ -200,7 +200,7 @@ def test_a_sample_depends_on_its_index_alone():
   np.testing.assert_allclose(sample(variables, [7, 3]), expected[[7, 3]], atol=1)
 
 
-def test_samples_are_scaled_back_to_what_real_images_came_from():
+def test_samples_have_the_scale_of_real_images():
   class Ramp(nn.Module):
     @nn.compact
     def __call__(self, x, train):
@@ -340,7 +340,7 @@ def test_more_samples_can_be_drawn_later(trained, monkeypatch):
   np.testing.assert_array_equal(trained.data.gan_samples(130)[:NUM_SAMPLES], first)
 
 
-def test_no_step_is_taken_without_a_teacher_to_judge(tmp_path):
+def test_a_gan_needs_a_teacher_before_its_first_step(tmp_path):
   run = tiny_run(tmp_path, predictions__extra='gan', **tiny_fields())
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     gan.STAGE.run(run)

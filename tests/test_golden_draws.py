@@ -1,4 +1,4 @@
-"""Every random draw, as it is: stored artefacts belong to these numbers.
+"""The numbers of every random draw, on which stored artefacts depend.
 
 All are integers, or far enough from the next number that no version of XLA and no processor matters.
 """

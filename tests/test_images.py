@@ -85,12 +85,12 @@ def test_transposed_swaps_height_and_width_before_resizing():
   ],
   ids=['text', 'empty', 'cut png', 'cut jpeg', '16 bits'],
 )
-def test_what_cannot_be_decoded_is_named(content, problem):
+def test_an_image_that_cannot_be_decoded_is_named(content, problem):
   with pytest.raises(UserError, match=f'^/data/cat/1.png: .*{problem}'):
     images.decode(content, (32, 32, 3), '/data/cat/1.png')
 
 
-def test_what_is_not_allowed_is_named():
+def test_a_change_that_is_not_allowed_is_named():
   (image,) = random_images(1, 4, 6, 3)
   with pytest.raises(UserError, match=r'^1\.png: has 4x6 pixels.* 4x4\. Set dataset\.image_size'):
     images.decode(image, (4, 4, 3), '1.png', resize=False)

@@ -66,7 +66,7 @@ def test_logits_become_log_probabilities(finished, tmp_path):
 
 
 def test_log_probabilities_are_stored_as_they_are(tmp_path):
-  """Normalising what was rounded would change some of it."""
+  """Normalising rounded values would change some of them."""
   logits_NC = 3 * np.random.default_rng(0).normal(size=(500, 10))
   rounded_NC = log_softmax(logits_NC, axis=-1).astype(np.float16)
   store = PredictionStore(epath.Path(tmp_path))
@@ -160,7 +160,7 @@ def test_a_file_of_other_examples_or_values_is_refused_as_it_is_read(file, tmp_p
 
 
 def test_a_file_of_the_views_of_another_seed_is_refused(file, tmp_path):
-  """Unless they are not augmented, and so the same for every seed."""
+  """Views that are not augmented are the same for every seed, and pass."""
   fields = {'teacher__source': 'file', 'teacher__path': str(file), 'dataset__subset_seed': 0}
   run = tiny_run(tmp_path / 'run', **fields, seed=1)
   with pytest.raises(UserError, match='view 0 of distillation is not the one that is rendered now'):
@@ -168,7 +168,7 @@ def test_a_file_of_the_views_of_another_seed_is_refused(file, tmp_path):
   teachers.open_source(tiny_run(tmp_path / 'run', **fields, seed=1, predictions__augmentation=()))
 
 
-def test_a_file_that_is_no_file_or_no_npz_is_refused(tmp_path):
+def test_a_missing_file_and_a_file_of_another_kind_are_refused(tmp_path):
   fields = {'teacher__source': 'file', 'teacher__path': str(tmp_path / 'x')}
   assert 'no such file or folder' in problem_of(tiny_run(tmp_path / 'run', **fields))
   (tmp_path / 'x').write_text('no zip')

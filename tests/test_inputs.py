@@ -94,7 +94,7 @@ def test_partners_are_uniform_over_views():
 
 
 def test_a_partner_does_not_depend_on_the_batch():
-  """Nor on what was asked for before: views come in any order, and more of them than are kept."""
+  """Nor on earlier calls: views come in any order, and more of them than the cache keeps."""
   inputs = make_inputs()
   views = [partners_of(inputs, EVERYONE, view) for view in range(10)]
   rng = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def test_every_example_comes_once_an_epoch(num_examples, batch_size):
 
 @pytest.mark.parametrize('batch_size', [4, 25])
 def test_a_resumed_stream_is_the_uninterrupted_one(batch_size):
-  """And has the same order with any batch size."""
+  """The order is the same for any batch size."""
   whole = ordered(10, batch_size, 12)
   for start in (1, 2, 7, 11):
     for expected, found in zip(whole, ordered(10, batch_size, 12, start=start), strict=True):

@@ -359,7 +359,7 @@ def test_units():
     assert losses.unit(name, alpha) == expected, name
 
 
-def test_a_loss_tells_what_it_needs_and_its_options():
+def test_a_loss_has_its_needs_and_options():
   needs = {name: loss.needs for name, loss in losses.LOSSES.items() if loss.needs}
   assert needs == {
     'decoupled': ('labels_B',),

@@ -205,7 +205,7 @@ def test_batch_norm_starts_as_that_of_flax():
   jax.tree.map(np.testing.assert_array_equal, ours, flax)
 
 
-def test_the_variance_of_what_does_not_vary_is_not_negative():
+def test_the_variance_of_a_constant_is_not_negative():
   """Rounding leaves E[x²] − E[x]² below zero for some constants."""
   x_BHWC = jnp.full((7, 5, 3, 3), 1000.1)
   norm = layers.BatchNorm(True)

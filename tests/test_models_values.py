@@ -1,6 +1,6 @@
-"""Forward passes of all models, held against NumPy; dropout and padding.
+"""Forward passes of all models, compared with NumPy; dropout and padding.
 
-Blocks that a deep model repeats are there once or twice: the others are of the same code.
+A model has one or two of the blocks that it repeats when it is deep.
 """
 
 import functools

@@ -155,7 +155,7 @@ def test_the_store_holds_every_split_and_says_what_it_is(base):
   np.testing.assert_allclose(ensemble(stored, 'test')[:7], expected, atol=5e-3)
 
 
-def test_a_larger_ensemble_and_more_views_reuse_what_is_there(base, tmp_path):
+def test_a_larger_ensemble_and_more_views_reuse_stored_predictions(base, tmp_path):
   run = copy_of(base, tmp_path, teacher__num_members=3, predictions__num_views=4)
   assert run.folders.member(1).name == 'member_1'
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
@@ -195,7 +195,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(base, tmp_path, monkeypatch):
 
 
 def test_other_data_under_the_same_name_is_noticed(base, tmp_path, monkeypatch):
-  """By who reads the store, and by who adds to it."""
+  """Both a reader of the store and a stage that adds to it notice."""
   members = [teachers.load(base, i) for i in range(2)]
   monkeypatch.setattr(teachers, 'load', lambda run, i: members[i])  # its own check would come first
   for name, num_views, use in (
@@ -234,7 +234,7 @@ def other_draws(stream):
     for function in ('stream', 'numpy_rng'):
       draw = getattr(keys, function)
       patch.setattr(keys, function, lambda seed, name, *i, draw=draw: draw(seed, renamed(name), *i))
-    # Views that are made anew, whose steps are compiled anew; those made before stay.
+    # Views that are made again, with steps that are compiled again. Earlier views stay as they were.
     patch.setattr(views, '_make_view', functools.lru_cache(views._make_view.__wrapped__))
     inputs_lib._partners.cache_clear()
     yield
@@ -258,7 +258,7 @@ def record(names, view=1):
   ],
 )
 def test_other_draws_and_other_views_never_pass(names, streams):
-  """Also where the change is small, or of one example in fifty."""
+  """Even if the change is small, or affects one example in fifty."""
   before = record(names)
   for stream in streams:
     with other_draws(f'view/{stream}'):
@@ -291,7 +291,7 @@ def test_texts_and_splits_of_a_few_have_records():
 
 
 def test_predictions_of_other_draws_are_not_used(extra, tmp_path):
-  """By a student, an evaluation or --verify, nor are more added to them."""
+  """A student, an evaluation and --verify refuse them, and none are added to them."""
   run = copy_of(extra, tmp_path)
   folder, result = run.folders.predictions, run.folders.student / 'result.json'
   result.unlink()
@@ -332,7 +332,7 @@ def batches_of_epochs(num_epochs):
 
 
 def test_the_next_view_is_read_while_this_one_is_used(tmp_path, monkeypatch):
-  """Each once an epoch, in a thread that ends; three are in memory at most."""
+  """Each is read once an epoch, in a thread that ends, and at most three are in memory."""
   store = store_of_views(tmp_path)
   expected_VNC = [store.read_ensemble('distillation', 2, view) for view in range(VIEWS)]
   read, threads, alive = store.read_ensemble, [], weakref.WeakSet()
@@ -372,7 +372,7 @@ class Watched(np.ndarray):
   __hash__ = object.__hash__
 
 
-def test_damage_to_the_next_view_is_told_when_that_is_needed(tmp_path):
+def test_damage_to_the_next_view_is_reported_when_it_is_needed(tmp_path):
   store = store_of_views(tmp_path)
   chunk = tmp_path / 'logits' / 'distillation' / 'c' / '1' / '1' / '0' / '0'
   content = bytearray(chunk.read_bytes())

@@ -1,4 +1,4 @@
-"""Data sets of every kind, tiny ones written here and real ones where they are."""
+"""Data sets of every kind: tiny ones written here, and real ones if they are on this machine."""
 
 import collections
 import importlib.util
@@ -172,7 +172,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('which', WRONG)
-def test_what_cannot_be_read_is_told(tmp_path, which):
+def test_a_set_that_cannot_be_read_is_refused(tmp_path, which):
   changes, problem = WRONG[which]
   name = changes.get('name', 'tiny')
   splits = changes.get('splits', {'train': some_records(2), 'test': some_records(2)})
@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_told(tmp_path, which):
     data.load(section(name=name, data_dir=str(tmp_path)))
 
 
-def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monkeypatch):
+def test_a_missing_set_is_an_error_with_its_place_and_the_command(tmp_path, monkeypatch):
   config = section(name='mnist', data_dir=str(tmp_path))
   for tensorflow in (None, 'installed'):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, found=tensorflow: found)
@@ -203,13 +203,13 @@ def test_a_missing_set_tells_where_it_was_sought_and_what_to_run(tmp_path, monke
   assert not list(tmp_path.iterdir())  # nothing was prepared
 
 
-def test_a_name_that_tfds_does_not_know_is_told(tmp_path):
+def test_a_name_that_tfds_does_not_know_is_refused(tmp_path):
   for name in ('no_such_set', '', 'mnist/no_such_config', 'mnist:9.9.9', '../mnist'):
     with pytest.raises(UserError, match=rf'^dataset\.name = {name!r}: .*digits'):
       data.describe(section(name=name, data_dir=str(tmp_path)), prepare=False)
 
 
-def test_a_set_whose_builder_needs_what_is_not_installed_is_told(monkeypatch):
+def test_a_set_whose_builder_needs_a_missing_package_is_refused(monkeypatch):
   def builder(name, data_dir):
     raise ModuleNotFoundError("No module named 'tensorflow'")
 
@@ -244,7 +244,7 @@ def test_a_tenth_of_a_set_without_a_test_split_is_held_out(tmp_path, monkeypatch
     np.testing.assert_array_equal(split.labels_N, LABELS[rows[name]])
 
 
-def test_what_is_held_out_does_not_depend_on_what_is_read(tmp_path):
+def test_the_held_out_examples_do_not_depend_on_those_that_are_read(tmp_path):
   config, _ = write_train_alone(tmp_path)
   everything = data.load(config)
   config.num_train, config.num_val, config.num_test = 12, 6, 3
@@ -296,7 +296,7 @@ def test_unlabelled_images_are_those_of_the_training_split(tmp_path):
   assert {image.tobytes() for image in found} == {image.tobytes() for image in images}
 
 
-# Real sets, where they are.
+# Real sets, if they are on this machine.
 
 
 def real_section(name):

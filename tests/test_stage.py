@@ -65,7 +65,7 @@ def test_what_another_process_made_while_this_one_waited_is_not_made_again(tmp_p
   assert not (counted.job(run).folder / 'data.json').exists()
 
 
-def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path):
+def test_a_job_of_another_process_is_left_to_it(tmp_path):
   counted, run = Counted(), tiny_run(tmp_path)
   with files.lock(counted.job(run).folder):
     assert counted.stage().run(run, wait=False) is None

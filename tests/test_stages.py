@@ -1,4 +1,4 @@
-"""Which stages run, and sweeps: in one process and in several, killed, diverging, told what is wrong."""
+"""Which stages run, and sweeps in one and in several processes, with kills, divergence and errors."""
 
 import contextlib
 import csv
@@ -96,7 +96,7 @@ def content(workdir) -> dict[pathlib.Path, int]:
 # Some of the stages.
 
 
-def test_what_is_left_out_between_two_stages_is_told_before_the_first(tmp_path):
+def test_a_missing_stage_between_two_is_reported_before_the_first(tmp_path):
   config = tiny_run(tmp_path, predictions__extra='gan', predictions__num_extra=2).config
   for names, missing in [
     (['teachers', 'predictions'], 'gan'),
@@ -108,7 +108,7 @@ def test_what_is_left_out_between_two_stages_is_told_before_the_first(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_online_no_predictions_are_missed_of_teachers_that_are_trained_first(tmp_path, monkeypatch):
+def test_online_mode_requires_no_stored_predictions(tmp_path, monkeypatch):
   run = tiny_run(tmp_path, predictions__mode='online')
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     pipeline.run(run.config, run.workdir, ['gan', 'student'])
@@ -118,7 +118,7 @@ def test_online_no_predictions_are_missed_of_teachers_that_are_trained_first(tmp
   assert ran == ['teachers', 'student']
 
 
-def test_what_is_left_out_may_be_there_already_or_not_be_wanted(finished, tmp_path):
+def test_a_stage_that_is_left_out_may_be_complete_or_not_needed(finished, tmp_path):
   run = copied(finished, tmp_path)
   before = content(tmp_path)
   pipeline.run(run.config, run.workdir, ['teachers', 'evaluation'])
@@ -151,7 +151,7 @@ def test_a_finished_sweep_is_not_run_again(swept, sweeps):
 # Several processes.
 
 
-def test_two_processes_share_a_sweep_and_one_that_is_killed_goes_on(swept, sweeps, tmp_path):
+def test_two_processes_share_a_sweep_and_a_killed_one_resumes(swept, sweeps, tmp_path):
   start = partial(
     launched.start, tmp_path, '--sweep', f'--stages={",".join(STAGES)}', config=sweeps['good']
   )
@@ -180,7 +180,7 @@ def test_two_processes_share_a_sweep_and_one_that_is_killed_goes_on(swept, sweep
   assert found == expected  # means and deviations are tested in test_sweep_figure.py
 
 
-def test_one_point_that_diverges_and_all_that_is_wrong_with_a_sweep(swept, sweeps, tmp_path):
+def test_one_point_diverges_and_all_errors_of_a_sweep_are_reported(swept, sweeps, tmp_path):
   for kind in ('teachers', 'predictions'):
     shutil.copytree(swept / kind, tmp_path / kind)
   of_wrong = f'--config={sweeps["wrong"]}', f'--workdir={tmp_path / "wrong"}'
@@ -281,7 +281,7 @@ def test_students_come_first_and_then_what_compares_them(monkeypatch, tmp_path):
   assert recorder.calls == [(0, 'evaluation'), (1, 'evaluation')]
 
 
-def test_what_failed_is_told_and_not_compared_and_all_else_is_done(monkeypatch, tmp_path):
+def test_a_failed_run_is_reported_and_not_compared_and_the_others_are_done(monkeypatch, tmp_path):
   recorder = Recorder(failing=(0, 2))
   monkeypatch.setattr(pipeline, 'run', recorder)
   with pytest.raises(UserError) as error:
@@ -298,14 +298,14 @@ def test_what_failed_is_told_and_not_compared_and_all_else_is_done(monkeypatch, 
 
 
 def claim(config, workdir) -> contextlib.ExitStack:
-  """The lock of another process that works at a config, until it is closed."""
+  """The lock of another process that runs a config, until it is closed."""
   folder = Experiment(config, epath.Path(workdir)).folders.student
   stack = contextlib.ExitStack()
   assert stack.enter_context(files.lock(folder.with_name(f'{folder.name}.claim')))
   return stack
 
 
-def test_a_run_that_another_process_is_at_comes_last(monkeypatch, tmp_path):
+def test_a_run_of_another_process_comes_last(monkeypatch, tmp_path):
   recorder = Recorder()
   monkeypatch.setattr(pipeline, 'run', recorder)
   configs = temperatures(3)

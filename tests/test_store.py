@@ -1,4 +1,4 @@
-"""The prediction store: what is written is read back, and damage is told with the file."""
+"""The prediction store: written predictions are read back, and damage is reported with the file."""
 
 import tracemalloc
 
@@ -70,7 +70,7 @@ def test_the_ensemble_is_that_of_the_losses_also_where_all_members_are_certain(t
   np.testing.assert_array_equal(np.exp(found[0]), [1, 0, 0])
 
 
-def test_writing_and_combining_take_little_memory_beside_what_comes_and_goes(tmp_path, monkeypatch):
+def test_writing_and_combining_take_little_memory_beside_inputs_and_outputs(tmp_path, monkeypatch):
   monkeypatch.setattr(store_lib, 'CHUNK_BYTES', 2**12)  # 51 examples
   monkeypatch.setattr(store_lib, 'BLOCK_VALUES', 2**12)
   logits_MNC = np.random.RandomState(0).randn(5, 10_010, 20).astype(np.float32)

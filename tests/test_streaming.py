@@ -104,7 +104,7 @@ def test_extra_images_are_streamed_in_the_same_order(photos):
   np.testing.assert_array_equal(data.load_extra('digits', config, (8, 8, 3), 40)[:], resident)
 
 
-def test_nothing_is_decoded_before_it_is_asked_for(photos, monkeypatch):
+def test_nothing_is_decoded_before_it_is_read(photos, monkeypatch):
   decoded = []
   decode = images.decode
   monkeypatch.setattr(images, 'decode', lambda *a: decoded.append(a[2]) or decode(*a))
@@ -126,7 +126,7 @@ def inputs_of(split: data.Split, **fields) -> Inputs:
 
 
 def test_streamed_batches_are_those_in_memory(photos):
-  """Batches with partners: of a training from the beginning and from any step, in order, and as given."""
+  """Batches with partners, of a training from its start and from any step, of an evaluation, and as given."""
   resident, streamed = (
     inputs_of(splits['train'], num_views=2, has_partners=True) for splits in both(of_photos(photos))
   )
@@ -191,7 +191,7 @@ def test_processes_give_the_same_batches_and_leave_nothing_behind(photos, monkey
   assert not [x for x in gc.get_objects() if isinstance(x, SharedMemoryArray)]
 
 
-def test_a_broken_image_and_a_killed_process_are_told_and_leave_other_processes(
+def test_a_broken_image_and_a_killed_process_are_reported_and_leave_other_processes(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(streaming, 'MIN_ROWS_FOR_WORKERS', 0)
@@ -223,7 +223,7 @@ def test_processes_end_with_a_program_that_is_killed():
   program.kill()
   while pathlib.Path(f'/proc/{worker}').exists():  # a worker that stays is a test that hangs
     if 'Z' in pathlib.Path(f'/proc/{worker}/stat').read_text().rpartition(')')[2].split()[0]:
-      break  # ended; whoever adopted it has yet to say so
+      break  # ended, but its new parent has not waited for it yet
     time.sleep(0.05)
 
 
@@ -263,7 +263,7 @@ class Killed(Exception):
 
 
 def test_a_streamed_training_has_the_bits_of_one_in_memory(tmp_path, monkeypatch):
-  """Each goes on with what the other began, at any step, and takes what it left."""
+  """Each resumes what the other began, at any step, and has the result of an uninterrupted training."""
   expected = digest(teachers.load(trained(tmp_path / 'resident'), 0))
   training = Inputs.training
   relay = tmp_path / 'relay'

@@ -1,4 +1,4 @@
-"""Teachers that were not trained here: functions of any framework, and members of another workdir."""
+"""Teachers of the user: functions of any framework, and members of another workdir."""
 
 import dataclasses
 import importlib

@@ -52,7 +52,7 @@ def digests(run):
 
 
 def test_members_on_a_device_each_are_those_of_a_single_device(tmp_path):
-  """Their folder is another one too: on several devices their bits differ."""
+  """Their folder differs, since several devices give other bits."""
   process = launched.call(members_on_devices.main, tmp_path, num_devices=2)
   single = tiny_run(tmp_path, **members_on_devices.FIELDS)
   teachers.STAGE.run(single)

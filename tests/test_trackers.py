@@ -1,4 +1,4 @@
-"""Trackers get the log, the config and the result of each training. What they wrote is read without kdjax."""
+"""Trackers get the log, the config and the result of each training. The tests read the trackers' files without kdjax."""
 
 import importlib.util
 import json
@@ -280,7 +280,7 @@ def test_a_sweep_is_a_run_for_each_student_with_its_result(tracker, swept):
 
 
 class Noted:
-  """A tracker that notes in `runs` what it is told, by its ids."""
+  """A tracker that notes its calls in `runs`, by id."""
 
   runs: ClassVar[dict[str, list]] = {}
   loses_rows = False
@@ -372,7 +372,7 @@ def test_a_tracker_that_fails_stops_with_one_error(noted, tmp_path, monkeypatch)
   assert noted['id 0'][-1] == 'failed'
 
 
-def test_wrong_choices_are_told_before_anything_runs(tmp_path, monkeypatch):
+def test_wrong_choices_are_refused_before_anything_runs(tmp_path, monkeypatch):
   run = launched.run(tmp_path / 'workdir', '--trackers=wandb,tensorbord')
   assert run.returncode == 1 and not (tmp_path / 'workdir').exists()
   assert (

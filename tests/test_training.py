@@ -153,7 +153,7 @@ def test_a_metric_of_labels_counts_only_what_has_them(tmp_path):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-  """The folder of a training without any trouble, with single steps."""
+  """The folder of an uninterrupted training with single steps."""
   folder = tmp_path_factory.mktemp('undisturbed')
   fit(folder)
   return folder
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     assert np.isfinite(checkpoints.restore(jax.eval_shape(init)).params['w']).all()
 
 
-def test_what_has_diverged_is_not_trained_again_until_that_is_wanted(tmp_path):
+def test_a_diverged_training_is_not_repeated_until_its_mark_is_deleted(tmp_path):
   """Here at the first step, before any checkpoint."""
   folder, the_plan = epath.Path(tmp_path), plan(keep_checkpoints=())
   assert not loop.has_diverged(folder)
@@ -294,7 +294,7 @@ def test_several_steps_a_call_give_what_single_ones_give_and_go_on_bit_for_bit(t
   assert rows(tmp_path / 'resumed') == rows(tmp_path / 'several')
 
 
-def test_a_divergence_within_a_call_is_told_with_its_step(tmp_path):
+def test_a_divergence_within_a_call_is_reported_with_its_step(tmp_path):
   def diverging(start):
     for i, (x, seed) in enumerate(seeded_batches(start), start + 1):
       yield x * np.float32(np.nan if i == 14 else 1), seed

@@ -41,7 +41,7 @@ def test_one_flipped_bit_is_found_wherever_it_is(finished, tmp_path):
 
 
 def test_one_value_that_was_changed_with_a_valid_checksum_is_found(finished, tmp_path):
-  """It is changed by one place of float16, as another program might."""
+  """It is changed by one unit in the last place of float16."""
   run = copied(finished, tmp_path)
   spec = {'driver': 'zarr3', 'kvstore': kvstore(run.folders.predictions / 'logits/distillation')}
   array = ts.open(spec, open=True).result()
@@ -75,7 +75,7 @@ def test_the_checkpoint_of_another_teacher_is_found(finished, tmp_path):
     verification.verify(run)
 
 
-def test_drift_between_machines_is_told_with_its_size(finished, monkeypatch):
+def test_drift_between_machines_is_reported_with_its_size(finished, monkeypatch):
   logits, rng = Predictor.logits, np.random.default_rng(0)
 
   def drifting(self, *arguments):
@@ -112,7 +112,7 @@ def test_differences_of_one_size_are_drift_and_others_are_damage(computed_in):
   assert len(sample(replaced_NC, computed_in=computed_in).outliers) == 256
 
 
-def test_what_a_compiler_joins_in_bfloat16_is_drift():
+def test_operations_that_a_compiler_fuses_in_bfloat16_are_drift():
   """Compiled as one program, and operation by operation, each of which rounds."""
   section = {
     'name': 'resnet',

@@ -1,4 +1,4 @@
-"""Views whose examples are not all treated alike: mixtures of two, and extra examples left as they are."""
+"""Views that treat examples differently: mixtures of two, and extra examples that are not augmented."""
 
 import numpy as np
 import pytest

@@ -69,10 +69,10 @@ def write_tfds(
 
   Args:
     features: their JSON.
-    splits: their records: feature → bytes (an encoded image, a text) or integer. Of a number there
-      are said to be so many, which can be described but not read.
+    splits: their records: feature → bytes (an encoded image, a text) or integer. A number stands for
+      that many records, which can be described but not read.
     name: of the set, or 'name/config'.
-    class_names: of the feature 'label'; None are numbers.
+    class_names: of the feature 'label'; None for numbers.
   """
   place = data_dir / name / version
   place.mkdir(parents=True)

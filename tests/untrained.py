@@ -1,4 +1,4 @@
-"""Runs whose members are LeNets as they were initialised, for tests of what is stored of any members."""
+"""Runs whose members are untrained LeNets, for tests of stored predictions."""
 
 import pathlib
 import shutil

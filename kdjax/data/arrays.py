@@ -234,8 +234,7 @@ class Arrays:
 
   def _names(self, names: Any) -> tuple[str, ...]:
     num_classes = 1 + max(int(labels_N.max()) for labels_N in self._labels.values())
-    names = range(num_classes) if names is None else names
-    names = tuple(map(str, names))
+    names = tuple(map(str, range(num_classes) if names is None else names))
     if len(names) < max(num_classes, 2):
       self._fail(
         f'class_names has {len(names)} names, and y labels up to {num_classes - 1}; needed: a name '

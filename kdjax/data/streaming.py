@@ -116,7 +116,7 @@ def batches(
   """
   import grain
 
-  pieces = [slice(piece[0], piece[-1] + 1) for piece in _cut(rows)]
+  pieces = [slice(start, min(start + PIECE, rows.stop)) for start in rows[::PIECE]]
   dataset = grain.MapDataset.range(len(numbers) * len(pieces))
   dataset = dataset.map(partial(_piece, gather, numbers, pieces))
   if len(numbers) * len(rows) < MIN_ROWS_FOR_WORKERS:
@@ -151,10 +151,6 @@ def _starting(workers: set) -> Iterator[None]:
       yield
     finally:
       workers |= set(multiprocessing.active_children()) - others
-
-
-def _cut(rows: range) -> Iterator[range]:
-  return (rows[start : start + PIECE] for start in range(0, len(rows), PIECE))
 
 
 def _piece(

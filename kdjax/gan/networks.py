@@ -1,6 +1,6 @@
 """SN-GAN's generator and discriminator, small ResNets (Miyato et al. 2018, Appendix B.4, Table 4).
 
-For other image sizes than in the table, the number of stages that halve the size differs.
+Images of other sizes than in the table have other numbers of stages that halve the size.
 Axes: B batch, Z latent, H W C image.
 """
 

@@ -74,7 +74,7 @@ def _linear_cka(x_NF: jax.Array, y_NF: jax.Array) -> jax.Array:
 
 
 def _centred_gram(x_NF: jax.Array) -> jax.Array:
-  """U-centred X Xᵀ / F (Székely & Rizzo 2014); HSIC₁(K, L) is Σ K L / (N (N − 3))."""
+  """U-centred X Xᵀ / F (Székely & Rizzo 2014); HSIC₁ is Σ K L / (N (N − 3)), of centred K and L."""
   n = len(x_NF)
   x_NF = x_NF.reshape(n, -1).astype(jnp.float32)
   x_NF = x_NF - x_NF.mean(axis=0, keepdims=True)  # changes nothing but rounding

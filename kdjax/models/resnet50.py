@@ -14,7 +14,7 @@ BLOCKS_PER_STAGE = (3, 4, 6, 3)
 class PostActBottleneckBlock(nn.Module):
   """1x1, 3x3 and 1x1 convolutions, norm after each; ReLU after the sum too (He et al. 2015).
 
-  A new block is the identity but for its shortcut: its last scale starts at 0 (Goyal et al. 2017).
+  The last scale starts at 0, so a new block passes on its shortcut (Goyal et al. 2017).
   """
 
   filters: int
