@@ -128,7 +128,7 @@ class TopK:
 
   @property
   def attributes(self) -> dict[str, Any]:
-    """The attributes of the array, from which `of_array` makes the encoding again."""
+    """The attributes of the array, from which `from_metadata` makes the encoding again."""
     return {TOP_K: dataclasses.asdict(self)}
 
   @property
@@ -257,7 +257,7 @@ class TopK:
 Encoding = Dense | TopK
 
 
-def of_array(attributes: Mapping[str, Any], data_type: str, width: int) -> Encoding:
+def from_metadata(attributes: Mapping[str, Any], data_type: str, width: int) -> Encoding:
   """The encoding of an array, from its metadata.
 
   Raises:

@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 
 from kdjax import losses
 from kdjax.errors import DamageError, StorageError
-from kdjax.predictions.encodings import Dense, Encoding, of_array
+from kdjax.predictions.encodings import Dense, Encoding, from_metadata
 from kdjax.runtime import files
 
 CHUNK_BYTES = 2**20
@@ -247,7 +247,7 @@ class PredictionStore:
       try:
         array = ts.open(self._spec(split), open=True).result()
         attributes = array.spec().to_json()['metadata'].get('attributes', {})
-        self._arrays[split] = array, of_array(attributes, array.dtype.name, array.shape[3])
+        self._arrays[split] = array, from_metadata(attributes, array.dtype.name, array.shape[3])
       except ValueError as error:
         if files.is_refused(error):
           raise files.refusal(self.folder, error) from error

@@ -35,7 +35,7 @@ class Fidelity:
     """Every measure, of shape (R,), with each example weighted by `counts_RN`."""
     num_examples = counts_RN.shape[-1]
     found = {name: counts_RN @ values_N / num_examples for name, values_N in self.values.items()}
-    predicted = (counts_RN @ of_NC / num_examples for of_NC in (self.student_NC, self.teacher_NC))
+    predicted = (counts_RN @ x_NC / num_examples for x_NC in (self.student_NC, self.teacher_NC))
     kappa = metrics.cohens_kappa(found['top1_agreement'], *predicted)
     return found | {'cohens_kappa': kappa}
 
@@ -46,7 +46,7 @@ def fidelity(student_logits_NC: np.ndarray, teacher_log_probs_NC: np.ndarray) ->
   size = max(1, BLOCK // num_classes)
   blocks = []
   for start in range(0, num_examples, size):
-    both = [of_NC[start : start + size] for of_NC in (student_logits_NC, teacher_log_probs_NC)]
+    both = [x_NC[start : start + size] for x_NC in (student_logits_NC, teacher_log_probs_NC)]
     blocks.append(metrics.fidelity_values(*both) | metrics.finer_fidelity_values(*both))
   values = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
   return Fidelity(values, _predicted(student_logits_NC), _predicted(teacher_log_probs_NC))
@@ -81,7 +81,7 @@ def compare(
   measures = list(models[STUDENT].measures(np.ones((1, num_examples))))
 
   def statistic(counts_RN: np.ndarray) -> np.ndarray:
-    values_WFR = np.array([list(of.measures(counts_RN).values()) for of in models.values()])
+    values_WFR = np.array([list(model.measures(counts_RN).values()) for model in models.values()])
     if DIFFERENCE in rows:
       values_WFR = np.concatenate([values_WFR, -np.diff(values_WFR, axis=0)])
     return values_WFR.transpose(2, 0, 1)
@@ -94,9 +94,9 @@ def compare(
   found = {
     row: {
       measure: Estimate(*map(float, values))
-      for measure, *values in zip(measures, *of_row, strict=True)
+      for measure, *values in zip(measures, *estimates, strict=True)
     }
-    for row, *of_row in zip(rows, mean_WF, low_WF, high_WF, strict=True)
+    for row, *estimates in zip(rows, mean_WF, low_WF, high_WF, strict=True)
   }
   result = {who: {name: _known(e.mean) for name, e in found[who].items()} for who in models}
   result['intervals'] = {

@@ -178,9 +178,9 @@ def result(experiment: Experiment) -> dict[str, Any]:
 
 
 def results(configs: Iterable[ConfigDict], workdir: epath.Path) -> dict[int, dict[str, Any]]:
-  """The content of result.json of the configs that are evaluated, by their place."""
+  """The content of result.json of the configs that are evaluated, by their index."""
   experiments = enumerate(Experiment(config, workdir) for config in configs)
-  return {index: result(one) for index, one in experiments if is_evaluated(one)}
+  return {i: result(experiment) for i, experiment in experiments if is_evaluated(experiment)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,8 @@ def _result(pieces: Iterable[_Piece], num_resamples: int) -> dict[str, Any]:
   }
   # The NLL of a teacher is infinite if the stored probability of a label is 0.
   means = {
-    who: {k: x if np.isfinite(x) else None for k, x in of.items()} for who, of in means.items()
+    who: {name: x if np.isfinite(x) else None for name, x in found.items()}
+    for who, found in means.items()
   }
   models = {who: comparison.over_views(fidelities) for who, fidelities in views.items()}
   return {'num_examples': num_examples} | means | _compared(models, num_resamples)

@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from kdjax.errors import UserError
 from kdjax.runtime import files, progress
-from kdjax.stages import evaluation, gan, independent, predictions, report, stage, student, teachers
+from kdjax.stages import evaluation, gan, independent, predictions, report, student, teachers
 from kdjax.stages.experiment import Experiment
+from kdjax.stages.stage import Stage, claimed, in_turn
 
-STAGES: dict[str, stage.Stage] = {
+STAGES: dict[str, Stage] = {
   module.STAGE.name: module.STAGE
   for module in (teachers, gan, predictions, student, independent, evaluation, report)
 }
@@ -45,18 +46,18 @@ def run(
   experiment = Experiment(config, workdir, tracked_by=trackers, title=title)
   experiment.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
   files.require_shared(experiment.workdir)
-  chosen = [this for name, this in STAGES.items() if name in names]
-  for this in chosen:
-    _require_left_out(this, experiment, names)
-  for this in chosen:
-    this.run(experiment)
+  chosen = [stage for name, stage in STAGES.items() if name in names]
+  for stage in chosen:
+    _require_left_out(stage, experiment, names)
+  for stage in chosen:
+    stage.run(experiment)
   return experiment
 
 
-def _require_left_out(this: stage.Stage, experiment: Experiment, names: Sequence[str]) -> None:
+def _require_left_out(stage: Stage, experiment: Experiment, names: Sequence[str]) -> None:
   """Raises MissingInputError before any stage runs if results of stages that are left out are missing."""
-  left_out = [other for other in this.requires(experiment) if other.name not in names]
-  if left_out and not this.is_complete(experiment):
+  left_out = [other for other in stage.requires(experiment) if other.name not in names]
+  if left_out and not stage.is_complete(experiment):
     for other in left_out:
       other.require(experiment)
 
@@ -92,14 +93,14 @@ def run_sweep(
 
   def attempt(index: int, wait: bool) -> bool:
     folder = Experiment(configs[index], workdir).folders.student
-    return stage.claimed(folder, lambda: work(index), wait)
+    return claimed(folder, lambda: work(index), wait)
 
   for phase in (
     [name for name in names if name not in COMPARING],
     [name for name in names if name in COMPARING],
   ):
     if phase:
-      failures |= stage.in_turn([i for i in configs if i not in failures], attempt, 'run %d')
+      failures |= in_turn([i for i in configs if i not in failures], attempt, 'run %d')
   if failures:
     lines = [f'{len(failures)} of {len(configs)} runs of the sweep failed; the others are done:']
     raise UserError('\n  '.join(lines + [f'run {i}: {error}' for i, error in failures.items()]))

@@ -85,7 +85,7 @@ def verify(experiment: Experiment) -> str:
 
 def summary(samples: Sequence[Sample]) -> str:
   """A text about the size and the cause of the differences."""
-  joined = lambda of: np.concatenate([np.ravel(of(sample)) for sample in samples])
+  joined = lambda get: np.concatenate([np.ravel(get(sample)) for sample in samples])
   difference, excess = joined(lambda s: s.difference_NX), joined(lambda s: s.excess_NX)
   dtypes = ' and '.join(dict.fromkeys(sample.dtype.name for sample in samples))
   within = np.mean(excess <= NOISE[samples[0].computed_in])
