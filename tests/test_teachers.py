@@ -10,6 +10,7 @@ from conftest import copied, tiny_run
 from kdjax.errors import MissingInputError
 from kdjax.runtime import files
 from kdjax.stages import teachers
+from kdjax.stages.experiment import Experiment
 from kdjax.train.checkpoint import Checkpoints, digest
 from tests import launched
 
@@ -69,7 +70,7 @@ def test_members_on_a_device_each_are_those_of_a_single_device(tmp_path):
 def test_interrupted_members_go_on_and_an_ensemble_can_grow(finished, tmp_path, monkeypatch):
   """The first is killed when it is evaluated for the third time of four."""
   run = tiny_run(tmp_path, teacher__members_in_parallel=True, teacher__num_members=1)
-  evaluate, calls = teachers.evaluate, []
+  evaluate, calls = Experiment.evaluate, []
 
   def failing(*arguments):
     calls.append(arguments)
@@ -77,7 +78,7 @@ def test_interrupted_members_go_on_and_an_ensemble_can_grow(finished, tmp_path, 
       raise KeyboardInterrupt
     return evaluate(*arguments)
 
-  monkeypatch.setattr(teachers, 'evaluate', failing)
+  monkeypatch.setattr(Experiment, 'evaluate', failing)
   with pytest.raises(KeyboardInterrupt):
     teachers.STAGE.run(run)
   assert not teachers.is_trained(run, 0)

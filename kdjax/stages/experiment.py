@@ -1,15 +1,16 @@
 """An experiment: a config in a workdir."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import models
+from kdjax import metrics, models
 from kdjax.config import teacher_source
 from kdjax.config.fields import WORKDIR
 from kdjax.stages.datasets import Data
@@ -18,6 +19,7 @@ from kdjax.stages.provenance import Provenance
 from kdjax.stages.role import Role
 from kdjax.train import trackers
 from kdjax.train.predictor import Predictor
+from kdjax.train.steps import Variables
 
 
 class Experiment:
@@ -70,6 +72,27 @@ class Experiment:
   @cached_property
   def predictor(self) -> Predictor:
     return Predictor(self.config.evaluation.batch_size)
+
+  def evaluate(
+    self,
+    model: nn.Module,
+    variables: Variables,
+    teacher_log_probs: Mapping[str, np.ndarray] | None = None,
+  ) -> dict[str, float]:
+    """Generalization on the held-out splits, for the log of a training.
+
+    Args:
+      teacher_log_probs: log_probs_NC of an ensemble by split, to which fidelity is added.
+    """
+    values = {}
+    for name in self.data.held_out:
+      inputs = self.data.split_inputs[name]
+      logits_NC = self.predictor.logits(model, variables, inputs)
+      found = metrics.generalization(logits_NC, inputs.split.labels_N)
+      if teacher_log_probs is not None:
+        found |= metrics.fidelity(logits_NC, teacher_log_probs[name])
+      values |= {f'{name}/{key}': value for key, value in found.items()}
+    return values
 
   def tracked(self, name: str, folder: epath.Path) -> trackers.Run:
     """A training of this experiment for trackers. The workdir's name is their project.

@@ -7,7 +7,7 @@ import jax
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import losses, metrics
+from kdjax import losses
 from kdjax.predictions.teachers import Teacher, ensemble
 from kdjax.stages import predictions, teachers
 from kdjax.stages.experiment import Experiment
@@ -130,7 +130,7 @@ class Distiller:
       step=self._step,
       multi_step=self._multi_step,
       inputs=partial(self._batches, order_seed),
-      evaluate=self._evaluate,
+      evaluate=lambda state: self._experiment.evaluate(role.model, state.variables, self._held_out),
       learning_rate=role.learning_rate,
       run=run,
     )
@@ -142,17 +142,6 @@ class Distiller:
         yield batch, (inputs.seed, self._teacher.variables)
       else:
         yield batch, self._teacher.batch('distillation', batch), inputs.seed
-
-  def _evaluate(self, state: steps.State) -> dict[str, float]:
-    """Generalization and fidelity on the held-out splits, for the log."""
-    experiment, values = self._experiment, {}
-    for name, log_probs_NC in self._held_out.items():
-      inputs = experiment.data.inputs[name]
-      logits_NC = experiment.predictor.logits(experiment.student.model, state.variables, inputs)
-      results = metrics.generalization(logits_NC, inputs.split.labels_N)
-      results |= metrics.fidelity(logits_NC, log_probs_NC)
-      values |= {f'{name}/{key}': value for key, value in results.items()}
-    return values
 
 
 def load(experiment: Experiment, step: int | None = None) -> steps.Variables:

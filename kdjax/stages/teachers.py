@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import config as config_lib
-from kdjax import keys, metrics
+from kdjax import keys
 from kdjax.config import teacher_source
 from kdjax.config.fields import FILE, TRAINED, WORKDIR
 from kdjax.data import views
@@ -174,7 +174,7 @@ class Trainer:
 
     def evaluated(state: steps.State) -> dict[str, float]:
       variables = state.variables if device is None else devices.replicate(state.variables)
-      return evaluate(experiment, variables)
+      return experiment.evaluate(experiment.teacher.model, variables)
 
     folder, name = experiment.folders.member(member), f'{experiment.label}teacher {member}'
     return {
@@ -191,14 +191,3 @@ class Trainer:
       'learning_rate': experiment.teacher.learning_rate,
       'run': experiment.tracked(f'{name} {folder.parent.name}', folder),
     }
-
-
-def evaluate(experiment: Experiment, variables: steps.Variables) -> dict[str, float]:
-  """Generalization of a member on the held-out splits, for the log."""
-  values = {}
-  for name in experiment.data.held_out:
-    inputs = experiment.data.split_inputs[name]
-    logits_NC = experiment.predictor.logits(experiment.teacher.model, variables, inputs)
-    results = metrics.generalization(logits_NC, inputs.split.labels_N)
-    values |= {f'{name}/{key}': value for key, value in results.items()}
-  return values
