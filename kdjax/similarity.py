@@ -14,9 +14,9 @@ MIN_EXAMPLES = 4  # for the unbiased estimate, which divides by N (N − 3)
 def linear_cka(x_NF: np.ndarray, y_NG: np.ndarray) -> float | None:
   """Linear CKA (Kornblith et al. 2019) with the unbiased HSIC₁ (Song et al. 2012, eq. 5).
 
-  CKA = HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), with K = X Xᵀ and L = Y Yᵀ (Nguyen et al. 2021). For independent
-  features it is 0 in expectation for any N, and may be slightly negative; the biased estimate grows with F / N. It is
-  1 for features that are equal up to rotation, scale and translation.
+  CKA = HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), with K = X Xᵀ and L = Y Yᵀ (Nguyen et al. 2021). For
+  independent features it is 0 in expectation for any N, and may be slightly negative; the biased estimate
+  grows with F / N. It is 1 for features that are equal up to rotation, scale and translation.
 
   Args:
     x_NF, y_NG: features of the same N ≥ 4 examples, in the same order. Further axes are flattened: every

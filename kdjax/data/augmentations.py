@@ -1,9 +1,9 @@
 """Augmentations of one image: (key, image_HWC float32 in [−1, 1], parameters) → image_HWC.
 
-Rotation and colour changes round to 8 bits, as Pillow's do, and compute in integers with fixed-point factors.
-So an image gets the same bits in and out of jit, in any batch and on any device, however the compiler fuses, orders or
-contracts the arithmetic. Augmentations of MOVING only move pixels, and also take images in bytes. A function with a
-key draws parameters, and calls a function without a key.
+Rotation and colour changes round to 8 bits, as Pillow's do, and compute in integers with fixed-point
+factors. So an image gets the same bits in and out of jit, in any batch and on any device, however the
+compiler fuses, orders or contracts the arithmetic. Augmentations of MOVING only move pixels, and also take
+images in bytes. A function with a key draws parameters, and calls a function without a key.
 Axes: H W C image.
 """
 

@@ -52,8 +52,8 @@ def describe(config: ConfigDict, prepare: bool = True) -> Description:
 def load(config: ConfigDict) -> dict[str, Split]:
   """Reads the splits of the `dataset` section, in the order of `split_sizes`.
 
-  Only the chosen examples are decoded; with `streaming`, only labels are read. The vocabulary of texts is made of
-  all training texts of the source, for any `num_train` and `num_val`.
+  Only the chosen examples are decoded; with `streaming`, only labels are read. The vocabulary of texts is
+  made of all training texts of the source, for any `num_train` and `num_val`.
 
   Raises:
     UserError: as `describe`; or an image is broken, which the message names.

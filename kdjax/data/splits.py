@@ -95,9 +95,9 @@ def part_size(num_examples: int, examples: Sequence[int]) -> int:
 def part(split: Split, examples: Sequence[int], seed: int = 0) -> Split:
   """The examples at positions start, ..., stop − 1 of the class-balanced order, by their index.
 
-  Parts that start at 0 are nested and class-balanced. If all classes are equally frequent, parts that start and stop at
-  multiples of the number of classes are class-balanced too, such as the halves of data recycling (Stanton et al.
-  2021, Figure 4).
+  Parts that start at 0 are nested and class-balanced. If all classes are equally frequent, parts that start
+  and stop at multiples of the number of classes are class-balanced too, such as the halves of data
+  recycling (Stanton et al. 2021, Figure 4).
 
   Args:
     examples: (start, stop), or () for all.
@@ -112,8 +112,8 @@ def part(split: Split, examples: Sequence[int], seed: int = 0) -> Split:
 def checksum(splits: dict[str, Split], sampled: bool | None = None) -> str:
   """A digest of every image and label, which distinguishes data sets of the same name.
 
-  Reading a set larger than memory takes as long as an epoch. So a `sampled` digest, which begins with SAMPLED, covers
-  every label, the shape, and 1,024 images of each split, always the same ones.
+  Reading a set larger than memory takes as long as an epoch. So a `sampled` digest, which begins with
+  SAMPLED, covers every label, the shape, and 1,024 images of each split, always the same ones.
 
   Args:
     sampled: None means True if any split is streamed.

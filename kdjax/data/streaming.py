@@ -1,7 +1,7 @@
 """Images that stay on disk and are decoded when they are indexed, or ahead of time by Grain.
 
-The caller decides which rows a batch has; this module only fetches them. So the numbers of threads and processes
-change nothing but the speed. Grain is imported when data are first streamed, since that takes time.
+The caller decides which rows a batch has; this module only fetches them. So the numbers of threads and
+processes change nothing but the speed. Grain is imported when data are first streamed, since that takes time.
 Axes: N example, B batch, H W C image, X the axes of an index.
 """
 

@@ -54,8 +54,8 @@ class Generator(nn.Module):
 class GeneratorBlock(nn.Module):
   """Doubles both sides; norm and ReLU before each convolution.
 
-  There are no biases: a later BatchNorm cancels them, and Adam would turn the rounding errors of their gradients into
-  steps.
+  There are no biases: a later BatchNorm cancels them, and Adam would turn the rounding errors of their
+  gradients into steps.
   """
 
   filters: int
@@ -74,8 +74,9 @@ class GeneratorBlock(nn.Module):
 class Discriminator(nn.Module):
   """images_BHWC in [−1, 1] → scores_B, larger for real ones.
 
-  Every kernel, as a matrix (H·W·C, filters), is divided by its largest singular value. One power iteration estimates
-  it from a vector in 'batch_stats', which `train` replaces by the new vector (`flax.linen.SpectralNorm`).
+  Every kernel, as a matrix (H·W·C, filters), is divided by its largest singular value. One power iteration
+  estimates it from a vector in 'batch_stats', which `train` replaces by the new vector
+  (`flax.linen.SpectralNorm`).
   """
 
   width: int  # filters of every stage

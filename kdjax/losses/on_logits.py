@@ -1,7 +1,7 @@
 """Losses on the logits of student and teacher, and the ensembles, labels and temperatures that they need.
 
-In distillation losses, p is the teacher's softmax(z_t/τ), with z_t = `teacher_log_probs_BC`, and q is the student's
-softmax(z_s/τ).
+In distillation losses, p is the teacher's softmax(z_t/τ), with z_t = `teacher_log_probs_BC`, and q is the
+student's softmax(z_s/τ).
 """
 
 import math
@@ -36,7 +36,7 @@ def ensemble_log_probs(logits_MBC: Array) -> Array:
   shifted_MBC = logits_MBC - xp.max(logits_MBC, axis=-1, keepdims=True)
   log_probs_MBC = shifted_MBC - xp.log(xp.sum(xp.exp(shifted_MBC), axis=-1, keepdims=True))
   largest_1BC = xp.max(log_probs_MBC, axis=0, keepdims=True)
-  # The ensemble has −∞ where all members have it: float16 has below −65,504, and classes that are not stored have.
+  # The ensemble has −∞ where all members have it, as float16 below −65,504 and classes that are not stored.
   largest_1BC = xp.where(xp.isfinite(largest_1BC), largest_1BC, xp.zeros_like(largest_1BC))
   with np.errstate(divide='ignore'):
     sum_BC = xp.log(xp.sum(xp.exp(log_probs_MBC - largest_1BC), axis=0))
@@ -62,8 +62,8 @@ def with_labels(
 ) -> jax.Array:
   """α L_NLL + (1 − α) L_KD (paper, Section 3), with L_KD = `loss_B`.
 
-  L_KD is averaged over all N examples, and L_NLL over the L labelled ones. So the mean of the returned values is
-  α (1/L) Σ_labelled NLL + (1 − α) (1/N) Σ L_KD.
+  L_KD is averaged over all N examples, and L_NLL over the L labelled ones. So the mean of the returned
+  values is α (1/L) Σ_labelled NLL + (1 − α) (1/N) Σ L_KD.
 
   Args:
     labels_B: in [0, C), or negative for examples without a label, whose L_NLL is 0.
@@ -135,9 +135,9 @@ def reverse_kl(
 ) -> jax.Array:
   """τ² KL(q ‖ p) = τ² Σ_j q_j (log q_j − log p_j), mode-seeking (Gu et al. 2024, "MiniLLM").
 
-  The loss is 0 at q = p. As τ → ∞ its gradient tends to that of `distillation`. A p_j that underflows counts with its
-  finite log_prob. A log_prob of −∞ makes the loss ∞ and its gradient NaN, unless q_j underflows too. Finite
-  logits never give −∞; a float16 store does below −65,504.
+  The loss is 0 at q = p. As τ → ∞ its gradient tends to that of `distillation`. A p_j that underflows
+  counts with its finite log_prob. A log_prob of −∞ makes the loss ∞ and its gradient NaN, unless q_j
+  underflows too. Finite logits never give −∞; a float16 store does below −65,504.
 
   Returns: losses_B.
 
@@ -186,8 +186,8 @@ def hard_labels(
 ) -> jax.Array:
   """Cross-entropy with the teacher's most probable class (pseudo-labels, Lee 2013); τ has no effect.
 
-  −log softmax(z_s)[argmax_j z_t]; of equally probable classes, the first. It is the limit of `distillation` at τ = 1 as
-  the teacher becomes certain of its choice.
+  −log softmax(z_s)[argmax_j z_t]; of equally probable classes, the first. It is the limit of `distillation`
+  at τ = 1 as the teacher becomes certain of its choice.
 
   Returns: losses_B.
 
@@ -225,9 +225,9 @@ def logit_mse(
 ) -> jax.Array:
   """‖z_s − z_t‖²/C on centred logits (Ba & Caruana 2014), in squared logits; τ has no effect.
 
-  An ensemble has log_probs, which are logits up to a constant for each example. So the mean over classes is subtracted
-  on both sides. The gradient of `distillation` tends to half of this one as τ → ∞ (Hinton et al. 2015,
-  Section 2.1). A log_prob of −∞ makes the loss NaN.
+  An ensemble has log_probs, which are logits up to a constant for each example. So the mean over classes is
+  subtracted on both sides. The gradient of `distillation` tends to half of this one as τ → ∞ (Hinton et al.
+  2015, Section 2.1). A log_prob of −∞ makes the loss NaN.
 
   Returns: losses_B.
 
@@ -247,9 +247,9 @@ def standardised_kl(
 ) -> jax.Array:
   """τ² KL(p ‖ q) of standardised logits (Sun et al. 2024, "Logit standardization").
 
-  Both sides' logits are scaled to mean 0 and standard deviation 1 over the classes before they are divided by τ. So
-  the student need not match the range of the teacher's logits: the loss is 0 at z_s = a z_t + b with a > 0. A
-  log_prob of −∞ makes the loss NaN.
+  Both sides' logits are scaled to mean 0 and standard deviation 1 over the classes before they are divided
+  by τ. So the student need not match the range of the teacher's logits: the loss is 0 at z_s = a z_t + b
+  with a > 0. A log_prob of −∞ makes the loss NaN.
 
   Returns: losses_B.
 
@@ -273,9 +273,9 @@ def decoupled(
 ) -> jax.Array:
   """Decoupled knowledge distillation (Zhao et al. 2022, equation 7), τ² (α TCKD + β NCKD).
 
-  TCKD is the KL of the two-class distributions (p_label, 1 − p_label) and (q_label, 1 − q_label). NCKD is the KL over
-  the other classes, renormalised. Since KL(p ‖ q) = TCKD + (1 − p_label) NCKD, plain distillation gives NCKD
-  little weight where the teacher is certain.
+  TCKD is the KL of the two-class distributions (p_label, 1 − p_label) and (q_label, 1 − q_label). NCKD is
+  the KL over the other classes, renormalised. Since KL(p ‖ q) = TCKD + (1 − p_label) NCKD, plain
+  distillation gives NCKD little weight where the teacher is certain.
 
   Args:
     labels_B: in [0, C).
@@ -316,9 +316,9 @@ def dist(
 ) -> jax.Array:
   """DIST (Huang et al. 2022): τ² (β Σ_B inter / B + γ intra), from correlations; no unit.
 
-  ρ is Pearson's correlation. inter is 1 − ρ(p, q) of an example over its classes. intra is 1 − ρ(p, q) of a class
-  over the examples of the batch, averaged over the classes; all examples of a batch share its value. The loss
-  is 0 if q is an increasing linear function of p.
+  ρ is Pearson's correlation. inter is 1 − ρ(p, q) of an example over its classes. intra is 1 − ρ(p, q) of a
+  class over the examples of the batch, averaged over the classes; all examples of a batch share its value.
+  The loss is 0 if q is an increasing linear function of p.
 
   Args:
     batch_mean: x_BX → the mean over the examples of the whole batch, on all devices.

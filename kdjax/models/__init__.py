@@ -1,7 +1,7 @@
-"""Classifiers: (inputs, train) → (logits_BC, features). Features are a dict by name in order of depth, in float32.
+"""Classifiers: (inputs, train) → (logits_BC, features), a dict by name in order of depth, all in float32.
 
-A config names one of `MODELS`, or a user's model as 'module:attribute'; `build` makes both. jit returns dicts in
-alphabetical order.
+A config names one of `MODELS`, or a user's model as 'module:attribute'; `build` makes both. jit returns
+dicts in alphabetical order.
 
 Inputs are images_BHWC float32, or tokens_BT int32 for the models in `TAKES_TOKENS`. A model is built
 for its config and the number of classes; the size of the images does not matter. A model with dropout needs

@@ -22,7 +22,8 @@ def convolve(
 ) -> jax.Array:
   """`lax.conv_general_dilated` of images and a kernel (height, width, C, filters), fast on a CPU too.
 
-  On a CPU, a window of one pixel is a matrix product (`_product`). For other windows XLA's derivatives are slow:
+  On a CPU, a window of one pixel is a matrix product (`_product`). For other windows XLA's derivatives are
+  slow:
 
   * The gradient of the kernel is a convolution with a window of height x width x batch. It takes two to
     four times as long as the forward one, since it fetches both operands from memory anew for every few
@@ -77,8 +78,8 @@ def _num_parts(shape: tuple[int, ...]) -> int:
 def _product(x_BHWC: jax.Array, kernel_CF: jax.Array) -> jax.Array:
   """Every pixel times the kernel, (B, H, W, F).
 
-  Each of several parts of the batch has a copy of the kernel, so that the kernel's gradient is a sum over parts. One
-  product that sums over all pixels is two to five times as slow.
+  Each of several parts of the batch has a copy of the kernel, so that the kernel's gradient is a sum over
+  parts. One product that sums over all pixels is two to five times as slow.
   """
   parts = math.gcd(len(x_BHWC), GRADIENT_PARTS)
   kernel_PCF = jnp.broadcast_to(kernel_CF, (parts, *kernel_CF.shape))
@@ -89,7 +90,7 @@ def _product(x_BHWC: jax.Array, kernel_CF: jax.Array) -> jax.Array:
 def _by_blocks(
   x_BHWC: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, **options: Any
 ) -> jax.Array:
-  """A convolution with strides as one without: the pixels of a block, as large as the strides, become channels."""
+  """A convolution with strides as one without. The pixels of a block as large as the strides are channels."""
   whole_x, whole_kernel = [], []  # zeros added or pixels cut off, so that both are whole blocks
   for size, window, stride, (low, high) in zip(
     x_BHWC.shape[1:3], kernel.shape[:2], strides, pads, strict=True

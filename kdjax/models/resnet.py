@@ -57,8 +57,8 @@ class BottleneckBlock(nn.Module):
 def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, y: jax.Array) -> jax.Array:
   """The input `x` where shapes allow it, else a projection.
 
-  The projection reads `y`, the input after norm and ReLU, as in He et al. (2016); with `projects_raw` it reads `x`, as
-  in the paper's public code.
+  The projection reads `y`, the input after norm and ReLU, as in He et al. (2016); with `projects_raw` it
+  reads `x`, as in the paper's public code.
   """
   filters = block.filters * block.expansion
   if x.shape[-1] == filters and block.stride == 1:

@@ -11,9 +11,9 @@ from kdjax.models.layers import Conv, Features, classify
 
 CONVS_PER_STAGE = (2, 2, 3, 3, 3)
 DROPOUT = 0.5
-# He et al. 2015, scaled by the fan-in. So activations keep their size from layer to layer without BatchNorm. Scaled
-# by the fan-out they shrink where a layer widens: on enlarged digits (width 8, learning rate 0.05) the loss did
-# not fall for 400 steps; by the fan-in it was halved in 250.
+# He et al. 2015, scaled by the fan-in. So activations keep their size from layer to layer without BatchNorm.
+# Scaled by the fan-out they shrink where a layer widens: on enlarged digits (width 8, learning rate 0.05) the
+# loss did not fall for 400 steps; by the fan-in it was halved in 250.
 he_normal = nn.initializers.he_normal()
 
 

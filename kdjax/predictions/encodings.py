@@ -1,7 +1,7 @@
 """Encodings of stored predictions, which map the log-probabilities of an example to a stored row and back.
 
-`Dense` stores the log-probability of every class. `TopK` stores k classes of each example, which takes less space
-if there are many classes; the decoded log-probabilities are an estimate.
+`Dense` stores the log-probability of every class. `TopK` stores k classes of each example, which takes less
+space if there are many classes; the decoded log-probabilities are an estimate.
 
 Axes: M member, N example, C class, K stored class, W stored number, X compared value.
 """
@@ -207,8 +207,9 @@ class TopK:
     """Compares the stored values and, last, the choice of the classes.
 
     Drift between machines may exchange classes that are about equally probable. So the values of the stored
-    classes are compared. The last pair is 0 and the nats by which a class that was left out is more probable than a
-    stored one. Draws are compared by how far their places lie outside the intervals of the classes drawn.
+    classes are compared. The last pair is 0 and the nats by which a class that was left out is more
+    probable than a stored one. Draws are compared by how far their places lie outside the intervals of the
+    classes drawn.
     """
     classes_NK = rows_NW[:, : self.k].astype(np.int64)
     if self._is_drawn:

@@ -1,8 +1,8 @@
 """Stage 'independent': the baseline of fidelity, a student of another teacher.
 
-Two accurate models agree by accuracy alone. So every student is compared with a student of the same recipe whose
-teacher has other seeds (paper, Section 3). It is an ordinary student of the same workdir, with a fingerprint of
-its own.
+Two accurate models agree by accuracy alone. So every student is compared with a student of the same recipe
+whose teacher has other seeds (paper, Section 3). It is an ordinary student of the same workdir, with a
+fingerprint of its own.
 """
 
 import dataclasses

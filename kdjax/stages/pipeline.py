@@ -71,9 +71,9 @@ def run_sweep(
 ) -> None:
   """Runs the named stages of every config. Any number of processes may do so in one workdir.
 
-  One process at a time claims a config; the others take the next, and return to it when nothing else is left. All
-  students come before the stages that compare them, since the independent student of one run is often the student of
-  another.
+  One process at a time claims a config; the others take the next, and return to it when nothing else is
+  left. All students come before the stages that compare them, since the independent student of one run is
+  often the student of another.
 
   Args:
     configs: by the index of the run.

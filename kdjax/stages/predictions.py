@@ -114,8 +114,8 @@ def require_same_inputs(experiment: Experiment) -> None:
     if differing:
       why = 'are of other inputs than are rendered now' if recorded else f'have lost their {INPUTS}'
       raise DamageError(
-        f'the predictions in {folder} {why} ({", ".join(differing)}): a student would be '
-        f'trained on one image with the predictions for another. Delete {folder} and run with --stages=predictions to make '
+        f'the predictions in {folder} {why} ({", ".join(differing)}): a student would be trained on one '
+        f'image with the predictions for another. Delete {folder} and run with --stages=predictions to make '
         'them again, or use the version of kdjax that made them.'
       )
     return True
@@ -242,8 +242,8 @@ def _dtype_error(
   """The error of the dtype: the stored ensemble compared with the one just computed.
 
   It is measured on the test set or, with `TopK`, on view 0 of up to `NUM_COMPARED` examples of the
-  distillation data. With `TopK` the KL is KL(stored ‖ exact), which is finite where the estimate of a probability
-  is 0.
+  distillation data. With `TopK` the KL is KL(stored ‖ exact), which is finite where the estimate of a
+  probability is 0.
   """
   members = range(experiment.config.teacher.num_members)
   is_top_k = config_lib.is_top_k(experiment.config)

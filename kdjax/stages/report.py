@@ -1,4 +1,4 @@
-"""Stage 'report': writes the page of the student, and the index and results.csv of all students of the workdir."""
+"""Stage 'report': the page of the student, and the index and results.csv of all students of the workdir."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,8 +1,8 @@
 """Stages, and the one driver that runs them.
 
-A stage lists its jobs. A job fills one folder, once. The driver checks whether a job is complete, takes its lock,
-checks again, since another process may have made it, records the config and the data, makes it, and waits until all
-hosts are done. Stages of an experiment and parts of an analysis have the same driver.
+A stage lists its jobs. A job fills one folder, once. The driver checks whether a job is complete, takes its
+lock, checks again, since another process may have made it, records the config and the data, makes it, and
+waits until all hosts are done. Stages of an experiment and parts of an analysis have the same driver.
 """
 
 import collections
@@ -203,8 +203,9 @@ def _make(job: Job, wait: bool) -> bool | None:
 def _make_on_devices(jobs: Sequence[Job]) -> None:
   """Makes each job on one device, on all devices at once.
 
-  Even a single job is made on one device, so that the bits depend neither on the number of jobs nor on that of the
-  devices. One loop gives each device a step in turn. A step returns before the device has finished it.
+  Even a single job is made on one device, so that the bits depend neither on the number of jobs nor on that
+  of the devices. One loop gives each device a step in turn. A step returns before the device has finished
+  it.
   """
   devices, done = jax.local_devices()[: len(jobs)], [0] * len(jobs)
   num_steps = [job.num_steps() for job in jobs]

@@ -1,9 +1,8 @@
 """`--verify`: checks the stored predictions against their digests and against the teachers.
 
-The digests in meta.json find every value that has changed since it was written. A sample of the predictions is computed
-again, which finds other teachers and measures numerical drift between machines. Drift is small and similar for all
-examples; damage is large or in single examples.
-Axes: N example, X compared value.
+The digests in meta.json find every value that has changed since it was written. A sample of the predictions
+is computed again, which finds other teachers and measures numerical drift between machines. Drift is small
+and similar for all examples; damage is large or in single examples. Axes: N example, X compared value.
 """
 
 import dataclasses

@@ -22,10 +22,10 @@ from kdjax.runtime import files, hosts
 class Checkpoints:
   """The checkpoints of one training: `folder/<step>`. Use as a context manager.
 
-  The newest checkpoint and those of `keep_steps` are kept; with `read_only`, nothing is written or deleted. A checkpoint
-  has a digest of its arrays, since a file with a flipped bit may still be readable, and the log of the training so
-  far, from which a lost log is restored. With several hosts, all call every method; each writes a part of every
-  array, and reads all.
+  The newest checkpoint and those of `keep_steps` are kept; with `read_only`, nothing is written or deleted.
+  A checkpoint has a digest of its arrays, since a file with a flipped bit may still be readable, and the
+  log of the training so far, from which a lost log is restored. With several hosts, all call every method;
+  each writes a part of every array, and reads all.
   """
 
   def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), read_only: bool = False):

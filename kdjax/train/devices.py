@@ -45,11 +45,11 @@ def parallel(
   Two partials of the same function with equal arguments give the same mapped step, which is compiled
   once. So an experiment, its independent baseline and the points of a sweep share their programs.
 
-  All hosts call the mapped step, each with its own share of the batch. `MAP` chooses what it is mapped with; the bits
-  are the same. The default is 'pmap', which this project is required to use. It is supported, in maintenance
-  mode; since JAX 0.10 it is `jit` of `shard_map` inside. 'shard_map' skips its Python code. Microseconds a
-  call, nearly all of it dispatch, on one CPU device (`tests/benchmarks/dispatch.py`, median of nine, beside
-  other work):
+  All hosts call the mapped step, each with its own share of the batch. `MAP` chooses what it is mapped
+  with; the bits are the same. The default is 'pmap', which this project is required to use. It is
+  supported, in maintenance mode; since JAX 0.10 it is `jit` of `shard_map` inside. 'shard_map' skips its
+  Python code. Microseconds a call, nearly all of it dispatch, on one CPU device
+  (`tests/benchmarks/dispatch.py`, median of nine, beside other work):
 
     state (arrays)     JAX 0.10.1: pmap, shard_map     JAX 0.12: pmap, shard_map
     small (2)               233            54              336            83
@@ -152,8 +152,8 @@ def _gathered(step: Callable, *arguments: Any) -> Any:
 def replicate(tree: Any, device: jax.Device | None = None) -> Any:
   """Puts a copy of every array on each of this host's devices, or on `device` alone.
 
-  The copies are laid out as the outputs of steps, so that a step is compiled once. With arrays of the host it would be
-  compiled for the first call, and again for the second.
+  The copies are laid out as the outputs of steps, so that a step is compiled once. With arrays of the host
+  it would be compiled for the first call, and again for the second.
   """
   mesh = Mesh(np.array(jax.local_devices() if device is None else [device]), (AXIS_NAME,))
   # Through the host: JAX would otherwise use the original as one of the copies, and donation would delete it.

@@ -108,8 +108,8 @@ def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransforma
 def _muon(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
   """Muon for kernels (Jordan 2024): Newton–Schulz iterations make the momentum nearly orthogonal.
 
-  All other parameters (biases, norms, embeddings) get AdamW, with `momentum` for β1. Both have Nesterov momentum if
-  `nesterov` is set, and decoupled weight decay.
+  All other parameters (biases, norms, embeddings) get AdamW, with `momentum` for β1. Both have Nesterov
+  momentum if `nesterov` is set, and decoupled weight decay.
   """
   return optax.contrib.muon(
     rate,

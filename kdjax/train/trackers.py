@@ -65,8 +65,8 @@ class Sink(Protocol):
 class Wandb:
   """A run of Weights & Biases.
 
-  Its process keeps values in memory for a while. A kill loses them if it writes to files ('offline'). After a resume,
-  files have steps twice, with the same values; online, repeated steps are ignored.
+  Its process keeps values in memory for a while. A kill loses them if it writes to files ('offline'). After
+  a resume, files have steps twice, with the same values; online, repeated steps are ignored.
   """
 
   loses_rows = True
@@ -131,8 +131,8 @@ class Mlflow:
 class Trackio:
   """A run of trackio, which finds a run by its name. The folder is part of it, so that it is unique.
 
-  A summary is logged one step after the last, since trackio has no summaries. A resume logs the steps after the last checkpoint
-  again, with the same values.
+  A summary is logged one step after the last, since trackio has no summaries. A resume logs the steps after
+  the last checkpoint again, with the same values.
   """
 
   loses_rows = False  # except those of the last half second
