@@ -36,9 +36,8 @@ ONLY = {
   'predictions.encodings': {'keys'},
   'predictions.functions': {'errors', 'runtime'},
   'predictions.store': {'errors', 'losses', 'runtime'},
-  'gan': {'data', 'keys', 'models', 'runtime', 'train'},
-  # The networks and steps of a GAN know no file either.
-  'gan.steps': {'data.augmentations', 'keys', 'models', 'train.steps'},
+  # The networks and steps of a GAN know no file.
+  'gan': {'data.augmentations', 'keys', 'models', 'train.steps'},
   # One step knows no file, and what maps a step over devices knows no step.
   'train.steps': {'keys', 'losses', 'models', 'data.views'},
   'train.devices': {'errors', 'models', 'runtime.hosts'},
