@@ -124,7 +124,7 @@ def test_what_the_code_of_kdjax_counts():
     'kdjax.train.steps._update',
     'kdjax.train.optimizers._sgd',
     'kdjax.data.augmentations.crop',
-    'kdjax.train.inputs._orders',
+    'kdjax.train.inputs._permutations',
     'kdjax.data.views.augmented',
     'kdjax.keys.stream',
     'kdjax.losses.on_logits.cross_entropy',

@@ -6,8 +6,6 @@ batch of one device, K discriminator step, Z latent, F feature, H W C image.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -146,9 +144,12 @@ def _discriminator_update(
     total = discriminator_loss(*jnp.split(scores, 2)).sum()
     return total / count, (total, updated['batch_stats'])
 
-  discriminator, opt_state, total, _ = _descend(
-    mean_loss, state.discriminator, gan.discriminator_optimizer, state.discriminator_opt
-  )
+  params = state.discriminator['params']
+  gradient, (total, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
+  gradient, total = jax.lax.psum((gradient, total), AXIS_NAME)
+  updates, opt_state = gan.discriminator_optimizer.update(gradient, state.discriminator_opt)
+  params = optax.apply_updates(params, updates)
+  discriminator = {'params': params, 'batch_stats': batch_stats}
   return state.replace(discriminator=discriminator, discriminator_opt=opt_state), total
 
 
@@ -166,29 +167,14 @@ def _generator_update(
     total = generator_loss(scores_B).sum()
     return total / count, (total, updated['batch_stats'])
 
-  generator, opt_state, total, gradient = _descend(
-    mean_loss, state.generator, gan.generator_optimizer, state.generator_opt
-  )
+  params = state.generator['params']
+  gradient, (total, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
+  gradient, total = jax.lax.psum((gradient, total), AXIS_NAME)
+  updates, opt_state = gan.generator_optimizer.update(gradient, state.generator_opt)
+  params = optax.apply_updates(params, updates)
+  generator = {'params': params, 'batch_stats': batch_stats}
   state = state.replace(generator=generator, generator_opt=opt_state)
   return state, total, optax.tree.norm(gradient)
-
-
-def _descend(
-  mean_loss: Callable,
-  variables: Variables,
-  optimizer: optax.GradientTransformation,
-  opt_state: optax.OptState,
-) -> tuple[Variables, optax.OptState, jax.Array, Any]:
-  """The variables and the optimizer's state after a step, the sum of the loss over the batch, and the gradient.
-
-  Args:
-    mean_loss: params → (the loss, (its sum over this device's share, the new batch_stats)).
-  """
-  gradient, (total, batch_stats) = jax.grad(mean_loss, has_aux=True)(variables['params'])
-  gradient, total = jax.lax.psum((gradient, total), AXIS_NAME)
-  updates, opt_state = optimizer.update(gradient, opt_state)
-  params = optax.apply_updates(variables['params'], updates)
-  return {'params': params, 'batch_stats': batch_stats}, opt_state, total, gradient
 
 
 def real_images(batch: Batch, seed: jax.Array, k: int, flip: bool) -> jax.Array:

@@ -28,9 +28,9 @@ PIXELS = 64  # values of each image in a record
 # The number of levels, of 256, by which equal views may differ. Another order of floating-point operations
 # can move a mixture to the next level, and a later augmentation can double the difference.
 ROUNDING = 2
-# Tables by epoch or view that stay in memory. A batch that is no larger than the split needs two of them.
-TABLES_KEPT = 4
-ORDERS_KEPT = 16  # members that train in parallel have an order each
+# Permutations that stay in memory for each seed. A batch that is no larger than the split needs two of them.
+PERMUTATIONS_KEPT = 4
+SEEDS_KEPT = 16  # members that train in parallel have a seed each
 
 # Maps the number of a batch to its examples and their views, (indices_B, views_B).
 Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -156,22 +156,22 @@ def training_batch(
   may reach into the next epoch. Every batch is full, and every example comes exactly once an epoch.
   """
   epochs_B, offsets_B = divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
-  indices_B = look_up(_orders(seed, num_examples), epochs_B, offsets_B)
+  indices_B = look_up(_permutations(seed, num_examples), epochs_B, offsets_B)
   return indices_B, epochs_B.astype(np.int32)
 
 
-@functools.lru_cache(ORDERS_KEPT)
-def _orders(seed: int, num_examples: int) -> Callable[[int], np.ndarray]:
+@functools.lru_cache(SEEDS_KEPT)
+def _permutations(seed: int, num_examples: int) -> Callable[[int], np.ndarray]:
   """The order of all examples, by epoch. A large one takes longer to draw than a batch to train."""
 
-  @functools.lru_cache(TABLES_KEPT)
-  def order(epoch: int) -> np.ndarray:
+  @functools.lru_cache(PERMUTATIONS_KEPT)
+  def permutation(epoch: int) -> np.ndarray:
     return keys.numpy_rng(seed, 'order', epoch).permutation(num_examples).astype(np.int32)
 
-  return order
+  return permutation
 
 
-@functools.lru_cache(TABLES_KEPT)
+@functools.lru_cache(PERMUTATIONS_KEPT)
 def _partners(seed: int, num_examples: int, view: int) -> np.ndarray:
   """The index of the partner of each example. Each example is a partner once."""
   rng = keys.numpy_rng(seed, 'view/partners', view)
