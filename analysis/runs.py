@@ -81,7 +81,7 @@ class Study:
     """Why no teacher can be a point of the student's weight space; None if one can."""
     source = self.experiment.config.teacher.source
     if not config_lib.has_weights(source):
-      return f"needs a teacher's weights: teacher.source = {source!r} gives predictions alone"
+      return f"needs a teacher's weights: teacher.source = {source!r} has only predictions"
     if not self.same_architecture:
       return 'the teacher has another architecture than the student: they share no weight space'
     if not self.has_teachers:

@@ -292,7 +292,7 @@ def test_the_independent_teacher_is_the_other_source():
 def test_analyses_say_that_they_need_weights(tmp_path):
   study = Study(tiny_run(tmp_path, teacher__source='a:f'))
   assert study.lacks_teacher == (
-    "needs a teacher's weights: teacher.source = 'a:f' gives predictions alone"
+    "needs a teacher's weights: teacher.source = 'a:f' has only predictions"
   )
   assert not study.has_teachers
 
