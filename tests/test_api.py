@@ -196,7 +196,7 @@ def test_modules_of_a_notebook_vectors_and_a_validation_split(tmp_path):
   assert distil(tmp_path, **arguments | {'student': notebook_class()(3)}) == result
   assert state_of(tmp_path) == before
   weight = 3.0  # a loss includes the variables of its closure
-  with pytest.raises(DamageError, match=r'has changed since: kdjax\.runtime\.given\.loss'):
+  with pytest.raises(DamageError, match=r'other code or data: kdjax\.runtime\.given\.loss'):
     _ = kdjax.open(tmp_path, notebook_class(), loss)[0].variables
 
 

@@ -294,7 +294,7 @@ def test_an_analysis_has_the_predictions_but_not_the_loss(workdir):
   study = Study(run_of(workdir, loss_options={'weight': 10.0}))
   measured = Measure(study, 20)
   assert sum(len(batch['labels']) for batch in measured.batches('test')) == 20
-  with pytest.raises(UserError, match=r"cannot be measured: student.loss = 'cka' depends on"):
+  with pytest.raises(UserError, match=r"cannot be measured: student.loss = 'cka' needs features"):
     measured.variables(study.student())
 
 

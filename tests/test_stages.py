@@ -225,7 +225,7 @@ def test_a_trial_that_diverged_is_not_trained_again_and_costs_no_other_its_resul
 
   for _ in range(2):  # nor by the next process
     with pytest.raises(
-      UserError, match=r'1 of 4 .*\n  run 2: student: the loss is nan .*Remove it'
+      UserError, match=r'1 of 4 .*\n  run 2: student: the loss is nan .*delete this file'
     ):
       run_sweep()
     assert not (diverged.folders.student / 'checkpoints').exists()
