@@ -33,6 +33,8 @@ from kdjax.errors import UserError
 from kdjax.runtime import given, plugins
 
 _OF_FLAX = ('parent', 'name')  # fields that every linen module has
+# The file of methods that a dataclass generates. From Python 3.13 on it is also that of a `python -c` command.
+GENERATED = '<string>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +275,10 @@ def _functions(value: Callable) -> list[types.FunctionType]:
     member = getattr(member, 'fget', None) or getattr(member, '__func__', member)
     if callable(member):  # flax wraps methods
       member = inspect.unwrap(member, stop=lambda f: inspect.isfunction(f) and _is_own(f))
-    is_written = inspect.isfunction(member) and linecache.getlines(member.__code__.co_filename)
-    if is_written and member.__qualname__.startswith(f'{value.__qualname__}.'):
-      found.append(member)
+    if inspect.isfunction(member) and member.__qualname__.startswith(f'{value.__qualname__}.'):
+      file = member.__code__.co_filename
+      if file != GENERATED and linecache.getlines(file):
+        found.append(member)
   return found
 
 
