@@ -13,7 +13,7 @@ import numpy as np
 
 def stream(seed: int | jax.Array, name: str, *indices: int | jax.Array) -> jax.Array:
   """The key of the stream `name` at `indices`; works inside jit and vmap."""
-  # With other implementations of keys, vmapped draws depend on the batch.
+  # Other implementations of keys make vmapped draws depend on the batch.
   key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), zlib.crc32(name.encode()))
   for index in indices:
     key = jax.random.fold_in(key, index)

@@ -17,7 +17,7 @@ from kdjax import intervals, metrics
 from kdjax.intervals import Estimate
 
 STUDENT, INDEPENDENT, DIFFERENCE = 'fidelity', 'independent', 'difference'  # names in result.json
-# With fewer examples, even a difference of one sign on all of them is not significant at 5 % (sign test).
+# Fewer examples are never significant at 5 % in a sign test, even if all differences have one sign.
 MIN_EXAMPLES = 6
 BLOCK = 2**21  # the number of logits that are converted to float64 and ranked at a time
 
