@@ -40,7 +40,6 @@ from kdjax.stages.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
-QUICK = ROOT / 'tests' / 'quick_config.py'
 
 _PLACES = (os.environ.get('TFDS_DATA_DIR'), ROOT.parent / 'shared' / 'tensorflow_datasets')
 # A folder with real CIFAR-10 and MNIST, or None.

@@ -14,8 +14,6 @@ from kdjax.train import devices
 from kdjax.train.checkpoint import digest
 
 FIELDS = {  # of the tiny config; the smallest sizes, since each device compiles for itself
-  'model__name': 'lenet',
-  'dataset__image_size': 12,
   'teacher__num_epochs': 1,
   'training__num_evals': 1,
   'training__num_checkpoints': 1,

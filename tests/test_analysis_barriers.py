@@ -15,7 +15,7 @@ from analysis.parts import barriers
 from kdjax import losses, models
 from kdjax.models import user
 from kdjax.report import figures
-from tests import small_run
+from tests import small_network
 
 SETTINGS = Settings(
   num_examples=40,
@@ -28,7 +28,7 @@ SETTINGS = Settings(
 PARTS = {part.name: part for part in barriers.PARTS}
 
 
-MODEL = user.WithFeatures(small_run.Small(3))
+MODEL = user.WithFeatures(small_network.Small(3))
 INPUTS = np.random.default_rng(9).normal(size=(100, 4)).astype(np.float32)
 
 
@@ -71,7 +71,7 @@ class SmallMeasure(measure.Distilled):
 @pytest.fixture(scope='module', autouse=True)
 def aligned():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(permutations.SPECS, small_run.Small, small_run.spec)
+    patch.setitem(permutations.SPECS, small_network.Small, small_network.spec)
     yield
 
 
@@ -258,7 +258,7 @@ def test_an_alignment_is_found_once_for_all_parts(matrix, study, monkeypatch):
 
 
 def test_a_model_without_a_spec_is_measured_without_alignment(study, monkeypatch, tmp_path):
-  monkeypatch.delitem(permutations.SPECS, small_run.Small)
+  monkeypatch.delitem(permutations.SPECS, small_network.Small)
   message = (
     'no alignment: analysis/permutations.py does not say which units of Small may be permuted'
   )
@@ -281,7 +281,7 @@ def test_a_model_without_a_spec_is_measured_without_alignment(study, monkeypatch
 
 def test_layers_of_a_permuted_copy_change_nothing_if_they_are_aligned(moved):
   arrays, _ = moved
-  assert arrays['layers'].tolist() == list(small_run.LAYERS)
+  assert arrays['layers'].tolist() == list(small_network.LAYERS)
   changes = dict(zip(arrays['changes'], arrays['test/predictive_kl'], strict=True))
   for change in ('halfway, aligned', 'replaced, aligned'):
     np.testing.assert_allclose(changes[change], 0, atol=1e-4)

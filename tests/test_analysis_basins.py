@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_run
+from conftest import copied, tiny_run
 from etils import epath
 
 from analysis import basins, geometry, measure, paths, runs
@@ -24,7 +24,6 @@ from kdjax.errors import DivergedError, UserError
 from kdjax.report import figures
 from kdjax.stages import student
 from kdjax.train.checkpoint import digest
-from tests import small_run
 
 FORKS, RETURNS = basins_part.PARTS
 (LAMBDAS,) = lambdas.PARTS
@@ -43,9 +42,8 @@ SMALL = {
 
 
 @pytest.fixture(scope='module')
-def study(tmp_path_factory) -> runs.Study:
-  finished = small_run.finished(tmp_path_factory)
-  return runs.Study(small_run.copied(finished, tmp_path_factory.mktemp('basins')))
+def study(finished, tmp_path_factory) -> runs.Study:
+  return runs.Study(copied(finished, tmp_path_factory.mktemp('basins')))
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +181,7 @@ def test_the_first_stable_fork_is_the_one_after_the_last_that_is_not():
 
 
 def test_a_shortened_schedule_is_the_whole_one_compressed(tmp_path):
-  run = small_run.run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
+  run = tiny_run(tmp_path, student__warmup_epochs=1.92)  # 8 of 34 steps
   short = basins.shortened(run, 4.08)  # 17
   assert (run.student.plan.num_steps, short.student.plan.num_steps) == (34, 17)
   whole, half = run.student.learning_rate, short.student.learning_rate
@@ -384,7 +382,7 @@ def test_several_students_of_one_lambda_have_an_interval_over_seeds(study, tmp_p
 
 
 def test_parts_say_what_they_lack(study, tmp_path):
-  other = runs.Study(tiny_run(tmp_path, student__model__width=8))
+  other = runs.Study(tiny_run(tmp_path, student__model__options={'width': 8}))
   for part in (LAMBDAS, RETURNS):
     assert 'another architecture' in part.unavailable(other)
   assert FORKS.unavailable(study) is LAMBDAS.unavailable(study) is None

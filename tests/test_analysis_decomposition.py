@@ -15,7 +15,6 @@ from analysis.parts import decomposition as part
 from kdjax import config as config_lib
 from kdjax import intervals, keys, metrics
 from kdjax.report import figures
-from tests import small_run
 
 
 def log_probs(*shape, seed=0, scale=3.0):
@@ -148,11 +147,6 @@ def test_wilson_intervals_are_those_of_the_literature():
 # The part.
 
 SETTINGS = Settings(num_examples=48, kernel_examples=2)
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  return small_run.finished(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')

@@ -9,14 +9,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copied
 
 from analysis import runner, runs
 from analysis.part import Settings
 from analysis.parts import PARTS
 from kdjax.errors import ConfigError
 from kdjax.runtime import files
-from tests import launched, small_run
+from tests import launched
 
 SMALL = {'num_examples': 64, 'resolution': 3}
 CORNERS = 'teacher 0,student,sibling'  # the sibling is not there yet
@@ -27,9 +27,9 @@ FLAGS = [f'--parts={",".join(CHOSEN)}', '--train=cheap', f'--corners={CORNERS}']
 
 
 @pytest.fixture(scope='module')
-def analysed(tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
+def analysed(finished, tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
   workdir = tmp_path_factory.mktemp('analysed')
-  small_run.copied(small_run.finished(tmp_path_factory), workdir)
+  copied(finished, workdir)
   done = subprocess.run(  # the command itself; the other tests use a faster start
     [sys.executable, '-m', 'analysis', workdir, *FLAGS],
     cwd=ROOT,

@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_run
 from scipy.special import log_softmax, rel_entr, softmax
 
 from analysis import measure, runs, surface
 from kdjax import losses, metrics
 from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions
-from tests import small_run
 
 NUM_EXAMPLES = 100  # of 200; two batches of 50, since one has 64 at most
 
 
 @pytest.fixture(scope='module')
-def study(tmp_path_factory):
-  return runs.Study(small_run.finished(tmp_path_factory))
+def study(finished):
+  return runs.Study(finished)
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +90,7 @@ def test_the_teacher_is_the_zero_of_every_loss(name):
 
 def test_the_teacher_is_at_distance_zero_from_itself(study):
   """The KL of one member is 0 up to float32 rounding; from stored float16 predictions it would not be."""
-  alone = runs.Study(small_run.run(study.experiment.workdir, teacher__num_members=1))
+  alone = runs.Study(tiny_run(study.experiment.workdir, teacher__num_members=1))
   values = measure.Measure(alone, 50).variables(study.member(0))
   assert np.abs(values['distillation/predictive_kl']).max() < 1e-6
   assert np.abs(values['distillation/loss']).max() < 1e-4  # of τ² times nats
@@ -139,7 +139,7 @@ def test_only_measures_of_labels_leave_out_unlabelled_examples(study):
 
 def test_the_temperature_is_that_of_the_schedule(study, measured):
   fields = {'student__temperature': 8.0, 'student__final_temperature': 2.0}
-  run = small_run.run(study.experiment.workdir, **fields)
+  run = tiny_run(study.experiment.workdir, **fields)
   scheduled = copy.copy(measured)
   scheduled._run = run
   num_steps = run.student.plan.num_steps

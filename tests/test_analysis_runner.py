@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import copied, tiny_run
 from etils import epath
 
 from analysis import runner, runs
@@ -15,7 +16,6 @@ from analysis.parts import PARTS
 from kdjax.errors import ConfigError, UserError
 from kdjax.report import figures
 from kdjax.runtime import files, progress
-from tests import small_run
 
 NUM_PIECES = 3
 IMAGE = figures.image
@@ -61,11 +61,6 @@ def made(monkeypatch):
   monkeypatch.setattr(runner.figures, 'image', image)
   monkeypatch.setattr(runner, 'PARTS', {'made': made.part()})
   return made
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  return small_run.finished(tmp_path_factory)
 
 
 @pytest.fixture
@@ -266,7 +261,7 @@ def test_numbers_without_a_record_are_refused(study, made):
 
 
 def test_parts_that_measure_a_loss_on_features_are_left_out(finished, made, monkeypatch):
-  study = runs.Study(small_run.run(finished.workdir, student__loss='cka'))
+  study = runs.Study(tiny_run(finished.workdir, student__loss='cka'))
   parts = {'made': made.part(), 'free': made.part('free', measures_loss=False)}
   monkeypatch.setattr(runner, 'PARTS', parts)
   assert runner.plan(study, Settings()).left_out == {
@@ -336,7 +331,7 @@ def test_no_more_is_trained_than_is_allowed(study, costly, train, trained, left_
 
 def test_trainings_are_logged_with_their_time(finished, tmp_path, costly, monkeypatch):
   rows = [{'step': 1, 'examples_per_second': x} for x in (8.0, 0.8, 1.6)]  # of 48 in a batch
-  study = runs.Study(small_run.copied(finished, tmp_path))
+  study = runs.Study(copied(finished, tmp_path))
   path = study.experiment.folders.student / 'metrics.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   assert study.steps_per_second == pytest.approx(1.6 / 48)

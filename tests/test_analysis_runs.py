@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import copied, tiny_run
 from etils import epath
 
 from analysis import runs
@@ -16,13 +17,6 @@ from kdjax.errors import DamageError, MissingInputError
 from kdjax.runtime import files, progress
 from kdjax.stages import finished as finished_stage
 from kdjax.stages import independent, student, teachers
-from tests import small_run
-from tests.small_run import copied
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  return small_run.finished(tmp_path_factory)
 
 
 def equal(a, b) -> bool:
@@ -67,7 +61,7 @@ def test_variables_are_those_of_the_run(finished):
 
 def neighbour(run, **fields):
   """A run with other fields and the student's files in the same workdir."""
-  other = small_run.run(run.workdir, **fields)
+  other = tiny_run(run.workdir, **fields)
   shutil.copytree(run.folders.student, other.folders.student)
   (other.folders.student / 'config.json').unlink()
   other.data.everything.restore(other.folders.student)

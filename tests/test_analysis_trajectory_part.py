@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_run
+from conftest import copied, tiny_run
 from etils import epath
 
 from analysis import (
@@ -36,7 +36,7 @@ from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions, student
 from kdjax.stages.experiment import Experiment
 from kdjax.train import devices, steps
-from tests import small_run
+from tests import small_network
 
 SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
 BATCH_SIZE = 48  # of tiny_config's student
@@ -72,9 +72,8 @@ class Planted(runs.Study):
 
 
 @pytest.fixture(scope='module')
-def study(tmp_path_factory) -> runs.Study:
-  finished = small_run.finished(tmp_path_factory)
-  return runs.Study(small_run.copied(finished, tmp_path_factory.mktemp('trajectory')))
+def study(finished, tmp_path_factory) -> runs.Study:
+  return runs.Study(copied(finished, tmp_path_factory.mktemp('trajectory')))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -82,7 +81,7 @@ def compiled_once(study):
   """All parts share the measures of the study with its own teachers, and its model can be aligned."""
   make = functools.cache(partial(Measure, study))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(permutations.SPECS, small_run.Small, small_run.spec)
+    patch.setitem(permutations.SPECS, small_network.Small, small_network.spec)
     for module in (matching, measure, maps, part):
       patch.setattr(module, 'Measure', lambda _, *args, **kwargs: make(*args, **kwargs))
     yield
@@ -140,7 +139,7 @@ def test_distances_and_the_path_are_those_of_the_checkpoints(study, results):
 
 def test_layers_stand_in_order_of_depth(results):
   for name in ('trajectory', 'gradients'):
-    assert results[name]['layers'].tolist() == ['all', *small_run.LAYERS]
+    assert results[name]['layers'].tolist() == ['all', *small_network.LAYERS]
 
 
 def test_fidelity_is_measured_at_every_checkpoint(study, results):
@@ -213,7 +212,7 @@ def test_a_near_teacher_is_distinguished_from_an_unrelated_network(
   study, tmp_path, monkeypatch, noise, verdict
 ):
   """Without noise the teacher is a random network, like the unrelated ones. None is aligned."""
-  monkeypatch.delitem(permutations.SPECS, small_run.Small)
+  monkeypatch.delitem(permutations.SPECS, small_network.Small)
   final = jax.device_get(study.student())
   rng = np.random.default_rng(0)
   near = jax.tree.map(lambda x: x + (noise or 0) * rng.normal(size=x.shape), final['params'])
@@ -430,13 +429,13 @@ def test_the_figure_of_gradients_marks_intervals_without_zero(results):
 
 def test_parts_say_what_they_lack(study, tmp_path):
   assert all(of.unavailable(study) is None for of in PARTS.values())
-  other = runs.Study(tiny_run(tmp_path, student__model__width=8))
+  other = runs.Study(tiny_run(tmp_path, student__model__options={'width': 8}))
   for name in ('trajectory', 'gradients'):
     assert 'another architecture' in PARTS[name].unavailable(other)
   assert PARTS['predictions'].unavailable(other) is None
   two = Planted(study.experiment, kept=(0, 40))
   assert 'keep_checkpoints' in PARTS['pca'].unavailable(two)
-  other = runs.Study(small_run.run(tmp_path, student__batch_size=80))
+  other = runs.Study(tiny_run(tmp_path, student__batch_size=80))
   assert PARTS['gradients'].unavailable(other) == (
     'the noise of gradients needs 3 batches of student.batch_size = 80, and the distillation data have '
     'only 200 examples'

@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from conftest import DATA, QUICK, ROOT, TINY, copied
+from conftest import DATA, ROOT, TINY, copied
 from etils import epath
 
 from kdjax import config as config_lib
@@ -32,7 +32,8 @@ WRONG_FIELDS = {
 # Flags, and what stderr says about them.
 WRONG = (
   (
-    [f'--config.{field}={value}' for field, value in WRONG_FIELDS.items()],
+    ['--config.model.name=resnet']
+    + [f'--config.{field}={value}' for field, value in WRONG_FIELDS.items()],
     [f'{len(WRONG_FIELDS)} problems', 'did you mean student.temperature']
     + [f'{field} = ' for field in WRONG_FIELDS],
   ),
@@ -108,7 +109,7 @@ def test_a_second_run_does_no_work_and_every_error_is_one_clear_message(
   second, *failed = launched.run_each(
     of(TINY, workdir),
     of(TINY, tmp_path / 'flipped', '--verify'),
-    of(QUICK, tmp_path / 'diverging', '--config.teacher.learning_rate=1e6'),
+    of(TINY, tmp_path / 'diverging', '--config.teacher.learning_rate=1e6'),
     *(of(TINY, tmp_path / 'wrong', *wrong) for wrong, _ in WRONG),
   )
   assert second.returncode == 0

@@ -11,7 +11,7 @@ import hosts_program
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import TINY
 from etils import epath
 from hosts_program import BATCH_SIZE, STATE, numbered
 from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ def overrides(**fields) -> list[str]:
   return [f'--config.{field}={value}' for field, value in (FIELDS | fields).items()]
 
 
-start = partial(launched.start, config=QUICK)
+start = partial(launched.start, config=TINY)
 
 
 def together(workdir: pathlib.Path, num_processes: int, *flags: str) -> list[launched.Launch]:
@@ -227,7 +227,7 @@ def test_when_one_cannot_write_it_says_so_and_the_others_do_not_wait_for_it(tmp_
   assert any(text in told_by_other for text in LOST), told_by_other
 
 
-# The whole program, with LeNet; BatchNorm over several processes is tested in `stepped` above.
+# The whole program.
 
 
 @pytest.fixture(scope='module')

@@ -311,4 +311,5 @@ def test_a_student_of_bfloat16_learns_and_is_analysed_in_float32(finished, tmp_p
   study = runs.load(run.folders.student)
   assert study.same_architecture
   measured = measure.Measure(study, 32)
-  assert (study.experiment.student.model.dtype, measured.model.dtype) == (jnp.bfloat16, jnp.float32)
+  found = [of.module.dtype for of in (study.experiment.student.model, measured.model)]
+  assert found == [jnp.bfloat16, jnp.float32]

@@ -62,10 +62,10 @@ def test_an_exported_network_has_every_bit_and_its_config(finished, tmp_path):
     path = tmp_path / f'{index}.safetensors'
     one.export(path, index)
     arrays, metadata = exported(path)
-    assert {'params/stage1_block1/Conv_0/kernel', 'batch_stats/BatchNorm_0/mean'} <= arrays.keys()
+    assert {'params/Dense_0/kernel', 'batch_stats/Hidden_0/BatchNorm_0/mean'} <= arrays.keys()
     assert digest(traverse_util.unflatten_dict(arrays, sep='/')) == digest(variables)
     assert (metadata['network'], metadata['fingerprint']) == (name, fingerprint)
-    assert json.loads(metadata['model'])['width'] == 4
+    assert json.loads(metadata['model'])['name'] == 'tests.small_network:Small'
     assert json.loads(metadata['config']) == json.loads(json.dumps(finished.config.to_dict()))
     assert json.loads(metadata['environment']) == files.read_json(folder / 'environment.json')
   with pytest.raises(UserError, match='member = 2: the teacher has the members 0 to 1'):

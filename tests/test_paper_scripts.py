@@ -16,13 +16,13 @@ from kdjax.stages import pipeline
 
 SWEEP = """
 from kdjax.config.sweep import Claim, Panel, Point, Sweep
-from tests import quick_config
+from tests import tiny_config
 
 AGREEMENT = 'splits.test.fidelity.top1_agreement'
 
 
 def get_config(arg=''):
-  config = quick_config.get_config()
+  config = tiny_config.get_config()
   config.dataset.num_train = 100
   config.teacher.num_members = 1
   config.teacher.num_epochs = 1
@@ -108,7 +108,7 @@ def test_figure_8_draws_stored_predictions(finished, capsys):
   """A row for each image; two members allow only the column m = 1. Labels are in brackets."""
   found = fig8_teachers.teachers(finished.workdir)
   ((name, (log_probs_MNC, labels_N)),) = found.items()
-  assert (name, len(log_probs_MNC)) == ('ResNet-8', 2)
+  assert (name, len(log_probs_MNC)) == ('tests.small_network:Small', 2)
   folder = finished.workdir / 'predictions' / finished.folders.predictions.name
   np.testing.assert_array_equal(log_probs_MNC, kdjax.open_predictions(folder).members('test'))
   np.testing.assert_array_equal(labels_N, finished.data.splits['test'].labels_N)
@@ -118,7 +118,7 @@ def test_figure_8_draws_stored_predictions(finished, capsys):
   np.testing.assert_allclose(heights[:10], np.sort(np.exp(log_probs_MNC[0, 5]))[::-1], rtol=1e-3)
   assert sum(heights[10:]) == pytest.approx(1, abs=1e-3)  # ten classes: all of them
   names = [label.get_text() for label in first.get_xticklabels()]
-  assert f'[{labels_N[3]}]' in names and first.get_title() == 'ResNet-8, m = 1'
+  assert f'[{labels_N[3]}]' in names and first.get_title() == f'{name}, m = 1'
   fig8_teachers.main([str(finished.workdir), '--images', '3'])
   written = capsys.readouterr().out.split()
   assert [epath.Path(path).suffix for path in written] == ['.png', '.pdf']

@@ -40,10 +40,12 @@ def test_a_relative_workdir_is_made_absolute(tmp_path, monkeypatch):
 
 
 def test_a_student_section_overrides_the_model_field_by_field(tmp_path):
-  run = tiny_run(tmp_path, student__model__depth=14, student__model__norm='layer')
+  run = tiny_run(
+    tmp_path, model__name='resnet', student__model__depth=14, student__model__norm='layer'
+  )
   assert (run.student.model.blocks_per_stage, run.student.model.norm) == (2, 'layer')
   assert (run.teacher.model.blocks_per_stage, run.teacher.model.norm) == (1, 'batch')
-  assert run.student.model.width == run.teacher.model.width == 4
+  assert run.student.model.width == run.teacher.model.width == 8
 
 
 # How long to train.

@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 import pytest
-from conftest import QUICK, TINY, copied, tiny_run
+from conftest import TINY, copied, tiny_run
 from etils import epath
 
 from kdjax import config as config_lib
@@ -28,7 +28,7 @@ from kdjax.config.sweep import Panel, Point, Sweep
 
 
 def get_config():
-  config, _ = config_lib.load({str(QUICK)!r})
+  config, _ = config_lib.load({str(TINY)!r})
   config.dataset.num_test = 100
   config.teacher.num_members = 1
   config.teacher.num_epochs = 0

@@ -241,8 +241,6 @@ def test_a_streamed_checksum_is_that_of_the_sample_in_memory(photos):
 # Whole trainings.
 
 SHORT = {
-  'model__name': 'lenet',  # quick to compile
-  'dataset__image_size': 12,
   'dataset__num_val': 10,
   'teacher__num_members': 1,
   'teacher__num_epochs': None,

@@ -94,7 +94,7 @@ def test_lambda_interpolates_the_weights(finished, tmp_path):
 
 def test_a_student_can_start_at_the_initial_weights_of_the_teacher(tmp_path):
   """The seed decides these weights, so no teacher is needed."""
-  fields = {'student__init_from': 'initial', 'model__norm': 'layer'}
+  fields = {'student__init_from': 'initial', 'model__name': 'lenet', 'dataset__image_size': 12}
   run = tiny_run(tmp_path, student__init_lambda=1.0, **fields)
   teacher = teachers.initial(run, 0)
   found = student.initial_variables(run)
@@ -108,7 +108,7 @@ def test_a_student_can_start_at_the_initial_weights_of_the_teacher(tmp_path):
 
 
 def test_batch_statistics_are_re_estimated_after_interpolation(finished, tmp_path):
-  """The first BatchNorm sees the stem's output; its statistics are those of all images."""
+  """The first BatchNorm sees outputs of the first layer; its statistics are those of all images."""
   run = copied(
     finished,
     tmp_path,
@@ -118,18 +118,19 @@ def test_batch_statistics_are_re_estimated_after_interpolation(finished, tmp_pat
   )
   variables = student.initial_variables(run)
   images = run.data.splits['train'].inputs_N.astype(np.float32) / 127.5 - 1
-  _, features = run.student.model.apply(variables, images, train=False)
-  found = variables['batch_stats']['stage1_block1']['BatchNorm_0']
-  np.testing.assert_allclose(found['mean'], features['stem'].mean((0, 1, 2)), atol=1e-5)
-  np.testing.assert_allclose(found['var'], features['stem'].var((0, 1, 2)), rtol=1e-4)
+  layer = variables['params']['Hidden_0']['Dense_0']
+  outputs = images.reshape(200, -1) @ np.asarray(layer['kernel']) + np.asarray(layer['bias'])
+  found = variables['batch_stats']['Hidden_0']['BatchNorm_0']
+  np.testing.assert_allclose(found['mean'], outputs.mean(0), atol=1e-5)
+  np.testing.assert_allclose(found['var'], outputs.var(0), rtol=1e-4)
 
 
 def test_the_student_may_have_a_model_and_a_seed_of_its_own(finished, tmp_path):
-  run = tiny_run(tmp_path, student__model__width=8, student__seed=7)
-  assert (run.student.model.width, run.teacher.model.width) == (8, 4)
+  run = tiny_run(tmp_path, student__model__options={'width': 8}, student__seed=7)
   assert run.folders.predictions.name == finished.folders.predictions.name
   found = student.initial_variables(run)
-  assert found['params']['Dense_0']['kernel'].shape == (32, 10)
+  assert found['params']['Dense_0']['kernel'].shape == (8, 10)
+  assert run.teacher.init_variables(7)['params']['Dense_0']['kernel'].shape == (12, 10)
   assert digest(found) == digest(run.student.init_variables(7))
 
 
@@ -137,8 +138,6 @@ def test_controls(tmp_path):
   """The stages of a student that learns labels alone beside a teacher that never learnt anything."""
   run = tiny_run(
     tmp_path,
-    model__name='lenet',  # quick to compile
-    dataset__image_size=12,
     teacher__num_members=1,
     teacher__num_epochs=0,
     predictions__dtype='float32',
@@ -159,8 +158,6 @@ def test_data_recycling(tmp_path):
   """A student is distilled on D1 alone, from a teacher that learnt from D0 alone."""
   run = tiny_run(
     tmp_path,
-    model__name='lenet',  # quick to compile
-    dataset__image_size=12,
     teacher__num_members=1,
     teacher__num_epochs=1,
     teacher__examples=(0, 100),

@@ -324,8 +324,8 @@ def test_members_of_another_workdir_teach_as_they_do_in_their_own(finished, tmp_
 def test_members_that_do_not_fit_are_refused(finished, tmp_path):
   path = str(finished.folders.member(0).parent)
   fields = {'teacher__source': 'workdir', 'teacher__path': path}
-  problem = problem_of(tiny_run(tmp_path, **fields, model__width=8))
-  assert 'was trained with model.width = 4; needed: the same `model` as here' in problem
+  problem = problem_of(tiny_run(tmp_path, **fields, model__options={'width': 8}))
+  assert 'was trained with model.options = {}; needed: the same `model` as here' in problem
   problem = problem_of(tiny_run(tmp_path, **fields, teacher__num_members=3))
   assert problem.startswith('teacher.num_members = 3: ')
   assert problem.endswith('has 2; allowed: up to 2')

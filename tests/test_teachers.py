@@ -19,8 +19,7 @@ def test_members_are_independent(finished):
   """Their initial weights differ, and the order and the views of their data."""
   first, second = (teachers.load(finished, i)['params'] for i in range(2))
   differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, second)
-  kernels = [d for d in jax.tree.leaves(differences) if d > 0.05]
-  assert len(kernels) > 10
+  assert len([d for d in jax.tree.leaves(differences) if d > 0.05]) > 5  # of 10 arrays
   seeds = [(finished.folders.member(i) / 'metrics.jsonl').read_text() for i in range(2)]
   assert json.loads(seeds[0].splitlines()[0]) != json.loads(seeds[1].splitlines()[0])
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import TINY
 from etils import epath
 
 import kdjax
@@ -250,7 +250,7 @@ def swept(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
   require_any()
   folder = tmp_path_factory.mktemp('swept')
   fields = {'student.num_epochs': 1, 'teacher.num_epochs': 1, 'dataset.num_train': 100}
-  flags = [f'--config={QUICK}', *(f'--config.{name}={value}' for name, value in fields.items())]
+  flags = [f'--config={TINY}', *(f'--config.{name}={value}' for name, value in fields.items())]
   flags += ['--stages=teachers,predictions,student,evaluation']
   flags += ['--sweep.student.temperature=1,4', f'--trackers={",".join(INSTALLED)}']
   run = launched.call(launch_with, places(folder / 'places'), [*flags, f'--workdir={folder}/mine'])

@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
   config = digits_resnet.get_config()
   config.dataset.num_train = 200
   config.dataset.num_val = 50
-  config.model.width = 4
+  config.model.name = 'tests.small_network:Small'
   config.teacher.num_members = 2
   config.teacher.examples = config.predictions.examples = ()
   config.teacher.num_epochs = 4

@@ -1,4 +1,4 @@
-"""Runs whose members are untrained LeNets, for tests of stored predictions."""
+"""Runs whose members are untrained, for tests of stored predictions."""
 
 import pathlib
 import shutil
@@ -10,8 +10,6 @@ from kdjax.stages import predictions, teachers
 from kdjax.stages.experiment import Experiment
 
 SMALL = {
-  'model__name': 'lenet',
-  'dataset__image_size': 12,
   'teacher__num_epochs': 0,
   'student__num_epochs': 1,
   'student__keep_checkpoints': (),

@@ -74,10 +74,10 @@ def lion(config, rate):
   return optax.lion(rate, weight_decay=config.weight_decay)
 """
 CONFIG = """
-from tests import quick_config
+from tests import tiny_config
 
 def get_config():
-  config = quick_config.get_config()
+  config = tiny_config.get_config()
   config.dataset.image_size = None
   config.dataset.num_train = None
   config.dataset.num_val = 0

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from kdjax.runtime import progress
 from tests.faults import processes, trials, workdirs
-from tests.faults.workdirs import ALL_STAGES, BAD, CLEAR_ERROR, IDENTICAL, QUICK, Outcome
+from tests.faults.workdirs import ALL_STAGES, BAD, CLEAR_ERROR, IDENTICAL, TINY, Outcome
 
 SEED = 0
 KILLS_IN_A_ROW = 4  # of one workdir, before it may end
@@ -41,7 +41,7 @@ def _places(scratch: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _killed(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials:
-  yield from _killed_at(trials.MOMENTS, places, expected, QUICK)
+  yield from _killed_at(trials.MOMENTS, places, expected, TINY)
 
 
 def _killed_elsewhere(places: Iterator, expected: dict, finished: pathlib.Path) -> Trials:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests import launched as programs
 from tests.faults import processes, workdirs
-from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, QUICK, Outcome
+from tests.faults.workdirs import BAD, CLEAR_ERROR, IDENTICAL, TINY, Outcome
 from tests.launched import Launch
 
 MOMENTS = (  # after which a process is killed: files that appear in the course of a run
@@ -56,7 +56,7 @@ OF_THE_OTHERS = (  # of what the tiny config has not: the GAN, and after it the 
 )
 
 
-def start(workdir: pathlib.Path, config: pathlib.Path = QUICK, **how: Any) -> Launch:
+def start(workdir: pathlib.Path, config: pathlib.Path = TINY, **how: Any) -> Launch:
   """Starts a run of the stages `workdirs.RUN`."""
   return programs.start(workdir, f'--stages={",".join(workdirs.RUN)}', config=config, **how)
 
@@ -73,7 +73,7 @@ def killed(
   expected: dict[str, Any],
   moments: Sequence[str],
   delays: Sequence[float],
-  config: pathlib.Path = QUICK,
+  config: pathlib.Path = TINY,
 ) -> tuple[int, Outcome]:
   """Kills a run at each moment in turn, starts it again, and lets it end in this process.
 

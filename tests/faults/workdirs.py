@@ -21,7 +21,6 @@ from kdjax.stages.experiment import Experiment
 from kdjax.train.checkpoint import Checkpoints, digest
 from tests.launched import TINY
 
-QUICK = TINY.with_name('quick_config.py')
 ALL_STAGES = TINY.with_name('all_stages_config.py')
 OF_THE_CLOCK = ('examples_per_second',)  # what differs between two undisturbed runs
 IDENTICAL, CLEAR_ERROR, BAD = 'identical', 'clear error', 'BAD'
@@ -42,7 +41,7 @@ def run_of(workdir: pathlib.Path, config: pathlib.Path) -> Experiment:
   return Experiment(loaded, epath.Path(workdir))
 
 
-def attempt(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> str | None:
+def attempt(workdir: pathlib.Path, config: pathlib.Path = TINY) -> str | None:
   """Runs the stages `RUN` as `launch.py` does. Returns the message of the error, or None."""
   run = run_of(workdir, config)
   try:
@@ -52,7 +51,7 @@ def attempt(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> str | None:
   return None
 
 
-def results(workdir: pathlib.Path, config: pathlib.Path = QUICK) -> dict[str, Any]:
+def results(workdir: pathlib.Path, config: pathlib.Path = TINY) -> dict[str, Any]:
   """All that must be the same, bit for bit: logs, last checkpoints, the store and result.json.
 
   result.json has the independent student in it, if there is one, and the store the images of the GAN.
@@ -91,7 +90,7 @@ def compared(found: dict[str, Any], expected: dict[str, Any], error: str = '') -
   return Outcome(CLEAR_ERROR if error else IDENTICAL, error)
 
 
-def judge(workdir: pathlib.Path, expected: dict[str, Any], config: pathlib.Path = QUICK) -> Outcome:
+def judge(workdir: pathlib.Path, expected: dict[str, Any], config: pathlib.Path = TINY) -> Outcome:
   """Runs the program on a damaged workdir, and does what its errors say until it is through."""
   first = ''
   for _ in range(MAX_ERRORS):
