@@ -21,8 +21,6 @@ TINY = [
   '--config.teacher.num_members=1',
   '--config.teacher.num_epochs=1',
   '--config.student.num_epochs=1',
-  '--config.model.name=lenet',
-  '--config.dataset.image_size=12',
   '--config.evaluation.independent_seed=None',
 ]
 BUILD = 'import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])'
