@@ -1,5 +1,6 @@
 """Takes a few steps of a GAN on all devices and saves the results; test_gan.py runs it on one and on two."""
 
+import itertools
 import pathlib
 from functools import partial
 
@@ -12,31 +13,39 @@ from kdjax.gan import steps as gan_steps
 from kdjax.stages import gan
 from kdjax.train import devices
 
-SEED = 3
-SECTION = ConfigDict(
-  {
-    'num_steps': 3,
-    'batch_size': 8,
-    'num_discriminator_steps': 2,
-    'latent_size': 5,
-    'generator_width': 6,
-    'discriminator_width': 4,
+SHAPE = (8, 8, 1)
+NUM_STEPS, NUM_SAMPLES = 3, 100
+
+
+def section(**fields) -> ConfigDict:
+  """A small `gan` section."""
+  defaults = {
+    'num_steps': 150,
+    'batch_size': 16,
+    'num_discriminator_steps': 1,
+    'latent_size': 6,
+    'generator_width': 12,
+    'discriminator_width': 8,
     'learning_rate': 1e-3,
     'final_learning_rate': 1e-4,
-    'flip': True,
+    'flip': False,
+    'num_samples': NUM_SAMPLES,
   }
-)
+  return ConfigDict(defaults | fields)
+
+
+def random_split(num_examples: int = 30) -> data.Split:
+  images = np.random.RandomState(0).randint(0, 256, (num_examples, *SHAPE)).astype(np.uint8)
+  return data.Split(images, np.zeros(num_examples, np.int32))
 
 
 def main(out: str | pathlib.Path) -> None:
-  rng = np.random.RandomState(0)
-  images_NHWC = rng.randint(0, 256, (40, 8, 8, 1)).astype(np.uint8)
-  split = data.Split(images_NHWC, np.zeros(40, np.int32))
-  networks = gan_steps.make_gan(SECTION, (8, 8, 1))
+  networks = gan_steps.make_gan(section(), SHAPE)
   step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
-  state = devices.replicate(gan_steps.init_state(networks, SEED))
+  state = devices.replicate(gan_steps.init_state(networks, seed=0))
   found = {}
-  for i, arguments in enumerate(gan.batches(split, SECTION, SEED, 0)):
+  batches = gan.batches(random_split(), section(), seed=0, start=0)
+  for i, arguments in enumerate(itertools.islice(batches, NUM_STEPS)):
     state, metrics = step(state, *arguments)
     for name in metrics.names:
       found[f'{i}/{name}'] = np.asarray(metrics[name])
@@ -45,7 +54,7 @@ def main(out: str | pathlib.Path) -> None:
   )
   batch = devices.shard({'indices': np.arange(8, dtype=np.int32)})
   found['samples'] = devices.unshard(
-    devices.parallel(sample, sharded_output=True)(state.generator, batch, SEED)
+    devices.parallel(sample, sharded_output=True)(state.generator, batch, 0)
   ).astype(np.int32)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     found[f'state{jax.tree_util.keystr(path)}'] = np.asarray(leaf)

@@ -109,7 +109,7 @@ def test_equal_steps_are_mapped_once():
 
 
 def test_equal_sections_give_the_same_gan():
-  sections = [gan_on_devices.SECTION.copy_and_resolve_references() for _ in range(3)]
+  sections = [gan_on_devices.section() for _ in range(3)]
   sections[2].learning_rate = 2e-3
   one, same, other = (gan_steps.make_gan(section, (8, 8, 1)) for section in sections)
   assert one is same and one != other

@@ -9,9 +9,9 @@ import PIL.Image
 import pytest
 import scipy.linalg
 from conftest import copied, tiny_run
-from ml_collections import ConfigDict
+from gan_on_devices import NUM_SAMPLES, SHAPE, random_split, section
 
-from kdjax import data, keys, models
+from kdjax import keys, models
 from kdjax.data import augmentations
 from kdjax.errors import MissingInputError
 from kdjax.gan import steps as gan_steps
@@ -21,30 +21,6 @@ from kdjax.stages import gan, teachers
 from kdjax.train import devices
 from kdjax.train.inputs import training_batch
 from tests import launched
-
-SHAPE = (8, 8, 1)
-NUM_SAMPLES = 100
-
-
-def section(**fields) -> ConfigDict:
-  defaults = {
-    'num_steps': 150,
-    'batch_size': 16,
-    'num_discriminator_steps': 1,
-    'latent_size': 6,
-    'generator_width': 12,
-    'discriminator_width': 8,
-    'learning_rate': 1e-3,
-    'final_learning_rate': 1e-4,
-    'flip': False,
-    'num_samples': NUM_SAMPLES,
-  }
-  return ConfigDict(defaults | fields)
-
-
-def random_split(num_examples=30):
-  images = np.random.RandomState(0).randint(0, 256, (num_examples, *SHAPE)).astype(np.uint8)
-  return data.Split(images, np.zeros(num_examples, np.int32))
 
 
 @pytest.fixture(scope='module')
@@ -315,8 +291,8 @@ def test_quality_is_measured_in_the_features_of_the_teacher(trained):
   sets = [trained.data.gan_samples(NUM_SAMPLES)]
   sets += [trained.data.splits[name].inputs_N for name in ('train', 'test')]
   features = jax.jit(lambda x: model.apply(variables, augmentations.unit_cube(x), train=False)[1])
-  pooled = np.asarray(features(np.concatenate(sets))['pooled'])
-  of_samples, train, test = np.split(pooled, [NUM_SAMPLES, NUM_SAMPLES + 200])
+  last = np.asarray(features(np.concatenate(sets))['last'])
+  of_samples, train, test = np.split(last, [NUM_SAMPLES, NUM_SAMPLES + 200])
   distances = quality['frechet_distance_teacher_features']
   assert quality['num_features'] == train.shape[1]
   for name, (x, y) in {
