@@ -68,6 +68,11 @@ def _barrier(text: str, unit: str, key: str, variant: str, factor: float = 1.0) 
   return Measure(f'barrier to the teacher, {text}', unit, 'barriers', value)
 
 
+def _curvature(text: str, unit: str, part: str, key: str) -> Measure:
+  """A measure of the student's loss at the final student."""
+  return Measure(text, unit, part, lambda arrays: arrays[f'student/distillation/{key}'].flat[0])
+
+
 RAW, ALIGNED = 'as they are', 'aligned'
 MEASURES = (
   _fidelity('agreement, distillation data', '%', 'distillation/top1_agreement', 100),
@@ -79,6 +84,10 @@ MEASURES = (
   _barrier('loss, aligned', 'nats', 'loss', ALIGNED),
   _barrier('test accuracy', 'points', 'error', RAW, 100),
   _barrier('test accuracy, aligned', 'points', 'error', ALIGNED, 100),
+  _curvature('largest eigenvalue of the Hessian', 'nats', 'curvature', 'hessian/eigenvalues'),
+  _curvature('sharpness', 'nats', 'curvature', 'sharpness'),
+  _curvature('trace of the Hessian', 'nats', 'curvature_traces', 'hessian/trace'),
+  _curvature('mismatch ‖H − G‖ / ‖G‖', 'ratio', 'curvature_traces', 'mismatch'),
 )
 
 

@@ -43,6 +43,15 @@ ARRAYS = {
     'loss': np.array([[other, other], [other, other], [2.0, 1.0]]),
     'error': np.array([[other, other], [other, other], [0.25, 0.125]]),
   },
+  'curvature': {
+    'student/distillation/hessian/eigenvalues': np.array([9.0, 8.0]),
+    'student/distillation/sharpness': np.array(0.5),
+    'initial/distillation/sharpness': np.array(other),
+  },
+  'curvature_traces': {
+    'student/distillation/hessian/trace': np.array(30.0),
+    'student/distillation/mismatch': np.array(0.0625),
+  },
   'plane': {},
 }
 
@@ -88,7 +97,7 @@ def test_measures_and_figures_are_those_of_the_parts(finished, spec, tmp_path, m
   assert ran == [(3, runner.NONE)]
   rows = list(csv.DictReader((out / 'measures.csv').read_text().splitlines()))
   assert {(row['point'], row['trial']) for row in rows} == {('start, 0.0', '0')}
-  expected = [75, 50, 0.25, 7, 5, 2, 1, 25, 12.5]
+  expected = [75, 50, 0.25, 7, 5, 2, 1, 25, 12.5, 9, 0.5, 30, 0.0625]
   assert [float(row['value']) for row in rows] == expected
   for name in contrast.FIGURES:
     assert (out / f'{name}_0.png').read_text() == name
