@@ -87,7 +87,7 @@ MEASURES = (
   _curvature('largest eigenvalue of the Hessian', 'nats', 'curvature', 'hessian/eigenvalues'),
   _curvature('sharpness', 'nats', 'curvature', 'sharpness'),
   _curvature('trace of the Hessian', 'nats', 'curvature_traces', 'hessian/trace'),
-  _curvature('mismatch ‖H − G‖ / ‖G‖', 'ratio', 'curvature_traces', 'mismatch'),
+  _curvature('mismatch ‖H − G‖ / ‖G‖', '', 'curvature_traces', 'mismatch'),
 )
 
 

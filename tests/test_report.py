@@ -304,7 +304,7 @@ def test_a_page_is_about_its_student_alone(run):
 
 
 def test_same_inputs_same_bytes(run):
-  """The page without figures, which test_sweep_figure.py checks."""
+  """The page without figures, which test_sweep_page.py checks."""
   run.write()
   before = run.page.read_bytes()
   run.page.unlink()

@@ -177,7 +177,7 @@ def test_two_processes_share_a_sweep_and_a_killed_one_resumes(swept, sweeps, tmp
   with (tmp_path / 'good.csv').open() as file:
     rows = list(csv.DictReader(file))
   found = {(float(row['x']), int(row['trial'])): float(row[AGREEMENT]) for row in rows}
-  assert found == expected  # means and deviations are tested in test_sweep_figure.py
+  assert found == expected  # means and deviations are tested in test_sweep_page.py
 
 
 def test_one_point_diverges_and_all_errors_of_a_sweep_are_reported(swept, sweeps, tmp_path):
