@@ -185,8 +185,10 @@ def table_2(
   last, size = len(num_members) - 1, f'm = {num_members[-1]}'
   rows = [('one teacher: the student is more accurate', ACCURACY, 0, TEACHER, 0, HIGHER)]
   if last:
-    rows += [
+    rows = [
       (f'agreement is higher for {size} than for m = 1', AGREEMENT, last, AGREEMENT, 0, HIGHER),
+      (f'KL to the teacher is lower for {size} than for m = 1', KL, last, KL, 0, LOWER),
+      *rows,
       (
         f'{size}: the student is less accurate than its teachers',
         ACCURACY,
@@ -195,7 +197,6 @@ def table_2(
         last,
         LOWER,
       ),
-      (f'KL to the teacher is lower for {size} than for m = 1', KL, last, KL, 0, LOWER),
     ]
   claims = [
     Claim(

@@ -5,10 +5,9 @@
     python launch.py --config=configs/paper/table2_imdb.py:smoke --sweep    # 11 minutes on one core
 
 The smaller sizes have 10,000 reviews, a cell of 32, and Adam for 4 epochs. They differ only in the number of trials.
-The task is the paper's, so its values are shown, too. The regime is near the paper's: two teachers of this size
-have a test accuracy of 79.3 % (the paper: 79.36 for one, chance: 50), and at `:smoke` students agree with one teacher
-on 83 % (86.49). Whether students of 4 epochs have stopped changing was not measured, and the four trials of `:small`
-were not run yet.
+The task is the paper's, so its values are shown, too. At `:small` one teacher has a test accuracy of 75.8 % (the
+paper: 79.36, chance: 50), and its students agree with it on 82.2 % (86.49). Students have nearly stopped changing: over
+both sizes of the ensemble, agreement on the test set is 76.5, 82.5, 84.1 and 84.4 % after each of the four epochs.
 """
 
 from ml_collections import ConfigDict
