@@ -6,8 +6,8 @@
 
 A point is written 'SERIES, X', or 'X' if the sweep has one series. For the student of each point and trial, the
 command runs the parts of `python -m analysis` that MEASURES need; none of them trains, and finished ones are skipped.
-It writes OUT/measures.csv, with a row for each measure, point and trial, and FIGURES of the first trial as
-NAME_PLACE.png.
+It writes OUT/measures.csv, with a row for each measure, point and trial, and figures of the first trial as
+PART_PLACE.png. `--figures` names their parts; one that trains, such as forks, must be finished before.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from kdjax.stages.experiment import Experiment
 from . import runner, runs
 from .part import Arrays, Settings
 
-FIGURES = ('plane', 'barriers')
 FIELDS = ('measure', 'unit', 'point', 'trial', 'value')
 
 
@@ -146,9 +145,12 @@ def measure(
 
 
 def write(
-  out: epath.Path, found: Mapping[int, Mapping[str, runs.Study]], settings: Settings
+  out: epath.Path,
+  found: Mapping[int, Mapping[str, runs.Study]],
+  settings: Settings,
+  figures: Sequence[str],
 ) -> None:
-  """Writes the measures of all students, and the figures of the first trial, into a folder."""
+  """Writes the measures of all students into a folder, and the figures of parts, of the first trial."""
   out.mkdir(parents=True, exist_ok=True)
   text = io.StringIO()
   table = csv.writer(text, lineterminator='\n')
@@ -156,10 +158,10 @@ def write(
   for trial, by_point in found.items():
     for place, (point, study) in enumerate(by_point.items()):
       progress.logger.info('trial %s, %s', trial, point)
-      figures = FIGURES if trial == min(found) else ()
-      for of, value in measure(study, settings, figures).items():
+      drawn = figures if trial == min(found) else ()
+      for of, value in measure(study, settings, drawn).items():
         table.writerow([of.text, of.unit, point, trial, f'{value:.6g}'])
-      for name in figures:
+      for name in drawn:
         content = (study.folder / f'{name}.png').read_bytes()
         files.write_bytes(out / f'{name}_{place}.png', content)
   files.write_text(out / 'measures.csv', text.getvalue())
@@ -173,13 +175,14 @@ def main() -> None:
     '--points', required=True, help="two points, such as 'SERIES, 0.5; SERIES, 0.0'"
   )
   parser.add_argument('--out', required=True, type=epath.Path, help='folder of the results')
+  parser.add_argument('--figures', default='plane,barriers', help='parts of the analysis')
   parser.add_argument('--num_examples', type=int, default=Settings.num_examples)
   flags = parser.parse_args()
   progress.setup_logging()
   points = [point.strip() for point in flags.points.split(';')]
   try:
     found = studies(flags.config, flags.workdir, points)
-    write(flags.out, found, Settings(num_examples=flags.num_examples))
+    write(flags.out, found, Settings(num_examples=flags.num_examples), flags.figures.split(','))
   except UserError as error:
     sys.exit(f'error: {error}')
 
