@@ -40,11 +40,12 @@ def random_split(num_examples: int = 30) -> data.Split:
 
 
 def main(out: str | pathlib.Path) -> None:
-  networks = gan_steps.make_gan(section(), SHAPE)
+  fields = section(num_discriminator_steps=2, flip=True)
+  networks = gan_steps.make_gan(fields, SHAPE)
   step = devices.parallel(partial(gan_steps.gan_step, gan=networks), donate=True)
   state = devices.replicate(gan_steps.init_state(networks, seed=0))
   found = {}
-  batches = gan.batches(random_split(), section(), seed=0, start=0)
+  batches = gan.batches(random_split(), fields, seed=0, start=0)
   for i, arguments in enumerate(itertools.islice(batches, NUM_STEPS)):
     state, metrics = step(state, *arguments)
     for name in metrics.names:

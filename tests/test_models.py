@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import copied
+from conftest import tiny_run
 from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
 from numpy_layers import abstract_variables, apply, random_variables
 
 from analysis import measure, runs
-from kdjax import config as config_lib
 from kdjax import keys, models
 from kdjax.models import resnet50
 from kdjax.runtime import files
-from kdjax.stages import student
+from kdjax.stages import predictions, student, teachers
 
 CIFAR, MNIST, IMAGENET, IMDB = (32, 32, 3), (28, 28, 1), (224, 224, 3), (100,)
 VOCABULARY_SIZE = 20
@@ -294,16 +293,22 @@ def test_bfloat16_computes_all_layers_but_the_last_and_returns_float32(name, nor
   assert 1e-4 < error < 0.05
 
 
-def test_a_student_of_bfloat16_learns_and_is_analysed_in_float32(finished, tmp_path):
-  run = copied(finished, tmp_path, student__model__dtype='bfloat16')
-  assert config_lib.student_fingerprint(run.config) != finished.folders.student.name
-  assert run.folders.predictions.name == finished.folders.predictions.name
+def test_a_student_of_bfloat16_learns_and_is_analysed_in_float32(tmp_path):
+  fields = {'model__name': 'resnet', 'model__width': 4, 'teacher__num_members': 1}
+  exact, run = (
+    tiny_run(tmp_path, **fields, teacher__num_epochs=1, student__model__dtype=dtype)
+    for dtype in (None, 'bfloat16')
+  )
+  assert run.folders.student != exact.folders.student
+  assert run.folders.predictions == exact.folders.predictions
+  for stage in (teachers.STAGE, predictions.STAGE, student.STAGE):
+    assert stage.run(exact)
   assert student.STAGE.run(run)
   variables = student.load(run)
   assert {x.dtype.name for x in jax.tree.leaves(variables)} == {'float32'}
   found, expected = (
     [row['train/loss'] for row in files.read_json_lines(r.folders.student / 'metrics.jsonl')]
-    for r in (run, finished)
+    for r in (run, exact)
   )
   assert found[-1] < found[0]
   assert found == pytest.approx(expected, rel=2e-3)
@@ -311,5 +316,4 @@ def test_a_student_of_bfloat16_learns_and_is_analysed_in_float32(finished, tmp_p
   study = runs.load(run.folders.student)
   assert study.same_architecture
   measured = measure.Measure(study, 32)
-  found = [of.module.dtype for of in (study.experiment.student.model, measured.model)]
-  assert found == [jnp.bfloat16, jnp.float32]
+  assert (study.experiment.student.model.dtype, measured.model.dtype) == (jnp.bfloat16, jnp.float32)
