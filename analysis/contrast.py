@@ -7,7 +7,7 @@
 A point is written 'SERIES, X', or 'X' if the sweep has one series. For the student of each point and trial, the
 command runs the parts of `python -m analysis` that MEASURES need; none of them trains, and finished ones are skipped.
 It writes OUT/measures.csv, with a row for each measure, point and trial, and figures of the first trial as
-PART_PLACE.png. `--figures` names their parts; one that trains, such as forks, must be finished before.
+PART_PLACE.png. `--parts` names their parts; one that trains, such as forks, must be finished before.
 """
 
 import argparse
@@ -175,14 +175,14 @@ def main() -> None:
     '--points', required=True, help="two points, such as 'SERIES, 0.5; SERIES, 0.0'"
   )
   parser.add_argument('--out', required=True, type=epath.Path, help='folder of the results')
-  parser.add_argument('--figures', default='plane,barriers', help='parts of the analysis')
+  parser.add_argument('--parts', default='plane,barriers', help='whose figures are kept')
   parser.add_argument('--num_examples', type=int, default=Settings.num_examples)
   flags = parser.parse_args()
   progress.setup_logging()
   points = [point.strip() for point in flags.points.split(';')]
   try:
     found = studies(flags.config, flags.workdir, points)
-    write(flags.out, found, Settings(num_examples=flags.num_examples), flags.figures.split(','))
+    write(flags.out, found, Settings(num_examples=flags.num_examples), flags.parts.split(','))
   except UserError as error:
     sys.exit(f'error: {error}')
 
