@@ -35,26 +35,30 @@ def test_medians_are_of_pairs_that_were_timed_together():
   assert timing.ratio(times, 'a', 'b') == 2
 
 
+SMALL = 'tests.small_network:Small'
+
+
 @pytest.fixture
 def small_loop(monkeypatch):
-  """One size for all tests of the loop, so that they share what is compiled."""
+  """One network and size for all tests of the loop, so that they share what is compiled."""
   for name, number in {'BATCH': 2, 'PREDICTED': 16, 'ANALYSED': 16, 'NUM_MEMBERS': 1}.items():
     monkeypatch.setattr(loop, name, number)
-  size = dataclasses.replace(loop.SIZES['LeNet-5'], steps_on_cpu=2, num_points=2, num_examples=16)
-  monkeypatch.setitem(loop.SIZES, 'LeNet-5', size)
+  monkeypatch.setitem(
+    loop.SIZES, 'Small', loop.Size(SMALL, 20, 2, 2, num_points=2, num_examples=16)
+  )
 
 
 @pytest.mark.parametrize('work', loop.WORKS)
 def test_the_benchmark_of_the_loop_runs(small_loop, work):
-  row = loop.measured('LeNet-5', work, repeats=1)
-  assert (row.model, row.work) == ('LeNet-5', work)
+  row = loop.measured('Small', work, repeats=1)
+  assert (row.model, row.work) == ('Small', work)
   assert row.examples_per_second > 0
   assert row.ratio == pytest.approx(row.bare_examples_per_second / row.examples_per_second)
 
 
 def test_the_programs_of_the_benchmark_of_huge_pages_take_turns(small_loop, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'stdin', io.StringIO('train\ntrain\n'))
-  huge_pages._train_when_told('LeNet-5')
+  huge_pages._train_when_told('Small')
   assert capsys.readouterr().out == 'done\ndone\n'
 
 
@@ -118,10 +122,10 @@ def test_the_share_of_an_epoch_that_reading_takes(finished, monkeypatch):
 
 
 def test_the_benchmark_of_growth(small_loop, monkeypatch, tmp_path):
-  monkeypatch.setattr(growth, 'MODEL', 'lenet')
+  monkeypatch.setattr(growth, 'MODEL', SMALL)
   monkeypatch.setattr(growth, 'NUM_STEPS', 2)
   point = growth.measure(num_examples=16, num_members=1, num_views=2, width=4)
-  assert point.num_parameters == 83_126
+  assert point.num_parameters == 32 * 32 * 3 * 12 + 12 * 12 + 12 * 10 + 34 + 2 * 24
   assert 2 * 16 * 10 < point.store_bytes < 2 * 16 * 10 * 2 + 60_000
   assert point.peak_bytes > 1e8
   swept = {'num_views': [point, dataclasses.replace(point, num_views=4)]}
@@ -138,8 +142,8 @@ def test_the_benchmark_of_planes_runs(finished):
 def test_the_benchmark_of_members_runs(monkeypatch):
   monkeypatch.setattr(members, 'REPEATS', 1)
   monkeypatch.setattr(members, 'BATCH', 2)
-  label, *speeds, ratio = members.measure('lenet', 20, num_steps=1)
-  assert label == 'lenet' and min(*speeds, ratio) > 0
+  label, *speeds, ratio = members.measure(SMALL, 20, num_steps=1)
+  assert label == SMALL and min(*speeds, ratio) > 0
 
 
 def test_the_benchmark_of_views_compares_equal_images(monkeypatch):
