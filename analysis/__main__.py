@@ -9,6 +9,7 @@ Flags:
   --train=all      what parts may train; the plan and its time are printed first.
                    cheap: parts that train no more steps than the student did.
                    none: no training; parts that need it are skipped
+  --style=screen   of the figures. paper: 5.5 inches wide with 8 pt text; nothing is computed again
   --SETTING=VALUE  size of the computation
 
 Results are written to WORKDIR/analysis/<student>/ and shown in
@@ -38,6 +39,7 @@ from kdjax.runtime import compiler, progress
 from kdjax.stages import pipeline, report
 
 from . import runner, runs
+from .figures import style
 from .part import Settings
 
 __doc__ += f'\nParts:\n{runner.described()}\n'  # for --help
@@ -46,6 +48,7 @@ _PARTS = flags.DEFINE_list('parts', [], 'Comma-separated names of parts. Default
 _TRAIN = flags.DEFINE_enum(
   'train', runner.ALL, [runner.NONE, runner.CHEAP, runner.ALL], 'What parts may train.'
 )
+_STYLE = flags.DEFINE_enum('style', style.SCREEN, list(style.STYLES), 'Of the figures.')
 _ALLOW_WRONG_XLA = flags.DEFINE_bool(
   'allow_wrong_xla', False, 'Run even if XLA computes wrong results.'
 )
@@ -101,7 +104,7 @@ def _run(path: str) -> None:
   study = runs.load(path)
   names = runner.prepare(study, settings, _PARTS.value, _TRAIN.value)
   try:
-    done = runner.run(study, settings, names)
+    done = runner.run(study, settings, names, _STYLE.value)
     progress.console.print(f'{len(done)} parts in {study.folder}', soft_wrap=True)
   finally:  # finished parts are reported even if others failed
     _report(study)

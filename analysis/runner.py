@@ -16,6 +16,7 @@ from kdjax.stages.stage import Job, Stage
 
 from . import part as part_lib
 from . import runs
+from .figures import style
 from .part import Blocks, Checks, Part, Settings, Training
 from .parts import PARTS
 from .runs import SIBLING_NAME, Study
@@ -170,18 +171,23 @@ def described() -> str:
   return '\n'.join(lines)
 
 
-def run(study: Study, settings: Settings, names: Sequence[str]) -> list[str]:
+def run(
+  study: Study, settings: Settings, names: Sequence[str], style_name: str = style.SCREEN
+) -> list[str]:
   """Runs the named parts, which `prepare` returned.
 
-  A part is not computed again if its numbers exist for this student and these settings. A missing figure is
-  drawn from the numbers. Several processes can share the parts, but not on gs://, which has no locks.
+  A part is not computed again if its numbers exist for this student and these settings. A figure that is missing
+  or of another style is drawn from the numbers. Several processes can share the parts, but not on gs://, which has no locks.
+
+  Args:
+    style_name: of `style.STYLES`, for the figures.
 
   Returns: the names of the parts that are complete now.
 
   Raises:
     UserError: some parts failed, for the reasons that it gives. All others are done.
   """
-  stages = {name: _stage(PARTS[name], settings) for name in names}
+  stages = {name: _stage(PARTS[name], settings, style_name) for name in names}
   done = []
 
   def attempt(name: str, wait: bool) -> bool:
@@ -195,7 +201,7 @@ def run(study: Study, settings: Settings, names: Sequence[str]) -> list[str]:
   return done
 
 
-def _stage(part: Part, settings: Settings) -> Stage:
+def _stage(part: Part, settings: Settings, style_name: str) -> Stage:
   """The stage that computes and draws a part. Its subject is a study."""
 
   def jobs(study: Study) -> list[Job]:
@@ -203,25 +209,26 @@ def _stage(part: Part, settings: Settings) -> Stage:
 
     def is_complete() -> bool:
       record = part.record(study, settings)
-      return _is_computed(path, record) and _is_shown(path, record)
+      return _is_computed(path, record) and _is_shown(path, record, style_name)
 
     def make() -> None:
       record = part.record(study, settings)
       if not _is_computed(path, record):
         _compute(study, settings, part, path, record)
-      _show(part, path, record)
+      _show(part, path, record, style_name)
 
     return [Job(study.folder / part.name, is_complete, make)]
 
   return Stage(part.name, jobs)
 
 
-def _is_shown(path: epath.Path, record: dict) -> bool:
-  """Whether the figures and the texts exist and belong to these numbers."""
+def _is_shown(path: epath.Path, record: dict, style_name: str) -> bool:
+  """Whether the figures and the texts exist, belong to these numbers and have this style."""
   about = path.with_suffix('.json')
   if not all(path.with_suffix(end).exists() for end in ('.png', '.pdf', '.json')):
     return False
-  return files.read_json(about).get('numbers') == part_lib.digest(record)
+  told = files.read_json(about)
+  return (told.get('numbers'), told.get('style')) == (part_lib.digest(record), style_name)
 
 
 def _is_computed(path: epath.Path, record: dict) -> bool:
@@ -239,10 +246,10 @@ def _compute(study: Study, settings: Settings, part: Part, path: epath.Path, rec
   blocks.delete()
 
 
-def _show(part: Part, path: epath.Path, record: dict) -> None:
+def _show(part: Part, path: epath.Path, record: dict, style_name: str) -> None:
   """Draws the figure, then writes what the report needs, with the digest of the numbers' record."""
   arrays = files.read_arrays(path)
-  with figures.style(part.name):
+  with style.drawing(part.name, style_name):
     figure = part.draw(arrays)
     for end in ('.png', '.pdf'):
       files.write_bytes(path.with_suffix(end), figures.image(figure, end[1:], PIXELS_PER_INCH))
@@ -253,5 +260,6 @@ def _show(part: Part, path: epath.Path, record: dict) -> None:
     'table': part.table(arrays),
     'checks': json.loads(str(arrays[part_lib.CHECKS])),
     'numbers': part_lib.digest(record),
+    'style': style_name,
   }
   files.write_json(path.with_suffix('.json'), about)

@@ -10,11 +10,11 @@ from etils import epath
 
 from analysis import alignment, matching, measure, permutations, runs, surface
 from analysis.figures import barriers as drawing
+from analysis.figures import style
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import barriers
 from kdjax import losses, models
 from kdjax.models import user
-from kdjax.report import figures
 from tests import small_network
 
 SETTINGS = Settings(
@@ -273,7 +273,7 @@ def test_a_model_without_a_spec_is_measured_without_alignment(study, monkeypatch
       assert arrays['changes'].tolist() == ['halfway, as it is', 'replaced, as it is']
     else:
       assert arrays['variants'].tolist() == expected[name]
-    with figures.style(name):
+    with style.drawing(name):
       part.draw(arrays).canvas.draw()
     assert 'No alignment.' in part.caption(arrays)
     assert name != 'barriers' or message in part.table(arrays)[-1][0]
@@ -324,7 +324,7 @@ def test_many_pairs_are_drawn_in_bands(curves):
     k: np.repeat(x[:1], num_pairs, axis=0) for k, x in arrays.items() if len(np.shape(x)) == 3
   }
   wide = arrays | wide | {'pair_names': np.array([['student', str(q)] for q in range(num_pairs)])}
-  with figures.style('paths'):
+  with style.drawing('paths'):
     figure = PARTS['paths'].draw(wide)
   drawn = [axes for axes in figure.axes if axes.lines]
   ends = [axes.get_xticklabels()[-1].get_text() for axes in drawn]
@@ -382,7 +382,7 @@ def test_parts_say_why_they_cannot_be_computed():
 
 def test_columns_of_paths_have_their_own_ends(curves):
   arrays, _ = curves
-  with figures.style('paths'):
+  with style.drawing('paths'):
     figure = PARTS['paths'].draw(arrays)
   labels = [[t.get_text() for t in axes.get_xticklabels()] for axes in figure.axes]
   assert labels[-2:] == [['student', '', 'teacher 0'], ['initial', '', 'student']]
@@ -397,7 +397,7 @@ def test_columns_of_paths_have_their_own_ends(curves):
 
 def test_bars_are_in_order_of_depth(moved):
   arrays, _ = moved
-  with figures.style('layers'):
+  with style.drawing('layers'):
     figure = PARTS['layers'].draw(arrays)
   left, right = figure.axes[:2]
   assert left.yaxis_inverted()
@@ -437,7 +437,7 @@ def made_matrix(error, low, high):
 
 
 def test_the_matrix_shows_each_pair_once_in_its_cell():
-  with figures.style('barriers'):
+  with style.drawing('barriers'):
     figure = PARTS['barriers'].draw(made_matrix(0.01, 0, 0.02))
   first, second, _, accuracy, spread = figure.axes[:5]
   assert texts_of(first) == ['9.0', '5.0', '7.0']

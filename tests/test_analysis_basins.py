@@ -14,14 +14,13 @@ from etils import epath
 from analysis import basins, geometry, measure, paths, runs
 from analysis.curvature import MeanLoss
 from analysis.figures import basins as drawing
-from analysis.figures.style import one_basin
+from analysis.figures import style
 from analysis.part import Blocks, Checks
 from analysis.parts import basins as basins_part
 from analysis.parts import lambdas
 from kdjax import config as config_lib
 from kdjax import intervals
 from kdjax.errors import DivergedError, UserError
-from kdjax.report import figures
 from kdjax.stages import student
 from kdjax.train.checkpoint import digest
 
@@ -76,7 +75,7 @@ def computed(part, study, tmp_path, **others):
   checks = Checks()
   arrays = part.compute(study, settings_of(part, **others), Blocks(tmp_path), checks)
   assert checks.values
-  with figures.style(part.name):
+  with style.drawing(part.name):
     figure = part.draw(arrays)
   rows = part.table(arrays)
   assert len({len(row) for row in rows}) == 1 and 'nan' not in str(rows)
@@ -168,7 +167,7 @@ def test_barriers_of_several_paths():
   ],
 )
 def test_one_basin_is_decided_by_the_interval(low, high, answer):
-  assert one_basin(low, high) == answer
+  assert style.one_basin(low, high) == answer
   ends = {'b/low': np.array([low, 0.0]), 'b/high': np.array([high, 0.01])}
   assert drawing.verdicts(ends, 'b') == [answer, 'yes']
 
@@ -279,7 +278,7 @@ def test_lambdas(study, tmp_path):
     rows = LAMBDAS.table(found)
     place = rows[0].index(f'accuracy barrier, {statistics} (%)')
     for row, low, high in zip(rows[1:], barrier['/low'], barrier['/high'], strict=True):
-      assert row[place + 1] == one_basin(low, high)
+      assert row[place + 1] == style.one_basin(low, high)
 
 
 def test_returns(study, tmp_path):

@@ -11,10 +11,10 @@ from etils import epath
 
 from analysis import measure
 from analysis.figures import curvature as drawing
+from analysis.figures import style
 from analysis.part import Blocks, CheckError, Checks, Settings
 from analysis.parts import curvature
 from kdjax import losses, models
-from kdjax.report import figures
 
 SETTINGS = Settings(curvature_examples=7, num_eigenpairs=3, lanczos_steps=30, num_probes=4)
 PARTS = {part.name: part for part in curvature.PARTS}
@@ -224,7 +224,7 @@ def test_the_figures_show_all_points_and_objectives(spectra, traces):
     ('curvature', spectra, 6, ['Sticks', 'n = 7 distillation examples']),
     ('curvature_traces', traces, 4 + 6, ['‖H − G‖ / ‖G‖', 'traces of G are exact']),
   ):
-    with figures.style(name):
+    with style.drawing(name):
       figure = PARTS[name].draw(arrays)
     assert len(figure.axes) == num_axes
     caption = PARTS[name].caption(arrays)

@@ -10,11 +10,11 @@ from etils import epath
 from scipy.special import log_softmax, softmax
 
 from analysis import decomposition, runs
+from analysis.figures import style
 from analysis.part import Blocks, Checks, Settings
 from analysis.parts import decomposition as part
 from kdjax import config as config_lib
 from kdjax import intervals, keys, metrics
-from kdjax.report import figures
 
 
 def log_probs(*shape, seed=0, scale=3.0):
@@ -241,7 +241,7 @@ def test_the_figure_and_the_table_show_the_results(computed):
   alone = {key: x for key, x in whole.items() if not key.startswith(lacking)}
   for arrays, count in ((whole, 3), (alone | {'num_students': np.array(1)}, 1)):
     is_whole, text = arrays is whole, partial(intervals.text, arrays)
-    with figures.style(found.name):
+    with style.drawing(found.name):
       figure = found.draw(arrays)
       figure.canvas.draw()
     bias, _, residual, _ = figure.axes

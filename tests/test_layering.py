@@ -83,8 +83,8 @@ ANALYSIS = {
   'basins': {'curvature', 'geometry', 'part', 'paths', 'surface'},
 }
 ANALYSIS['parts'] = set(ANALYSIS)
-ANALYSIS['runner'] = {'part', 'parts', 'runs'}
-ANALYSIS['__main__'] = {'part', 'parts', 'runner', 'runs'}
+ANALYSIS['runner'] = {'figures', 'part', 'parts', 'runs'}
+ANALYSIS['__main__'] = {'figures', 'part', 'parts', 'runner', 'runs'}
 ANALYSIS['contrast'] = {'part', 'runner', 'runs'}
 MATHEMATICS = (
   'geometry',

@@ -49,7 +49,7 @@ def draw_barriers(arrays: Arrays) -> Figure:
   num_rows, size = -(-len(variants) // 2), len(names) - 1
   heights = [
     num_rows * (0.3 * size + 0.4) + 0.9,
-    max(0.3 * size + 0.9, 0.17 * _count(arrays) + 1.5),
+    max(0.3 * size + 0.9, 0.24 * _count(arrays) + 1.5),
   ]
   figure = style.blank(sum(heights))
   above, below = figure.subfigures(2, 1, height_ratios=heights)
@@ -65,7 +65,7 @@ def draw_barriers(arrays: Arrays) -> Figure:
     style.title(axes, next(letters), f'loss, {variants[v]}')
   label = f'loss ({arrays["loss_unit"]})'
   above.colorbar(image, ax=all_axes, label=label)
-  accuracy, spread = below.subplots(1, 2)
+  accuracy, spread = below.subplots(1, 2, width_ratios=(4, 5))
   percent_Q = 100 * arrays['error'][:, -1]
   top = max(float(np.nanmax(percent_Q)), 1e-9)
   image = _draw_matrix(accuracy, names, arrays['pairs'], percent_Q, top, 'cividis')
@@ -98,9 +98,9 @@ def _draw_alignments(axes: Axes, arrays: Arrays) -> None:
       if name == arrays['alignments/chosen'][q]:
         axes.plot(value, q, 'o', color=style.INK, markersize=9, markerfacecolor='none')
   pairs = [' – '.join(str(arrays['names'][k]) for k in pair) for pair in arrays['pairs']]
-  axes.set_yticks(range(len(pairs)), pairs, fontsize=style.SMALL)
-  axes.invert_yaxis()
-  axes.set_xlabel(f'excess loss halfway ({arrays["loss_unit"]})', fontsize=style.NORMAL)
+  axes.set_yticks(range(len(pairs)), pairs)
+  axes.set_ylim(len(pairs) - 0.5, -0.5)  # no marker is cut
+  axes.set_xlabel(f'excess loss halfway ({arrays["loss_unit"]})')
 
 
 def _draw_matrix(
@@ -119,10 +119,10 @@ def _draw_matrix(
   for (row, column), value in np.ndenumerate(shown_KK):
     if not np.isnan(value):
       color = 'white' if value < 0.6 * top else 'black'
-      text = {'ha': 'center', 'va': 'center', 'color': color, 'fontsize': style.SMALL}
+      text = {'ha': 'center', 'va': 'center', 'color': color}
       axes.text(column, row, _short(value), **text)
-  axes.set_xticks(range(len(names) - 1), names[:-1], rotation=35, ha='right', fontsize=style.SMALL)
-  axes.set_yticks(range(len(names) - 1), names[1:], fontsize=style.SMALL)
+  axes.set_xticks(range(len(names) - 1), names[:-1], rotation=35, ha='right')
+  axes.set_yticks(range(len(names) - 1), names[1:])
   axes.grid(False)
   axes.spines[:].set_visible(False)
   axes.tick_params(length=0)
@@ -221,21 +221,20 @@ def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> 
   all_axes = all_axes[:, : len(places)]
   for row, (key, label, factor) in enumerate(CURVES):
     unit = f'\n({arrays["loss_unit"]})' if key.endswith('/loss') else ''
-    all_axes[row, 0].set_ylabel(f'{label}{unit}', fontsize=style.NORMAL)
+    all_axes[row, 0].set_ylabel(f'{label}{unit}')
     for q, axes in zip(places, all_axes[row], strict=True):
       _draw_curves(axes, arrays, key, q, factor)
       axes.set_xticks([0, 0.5, 1], [])
-      axes.tick_params(labelsize=style.SMALL)
     if key.endswith('kl') and np.min(arrays[f'{key}/low'][places]) > 0:
       all_axes[row, 0].set_yscale('log')
       all_axes[row, 0].yaxis.set_major_formatter(lambda value, _: f'{value:g}')
   for q, top, bottom in zip(places, all_axes[0], all_axes[-1], strict=True):
     first, last = (str(name) for name in arrays['pair_names'][q])
     style.title(top, string.ascii_letters[q % 52], '', ncols=0)
-    bottom.set_xticks([0, 0.5, 1], [first, '', last], fontsize=style.SMALL)
+    bottom.set_xticks([0, 0.5, 1], [first, '', last])
     for text, side in zip(bottom.get_xticklabels()[::2], ('left', 'right'), strict=True):
       text.set_horizontalalignment(side)
-  figure.supxlabel('position on the path', fontsize=style.NORMAL)
+  figure.supxlabel('position on the path')
 
 
 def _draw_curves(axes: Axes, arrays: Arrays, key: str, q: int, factor: float) -> None:
@@ -282,7 +281,7 @@ def draw_layers(arrays: Arrays) -> Figure:
       axes.barh(place_L, mean_L, 0.2, color=color, label=str(change))
       axes.hlines(place_L, low_L, high_L, color=style.INK, linewidth=1)
     axes.axvline(0, color=style.INK, linewidth=1)
-    axes.set_xlabel(label, fontsize=style.NORMAL)
+    axes.set_xlabel(label)
     axes.locator_params(axis='x', nbins=5)
     axes.grid(visible=False, axis='y')
     style.title(axes, letter, '', ncols=0)

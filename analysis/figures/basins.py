@@ -39,20 +39,20 @@ def draw_forks(arrays: Arrays) -> Figure:
         pairs = scale * arrays[f'{key}/pairs']
         axes.plot(arrays['epochs'], pairs, '_', color=color, alpha=0.5)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(label, fontsize=style.NORMAL)
+    axes.set_ylabel(label)
   style.draw_threshold(all_axes[2])
   color, line = SETS['test']
   agreement = all_axes[3]
   style.draw_interval(agreement, arrays, 'epochs', 'agreement', line, color, 'test', 100)
   agreement.plot(arrays['epochs'], 100 * arrays['agreement/pairs'], '_', color=color, alpha=0.5)
-  agreement.set_ylabel('agreement of ends (%)', fontsize=style.NORMAL)
+  agreement.set_ylabel('agreement of ends (%)')
   some_K = arrays['diverged'].any(axis=1)
   texts = ('loss', 'KL to the teacher', 'accuracy', 'agreement')
   for axes, letter, text in zip(all_axes, 'abcd', texts, strict=True):
     _mark_diverged(axes, arrays['epochs'][some_K])
     style.title(axes, letter, text, ncols=3)
   label = f'epoch of the fork, of {arrays["num_epochs"]:.3g}'
-  figure.supxlabel(label, fontsize=style.NORMAL)
+  figure.supxlabel(label)
   return figure
 
 
@@ -131,7 +131,7 @@ def draw_returns(arrays: Arrays) -> Figure:
     _mark_diverged(axes, np.unique(arrays['radii'][gone_S & (arrays['radii'] > 0)]))
     style.title(axes, letter, text, ncols=0)
   label = "radius of the perturbation relative to the norm of the teacher's weights"
-  figure.supxlabel(label, fontsize=style.NORMAL)
+  figure.supxlabel(label)
   style.legend(figure, kl, ncols=3)
   return figure
 
@@ -158,10 +158,10 @@ def _draw_controls(
   kl.set_xticks(radii, [f'{radius:g}' for radius in radii], minor=False)
   kl.set_xticks([], minor=True)
   style.draw_threshold(barrier)
-  kl.set_ylabel('KL, test (nats)', fontsize=style.NORMAL)
-  agreement.set_ylabel('agreement, test (%)', fontsize=style.NORMAL)
-  distance.set_ylabel('distance after / before', fontsize=style.NORMAL)
-  barrier.set_ylabel('accuracy barrier, test (%)', fontsize=style.NORMAL)
+  kl.set_ylabel('KL, test (nats)')
+  agreement.set_ylabel('agreement, test (%)')
+  distance.set_ylabel('distance after / before')
+  barrier.set_ylabel('accuracy barrier, test (%)')
 
 
 def caption_returns(arrays: Arrays) -> str:

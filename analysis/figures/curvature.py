@@ -37,9 +37,9 @@ def draw_spectra(arrays: Arrays) -> Figure:
     _draw_density(axes, arrays, f'{point}/{objective}')
     style.title(axes, letter, f'{POINTS[str(point)]}, {OBJECTIVES[str(objective)]}', ncols=0)
   for axes in panels[:, 0]:
-    axes.set_ylabel('number per unit of λ', fontsize=style.NORMAL)
+    axes.set_ylabel('number per unit of λ')
   for axes in panels[-1]:
-    axes.set_xlabel('eigenvalue λ', fontsize=style.NORMAL)
+    axes.set_xlabel('eigenvalue λ')
   style.legend(figure, panels[0, 0], ncols=2)
   return figure
 
@@ -95,7 +95,7 @@ def draw_traces(arrays: Arrays) -> Figure:
       places = [f'{point}/{objective}' for point in points]
       _draw_rows(axes, labels, _values(arrays, places, series))
       style.title(axes, next(letters), OBJECTIVES[str(objective)], ncols=0)
-      axes.set_xlabel(quantity, fontsize=style.NORMAL)
+      axes.set_xlabel(quantity)
   series = {name: f'{name}/layers' for name in OPERATORS}
   for part, objective in zip(below, objectives, strict=True):
     largest = _largest(arrays, objective)
@@ -105,8 +105,8 @@ def draw_traces(arrays: Arrays) -> Figure:
       values = _values(arrays, [f'{point}/{objective}'], series)
       _draw_rows(axes, layers, {key: x[:, 0, largest] for key, x in values.items()})
       style.title(axes, next(letters), POINTS[str(point)], ncols=0)
-      axes.set_xlabel('trace by layer', fontsize=style.NORMAL)
-    by_point[0].set_ylabel(OBJECTIVES[str(objective)], fontsize=style.NORMAL)
+      axes.set_xlabel('trace by layer')
+    by_point[0].set_ylabel(OBJECTIVES[str(objective)])
   style.legend(figure, panels[0], ncols=2)
   return figure
 
@@ -142,7 +142,6 @@ def _draw_rows(axes: Axes, labels: list[str], values: dict[str, np.ndarray]) -> 
       color=COLORS[name],
       label=NAMES[name],
     )
-  axes.set_yticks(rows, labels, fontsize=style.SMALL)
-  axes.tick_params(axis='x', labelsize=style.SMALL)
+  axes.set_yticks(rows, labels)
   axes.locator_params(axis='x', nbins=4)
   axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -87,8 +87,8 @@ def _draw_residual(axes: Axes, arrays: Arrays) -> None:
     axes.errorbar(places + shift, value, yerr=style.errors(value, low, high), **look)
   axes.set_xticks(places, DIRECTIONS)
   axes.set_ylim(0, 105)
-  axes.set_xlabel('eigendirections of the tangent kernel', fontsize=style.NORMAL)
-  axes.set_ylabel('share (%)', fontsize=style.NORMAL)
+  axes.set_xlabel('eigendirections of the tangent kernel')
+  axes.set_ylabel('share (%)')
 
 
 def _draw_margin(axes: Axes, arrays: Arrays) -> None:
@@ -102,22 +102,20 @@ def _draw_margin(axes: Axes, arrays: Arrays) -> None:
       error = style.errors(value, low, high)
       axes.errorbar(np.arange(num_bins) + shift, value, yerr=error, **look, label=name)
   labels = [f'{low:g}–{high:g}' for low, high in itertools.pairwise(edges)]
-  axes.set_xticks(np.arange(num_bins), labels, fontsize=style.SMALL, rotation=35, ha='right')
+  axes.set_xticks(np.arange(num_bins), labels, rotation=35, ha='right')
   axes.set_ylim(0, 105)
-  axes.set_xlabel("teacher's margin, test", fontsize=style.NORMAL)
-  axes.set_ylabel('disagreement (%)', fontsize=style.NORMAL)
+  axes.set_xlabel("teacher's margin, test")
+  axes.set_ylabel('disagreement (%)')
 
 
 def _say(axes: Axes, text: str) -> None:
   axes.set_axis_off()
-  axes.text(
-    0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes, fontsize=style.NORMAL
-  )
+  axes.text(0.5, 0.5, text, ha='center', va='center', transform=axes.transAxes)
 
 
 def _label_sets(axes: Axes, arrays: Arrays) -> None:
   axes.set_xticks(np.arange(len(arrays['sets'])), [SETS[str(name)] for name in arrays['sets']])
-  axes.set_ylabel('KL(teacher ‖ student) (nats)', fontsize=style.NORMAL)
+  axes.set_ylabel('KL(teacher ‖ student) (nats)')
 
 
 # Caption and table.

@@ -49,8 +49,8 @@ def draw_lambdas(arrays: Arrays) -> Figure:
     planes.add_corners(axes, places, arrays['places/xy'][index])
   label = f'distillation loss ({arrays["loss_unit"]})'
   planes.set_ticks(below.colorbar(filled, ax=all_axes, label=label, pad=0.01), scale)
-  below.supxlabel('distance from the teacher towards the random weights', fontsize=style.NORMAL)
-  below.supylabel('distance across', fontsize=style.NORMAL)
+  below.supxlabel('distance from the teacher towards the random weights')
+  below.supylabel('distance across')
   style.legend(below, all_axes[0, 0], ncols=4, handletextpad=0.2)
   return figure
 
@@ -64,16 +64,16 @@ def _draw_fidelity(figure: Any, arrays: Arrays) -> None:
       several_L = arrays['num_students'] > 1
       dots_LS = scale * arrays[f'students/{of}/{name}'][several_L]
       axes.plot(arrays['lambdas'][several_L], dots_LS, '_', color=color, alpha=0.5)
-    axes.set_ylabel(label, fontsize=style.NORMAL)
+    axes.set_ylabel(label)
   for name, (color, line) in STATISTICS.items():
     key = f'barrier/{name}/test/accuracy'
     if key in arrays:
       style.draw_interval(barrier, arrays, 'lambdas', key, line, color, name, 100)
   style.draw_threshold(barrier)
-  barrier.set_ylabel('accuracy barrier (%)', fontsize=style.NORMAL)
+  barrier.set_ylabel('accuracy barrier (%)')
   texts = ('KL to the teacher', 'agreement', 'barrier to the teacher')
   for axes, letter, text in zip(all_axes, 'abc', texts, strict=True):
-    axes.set_xlabel('λ of the initial student', fontsize=style.NORMAL)
+    axes.set_xlabel('λ of the initial student')
     style.title(axes, letter, text, ncols=1)
 
 

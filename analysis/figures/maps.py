@@ -32,8 +32,8 @@ def draw_pca(arrays: Arrays) -> Figure:
   left.set_aspect('equal', adjustable='datalim')
   left.margins(0.15)
   left.locator_params(nbins=5)
-  left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)', fontsize=style.NORMAL)
-  left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)', fontsize=style.NORMAL)
+  left.set_xlabel(f'component 1 ({100 * explained_K[0]:.3g} %)')
+  left.set_ylabel(f'component 2 ({100 * explained_K[1]:.3g} %)')
   count = min(len(explained_K), 5)
   places = np.arange(1, count + 1)
   for side, key, color, label in (
@@ -42,8 +42,8 @@ def draw_pca(arrays: Arrays) -> Figure:
   ):
     right.bar(places + side, 100 * arrays[key][:count], 0.4, color=color, label=label)
   right.set_xticks(places)
-  right.set_xlabel('component', fontsize=style.NORMAL)
-  right.set_ylabel('variance explained (%)', fontsize=style.NORMAL)
+  right.set_xlabel('component')
+  right.set_ylabel('variance explained (%)')
   style.title(left, 'a', 'checkpoints, by step')
   style.title(right, 'b', 'explained variance')
   return figure
@@ -80,8 +80,8 @@ def _draw_map(axes: Axes, arrays: Arrays, name: str, label: str) -> None:
   axes.set_aspect('equal', adjustable='datalim')
   axes.margins(0.12)
   axes.locator_params(nbins=5)
-  axes.set_xlabel(f'first axis, in {label}', fontsize=style.NORMAL)
-  axes.set_ylabel(f'second axis, in {label}', fontsize=style.NORMAL)
+  axes.set_xlabel(f'first axis, in {label}')
+  axes.set_ylabel(f'second axis, in {label}')
 
 
 def _label_steps(axes: Axes, xy_T2: np.ndarray, steps: np.ndarray, taken_K2: np.ndarray) -> None:
@@ -90,9 +90,7 @@ def _label_steps(axes: Axes, xy_T2: np.ndarray, steps: np.ndarray, taken_K2: np.
   labelled_K2 = taken_K2
   for xy, step in reversed(list(zip(xy_T2, steps, strict=True))):
     if (np.abs(labelled_K2 - xy) >= label_2).any(axis=1).all():
-      axes.annotate(
-        f'{step}', xy, (0, 5), textcoords='offset points', fontsize=style.SMALL, ha='center'
-      )
+      axes.annotate(f'{step}', xy, (0, 5), textcoords='offset points', ha='center')
       labelled_K2 = np.concatenate([labelled_K2, xy[None]])
 
 
@@ -103,8 +101,8 @@ def _draw_matrix(axes: Axes, arrays: Arrays) -> None:
   image = axes.imshow(arrays['jensen_shannon'], cmap='viridis', norm=PowerNorm(0.5, vmin=0))
   axes.figure.colorbar(image, ax=axes, label='√JS (√bits)', shrink=0.7)
   places = np.arange(len(arrays['names']))
-  axes.set_xticks(places, arrays['names'], rotation=90, fontsize=style.SMALL)
-  axes.set_yticks(places, arrays['names'], fontsize=style.SMALL)
+  axes.set_xticks(places, arrays['names'], rotation=90)
+  axes.set_yticks(places, arrays['names'])
 
 
 def _draw_distances(axes: Axes, arrays: Arrays) -> None:
@@ -118,12 +116,12 @@ def _draw_distances(axes: Axes, arrays: Arrays) -> None:
     value, low, high = style.estimate(arrays, name, (others, ensemble))
     bars = {'xerr': style.errors(value, low, high), 'fmt': marker, 'color': color, 'markersize': 4}
     axes.errorbar(value, places + shift, label=label, **bars)
-  axes.set_yticks(places, arrays['names'][others], fontsize=style.SMALL)
-  axes.set_xlabel('distance, square-root scale', fontsize=style.NORMAL)
+  axes.set_yticks(places, arrays['names'][others])
+  axes.set_xlabel('distance, square-root scale')
   # Shows values near 0 and the initial student near 1.
   axes.set_xscale('function', functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-  ticks = ['0', '.01', '.05', '.2', '.5', '1']
-  axes.set_xticks([float(tick) for tick in ticks], ticks, fontsize=style.SMALL)
+  ticks = ['0', '.05', '.2', '.5', '1']
+  axes.set_xticks([float(tick) for tick in ticks], ticks)
   axes.set_xlim(0, 1)
 
 

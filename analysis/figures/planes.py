@@ -82,8 +82,8 @@ def draw(arrays: Arrays, panels: Sequence[Panel], labels: tuple[str, str]) -> Fi
       _add_path(axes, arrays)
   if 'path/xy' in arrays:
     _label_heights(all_axes[0], arrays)
-  figure.supxlabel(labels[0], fontsize=style.NORMAL)
-  figure.supylabel(labels[1], fontsize=style.NORMAL)
+  figure.supxlabel(labels[0])
+  figure.supylabel(labels[1])
   style.legend(figure, all_axes[0], ncols=3)
   return figure
 
@@ -202,7 +202,6 @@ def _label_heights(axes: Axes, arrays: Arrays) -> None:
       (edge + side * 0.1 * (xs[-1] - xs[0]), y),
       arrowprops={'arrowstyle': '-', 'color': 'white', 'linewidth': 0.6},
       color='white',
-      fontsize=style.SMALL,
       ha='right' if to_the_left else 'left',
       va='center',
       zorder=6,

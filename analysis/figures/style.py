@@ -1,10 +1,11 @@
 """The style that all figures of the analysis share.
 
-Figures are as wide as the text of a paper, and no text is smaller than SMALL points. matplotlib is imported
-when a figure is drawn.
+Functions that draw give sizes in inches for a figure of WIDTH and no size of text; both are of the style that
+the figure is drawn in. matplotlib is imported when a figure is drawn.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,9 @@ else:
 Arrays = Mapping[str, np.ndarray]
 
 WIDTH = 7.0  # inches
-SMALL, NORMAL = 9, 11  # font sizes in points
+SCREEN, PAPER = 'screen', 'paper'
+# Names of styles → the width in inches, and the points of small text and of titles and labels.
+STYLES = {SCREEN: (WIDTH, 9, 11), PAPER: (5.5, 8, 8)}
 INK, TEACHER, STUDENT = (figures.COLORS[name] for name in ('ink', 'teacher', 'student'))
 GREEN, PINK, SKY = '#009e73', '#cc79a7', '#56b4e9'  # Okabe & Ito's, for other series
 CONTROL = '0.45'  # the grey of nulls and controls
@@ -33,9 +36,24 @@ SAME_BASIN = 0.02
 _ANSWERS = {intervals.LOWER: 'yes', intervals.HIGHER: 'no', intervals.UNDECIDED: 'cannot be told'}
 
 
+@contextlib.contextmanager
+def drawing(salt: str, name: str = SCREEN) -> Iterator[None]:
+  """A context that draws in one of STYLES; `salt` makes the ids of an SVG repeatable."""
+  import matplotlib.style
+
+  width, small, normal = STYLES[name]
+  larger = ('axes.labelsize', 'axes.titlesize', 'figure.labelsize', 'legend.title_fontsize')
+  settings = {'figure.figsize': (width, width), 'font.size': small} | dict.fromkeys(larger, normal)
+  with figures.style(salt), matplotlib.style.context(settings):
+    yield
+
+
 def blank(height: float) -> Figure:
-  """An empty figure; `height` is in inches."""
-  return figures.blank((WIDTH, height))
+  """An empty figure; `height` is in inches, for a figure of WIDTH."""
+  import matplotlib
+
+  width = matplotlib.rcParams['figure.figsize'][0]
+  return figures.blank((width, height * width / WIDTH))
 
 
 def one_basin(low: float, high: float) -> str:
@@ -52,11 +70,10 @@ def title(axes: Axes, letter: str, text: str, ncols: int = 2) -> None:
   Args:
     ncols: columns of the legend; 0 draws none.
   """
-  axes.tick_params(labelsize=SMALL)
   text = rf'$\mathbf{{{letter}}}$  {text}'
   handles = axes.get_legend_handles_labels()[0] if ncols else []
   if not handles:
-    axes.set_title(text, loc='left', fontsize=NORMAL)
+    axes.set_title(text, loc='left')
     return
   axes.legend(
     title=text,
@@ -69,15 +86,13 @@ def title(axes: Axes, letter: str, text: str, ncols: int = 2) -> None:
     handletextpad=0.5,
     labelspacing=0.3,
     ncols=ncols,
-    fontsize=SMALL,
-    title_fontsize=NORMAL,
   )
 
 
 def legend(figure: Any, axes: Axes, ncols: int, **look: Any) -> None:
   """Puts a legend of the labels of one panel above a figure or subfigure."""
   labels = axes.get_legend_handles_labels()
-  figure.legend(*labels, loc='outside upper left', ncols=ncols, fontsize=SMALL, **look)
+  figure.legend(*labels, loc='outside upper left', ncols=ncols, **look)
 
 
 def errors(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

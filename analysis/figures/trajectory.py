@@ -98,7 +98,7 @@ def draw_gradients(arrays: Arrays) -> Figure:
   _finish(cosine, 'cosine')
   style.title(norm, 'a', 'gradient norm')
   style.title(snr, 'b', 'signal-to-noise ratio', ncols=0)
-  style.title(cosine, 'c', 'cosine of −gradient with the direction to', ncols=3)
+  style.title(cosine, 'c', 'cosine of −gradient with the direction to', ncols=2)
   for axes, name, letter in zip(by_layer, teachers, 'de', strict=False):
     style.title(axes, letter, _draw_excess(axes, arrays, name, 'cosine − null'), ncols=0)
   return figure
@@ -141,8 +141,8 @@ def _draw_excess(axes: Axes, arrays: Arrays, teacher: str, label: str) -> str:
 
 
 def _finish(axes: Axes, ylabel: str) -> None:
-  axes.set_xlabel('training step', fontsize=style.NORMAL)
-  axes.set_ylabel(ylabel, fontsize=style.NORMAL)
+  axes.set_xlabel('training step')
+  axes.set_ylabel(ylabel)
 
 
 def _heat(axes: Axes, arrays: Arrays, values_TL: np.ndarray, label: str, **colors: Any) -> None:
@@ -152,12 +152,10 @@ def _heat(axes: Axes, arrays: Arrays, values_TL: np.ndarray, label: str, **color
   values_LT = np.ma.masked_invalid(values_TL.T)
   image = axes.imshow(values_LT, aspect='auto', interpolation='nearest', **colors)
   axes.figure.colorbar(image, ax=axes, label=label)
-  axes.set_xticks(
-    range(len(arrays['steps'])), arrays['steps'], rotation=35, ha='right', fontsize=style.SMALL
-  )
-  axes.set_yticks(range(len(arrays['layers'])), arrays['layers'], fontsize=style.SMALL)
+  axes.set_xticks(range(len(arrays['steps'])), arrays['steps'], rotation=45, ha='right')
+  axes.set_yticks(range(len(arrays['layers'])), arrays['layers'])
   axes.axhline(0.5, color='white', linewidth=2)
-  axes.set_xlabel('training step', fontsize=style.NORMAL)
+  axes.set_xlabel('training step')
 
 
 # Captions and tables.
