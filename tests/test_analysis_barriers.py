@@ -385,7 +385,7 @@ def test_columns_of_paths_have_their_own_ends(curves):
   with style.drawing('paths'):
     figure = PARTS['paths'].draw(arrays)
   labels = [[t.get_text() for t in axes.get_xticklabels()] for axes in figure.axes]
-  assert labels[-2:] == [['student', '', 'teacher 0'], ['initial', '', 'student']]
+  assert labels[-2:] == [['student', '', 'teacher\n0'], ['initial', '', 'student']]
   first = figure.axes[0].lines[1]
   np.testing.assert_array_equal(first.get_ydata(), arrays['distillation/loss'][0, 1])
   np.testing.assert_array_equal(first.get_xdata(), [0, 0.5, 1])

@@ -21,7 +21,8 @@ from analysis.parts import lambdas
 from kdjax import config as config_lib
 from kdjax import intervals
 from kdjax.errors import DivergedError, UserError
-from kdjax.stages import student
+from kdjax.predictions.teachers import combine
+from kdjax.stages import predictions, student
 from kdjax.train.checkpoint import digest
 
 FORKS, RETURNS = basins_part.PARTS
@@ -243,6 +244,25 @@ def test_forks(study, tmp_path):
   ]
   np.testing.assert_allclose(found['agreement'][0], (classes[0] == classes[1]).mean())
   assert found['agreement/low'][0] <= found['agreement'][0] <= found['agreement/high'][0]
+  teacher_N = combine(predictions.open_teacher(run).members('test')).argmax(-1)
+  wrong_EN = np.array(classes) != teacher_N
+  np.testing.assert_allclose(found['mismatch'][0], wrong_EN.mean())
+  np.testing.assert_allclose(found['repeated'][0], wrong_EN.all(axis=0).mean() / wrong_EN.mean())
+
+
+def test_mismatches_are_repeated_by_other_ends():
+  mismatch_EN = np.tile(np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]], bool), 20)
+  found = partial(basins.repeated_mismatches, mismatch_EN, seed=0)
+  same, others = found(pairs=[(0, 2)]), found(pairs=[(0, 1), (0, 2)])
+  assert [same[f'repeated{end}'] for end in intervals.ENDS] == [1, 1, 1]
+  assert (others['mismatch'], others['repeated']) == (0.5, 1.5 / 2)
+  assert np.isnan(found(pairs=[])['mismatch'])
+  nothing = basins.repeated_mismatches(np.zeros((2, 5), bool), [(0, 1)], seed=0)
+  assert nothing['mismatch'] == 0 and np.isnan(nothing['repeated'])
+  # If the trainings have nothing in common, as many are repeated as there are mismatches.
+  unrelated_EN = np.random.default_rng(0).random((3, 5000)) < 0.2
+  found = basins.repeated_mismatches(unrelated_EN, [(0, 1), (0, 2), (1, 2)], seed=0)
+  assert found['repeated/low'] < 0.2 < found['repeated/high'] < found['repeated/low'] + 0.05
 
 
 def test_lambdas(study, tmp_path):
@@ -325,7 +345,7 @@ def test_a_diverged_fork_is_reported(study, tmp_path, monkeypatch):
   )
   marks = [line for line in figure.axes[0].lines if line.get_label() == 'diverged']
   assert [list(line.get_xdata()) for line in marks] == [[0]]
-  assert [row[4] for row in FORKS.table(found)[1:3]] == ['1 of 2', '0 of 2']
+  assert [row[6] for row in FORKS.table(found)[1:3]] == ['1 of 2', '0 of 2']
 
 
 def test_a_diverged_return_is_reported(study, tmp_path, monkeypatch):

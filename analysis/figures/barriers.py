@@ -215,6 +215,8 @@ def draw_paths(arrays: Arrays) -> Figure:
 
 def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> None:
   """Draws the pairs at some places of Q side by side."""
+  from matplotlib import ticker
+
   all_axes = figure.subplots(len(CURVES), num_columns, sharey='row', squeeze=False)
   for axes in all_axes[:, len(places) :].ravel():
     axes.set_axis_off()
@@ -227,9 +229,12 @@ def _draw_band(figure: Any, arrays: Arrays, places: range, num_columns: int) -> 
       axes.set_xticks([0, 0.5, 1], [])
     if key.endswith('kl') and np.min(arrays[f'{key}/low'][places]) > 0:
       all_axes[row, 0].set_yscale('log')
-      all_axes[row, 0].yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+      axis = all_axes[row, 0].yaxis
+      axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      axis.set_major_formatter('{x:g}')
+      axis.set_minor_formatter('')
   for q, top, bottom in zip(places, all_axes[0], all_axes[-1], strict=True):
-    first, last = (str(name) for name in arrays['pair_names'][q])
+    first, last = (str(name).replace(' ', '\n') for name in arrays['pair_names'][q])
     style.title(top, string.ascii_letters[q % 52], '', ncols=0)
     bottom.set_xticks([0, 0.5, 1], [first, '', last])
     for text, side in zip(bottom.get_xticklabels()[::2], ('left', 'right'), strict=True):

@@ -23,7 +23,7 @@ ASIDE = {'random': 0.95, 'sharp': 1.0, 'flat': 1 / 0.95}  # keeps error bars apa
 
 
 def draw_forks(arrays: Arrays) -> Figure:
-  """Barriers between ends, and their agreement, against the epoch of the fork."""
+  """Barriers between ends, their agreement and their common mismatches, against the epoch of the fork."""
   figure = style.blank(5.4)
   all_axes = figure.subplots(2, 2, sharex=True).ravel()
   panels = (
@@ -42,15 +42,17 @@ def draw_forks(arrays: Arrays) -> Figure:
     axes.set_ylabel(label)
   style.draw_threshold(all_axes[2])
   color, line = SETS['test']
-  agreement = all_axes[3]
-  style.draw_interval(agreement, arrays, 'epochs', 'agreement', line, color, 'test', 100)
-  agreement.plot(arrays['epochs'], 100 * arrays['agreement/pairs'], '_', color=color, alpha=0.5)
-  agreement.set_ylabel('agreement of ends (%)')
+  ends = all_axes[3]
+  style.draw_interval(ends, arrays, 'epochs', 'agreement', line, color, 'predictions', 100)
+  ends.plot(arrays['epochs'], 100 * arrays['agreement/pairs'], '_', color=color, alpha=0.5)
+  repeated = (arrays, 'epochs', 'repeated', '^:', style.PINK, 'mismatches', 100)
+  style.draw_interval(ends, *repeated)
+  ends.set_ylabel('shared by ends, test (%)')
   some_K = arrays['diverged'].any(axis=1)
-  texts = ('loss', 'KL to the teacher', 'accuracy', 'agreement')
+  texts = ('loss', 'KL to the teacher', 'accuracy', 'shared by two ends')
   for axes, letter, text in zip(all_axes, 'abcd', texts, strict=True):
     _mark_diverged(axes, arrays['epochs'][some_K])
-    style.title(axes, letter, text, ncols=3)
+    style.title(axes, letter, text)
   label = f'epoch of the fork, of {arrays["num_epochs"]:.3g}'
   figure.supxlabel(label)
   return figure
@@ -60,26 +62,28 @@ def caption_forks(arrays: Arrays) -> str:
   count = int(arrays['num_continuations'])
   return (
     f'Training is continued {count} times from each kept checkpoint, with other orders of the examples '
-    '(Frankle et al. 2020). Mean barriers on the lines between all ends and the student, and their '
-    f'agreement; dashes: single pairs; crosses: diverged. {how(arrays)}'
+    '(Frankle et al. 2020). Mean barriers between ends and the student, their agreement, and '
+    'mismatches with the teacher that another end repeats; dashes: single pairs; crosses: diverged. '
+    f'{how(arrays)}'
   )
 
 
 def table_forks(arrays: Arrays) -> list[list[str]]:
   heading = ['Fork at step', 'KL barrier, test (nats)', 'accuracy barrier, test (%)']
-  rows = [[*heading, 'agreement of ends (%)', 'diverged', 'one basin?']]
+  shares = ['agreement of ends (%)', 'mismatch (%)', 'of which repeated (%)']
+  rows = [[*heading, *shares, 'diverged', 'one basin?']]
   for k, step in enumerate(arrays['steps']):
     cells = [
       intervals.text(arrays, 'barrier/test/predictive_kl', k),
       intervals.text(arrays, 'barrier/test/accuracy', k, 100),
-      intervals.text(arrays, 'agreement', k, 100),
+      *(intervals.text(arrays, key, k, 100) for key in ('agreement', 'mismatch', 'repeated')),
       f'{arrays["diverged"][k].sum()} of {arrays["num_continuations"]}',
     ]
     rows.append([str(step), *cells, verdicts(arrays, 'barrier/test/accuracy')[k]])
   stable = stable_from(verdicts(arrays, 'barrier/test/accuracy'))
   share = lambda k: f'step {arrays["steps"][k]} ({100 * arrays["fractions"][k]:.3g} % of training)'
   answer = 'no fork' if stable is None else share(stable)
-  return [*rows, ['one basin from', answer, '', '', '', '']]
+  return [*rows, ['one basin from', answer, *[''] * 6]]
 
 
 def verdicts(arrays: Arrays, key: str) -> list[str]:

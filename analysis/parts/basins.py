@@ -22,7 +22,7 @@ from kdjax.train.steps import Variables
 from .. import basins, curvature, geometry, part, paths, surface
 from ..figures import basins as drawing
 from ..geometry import Tree
-from ..measure import Measure
+from ..measure import Measure, teacher_log_probs, teacher_members
 from ..part import Arrays, Blocks, Checks, Part, Settings, Training, stacked
 from ..runs import Study
 from . import planes
@@ -115,7 +115,7 @@ def _compare(
   return (
     {f'barrier/{key}': x for key, x in basins.barriers_of(values, ts_T, study.seed).items()}
     | {f'ends/{key}': x for key, x in own.items()}
-    | _agreement(study, ends, pairs, there_P)
+    | _predicted(study, ends, pairs, there_P)
     | {'distances': np.where(there_P, distances, np.nan), 'diverged': ~is_there[1:]}
   )
 
@@ -124,20 +124,26 @@ def _nan_unless(there: bool, arrays: Arrays) -> Arrays:
   return arrays if there else {key: np.full_like(x, np.nan) for key, x in arrays.items()}
 
 
-def _agreement(
+def _predicted(
   study: Study, ends: list[Variables], pairs: list[tuple[int, int]], there_P: np.ndarray
 ) -> Arrays:
-  """How often two ends predict the same class on the whole test set, as they were trained."""
+  """How often two ends predict the same class on the whole test set, and miss the teacher's together."""
   run = study.experiment
-  classes = [
-    run.predictor.logits(run.student.model, end, run.data.inputs['test']).argmax(-1) for end in ends
-  ]
-  same_PN = np.array([classes[i] == classes[j] for i, j in pairs], np.float64)[there_P]
+  inputs = run.data.inputs['test']
+  classes_EN = np.stack(
+    [run.predictor.logits(run.student.model, end, inputs).argmax(-1) for end in ends]
+  )
+  same_PN = np.array([classes_EN[i] == classes_EN[j] for i, j in pairs], np.float64)[there_P]
   some_1N = same_PN.mean(axis=0, keepdims=True) if len(same_PN) else np.full((1, 1), np.nan)
   mean = {key: x[0] for key, x in surface.summary({'agreement': some_1N}, study.seed).items()}
   pairs_P = np.full(len(pairs), np.nan)
   pairs_P[there_P] = same_PN.mean(axis=1)
-  return mean | {'agreement/pairs': pairs_P}
+  everyone_N = np.arange(len(inputs.split))
+  teacher_NC = teacher_log_probs(study, teacher_members(study), 'test', 0, everyone_N)
+  compared = [pair for pair, there in zip(pairs, there_P, strict=True) if there]
+  mismatch_EN = classes_EN != teacher_NC.argmax(-1)
+  found = basins.repeated_mismatches(mismatch_EN, compared, study.seed)
+  return mean | {'agreement/pairs': pairs_P} | found
 
 
 # Returns.
@@ -300,7 +306,7 @@ PARTS = (
     table=drawing.table_forks,
     trains=fork_trainings,
     unavailable=_forks_unavailable,
-    version=2,
+    version=3,
   ),
   Part(
     name='returns',
