@@ -28,11 +28,8 @@ from kdjax.train.steps import State, Variables, init_state
 
 from . import curvature, geometry, paths, surface
 from .curvature import MeanLoss
-from .estimates import named
 from .geometry import Tree
 from .part import Settings
-
-MISMATCHES = ('mismatch', 'repeated')  # names of what `repeated_mismatches` returns
 
 
 def distiller(run: Experiment) -> Distiller:
@@ -128,38 +125,6 @@ def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[s
   low, high = intervals.percentiles(np.mean(barriers_PR, axis=0))
   pairs_P = paths.barrier(values_PTN.mean(axis=2), ts_T)
   return {'pairs': pairs_P, '': pairs_P[there_P].mean(), 'low': low, 'high': high}
-
-
-def repeated_mismatches(
-  mismatch_EN: np.ndarray, pairs: Sequence[tuple[int, int]], seed: int
-) -> dict[str, np.ndarray]:
-  """Whether several trainings E of one student fail to match the teacher on the same examples.
-
-  Intervals are 95 % percentile bootstraps over examples.
-
-  Args:
-    mismatch_EN: whether the student predicts another class than the teacher.
-    pairs: the pairs (i, j) of trainings that are compared.
-
-  Returns: 'mismatch', the mean rate of mismatches; and 'repeated', the share of the mismatches of a training
-    that are also mismatches of the other one, over all pairs. It is the rate of mismatches if they fall on
-    other examples each time, and 1 if they fall on the same ones. Each with 'NAME/low' and 'NAME/high', and NaN
-    if there is no pair or, for 'repeated', no mismatch.
-  """
-  if not pairs:
-    return {f'{name}{end}': np.array(np.nan) for name in MISMATCHES for end in intervals.ENDS}
-  first_PN, second_PN = (mismatch_EN[list(places)] for places in zip(*pairs, strict=True))
-  one_N = (first_PN.mean(axis=0) + second_PN.mean(axis=0)) / 2
-  both_N = (first_PN & second_PN).mean(axis=0)
-  counts_RN = surface.resamples(len(one_N), seed)
-  found = {}
-  for name, part_N, whole_N in zip(
-    MISMATCHES, (one_N, both_N), (np.ones_like(one_N), one_N), strict=True
-  ):
-    with np.errstate(invalid='ignore'):  # 0 / 0: no mismatch
-      ends = intervals.percentiles((counts_RN @ part_N) / (counts_RN @ whole_N))
-      found |= named(name, (part_N.sum() / whole_N.sum(), *ends))
-  return found
 
 
 def barriers_of(values: list[surface.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:

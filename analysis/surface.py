@@ -264,7 +264,7 @@ def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
     mean_P, low_P, high_P = np.full((3, len(values_PN)), np.nan)
     if num_examples := values_PN.shape[1]:
       with np.errstate(invalid='ignore'):  # 0 · ∞: an infinite loss that a resample leaves out
-        means_RP = resamples(num_examples, seed) @ values_PN.T / num_examples
+        means_RP = _resamples(num_examples, seed) @ values_PN.T / num_examples
       mean_P = values_PN.mean(axis=1)
       low_P, high_P = intervals.percentiles(means_RP)
     found |= named(key, (mean_P, low_P, high_P))
@@ -272,7 +272,7 @@ def summary(values: Values, seed: int) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(4)
-def resamples(num_examples: int, seed: int) -> np.ndarray:
+def _resamples(num_examples: int, seed: int) -> np.ndarray:
   """counts_RN: how often each example is drawn in each resample."""
   return intervals.resamples(num_examples, keys.numpy_rng(seed, 'analysis/bootstrap'))
 

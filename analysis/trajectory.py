@@ -7,6 +7,7 @@ T checkpoint, B batch, K predictor or component, N example, C class, P parameter
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -228,6 +229,49 @@ def prediction_distances(
           value = np.sqrt(value) if name == 'jensen_shannon' else value
           found[name + end][i, j] = found[name + end][j, i] = value
   return found
+
+
+MISMATCHES = ('mismatch', 'repeated')  # names of what `repeated_mismatches` returns
+
+
+def repeated_mismatches(
+  mismatch_KN: np.ndarray,
+  pairs: Sequence[tuple[int, int]],
+  num_resamples: int,
+  make_rng: Callable[[], np.random.Generator],
+) -> Values:
+  """Whether predictors fail to match the teacher on the same examples, with bootstrap intervals over examples.
+
+  Args:
+    mismatch_KN: whether a predictor's class is another than the teacher's.
+    pairs: ordered pairs of predictors (i, j).
+    num_resamples, make_rng: as of `prediction_distances`.
+
+  Returns: 'mismatch', the rate of mismatches of the predictors i, and 'repeated', the share of them that
+    are also mismatches of j, over all pairs. If mismatches of i and j have nothing in common, 'repeated' is the
+    rate of mismatches of j. Values are NaN if there is no pair, and 'repeated' if there is no mismatch.
+  """
+  if not pairs:
+    return {key: np.array(np.nan) for name in MISMATCHES for key in named(name, intervals.ENDS)}
+  first, second = (mismatch_KN[list(places)] for places in zip(*pairs, strict=True))
+  of_first_N, of_both_N = first.mean(axis=0), (first & second).mean(axis=0)
+  every_N = np.ones_like(of_first_N)
+  found = {}
+  for name, part_N, whole_N in zip(
+    MISMATCHES, (of_first_N, of_both_N), (every_N, of_first_N), strict=True
+  ):
+    share = partial(_share, part_N=part_N, whole_N=whole_N)
+    ends = intervals.percentiles(
+      intervals.bootstrap(share, len(every_N), num_resamples, make_rng())
+    )
+    found |= named(name, (share(every_N), *ends))
+  return found
+
+
+def _share(counts_RN: np.ndarray, *, part_N: np.ndarray, whole_N: np.ndarray) -> np.ndarray:
+  """The sum of a part relative to that of the whole, in each resample; NaN for 0 / 0."""
+  with np.errstate(invalid='ignore'):
+    return (counts_RN @ part_N) / (counts_RN @ whole_N)
 
 
 def mds(distances_KK: np.ndarray) -> tuple[np.ndarray, float]:

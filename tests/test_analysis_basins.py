@@ -250,21 +250,6 @@ def test_forks(study, tmp_path):
   np.testing.assert_allclose(found['repeated'][0], wrong_EN.all(axis=0).mean() / wrong_EN.mean())
 
 
-def test_mismatches_are_repeated_by_other_ends():
-  mismatch_EN = np.tile(np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]], bool), 20)
-  found = partial(basins.repeated_mismatches, mismatch_EN, seed=0)
-  same, others = found(pairs=[(0, 2)]), found(pairs=[(0, 1), (0, 2)])
-  assert [same[f'repeated{end}'] for end in intervals.ENDS] == [1, 1, 1]
-  assert (others['mismatch'], others['repeated']) == (0.5, 1.5 / 2)
-  assert np.isnan(found(pairs=[])['mismatch'])
-  nothing = basins.repeated_mismatches(np.zeros((2, 5), bool), [(0, 1)], seed=0)
-  assert nothing['mismatch'] == 0 and np.isnan(nothing['repeated'])
-  # If the trainings have nothing in common, as many are repeated as there are mismatches.
-  unrelated_EN = np.random.default_rng(0).random((3, 5000)) < 0.2
-  found = basins.repeated_mismatches(unrelated_EN, [(0, 1), (0, 2), (1, 2)], seed=0)
-  assert found['repeated/low'] < 0.2 < found['repeated/high'] < found['repeated/low'] + 0.05
-
-
 def test_lambdas(study, tmp_path):
   own, half = (basins.with_lambda(study.experiment, x).folders.student for x in (0.0, 0.5))
   assert own == study.experiment.folders.student != half

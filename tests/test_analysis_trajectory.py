@@ -1,6 +1,7 @@
 """Paths, gradients, PCA and prediction maps against known answers."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -292,3 +293,31 @@ def test_mds_of_two_predictors_lies_on_a_line():
   coords, kept = trajectory.mds(np.array([[0, 0.5], [0.5, 0]]))
   np.testing.assert_allclose(coords, [[-0.25, 0], [0.25, 0]], atol=1e-9)
   assert kept == pytest.approx(1)
+
+
+def repeated(mismatch_KN, pairs):
+  make_rng = partial(np.random.default_rng, 0)
+  return trajectory.repeated_mismatches(np.asarray(mismatch_KN, bool), pairs, 200, make_rng)
+
+
+def test_repeated_mismatches():
+  mismatch_KN = np.tile([[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]], 20)
+  same, half = repeated(mismatch_KN, [(0, 0)]), repeated(mismatch_KN, [(0, 1)])
+  assert [same[f'repeated{end}'] for end in ('', '/low', '/high')] == [1, 1, 1]
+  assert (half['mismatch'], half['repeated']) == (0.5, 0.5)
+  assert half['repeated/low'] < 0.5 < half['repeated/high']
+  # All mismatches of the third are also those of the first; half of those of the first of the third.
+  assert repeated(mismatch_KN, [(2, 0)])['repeated'] == 1
+  assert repeated(mismatch_KN, [(0, 2), (2, 0)])['repeated'] == pytest.approx(2 / 3)
+  assert np.isnan(repeated(mismatch_KN, [])['mismatch'])
+  nothing = repeated(np.zeros((2, 5)), [(0, 1)])
+  assert nothing['mismatch'] == 0 and np.isnan(nothing['repeated'])
+
+
+def test_unrelated_mismatches_are_repeated_at_their_own_rate():
+  rng = np.random.default_rng(0)
+  found = repeated(np.stack([rng.random(8000) < 0.2, rng.random(8000) < 0.5]), [(0, 1)])
+  error = math.sqrt(0.5 * 0.5 / (0.2 * 8000))
+  assert found['repeated'] == pytest.approx(0.5, abs=4 * error)
+  width = found['repeated/high'] - found['repeated/low']
+  assert width == pytest.approx(2 * 1.96 * error, rel=0.2)

@@ -365,6 +365,7 @@ def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, tmp_p
   names = arrays['names'].tolist()
   assert names == [*(f'step {s}' for s in study.steps), 'teacher 0', 'teacher 1', 'ensemble']
   ensemble_NC = ensemble(predictions.open_teacher(finished), 'test')
+  wrong_TN = []
   for name, step in zip(names, study.steps, strict=False):
     logits_NC = finished.predictor.logits(
       finished.student.model, student.load(finished, step), finished.data.inputs['test']
@@ -372,7 +373,12 @@ def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, tmp_p
     expected = metrics.fidelity(logits_NC, ensemble_NC)
     found = arrays['disagreement'][names.index(name), -1]
     assert found == pytest.approx(1 - expected['top1_agreement'], abs=0.01)  # float16 store
+    wrong_TN.append(logits_NC.argmax(-1) != ensemble_NC.argmax(-1))
   assert arrays['num_examples'] == len(finished.data.splits['test'])
+  *before, student_N = wrong_TN
+  expected = [(wrong_N & student_N).sum() / student_N.sum() for wrong_N in before]
+  np.testing.assert_allclose(arrays['repeated'][: len(before)], expected, atol=0.02)
+  assert arrays['repeated'][[len(before), -1]].tolist() == [1, 0]  # the student and the ensemble
 
 
 def test_the_random_start_is_measured_but_not_mapped(results):

@@ -80,7 +80,7 @@ ANALYSIS = {
   'runs': set(),
   'part': {'runs'},
   'measure': {'runs', 'surface'},
-  'basins': {'curvature', 'estimates', 'geometry', 'part', 'paths', 'surface'},
+  'basins': {'curvature', 'geometry', 'part', 'paths', 'surface'},
 }
 ANALYSIS['parts'] = set(ANALYSIS)
 ANALYSIS['runner'] = {'figures', 'part', 'parts', 'runs'}

@@ -154,12 +154,12 @@ def caption_predictions(arrays: Arrays) -> str:
 
 
 def table_predictions(arrays: Arrays) -> list[list[str]]:
-  """Distances to the ensemble, and the fraction that the planes keep."""
+  """Distances to the ensemble, repeated mismatches, and the fraction that the planes keep."""
   others = arrays['kinds'] != 'ensemble'
   ensemble = int(np.flatnonzero(~others)[0])
-  rows = [['To the ensemble', *MAPS.values()]]
+  rows = [['To the ensemble', *MAPS.values(), "repeats of the student's mismatches (%)"]]
   for k in np.flatnonzero(others):
     distances = [intervals.text(arrays, name, (k, ensemble)) for name in MAPS]
-    rows.append([str(arrays['names'][k]), *distances])
+    rows.append([str(arrays['names'][k]), *distances, intervals.text(arrays, 'repeated', k, 100)])
   kept = [f'{100 * float(arrays[f"{name}/kept"]):.0f} %' for name in MAPS]
-  return [*rows, ['kept by the plane', *kept]]
+  return [*rows, ['kept by the plane', *kept, '']]

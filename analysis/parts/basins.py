@@ -14,12 +14,12 @@ import numpy as np
 from etils import epath
 from jax.flatten_util import ravel_pytree
 
-from kdjax import keys
+from kdjax import intervals, keys
 from kdjax.errors import UserError
 from kdjax.runtime import progress
 from kdjax.train.steps import Variables
 
-from .. import basins, curvature, geometry, part, paths, surface
+from .. import basins, curvature, geometry, part, paths, surface, trajectory
 from ..figures import basins as drawing
 from ..geometry import Tree
 from ..measure import Measure, teacher_log_probs, teacher_members
@@ -142,7 +142,9 @@ def _predicted(
   teacher_NC = teacher_log_probs(study, teacher_members(study), 'test', 0, everyone_N)
   compared = [pair for pair, there in zip(pairs, there_P, strict=True) if there]
   mismatch_EN = classes_EN != teacher_NC.argmax(-1)
-  found = basins.repeated_mismatches(mismatch_EN, compared, study.seed)
+  both_ways = compared + [(j, i) for i, j in compared]
+  make_rng = partial(keys.numpy_rng, study.seed, 'analysis/forks')
+  found = trajectory.repeated_mismatches(mismatch_EN, both_ways, intervals.NUM_RESAMPLES, make_rng)
   return mean | {'agreement/pairs': pairs_P} | found
 
 

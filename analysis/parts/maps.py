@@ -5,6 +5,7 @@ There are two parts: `pca` of the kept checkpoints, with that of a random walk a
 Axes: T checkpoint, K predictor or component, N example, C class.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from kdjax.train.steps import Variables
 from .. import surface, trajectory
 from ..figures import maps as drawing
 from ..measure import Measure
-from ..part import Arrays, Blocks, Checks, Part, Settings
+from ..part import Arrays, Blocks, Checks, Part, Settings, stacked
 from ..runs import Study
 from ..surface import Batch
 
@@ -72,6 +73,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
   section = study.experiment.config.student
   is_random = section.init_lambda == 0 or section.init_from == 'initial'
   mapped_K = (names != 'step 0') | (not is_random)
+  arrays |= _repeated(log_probs, f'step {study.steps[-1]}', make_rng)
   for name in drawing.MAPS:
     d_KK = arrays[name]
     excess = (d_KK[:, :, None] - d_KK[:, None, :] - d_KK[None, :, :]).max()
@@ -86,6 +88,20 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
     'kinds': np.array([kinds[name] for name in names]),
     'num_examples': np.array(len(log_probs['ensemble'])),
   }
+
+
+def _repeated(log_probs: dict[str, np.ndarray], student: str, make_rng: Callable) -> Arrays:
+  """Of the student's mismatches with the ensemble, the share that each predictor K repeats."""
+  classes_KN = np.stack([log_probs_NC.argmax(axis=-1) for log_probs_NC in log_probs.values()])
+  names = list(log_probs)
+  mismatch_KN = classes_KN != classes_KN[names.index('ensemble')]
+  found = [
+    trajectory.repeated_mismatches(
+      mismatch_KN, [(names.index(student), k)], intervals.NUM_RESAMPLES, make_rng
+    )
+    for k in range(len(names))
+  ]
+  return {key: x for key, x in stacked(found).items() if key.startswith('repeated')}
 
 
 def _predictors(study: Study) -> dict[str, tuple[str, nn.Module, Variables]]:
@@ -143,6 +159,6 @@ PARTS = (
     table=drawing.table_predictions,
     compares_others=True,
     measures_loss=False,
-    version=2,
+    version=3,
   ),
 )
