@@ -127,7 +127,7 @@ def _nan_unless(there: bool, arrays: Arrays) -> Arrays:
 def _predicted(
   study: Study, ends: list[Variables], pairs: list[tuple[int, int]], there_P: np.ndarray
 ) -> Arrays:
-  """How often two ends predict the same class on the whole test set, and miss the teacher's together."""
+  """How often two ends predict the same class on the whole test set, and share their mismatches with the teacher."""
   run = study.experiment
   inputs = run.data.inputs['test']
   classes_EN = np.stack(
