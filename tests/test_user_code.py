@@ -164,6 +164,12 @@ class Cached(Half):
     self.variable('cache', 'x', jnp.zeros, ())
     return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
 
+class Noisy(Half):
+  @nn.compact
+  def __call__(self, x, train):
+    x = x + (jax.random.normal(self.make_rng('noise')) if train else 0)
+    return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
 def scalar(student, teacher, temperature):
   return (student - teacher).sum()
 
@@ -205,6 +211,7 @@ CASES = [
   ),
   ({'model__name': '@Half', 'model__options': {}}, 'logits of dtype bfloat16; needed: float32'),
   ({'model__name': '@Cached', 'model__options': {}}, "has the variables ['cache']"),
+  ({'model__name': '@Noisy', 'model__options': {}}, 'needs PRNG for "noise"'),
   ({'student__model__name': '@WrongShape'}, 'student.model.name'),
   ({'model__name': 'resnet', 'model__options': {'a': 1}}, 'resnet has no options'),
   ({'student__loss': '@scalar', 'student__loss_options': {}}, 'returns the shape ()'),

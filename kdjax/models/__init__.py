@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from kdjax.models import user
 from kdjax.models.bilstm import BiLSTM
-from kdjax.models.layers import AXIS_NAME, BATCH_NORM_MOMENTUM, DTYPES, NORMS, Features
+from kdjax.models.layers import AXIS_NAME, DTYPES, NORMS, Features
 from kdjax.models.lenet import LeNet5
 from kdjax.models.resnet import SHORTCUTS, BasicBlock, BottleneckBlock, PreActResNet, resnet_block
 from kdjax.models.resnet50 import ResNet50
@@ -28,7 +28,6 @@ from kdjax.runtime import plugins
 
 __all__ = [
   'AXIS_NAME',
-  'BATCH_NORM_MOMENTUM',
   'DTYPES',
   'MODELS',
   'NORMS',

@@ -10,7 +10,7 @@ from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
 from kdjax.errors import UserError
-from kdjax.models.layers import DTYPES, Features
+from kdjax.models.layers import AXIS_NAME, DTYPES, Features
 from kdjax.runtime import plugins
 
 
@@ -64,8 +64,15 @@ def problem(
     variables = model.init({'params': key, 'dropout': key}, x, train=True)
     return variables, model.apply(variables, x, train=False)
 
+  def train(key: jax.Array, x: jax.Array, variables: Any) -> Any:
+    mutable, rngs = ['batch_stats'], {'dropout': key}
+    return model.apply(variables, x, train=True, mutable=mutable, rngs=rngs)
+
   try:
-    variables, (logits, features) = jax.eval_shape(run, jax.random.key(0), inputs)
+    key = jax.random.key(0)
+    variables, (logits, features) = jax.eval_shape(run, key, inputs)
+    on_devices = jax.vmap(train, (None, None, None), axis_name=AXIS_NAME, axis_size=1)
+    jax.eval_shape(on_devices, key, inputs, variables)
   except Exception as error:
     return plugins.describe(error)
   if others := sorted(variables.keys() - {'params', 'batch_stats'}):

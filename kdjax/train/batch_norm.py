@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import models
-
 Variables = dict[str, Any]
 
 
@@ -21,17 +19,25 @@ def apply_in_batch(
 ) -> tuple[jax.Array, Any]:
   """logits_BC with BatchNorm's statistics of this batch, and these statistics.
 
-  The running statistics are not read. BatchNorm averages over the mapped axis `models.AXIS_NAME`.
+  The running statistics are not read. BatchNorm may have any momentum; it averages over the mapped axis
+  `models.AXIS_NAME`.
   """
+
+  def apply(running: Any) -> tuple[Any, jax.Array]:
+    (logits_BC, _), updated = model.apply(
+      {'params': variables['params'], 'batch_stats': running},
+      inputs_BX,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return updated['batch_stats'], logits_BC
+
+  # The new statistics are momentum · running + (1 − momentum) · batch: their derivative is the momentum.
   zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
-  (logits_BC, _), updated = model.apply(
-    {'params': variables['params'], 'batch_stats': zeros},
-    inputs_BX,
-    train=True,
-    mutable=['batch_stats'],
-  )
-  weight = 1 - models.BATCH_NORM_MOMENTUM  # of the batch, in running statistics that start at 0
-  return logits_BC, jax.tree.map(lambda x: x / weight, updated['batch_stats'])
+  ones = jax.tree.map(jnp.ones_like, zeros)
+  updated, momentum, logits_BC = jax.jvp(apply, (zeros,), (ones,), has_aux=True)
+  weight = jax.tree.map(lambda x: jnp.round(1 - x, 6), momentum)  # float32: 1 − 0.9 is not 0.1
+  return logits_BC, jax.tree.map(jnp.divide, updated, weight)
 
 
 def pool(statistics: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:
