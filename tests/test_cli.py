@@ -1,11 +1,16 @@
 """The command line: help, sweeps from flags, and exit statuses."""
 
+import re
+
 import pytest
 
 from kdjax import config as config_lib
+from kdjax import losses, models
 from kdjax.config import base
 from kdjax.config import sweep as sweep_lib
+from kdjax.data import augmentations
 from kdjax.interface import flags
+from kdjax.train import optimizers
 from tests import launched
 
 
@@ -27,10 +32,18 @@ def test_help_config_has_every_field_with_its_default_and_comment(capsys):
   assert parsed('--help_config') == 0
   lines = capsys.readouterr().out.splitlines()
   place = lines.index('student.temperature = 4.0')
-  assert lines[place + 1] == '    τ'
+  assert lines[place + 1].startswith('    τ, ')
   assert lines[lines.index('teacher.momentum = 0.9') + 1].startswith('    of SGD and Muon')
+  names = {
+    'student.loss': losses.LOSSES,
+    'student.optimizer': optimizers.OPTIMIZERS,
+    'teacher.augmentation': augmentations.AUGMENTATIONS,
+    'model.name': models.MODELS,
+  }
   for name, value in config_lib.leaves(base.get_config()).items():
-    assert f'{name} = {value!r}' in lines
+    meaning = lines[lines.index(f'{name} = {value!r}') + 1]
+    assert re.match(r'    [^ .]', meaning), name
+    assert all(f"'{known}'" in meaning for known in names.get(name, ())), name
 
 
 def test_a_sweep_from_flags_has_every_combination():

@@ -26,8 +26,8 @@ Sweeps
                                 several sweeps may share one workdir
   --sweep.FIELD=V1,V2,...       runs the experiment once for each value of a field; with several of these
                                 flags, once for each combination
-  --sweep_index=I               runs one point of the sweep, for a job array
-  --list                        prints the points of the sweep, and which are done; runs nothing
+  --sweep_index=I               runs one trial of one point, by its number in --list: for a job array
+  --list                        prints the runs of the sweep with their numbers, and which are done; runs nothing
 
 Several hosts (the same command on each, in a workdir that all see)
   --coordinator=auto            on a TPU pod, SLURM, Open MPI or Kubernetes
@@ -49,8 +49,8 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Default: runs/<config name>.')
 STAGES = flags.DEFINE_list('stages', list(STAGE_NAMES), 'Which stages to run.')
 TRACKERS = flags.DEFINE_list('trackers', [], 'Which trackers take trainings and results.')
 SWEEP = flags.DEFINE_bool('sweep', False, 'Run every point of the sweep.')
-LIST = flags.DEFINE_bool('list', False, 'Print the points of the sweep; run nothing.')
-SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one point of the sweep.')
+LIST = flags.DEFINE_bool('list', False, 'Print the runs of the sweep; run nothing.')
+SWEEP_INDEX = flags.DEFINE_integer('sweep_index', None, 'Run one trial of one point of the sweep.')
 VERIFY = flags.DEFINE_bool('verify', False, 'Check the stored predictions; run no stage.')
 ALLOW_WRONG_XLA = flags.DEFINE_bool('allow_wrong_xla', False, "Skip the probe of XLA's results.")
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'auto, or HOST:PORT of process 0.')
@@ -105,9 +105,9 @@ def config_help_text() -> str:
   lines = []
   for name, value in config_lib.leaves(base.get_config()).items():
     lines.append(f'{name} = {value!r}')
-    section, _, field = name.rpartition('.')
-    text = comments.get(f'config.{name}') or (section and comments.get(f'section.{field}'))
-    lines += [f'    {text}'] if text else []
+    field = name.rpartition('.')[-1]
+    text = comments.get(f'config.{name}') or comments[f'section.{field}']
+    lines.append(f'    {text}')
   return '\n'.join(lines)
 
 
