@@ -113,7 +113,7 @@ def test_online_mode_requires_no_stored_predictions(tmp_path, monkeypatch):
   with pytest.raises(MissingInputError, match='--stages=teachers'):
     pipeline.run(run.config, run.workdir, ['gan', 'student'])
   ran = []
-  monkeypatch.setattr(Stage, 'run', lambda stage, experiment: ran.append(stage.name))
+  monkeypatch.setattr(Stage, 'run', lambda stage, *_: bool(ran.append(stage.name)))
   pipeline.run(run.config, run.workdir, ['teachers', 'student'])
   assert ran == ['teachers', 'student']
 
@@ -251,12 +251,13 @@ class Recorder:
     self.failing = failing
     self.then = {}  # what to do when a config is run
 
-  def __call__(self, config, workdir, names, trackers, title):
+  def __call__(self, config, workdir, names, trackers, title, wait):
     index = int(config.student.temperature)
     self.calls.append((index, *names))
     self.then.get(index, lambda: None)()
     if index in self.failing:
       raise UserError(f'no {index}')
+    return config
 
 
 def temperatures(count):
@@ -313,6 +314,26 @@ def test_a_run_of_another_process_comes_last(monkeypatch, tmp_path):
     recorder.then[2] = claimed.close  # the other process ends
     pipeline.run_sweep(configs, epath.Path(tmp_path), ['student'])
   assert recorder.calls == [(1, 'student'), (2, 'student'), (0, 'student')]
+
+
+def test_a_run_whose_teacher_another_process_trains_comes_last(monkeypatch, tmp_path):
+  """Meanwhile the other member of the teacher is trained."""
+  configs = temperatures(2)
+  for seed, config in configs.items():
+    config.seed, config.teacher.num_epochs = seed, 0
+  first, second = Experiment(configs[0], epath.Path(tmp_path)).folders.members
+  run, finished, other_process = pipeline.run, [], contextlib.ExitStack()
+
+  def noted(config, *arguments):
+    done = run(config, *arguments) is not None
+    finished.append((config.seed, done, (second / 'complete.json').exists()))
+    other_process.close()  # after the first call
+    return config if done else None
+
+  monkeypatch.setattr(pipeline, 'run', noted)
+  assert other_process.enter_context(files.lock(first))
+  pipeline.run_sweep(configs, epath.Path(tmp_path), ['teachers', 'predictions'])
+  assert finished == [(0, False, True), (1, True, True), (0, True, True)]
 
 
 def test_when_nothing_else_is_left_a_sweep_waits_for_the_other_process(monkeypatch, tmp_path):

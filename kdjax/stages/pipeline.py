@@ -36,12 +36,16 @@ def run(
   names: Sequence[str],
   trackers: Sequence[str] = (),
   title: str = '',
-) -> Experiment:
+  wait: bool = True,
+) -> Experiment | None:
   """Runs the named stages in their order; each has written its results when it returns.
 
   Args:
     trackers: names of trackers that trainings and results are sent to.
     title: the student's name in them.
+    wait: whether to wait for what other processes are making.
+
+  Returns: the experiment; None if a stage was left to another process, and what follows was not run.
   """
   experiment = Experiment(config, workdir, tracked_by=trackers, title=title)
   experiment.workdir.mkdir(parents=True, exist_ok=True)  # fails before any work is done
@@ -49,9 +53,8 @@ def run(
   chosen = [stage for name, stage in STAGES.items() if name in names]
   for stage in chosen:
     _require_left_out(stage, experiment, names)
-  for stage in chosen:
-    stage.run(experiment)
-  return experiment
+  is_complete = all(stage.run(experiment, wait) is not None for stage in chosen)
+  return experiment if is_complete else None
 
 
 def _require_left_out(stage: Stage, experiment: Experiment, names: Sequence[str]) -> None:
@@ -72,7 +75,7 @@ def run_sweep(
   """Runs the named stages of every config. Any number of processes may do so in one workdir.
 
   One process at a time claims a config; the others take the next, and return to it when nothing else is
-  left. All students come before the stages that compare them, since the independent student of one run is
+  left. So they do with a config whose teachers another process is training. All students come before the stages that compare them, since the independent student of one run is
   often the student of another.
 
   Args:
@@ -86,14 +89,14 @@ def run_sweep(
   workdir.mkdir(parents=True, exist_ok=True)
   failures: dict[int, UserError] = {}
 
-  def work(index: int) -> None:
+  def work(index: int, wait: bool) -> bool:
     place, title = list(configs).index(index) + 1, (titles or {}).get(index, '')
     progress.logger.info('run %d, %d of %d: %s', index, place, len(configs), title)
-    run(configs[index], workdir, phase, trackers, title)
+    return run(configs[index], workdir, phase, trackers, title, wait) is not None
 
   def attempt(index: int, wait: bool) -> bool:
     folder = Experiment(configs[index], workdir).folders.student
-    return claimed(folder, lambda: work(index), wait)
+    return claimed(folder, lambda: work(index, wait), wait)
 
   for phase in (
     [name for name in names if name not in COMPARING],

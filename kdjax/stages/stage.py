@@ -166,15 +166,13 @@ def in_turn(
   return failures
 
 
-def claimed(folder: epath.Path, work: Callable[[], Any], wait: bool) -> bool:
+def claimed(folder: epath.Path, work: Callable[[], bool], wait: bool) -> bool:
   """Does work that only one process at a time may do. The work may take further locks.
 
-  Returns: False if another process is doing it and `wait` is False.
+  Returns: what `work` returns; False if another process is doing it and `wait` is False.
   """
   with files.lock(folder.with_name(f'{folder.name}.claim'), wait) as locked:
-    if locked:
-      work()
-  return locked
+    return locked and work()
 
 
 @contextlib.contextmanager
