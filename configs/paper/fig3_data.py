@@ -9,7 +9,7 @@ best for fidelity. One GAN image or image out of domain is added to 4 images of 
 more steps; noise replaces images. The smaller sizes leave out the GAN, and take MNIST as images out of domain.
 
 `:small`, with BatchNorm and three teachers, was not run yet. `recipes.py` says what was measured with LayerNorm and
-one teacher: the student has stopped changing, far from chance and from perfect agreement.
+one teacher: the student ends far from chance and from perfect agreement.
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,8 @@ distillation data: at the end, and as a mean over the last epoch, as in the pape
 and Adam; Muon is ours.
 
 `:small` was not run yet. Its regime is nearly that of `fig6b_lambda.py:small`: 40 epochs of SGD differ from the
-random start there only in weight decay. After 40 epochs that student has stopped changing, far from chance and from
-100 % (`recipes.py`).
+random start there only in weight decay. After 40 epochs that student is far from chance and from 100 %
+(`recipes.py`).
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,8 @@
 
 The smaller sizes have 10,000 reviews, a cell of 32, and Adam for 4 epochs. They differ only in the number of trials.
 The task is the paper's, so its values are shown, too. At `:small` one teacher has a test accuracy of 75.8 % (the
-paper: 79.36, chance: 50), and its students agree with it on 82.2 % (86.49). Students have nearly stopped changing: over
-both sizes of the ensemble, agreement on the test set is 76.5, 82.5, 84.1 and 84.4 % after each of the four epochs.
+paper: 79.36, chance: 50), and its students agree with it on 82.2 % (86.49). Over both
+sizes of the ensemble, agreement on the test set is 76.5, 82.5, 84.1 and 84.4 % after each of the four epochs.
 """
 
 from ml_collections import ConfigDict
