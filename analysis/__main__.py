@@ -9,8 +9,12 @@ Flags:
   --train=all      what parts may train; the plan and its time are printed first.
                    cheap: parts that train no more steps than the student did.
                    none: no training; parts that need it are skipped
-  --style=screen   of the figures. paper: 5.5 inches wide with 8 pt text; nothing is computed again
+  --style=screen   of the figures. paper: 5.5 inches wide with 8 pt text; finished parts are only
+                   drawn again
   --SETTING=VALUE  size of the computation
+
+A sibling is a student that differs in its seed alone; a kept step is one of
+config.student.keep_checkpoints.
 
 Results are written to WORKDIR/analysis/<student>/ and shown in
 WORKDIR/students/<student>/report.html.
