@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_api import Mlp, distil, quiet, splits, state_of  # noqa: F401 (quiet is a fixture)
+from test_api import CONFIG, Mlp, distil, quiet, splits, state_of  # noqa: F401 (quiet is a fixture)
 
 import kdjax
 from kdjax.errors import ConfigError
@@ -103,3 +103,46 @@ def test_a_trained_model_is_a_function(taught, tmp_path):
   expected = jax.nn.log_softmax(first.logits['test']['student'])
   np.testing.assert_allclose(student.logits['test']['teacher'], expected, atol=5e-3)
   assert student.config.teacher.source == 'kdjax.runtime.given:lambda'
+
+
+def softmax(images):
+  return np.asarray(jax.nn.softmax(linear(WEIGHTS[0])(images)))
+
+
+def centred(images):
+  logits_BC = linear(WEIGHTS[0])(images)
+  return logits_BC - logits_BC.mean(axis=0)
+
+
+@pytest.mark.parametrize(
+  ('function', 'told'),
+  [
+    (softmax, 'member 0 returns probabilities; needed: logits'),
+    (centred, 'member 0 gives other logits for the same inputs in another batch'),
+  ],
+)
+def test_a_function_that_is_no_function_of_each_input_to_logits_is_refused(
+  tmp_path, function, told
+):
+  with pytest.raises(ConfigError, match=told):
+    distil(tmp_path, teacher=function)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'fields', 'told'),
+  [
+    ({'test': np.zeros((3, 20, 10))}, {}, 'logits of 1 and 3 members; needed: one number'),
+    ({}, {'dataset.num_test': 20}, 'dataset.num_test: allowed with logits: none'),
+  ],
+)
+def test_logits_that_do_not_fit_are_refused(tmp_path, changes, fields, told):
+  logits = {split: linear(WEIGHTS[0])(unit(pair[0])) for split, pair in splits().items()}
+  with pytest.raises(ConfigError, match=told):
+    distil(tmp_path, teacher=logits | changes, config=CONFIG | fields)
+
+
+def test_a_bound_module_is_refused_as_its_weights_would_be_lost(tmp_path):
+  model = Mlp(10)
+  variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+  with pytest.raises(ConfigError, match='teacher: a bound module, whose weights would not be used'):
+    distil(tmp_path, teacher=model.bind(variables))

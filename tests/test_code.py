@@ -105,6 +105,23 @@ def test_packages_are_followed(tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  ('text', 'edited'),
+  [
+    ('def f(x):\n  return 1\nf = abs(f)', 'def f(x):\n  return 2\nf = abs(f)'),
+    ('f = [3]\nf += [4]', 'f = [5]\nf += [4]'),
+    (
+      'try:\n  from no import f\nexcept ImportError:\n  f = 1',
+      'try:\n  from no import f\nexcept ImportError:\n  f = 2',
+    ),
+    ('f = 1\ndef g():\n  import json as f', 'f = 2\ndef g():\n  import json as f'),
+  ],
+)
+def test_all_statements_that_bind_a_name_count(tmp_path, text, edited):
+  before, after = digests(tmp_path, text), digests(tmp_path, edited)
+  assert before.keys() == after.keys() and before['@.f'] != after['@.f']
+
+
 def test_a_root_that_kdjax_does_not_define_is_an_error():
   with pytest.raises(LookupError, match=r'kdjax.losses defines no missing'):
     code.digests(('kdjax.losses:missing',))

@@ -45,6 +45,8 @@ from kdjax.models import layers
 SCALE = 2.0
 TABLE = np.arange(3)
 UNUSED = 1
+DEPTH = 2
+FACTOR = 1
 
 def activation(x):
   return nn.relu(x) * SCALE
@@ -58,6 +60,7 @@ class Base(nn.Module):
 class Net(Base):
   width: int = 4
   act: object = nn.relu
+  depth = DEPTH
 
   @nn.compact
   def __call__(self, x, train):
@@ -66,7 +69,7 @@ class Net(Base):
     x = layers.BatchNorm(train)(activation(nn.Dense(self.width)(x)))
     return self.last(x)
 
-  def last(self, x):
+  def last(self, x, factor=FACTOR):
     return nn.Dense(self.num_classes)(x)
 """
 EDITS = [
@@ -77,6 +80,8 @@ EDITS = [
   ('SCALE = 2.0', 'SCALE = 3.0', {'activation'}),
   ('np.arange(3)', 'np.arange(3) + 1', {'Net'}),
   ('UNUSED = 1', 'UNUSED = 2', set()),
+  ('DEPTH = 2', 'DEPTH = 3', {'Net'}),  # in the body of the class
+  ('FACTOR = 1', 'FACTOR = 5', {'Net'}),  # a default
   ('width: int = 4', 'width: int = 5', {'Net'}),
   ('num_classes: int', 'num_classes: int = 3', {'Base', 'Net'}),
   ('nn.Dense(self.num_classes)(x)', 'nn.Dense(self.num_classes)(x + 1)', {'Net'}),

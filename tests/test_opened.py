@@ -126,3 +126,15 @@ def test_predictions_are_those_of_the_store(finished):
   ):
     with pytest.raises(UserError, match=told):
       call()
+
+
+def test_predictions_of_a_workdir_are_those_that_its_newest_student_had(finished, tmp_path):
+  """The store may have more members, of another student."""
+  run = copied(finished, tmp_path)
+  path = run.folders.student / 'config.json'
+  files.write_json(
+    path, files.read_json(path) | {'teacher': run.config.teacher.to_dict() | {'num_members': 1}}
+  )
+  found = kdjax.open_predictions(tmp_path)
+  assert (found.num_members, found.num_views) == (1, 3)
+  np.testing.assert_array_equal(found.ensemble('test'), found.members('test')[0])

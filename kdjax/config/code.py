@@ -70,12 +70,11 @@ def digests(roots: Sequence[str]) -> dict[str, str]:
     if module is None or place in seen or _is_excluded(module_name, name):
       continue
     seen.add(place)
-    if name in module.imports:  # defined elsewhere
+    if name in module.imports:  # defined elsewhere, and perhaps here, too
       waiting.append(module.imports[name])
-      continue
     if name not in module.definitions:  # made as the module runs
       continue
-    nodes = [module.definitions[name], *module.effects]
+    nodes = [*module.definitions[name], *module.effects]
     content = '\n'.join(canonical(node) for node in nodes)
     found[f'{module_name}.{name}'] = hashlib.sha256(content.encode()).hexdigest()[:12]
     waiting += [reference for node in nodes for reference in _references(node, module)]
@@ -98,13 +97,13 @@ class _Module:
 
   Attributes:
     imports: name → (module, name there), or (module, '') for the module itself.
-    definitions: name → the statement that binds it.
+    definitions: name → the statements that bind it.
     effects: statements that bind no name.
   """
 
   name: str
   imports: dict[str, tuple[str, str]]
-  definitions: dict[str, ast.stmt]
+  definitions: dict[str, list[ast.stmt]]
   effects: list[ast.stmt]
 
 
@@ -135,8 +134,9 @@ def _module(name: str) -> _Module | None:
   for node in tree.body:
     if isinstance(node, ast.Import | ast.ImportFrom):
       continue
-    names = list(_bound(node))
-    definitions |= dict.fromkeys(names, node)
+    names = dict.fromkeys(_bound(node))
+    for bound in names:
+      definitions.setdefault(bound, []).append(node)
     if not names and not _is_docstring(node):
       effects.append(node)
   return _Module(name, imports, definitions, effects)

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import linecache
 import pickle
 import sys
@@ -166,7 +167,7 @@ class _Reader:
         self._objects[id(value)] = value  # it may refer to itself
         kind = self._definition(type(value))
         return f'{kind}({self.token(value.__getstate__(), label)})'
-      return type(value).__qualname__
+      return f'{type(value).__qualname__} {list(self._objects).index(id(value))}'
     try:
       if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
         array = np.asarray(value)
@@ -223,12 +224,25 @@ class _Reader:
 
 
 def _namespace(value: Callable) -> dict[str, Any]:
-  """The values of the global and closure variables that a function, or a class's methods, read."""
-  found = {}
-  for function in _functions(value):
-    loaded = set(_global_names(function.__code__))
+  """The values of the global and closure variables that a function, or a class and its methods, read."""
+  found, functions = {}, _functions(value)
+  in_body = set(_body_names(_tree(value))) if functions and inspect.isclass(value) else set()
+  for function in functions:
+    loaded = in_body.union(_global_names(function.__code__))
     found |= {k: v for k, v in function.__globals__.items() if k in loaded} | _closure(function)
   return found
+
+
+def _body_names(tree: ast.AST) -> Iterator[str]:
+  """The names that the body of a class reads as it is defined, such as in attributes and in defaults of methods."""
+  kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+  for node in itertools.chain.from_iterable(kind.body for kind in kinds):
+    nodes = [node]
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      nodes = [*node.args.defaults, *filter(None, node.args.kw_defaults), *node.decorator_list]
+    for inner in itertools.chain.from_iterable(map(code.walk, nodes)):
+      if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load):
+        yield inner.id
 
 
 def _global_names(block: types.CodeType) -> Iterator[str]:

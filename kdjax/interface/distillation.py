@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
 from kdjax import data, models
-from kdjax.config import validation
+from kdjax.config import code, validation
 from kdjax.config.objects import Objects
 from kdjax.data import arrays
 from kdjax.errors import ConfigError, MissingInputError, UserError
@@ -30,6 +30,8 @@ from kdjax.stages.experiment import Experiment
 from kdjax.train import devices
 from kdjax.train import trackers as trackers_lib
 from kdjax.train.inputs import Inputs
+
+PARTS = ('num_train', 'num_val', 'num_test')  # fields that choose examples of the data
 
 Pair = tuple[Any, Any]  # inputs (N, ...) and labels (N,)
 
@@ -117,7 +119,7 @@ def make_config(
   Raises:
     ConfigError: an argument or field is wrong.
   """
-  data.forget()
+  _forget()
   workdir, names = _folder(workdir), Objects()
   given = {name: _named(value, names) for name, value in (config or {}).items()}
   values: dict[str, Any] = {
@@ -144,9 +146,20 @@ def make_config(
       values['predictions.num_views'] = values['student.num_epochs']
   made = _checked(values)
   if isinstance(teacher, Mapping):
-    made = _checked(values | _written_logits(teacher, made, workdir))
+    wrong = [f'dataset.{name}' for name in PARTS if f'dataset.{name}' in given]
+    if wrong:
+      raise ConfigError(
+        [f'{", ".join(wrong)}: allowed with logits: none; give the examples that are used']
+      )
+    made = _checked(values | _written_logits(teacher, made, workdir) | given)
   _require_same_modules(made, {'model': teacher, 'student.model': student})
   return made
+
+
+def _forget() -> None:
+  """Forgets what was read of data and code, which may have changed in a session."""
+  data.forget()
+  code.forget()
 
 
 def _checked(values: Mapping[str, Any]) -> ConfigDict:
@@ -185,6 +198,12 @@ def _models(student: Any, teacher: Any, names: Objects) -> dict[str, Any]:
 
 def _model(model: Any, role: str, names: Objects) -> dict[str, Any]:
   """The fields of a `model` section."""
+  if isinstance(model, nn.Module) and model.scope is not None:
+    raise ConfigError(
+      [
+        f'{role}: a bound module, whose weights would not be used; for a trained teacher give a function images → logits'
+      ]
+    )
   if isinstance(model, nn.Module):
     return names.model(model)
   if isinstance(model, str):
@@ -235,10 +254,14 @@ def _written_logits(
       )
     array = array[None] if array.ndim == 2 else array
     found[split] = array[:, None] if array.ndim == 3 else array
+  num_members, *others = sorted({len(array) for array in found.values()})
+  if others:
+    raise ConfigError(
+      [f'teacher: has logits of {num_members} and {others[0]} members; needed: one number']
+    )
   path = workdir / 'teacher' / f'{config_lib.predictions_fingerprint(made)}_{_digest(found)}.npz'
   if not path.exists():
     imported.write(path, found, inputs)
-  num_members = min(map(len, found.values()))
   return {
     'teacher.source': 'file',
     'teacher.path': path.as_posix(),
@@ -325,7 +348,7 @@ def views(
     ConfigError: the config is wrong.
     MissingInputError: images of a GAN are needed, and `workdir` is None.
   """
-  data.forget()
+  _forget()
   problems: list[str] = []
   if isinstance(config, str):
     config, problems = config_lib.load(config)

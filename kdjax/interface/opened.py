@@ -76,15 +76,18 @@ def open_predictions(path: epath.PathLike) -> 'Predictions':
   Raises:
     MissingInputError: the predictions are missing or incomplete.
   """
-  folder = finished.existing(path)
+  folder, size = finished.existing(path), None
   if folder.parent.name != 'predictions':
-    result = finished.find(folder) / 'result.json'
+    student_folder = finished.find(folder)
+    result = student_folder / 'result.json'
     if not result.exists():
       raise MissingInputError(
         f'{folder}: its student is not evaluated. Give a folder of predictions, one in {folder / "predictions"}'
       )
+    config = finished.read_config(student_folder)
+    size = config.teacher.num_members, config.predictions.num_views  # the store may have more
     folder = folder / 'predictions' / files.read_json(result)['fingerprints']['predictions']
-  return Predictions(folder)
+  return Predictions(folder, size)
 
 
 class Result(dict):
@@ -260,19 +263,20 @@ class Predictions:
 
   Attributes:
     folder: the folder of the store.
-    num_members, num_views: how many are complete. Unaugmented splits have one view.
+    num_members, num_views: how many are complete, or as many as the student had. Unaugmented splits have one view.
     stored_as: how 'distillation' is stored, such as 'float16', or 'top_k, k = 20, tail', whose
       log-probabilities are estimates.
   """
 
-  def __init__(self, folder: epath.Path):
+  def __init__(self, folder: epath.Path, size: tuple[int, int] | None = None):
     self.folder, self._store = folder, PredictionStore(folder)
     complete = self._store.meta.get('complete')
     if not complete:
       raise MissingInputError(
         f'{folder}: has no complete predictions; run launch.py with --stages=teachers,predictions first'
       )
-    self.num_members, self.num_views = max(complete, key=lambda pair: pair[0] * pair[1])
+    largest = max(complete, key=lambda pair: pair[0] * pair[1])
+    self.num_members, self.num_views = size or largest
     self.stored_as = str(self._store.encoding('distillation'))
     self._teacher = StoredTeacher(self._store, self.num_members, self.num_views)
 
