@@ -143,6 +143,8 @@ def finer_fidelity_values(
 
 def _ranks(values_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Classes from the largest value down, and each class's place among them; ties share the mean place."""
+  if values_NC.dtype.kind != 'f':  # unsigned integers have no negatives
+    values_NC = values_NC.astype(np.float64)
   order_NC = np.argsort(-values_NC, axis=-1, kind='stable')
   sorted_NC = np.take_along_axis(values_NC, order_NC, axis=-1)
   places_C = np.arange(values_NC.shape[-1])

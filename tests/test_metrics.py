@@ -156,6 +156,13 @@ def test_rank_correlation_is_that_of_scipy_with_ties():
   np.testing.assert_allclose(finer(student, teacher)['rank_correlation'], expected, atol=1e-12)
 
 
+def test_unsigned_integers_are_ranked_as_floats():
+  values_NC = np.random.default_rng(0).integers(0, 256, (5, 8)).astype(np.uint8)
+  ours, floats = finer(values_NC, values_NC[::-1]), finer(values_NC + 0.0, values_NC[::-1] + 0.0)
+  for name, values_N in floats.items():
+    np.testing.assert_allclose(ours[name], values_N, err_msg=name)
+
+
 def test_rank_correlation_golden():
   teacher = [[1, 2, 3, 4]] * 4 + [[0, 0, 0, 0]]
   student = [[10, 20, 30, 41], [4, 3, 2, 1], [1, 2, 4, 3], [7, 7, 7, 7], [7, 7, 7, 7]]

@@ -2,7 +2,9 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +16,10 @@ from users_code import ROOT, Project
 from analysis import permutations
 from kdjax import config as config_lib
 from kdjax import data, losses, models
-from kdjax.config import code, fingerprints, validation
+from kdjax.config import code, fingerprints, loss_checks, validation
 from kdjax.data import views
 from kdjax.errors import ConfigError, UserError
+from kdjax.models import user
 from kdjax.runtime import plugins
 from kdjax.stages import evaluation, pipeline, teachers
 from kdjax.stages.experiment import Experiment
@@ -63,6 +66,19 @@ def test_features_and_statistics_of_a_users_model(project):
   variables = models.init(model, jax.random.key(0), (2, 2, 1))
   assert variables['batch_stats']['BatchNorm_0']['mean'].shape == (1,)
   assert models.feature_shapes(model, (2, 2, 1))['hidden'].shape == (2, 5)
+
+
+@pytest.mark.parametrize('axis', ['device', None])
+def test_statistics_that_would_differ_on_devices_are_refused(axis):
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      x = nn.BatchNorm(not train, axis_name=axis if train else None)(x.reshape(len(x), -1))
+      return nn.Dense(3)(x), {}
+
+  assert user.problem(Net(), 3, (4,)) is None
+  reason = user.problem(Net(), 3, (4,), num_devices=2)
+  assert reason is None if axis else 'would differ on 2 devices' in reason
 
 
 def test_options_of_the_students_model(project):
@@ -182,6 +198,9 @@ def nan_gradient(student, teacher, temperature):
 def branches(student, teacher, temperature):
   return student.sum(-1) if student[0, 0] > 0 else teacher.sum(-1)
 
+def by_class(student, teacher, temperature):
+  return ((student - teacher) ** 2).mean(0)
+
 def smaller(key, image):
   return image[1:]
 
@@ -254,6 +273,13 @@ def test_what_does_not_fit_is_refused(project, overrides, expected):
   assert any(expected in problem for problem in error.value.problems), error.value.problems
   if 'extra' not in str(overrides):
     assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize('num_classes', [3, 4, 5])
+def test_no_axis_of_a_loss_is_taken_for_the_other(project, num_classes):
+  config = project.config(student__loss='@by_class', student__loss_options={})
+  (line,) = loss_checks._computed(config, SimpleNamespace(num_classes=num_classes))
+  assert f'returns the shape ({num_classes},)' in line
 
 
 def test_a_loss_is_evaluated_with_its_options(project):

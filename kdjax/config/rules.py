@@ -203,7 +203,7 @@ RULES = {
   'evaluation.batch_size': _is_whole(1, 2**20),
   'evaluation.num_views': _is_whole(1),
   'evaluation.independent_seed': _SEED,
-  'evaluation.num_bootstrap': _is_whole(1, 10**6),
+  'evaluation.num_bootstrap': _is_whole(20, 10**6),  # of fewer, no 95 % interval
   'evaluation.num_cka_examples': (
     lambda x: type(x) is int and (x == 0 or 4 <= x <= 20_000),
     '0, or 4 to 20000',

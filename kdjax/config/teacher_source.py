@@ -1,5 +1,6 @@
 """Teachers that are not trained here (`teacher.source`): their identity in fingerprints, and their checks."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,8 +121,22 @@ def _function_problems(
     inputs_BX = rng.uniform(-1, 1, shape).astype(np.float32)
   else:
     inputs_BX = rng.integers(1, description.vocabulary_size, shape).astype(np.int32)
-  for member in members[:wanted]:
-    functions.logits(member, inputs_BX, description.num_classes, source, field)
+  for i, member in enumerate(members[:wanted]):
+    logits_BC, reversed_BC, part_BC = (
+      functions.logits(member, inputs, description.num_classes, source, field)
+      for inputs in (inputs_BX, inputs_BX[::-1], inputs_BX[:-1])
+    )
+    if (logits_BC >= 0).all() and np.allclose(logits_BC.sum(axis=-1), 1, atol=1e-3):
+      yield (
+        f'{field} = {source!r}: member {i} returns probabilities; needed: logits, for instance '
+        'np.log(np.maximum(p, 1e-7))'
+      )
+    others = np.concatenate([reversed_BC[::-1], part_BC])
+    if not np.allclose(others, np.concatenate([logits_BC, logits_BC[:-1]]), rtol=1e-3, atol=1e-3):
+      yield (
+        f'{field} = {source!r}: member {i} gives other logits for the same inputs in another batch; needed: '
+        'a function of each input alone, without dropout or statistics of the batch (PyTorch: model.eval())'
+      )
 
 
 def _file_problems(
@@ -155,7 +170,11 @@ def _workdir_problems(
     return
   found, model = recorded(path), fields.without(config.model, 'dtype')
   theirs = {name: found.model.to_dict().get(name) for name in model}
-  differing = [f'model.{name} = {theirs[name]!r}' for name in model if model[name] != theirs[name]]
+  differing = [
+    f'model.{name} = {theirs[name]!r}'
+    for name in model
+    if _as_json(model[name]) != _as_json(theirs[name])  # which has no tuples
+  ]
   if differing:
     yield f'{field}: was trained with {", ".join(differing)}; needed: the same `model` as here'
   folder = epath.Path(path).expanduser()
@@ -164,6 +183,10 @@ def _workdir_problems(
   ]
   if not all(finished):
     yield _too_few(config.teacher.num_members, field, finished.index(False))
+
+
+def _as_json(value: Any) -> str:
+  return json.dumps(value, default=lambda section: section.to_dict(), sort_keys=True)
 
 
 def _too_few(wanted: int, field: str, found: int) -> str:

@@ -67,7 +67,9 @@ def _model_problems(config: ConfigDict, description: data.Description) -> Iterat
     if plugins.is_dotted(section.name) and is_another:
       arguments = description.num_classes, description.vocabulary_size
       model = models.build(section, *arguments, field=field)
-      reason = user.problem(model, description.num_classes, description.input_shape, dtype)
+      reason = user.problem(
+        model, description.num_classes, description.input_shape, dtype, jax.device_count()
+      )
       if reason is not None:
         yield f'{field}.name = {section.name!r}: {reason}'
 

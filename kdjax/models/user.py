@@ -54,10 +54,14 @@ def build(
 
 
 def problem(
-  model: nn.Module, num_classes: int, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+  model: nn.Module,
+  num_classes: int,
+  input_shape: tuple[int, ...],
+  dtype: Any = jnp.float32,
+  num_devices: int = 1,
 ) -> str | None:
   """The reason why a model does not fit, None if it does. Only shapes are computed."""
-  batch = 2
+  batch = 2 if num_classes != 2 else 3  # so that no axis is taken for the other
   inputs = jax.ShapeDtypeStruct((batch, *input_shape), dtype)
 
   def run(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
@@ -66,13 +70,18 @@ def problem(
 
   def train(key: jax.Array, x: jax.Array, variables: Any) -> Any:
     mutable, rngs = ['batch_stats'], {'dropout': key}
-    return model.apply(variables, x, train=True, mutable=mutable, rngs=rngs)
+    (logits, _), updated = model.apply(variables, x, train=True, mutable=mutable, rngs=rngs)
+    return logits, updated.get('batch_stats', {})
+
+  def on_devices(count: int, differ: int | None) -> Callable:
+    """`train` on so many devices; their statistics have the axis `differ`, or are one for all."""
+    axes = {'axis_name': AXIS_NAME, 'axis_size': count}
+    return jax.vmap(train, (None, 0 if count > 1 else None, None), (0, differ), **axes)
 
   try:
     key = jax.random.key(0)
     variables, (logits, features) = jax.eval_shape(run, key, inputs)
-    on_devices = jax.vmap(train, (None, None, None), axis_name=AXIS_NAME, axis_size=1)
-    jax.eval_shape(on_devices, key, inputs, variables)
+    in_training, _ = jax.eval_shape(on_devices(1, 0), key, inputs, variables)
   except Exception as error:
     return plugins.describe(error)
   if others := sorted(variables.keys() - {'params', 'batch_stats'}):
@@ -81,8 +90,18 @@ def problem(
     return (
       f'maps {inputs.shape} to {_shown(logits)}; needed: logits of shape {(batch, num_classes)}'
     )
-  if logits.dtype != jnp.float32:
-    return f'returns logits of dtype {logits.dtype}; needed: float32'
+  for found in (logits, in_training):
+    if found.dtype != jnp.float32:
+      return f'returns logits of dtype {found.dtype}; needed: float32, in training too'
+  if num_devices > 1:
+    on_two = jax.ShapeDtypeStruct((2, *inputs.shape), dtype)
+    try:
+      jax.eval_shape(on_devices(2, None), key, on_two, variables)
+    except ValueError:
+      return (
+        f'has statistics that would differ on {num_devices} devices; needed: BatchNorm with '
+        f'axis_name={AXIS_NAME!r} in training'
+      )
   if not isinstance(features, dict) or not all(hasattr(x, 'shape') for x in features.values()):
     return f'returns as features {_shown(features)}; needed: a dict of arrays by name'
   return None

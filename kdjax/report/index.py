@@ -68,7 +68,10 @@ def _table(students: Sequence[Student], with_page: set[str]) -> dict[str, Any]:
 
   def order(student: Student) -> list[tuple[str, Any]]:
     fields = [student.config.get(name) for name in differing]
-    return [(type(value).__name__, value) for value in fields]  # only values of one type compare
+    return [
+      (type(value).__name__, value if isinstance(value, int | float | str) else repr(value))
+      for value in fields  # only values of one type compare
+    ]
 
   def row(student: Student) -> dict[str, Any]:
     fields = [_field(student.config.get(name)) for name in differing]

@@ -3,7 +3,7 @@
 Statistics are trees shaped like the collection 'batch_stats', with leaves 'mean' and 'var'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +29,7 @@ def apply_in_batch(
       inputs_BX,
       train=True,
       mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
     )
     return updated['batch_stats'], logits_BC
 
@@ -49,17 +50,17 @@ def pool(statistics: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:
     statistics: a tree for each batch.
     sizes: examples in each batch, the weights of all means. None: all batches are of one size.
   """
-  if 'mean' not in statistics[0]:
-    names = statistics[0]
-    return {name: pool([tree[name] for tree in statistics], sizes) for name in names}
-  on_host = isinstance(statistics[0]['mean'], np.ndarray)
-  means, variances = (
-    (np if on_host else jnp).stack([tree[key] for tree in statistics]) for key in ('mean', 'var')
-  )
 
-  def average(values):
+  def average(values: list) -> Any:
+    library = np if isinstance(values[0], np.ndarray) else jnp
     weights = None if sizes is None else np.asarray(sizes)
-    return (np if on_host else jnp).average(values, 0, weights).astype(values.dtype)
+    return library.average(library.stack(values), 0, weights).astype(values[0].dtype)
 
+  first = statistics[0]
+  if not isinstance(first, Mapping):  # another statistic of a user's model
+    return average(statistics)
+  if not first.keys() >= {'mean', 'var'}:
+    return {name: pool([tree[name] for tree in statistics], sizes) for name in first}
+  means, variances = ([tree[key] for tree in statistics] for key in ('mean', 'var'))
   mean = average(means)
-  return {'mean': mean, 'var': average(variances) + average((means - mean[None]) ** 2)}
+  return {'mean': mean, 'var': average(variances) + average([(x - mean) ** 2 for x in means])}
