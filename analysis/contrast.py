@@ -14,6 +14,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -52,7 +53,12 @@ def _fidelity(text: str, unit: str, key: str, factor: float = 1.0) -> Measure:
 
 def _distance(text: str, checkpoint: int) -> Measure:
   """The distance of a kept checkpoint to teacher 0, over all layers."""
-  return Measure(text, 'norm', 'trajectory', lambda arrays: arrays['distance/raw'][checkpoint, 0])
+
+  def value(arrays: Arrays) -> float:
+    is_kept = checkpoint != 0 or arrays['steps'][0] == 0
+    return arrays['distance/raw'][checkpoint, 0] if is_kept else math.nan
+
+  return Measure(text, 'norm', 'trajectory', value)
 
 
 def _barrier(text: str, unit: str, key: str, variant: str, factor: float = 1.0) -> Measure:
@@ -62,7 +68,10 @@ def _barrier(text: str, unit: str, key: str, variant: str, factor: float = 1.0) 
     names = arrays['names'].tolist()
     ends = {names.index('student'), names.index('teacher 0')}
     (pair,) = (i for i, pair in enumerate(arrays['pairs'].tolist()) if set(pair) == ends)
-    return factor * arrays[key][pair, arrays['variants'].tolist().index(variant)]
+    variants = arrays['variants'].tolist()
+    if variant not in variants:  # of a model that cannot be aligned
+      return math.nan
+    return factor * arrays[key][pair, variants.index(variant)]
 
   return Measure(f'barrier to the teacher, {text}', unit, 'barriers', value)
 
@@ -160,7 +169,8 @@ def write(
       progress.logger.info('trial %s, %s', trial, point)
       drawn = figures if trial == min(found) else ()
       for of, value in measure(study, settings, drawn).items():
-        table.writerow([of.text, of.unit, point, trial, f'{value:.6g}'])
+        if not math.isnan(value):
+          table.writerow([of.text, of.unit, point, trial, f'{value:.6g}'])
       for name in drawn:
         content = (study.folder / f'{name}.png').read_bytes()
         files.write_bytes(out / f'{name}_{place}.png', content)

@@ -119,7 +119,7 @@ class Distilled(Surface):
 
     Args:
       name: 'distillation' is the measure 'loss', at the last τ of the student's schedule unless it is
-        called with another `temperature`; 'cross_entropy' is 'nll', 0 for examples without a label;
+        called with another `temperature`; 'cross_entropy' is 'nll' of the examples with a label;
         'predictive_kl' is KL(teacher ‖ student) at τ = 1.
     """
     return partial(_objective, name=name, **self._loss)
@@ -185,7 +185,10 @@ def _refuse(reason: str, *_: Any) -> jax.Array:
 def _objective(logits_BC: jax.Array, batch: Batch, *, name: str, **loss: Any) -> jax.Array:
   measure = {'distillation': 'loss', 'cross_entropy': 'nll', 'predictive_kl': 'predictive_kl'}[name]
   losses_B = example_losses(logits_BC, batch, **loss)[measure]
-  return jnp.where(batch['labels'] >= 0, losses_B, 0.0) if measure in OF_LABELS else losses_B
+  if measure not in OF_LABELS:
+    return losses_B
+  # So that the mean over all examples is that over the labelled ones.
+  return jnp.where(batch['labels'] >= 0, losses_B / batch['labelled'], 0.0)
 
 
 def teacher_members(study: Study) -> list[Variables] | None:

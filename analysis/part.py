@@ -220,6 +220,7 @@ class Part:
       'version': self.version,
       'has_teachers': study.has_teachers,  # otherwise their stored predictions are used
       'fingerprints': study.fingerprints,
+      'batch_size': study.experiment.config.evaluation.batch_size,  # of BatchNorm's statistics
       'settings': {name: getattr(settings, name) for name in self.reads},
     }
     if self.compares_others:

@@ -57,7 +57,9 @@ def layerwise_point(ends: tuple[Variables, Variables], ts_L: jax.Array) -> Varia
   a, b = ends
   ts = dict(zip(layer_names(a), ts_L, strict=True))
   return {
-    kind: {name: line_point((a[kind][name], b[kind][name]), ts[name]) for name in a[kind]}
+    kind: {  # a layer without parameters stays that of the first end
+      name: line_point((a[kind][name], b[kind][name]), ts.get(name, 0.0)) for name in a[kind]
+    }
     for kind in a
   }
 

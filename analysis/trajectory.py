@@ -261,9 +261,9 @@ def repeated_mismatches(
     MISMATCHES, (of_first_N, of_both_N), (every_N, of_first_N), strict=True
   ):
     share = partial(_share, part_N=part_N, whole_N=whole_N)
-    ends = intervals.percentiles(
-      intervals.bootstrap(share, len(every_N), num_resamples, make_rng())
-    )
+    shares_R = intervals.bootstrap(share, len(every_N), num_resamples, make_rng())
+    defined_R = shares_R[~np.isnan(shares_R)]  # a resample of few mismatches may have none
+    ends = intervals.percentiles(defined_R) if len(defined_R) else (np.nan, np.nan)
     found |= named(name, (share(every_N), *ends))
   return found
 
@@ -322,4 +322,4 @@ def _principal(gram_TT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
   values_K, vectors_TK = values_T[::-1][:count], vectors_TT[:, ::-1][:, :count]
   signs_K = np.where(vectors_TK[-1] < 0, -1.0, 1.0)
   coords_TK = vectors_TK * (signs_K * np.sqrt(np.maximum(values_K, 0)))[None, :]
-  return coords_TK, values_K / np.abs(values_T).sum()
+  return coords_TK, values_K / (np.abs(values_T).sum() or 1.0)  # all points may be one

@@ -31,6 +31,7 @@ def get_sweep(arg=''):
 other = 99.0
 ARRAYS = {
   'trajectory': {
+    'steps': np.array([0, 9]),
     'distance/raw': np.array([[7.0, other], [5.0, other]]),
     'distillation/top1_agreement': np.array([0.1, 0.75]),
     'test/top1_agreement': np.array([0.1, 0.5]),
@@ -114,3 +115,15 @@ def test_the_table_has_paired_differences(tmp_path):
   lines = results.updated(page, epath.Path(tmp_path)).splitlines()
   assert lines[1] == '| measure | near | random | difference | 95 % interval | n | verdict |'
   assert lines[3] == '| barrier (nats) | 22 | 20 | +2 | −0.484 to 4.48 | 3 | cannot be told |'
+
+
+def test_what_a_student_lacks_is_left_out():
+  """Without an alignment, and without the initial checkpoint."""
+  trajectory = ARRAYS['trajectory'] | {'steps': np.array([4, 9])}
+  barriers = ARRAYS['barriers'] | {'variants': np.array([contrast.RAW])}
+  by_text = {of.text: of for of in contrast.MEASURES}
+  value = lambda text, arrays: by_text[text].value(arrays)
+  assert np.isnan(value('distance to the teacher, initial student', trajectory))
+  assert value('distance to the teacher, final student', trajectory) == 5
+  assert np.isnan(value('barrier to the teacher, loss, aligned', barriers))
+  assert not np.isnan(value('barrier to the teacher, loss', barriers))

@@ -314,6 +314,14 @@ def test_repeated_mismatches():
   assert nothing['mismatch'] == 0 and np.isnan(nothing['repeated'])
 
 
+def test_few_mismatches_have_an_interval():
+  few = np.zeros((2, 400))
+  few[0, :3] = few[1, :2] = 1
+  found = repeated(few, [(0, 1)])
+  assert found['repeated'] == pytest.approx(2 / 3)
+  assert 0 <= found['repeated/low'] < 2 / 3 < found['repeated/high'] <= 1
+
+
 def test_unrelated_mismatches_are_repeated_at_their_own_rate():
   rng = np.random.default_rng(0)
   found = repeated(np.stack([rng.random(8000) < 0.2, rng.random(8000) < 0.5]), [(0, 1)])

@@ -299,8 +299,8 @@ def draw_layers(arrays: Arrays) -> Figure:
 def caption_layers(arrays: Arrays) -> str:
   return (
     'Change of the student when one layer moves halfway or all the way to that of teacher 0. Lines: 95 % '
-    f'bootstraps of paired differences; n = {arrays["num_examples"][1]} test examples. BatchNorm is '
-    f're-estimated. {_aligned(arrays)}'
+    f'bootstraps of paired differences; n = {arrays["num_examples"][1]} test examples. '
+    f'{"BatchNorm is re-estimated. " if arrays["reestimated"] else ""}{_aligned(arrays)}'
   )
 
 

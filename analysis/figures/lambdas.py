@@ -3,6 +3,7 @@
 Axes: L λ, S student of one λ, Y X grid.
 """
 
+import string
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ def draw_lambdas(arrays: Arrays) -> Figure:
   for index, axes in enumerate(all_axes.ravel()[:num_planes]):
     axes.grid(False)
     axes.set_aspect('equal')
-    style.title(axes, chr(ord('d') + index), f'λ = {arrays["lambdas"][index]:g}', ncols=0)
+    style.title(
+      axes, string.ascii_lowercase[(3 + index) % 26], f'λ = {arrays["lambdas"][index]:g}', ncols=0
+    )
     filled = planes.contours(axes, arrays, values_LYX[index], scale, 'viridis')
     planes.add_corners(axes, places, arrays['places/xy'][index])
   label = f'distillation loss ({arrays["loss_unit"]})'

@@ -275,7 +275,7 @@ def _cell(sweep: Sweep, panel: Panel, point: Point, results: Sequence[Mapping[st
 
 
 def _mean(values: Sequence[float | None]) -> Cell:
-  known = [value for value in values if value is not None]
+  known = [value for value in values if value is not None and math.isfinite(value)]
   return Cell(
     mean=statistics.fmean(known) if known else None,
     std=statistics.stdev(known) if len(known) > 1 else None,
