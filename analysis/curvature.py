@@ -50,7 +50,7 @@ class MeanLoss:
     Args:
       params: the point, a tree of float32 arrays.
       batches: weighted by size; each size is compiled once.
-      normalised: whether an example's logits depend on its batch, as with BatchNorm.
+      normalised: whether an example's loss depends on its batch, as with BatchNorm.
     """
     self.normalised = normalised
     self._bound = {'forward': forward, 'loss': loss}
@@ -98,11 +98,11 @@ class MeanLoss:
     Σ_y q_y ‖Jᵀ (e_y − q)‖². Examples are processed one by one.
 
     Raises:
-      ValueError: logits depend on the other examples of the batch.
+      ValueError: the loss of an example depends on the others of its batch.
     """
     if self.normalised:
       raise ValueError(
-        'the exact diagonal needs examples one by one, which BatchNorm does not allow'
+        'the exact diagonal needs examples one by one, but the loss of one depends on its batch, as with BatchNorm'
       )
     totals_P = jnp.zeros_like(self.theta_P)
     for batch in self._batches:

@@ -28,6 +28,8 @@ from .surface import Batch, Surface, Values, in_batch, logits
 SETS = ('distillation', 'test')
 Objective = Callable[..., jax.Array]  # (logits_BC, batch), and perhaps temperature= → losses_B
 OF_LABELS = ('accuracy', 'nll')  # the measures that need a label
+# For a loss that couples the examples of a batch: those that are measured together, on one device.
+ON_ONE_DEVICE = {'batch_mean': partial(jnp.mean, axis=0), 'batch_gather': lambda x_BX: x_BX}
 LOWEST = np.float32(-1e30)  # a log-probability whose exponential is 0 at any temperature
 
 
@@ -38,10 +40,14 @@ def example_losses(
   loss: Callable[..., jax.Array],
   temperature: float,
   alpha: float,
+  over_batch: Mapping[str, Callable] = ON_ONE_DEVICE,
 ) -> dict[str, jax.Array]:
   """All measures of each example; all are NaN where a logit is.
 
   The measures of OF_LABELS are meaningless for examples without a label.
+
+  Args:
+    over_batch: 'batch_mean' and 'batch_gather' for a loss that needs them, as in `steps.OVER_BATCH`.
 
   Returns: values_B by name. 'loss' is the student's objective minus the distillation loss of the teacher
     itself (for a cross-entropy, τ² times the teacher's entropy), so that without labels the teacher is at
@@ -49,7 +55,7 @@ def example_losses(
     'accuracy' and 'nll' (nats).
   """
   teacher_BC, labels_B = batch['teacher_log_probs'], batch['labels']
-  of = partial(losses.apply, loss, labels_B=labels_B)
+  of = partial(losses.apply, loss, labels_B=labels_B, **over_batch)
   loss_B = of(logits_BC, teacher_BC, temperature) - of(teacher_BC, teacher_BC, temperature)
   if alpha:
     loss_B = losses.with_labels(loss_B, logits_BC, labels_B, alpha, batch['labelled'])
@@ -93,6 +99,12 @@ class Distilled(Surface):
       batch_size,
       partial(in_batch, model=model) if has_statistics else None,
     )
+
+  @property
+  def couples_examples(self) -> bool:
+    """Whether the loss of an example depends on the others of its batch, by BatchNorm or by itself."""
+    needs = losses.needs(self._loss['loss'])
+    return self.in_batch is not None or bool({*needs} & ON_ONE_DEVICE.keys())
 
   def batches(self, name: str) -> list[Batch]:
     """A set in batches, with labelled_B, the fraction of the set that has a label."""

@@ -46,7 +46,8 @@ OWN = {
 @pytest.mark.parametrize('normalised', [False, True])
 @pytest.mark.parametrize('name', PARTS)
 def test_captions_are_short(name, normalised):
-  arrays = LONGEST | {'normalised': np.array(normalised)} | OWN.get(name, {})
+  flags = {'normalised': np.array(normalised), 'exact': np.array(not normalised)}
+  arrays = LONGEST | flags | OWN.get(name, {})
   caption = PARTS[name].caption(arrays)
   assert caption.endswith('.')
   assert len(caption.split()) <= MAX_WORDS, caption

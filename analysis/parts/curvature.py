@@ -80,7 +80,6 @@ def _at_all_points(
   batches = measured.batches('distillation')
   points = {name: x for name, x in study.points().items() if name in POINTS}
   forward = surface.of_params(measured.model, points['student'])
-  normalised = measured.in_batch is not None
   has_labels = any((batch['labels'] >= 0).any() for batch in batches)
   objectives = [name for name in OBJECTIVES if has_labels or name != 'cross_entropy']
   arrays = {
@@ -88,12 +87,13 @@ def _at_all_points(
     'objectives': np.array(objectives),
     'num_parameters': np.array(sum(x.size for x in jax.tree.leaves(points['student']['params']))),
     'num_examples': np.array(measured.num_examples('distillation')),
-    'normalised': np.array(normalised),
+    'normalised': np.array(measured.in_batch is not None),
+    'exact': np.array(not measured.couples_examples),  # whether traces of G are
   }
 
   def compute(point: str, loss: measure.Objective, first: int) -> Arrays:
     done = itertools.count(first + 1)
-    mean_loss = MeanLoss(forward, loss, points[point]['params'], batches, normalised)
+    mean_loss = MeanLoss(forward, loss, points[point]['params'], batches, measured.couples_examples)
     return block(mean_loss, lambda: show(next(done), point))
 
   total = num_steps * len(points) * len(objectives)
@@ -262,7 +262,7 @@ def table_spectra(arrays: Arrays) -> list[list[str]]:
 
 
 def caption_traces(arrays: Arrays) -> str:
-  exact = '' if arrays['normalised'] else '; traces of G are exact'
+  exact = '; traces of G are exact' if arrays['exact'] else ''
   return (
     'Mismatch ‖H − G‖ / ‖G‖ in Frobenius norms, 0 at a perfect match of a loss without labels, and traces of '
     'the Hessian H and the Gauss-Newton matrix G. Error bars: 95 % over probes, which H and G share'
@@ -295,7 +295,7 @@ PARTS = (
     draw=drawing.draw_spectra,
     caption=caption_spectra,
     table=table_spectra,
-    version=2,
+    version=3,
   ),
   Part(
     name='curvature_traces',
@@ -306,6 +306,6 @@ PARTS = (
     draw=drawing.draw_traces,
     caption=caption_traces,
     table=table_traces,
-    version=2,
+    version=3,
   ),
 )

@@ -17,7 +17,7 @@ import numpy as np
 
 from kdjax import keys, models
 from kdjax.runtime import progress
-from kdjax.train import devices
+from kdjax.train import devices, steps
 from kdjax.train.steps import Variables
 
 from .. import alignment, estimates, geometry, matching, paths, surface, trajectory
@@ -238,7 +238,8 @@ def gradient_step(
       mutable=['batch_stats'],
       rngs={'dropout': dropout},
     )
-    return objective(logits_BC, batch, temperature=temperature).sum() / count
+    over_batch = steps.OVER_BATCH
+    return objective(logits_BC, batch, temperature=temperature, over_batch=over_batch).sum() / count
 
   return jax.lax.psum(jax.grad(mean_loss)(variables['params']), models.AXIS_NAME)
 

@@ -22,6 +22,12 @@ from kdjax.train import batch_norm
 
 Variables = dict[str, Any]  # 'params' and 'batch_stats'
 
+# Arguments of a loss that couples the examples of a batch; `kdjax.losses.registry` explains them.
+OVER_BATCH = {
+  'batch_mean': lambda x_BX: jax.lax.pmean(x_BX.mean(axis=0), AXIS_NAME),
+  'batch_gather': lambda x_BX: jax.lax.all_gather(x_BX, AXIS_NAME, tiled=True),
+}
+
 
 class State(flax.struct.PyTreeNode):
   """Everything that training changes."""
@@ -110,8 +116,7 @@ def student_step(
       teacher_log_probs_BC,
       temperature(state.step),
       labels_B=labels_B,
-      batch_mean=lambda x_BX: jax.lax.pmean(x_BX.mean(axis=0), AXIS_NAME),
-      batch_gather=lambda x_BX: jax.lax.all_gather(x_BX, AXIS_NAME, tiled=True),
+      **OVER_BATCH,
       student_features=features,
       teacher_features=teacher_features,
     )
