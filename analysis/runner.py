@@ -176,8 +176,9 @@ def run(
 ) -> list[str]:
   """Runs the named parts, which `prepare` returned.
 
-  A part is not computed again if its numbers exist for this student and these settings. A figure that is missing
-  or of another style is drawn from the numbers. Several processes can share the parts, but not on gs://, which has no locks.
+  A part is not computed again if its numbers exist for this student and these settings. A figure that is
+  missing or of another style is drawn from the numbers. Several processes can share the parts, but not on
+  gs://, which has no locks.
 
   Args:
     style_name: of `style.STYLES`, for the figures.

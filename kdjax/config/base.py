@@ -159,16 +159,13 @@ def _defaults() -> ConfigDict:
   config.gan.learning_rate = 2e-4  # of both networks at the first step
   config.gan.final_learning_rate = 1e-6  # of both networks at the last step; linear in between
   config.gan.flip = True  # whether the real images are flipped at random
-  config.gan.num_samples = (
-    50_000  # how many images are kept; `predictions.num_extra` is at most this
-  )
+  # How many images are kept; `predictions.num_extra` is at most this.
+  config.gan.num_samples = 50_000
 
   config.training = ConfigDict()
   config.training.num_logs = 100  # how often a training logs
   config.training.num_evals = 20  # how often a training evaluates
-  config.training.num_checkpoints = (
-    20  # how often it saves; a killed run resumes from the newest checkpoint
-  )
+  config.training.num_checkpoints = 20  # how often it saves; a killed run resumes from the newest
   # How many steps of a teacher or student are one call to the device. None: 1 on a CPU, else 10. Results for
   # 1 and for more differ by rounding.
   config.training.steps_per_dispatch = placeholder(int)

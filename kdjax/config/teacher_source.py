@@ -121,10 +121,11 @@ def _function_problems(
     inputs_BX = rng.uniform(-1, 1, shape).astype(np.float32)
   else:
     inputs_BX = rng.integers(1, description.vocabulary_size, shape).astype(np.int32)
+  # PyTorch takes no negative strides.
+  batches = inputs_BX, inputs_BX[::-1].copy(), inputs_BX[:-1]
   for i, member in enumerate(members[:wanted]):
     logits_BC, reversed_BC, part_BC = (
-      functions.logits(member, inputs, description.num_classes, source, field)
-      for inputs in (inputs_BX, inputs_BX[::-1], inputs_BX[:-1])
+      functions.logits(member, inputs, description.num_classes, source, field) for inputs in batches
     )
     if (logits_BC >= 0).all() and np.allclose(logits_BC.sum(axis=-1), 1, atol=1e-3):
       yield (
@@ -132,7 +133,7 @@ def _function_problems(
         'np.log(np.maximum(p, 1e-7))'
       )
     others = np.concatenate([reversed_BC[::-1], part_BC])
-    if not np.allclose(others, np.concatenate([logits_BC, logits_BC[:-1]]), rtol=1e-3, atol=1e-3):
+    if not np.allclose(others, np.concatenate([logits_BC, logits_BC[:-1]]), rtol=0.01, atol=0.01):
       yield (
         f'{field} = {source!r}: member {i} gives other logits for the same inputs in another batch; needed: '
         'a function of each input alone, without dropout or statistics of the batch (PyTorch: model.eval())'

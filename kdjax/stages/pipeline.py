@@ -75,8 +75,8 @@ def run_sweep(
   """Runs the named stages of every config. Any number of processes may do so in one workdir.
 
   One process at a time claims a config; the others take the next, and return to it when nothing else is
-  left. So they do with a config whose teachers another process is training. All students come before the stages that compare them, since the independent student of one run is
-  often the student of another.
+  left. So they do with a config whose teachers another process is training. All students come before the
+  stages that compare them, since the independent student of one run is often the student of another.
 
   Args:
     configs: by the index of the run.
