@@ -91,7 +91,7 @@ def compute_predictions(study: Study, settings: Settings, blocks: Blocks, checks
 
 
 def _repeated(log_probs: dict[str, np.ndarray], student: str, make_rng: Callable) -> Arrays:
-  """Of the student's mismatches with the ensemble, the share that each predictor K repeats."""
+  """The share of the student's mismatches with the ensemble that each predictor K repeats."""
   classes_KN = np.stack([log_probs_NC.argmax(axis=-1) for log_probs_NC in log_probs.values()])
   names = list(log_probs)
   mismatch_KN = classes_KN != classes_KN[names.index('ensemble')]
