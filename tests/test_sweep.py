@@ -186,3 +186,8 @@ def test_command_is_quoted_for_the_shell():
 )
 def test_problems_golden(fields, expected):
   assert sweep_lib.problems(changed(**fields)) == expected
+
+
+def test_an_infinite_value_is_in_the_mean_and_leaves_no_deviation():
+  cell = sweep_lib._mean([1.0, float('inf'), None])
+  assert (cell.mean, cell.std, cell.count) == (float('inf'), None, 2)

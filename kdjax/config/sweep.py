@@ -275,10 +275,11 @@ def _cell(sweep: Sweep, panel: Panel, point: Point, results: Sequence[Mapping[st
 
 
 def _mean(values: Sequence[float | None]) -> Cell:
-  known = [value for value in values if value is not None and math.isfinite(value)]
+  known = [value for value in values if value is not None]
+  has_std = len(known) > 1 and all(map(math.isfinite, known))
   return Cell(
     mean=statistics.fmean(known) if known else None,
-    std=statistics.stdev(known) if len(known) > 1 else None,
+    std=statistics.stdev(known) if has_std else None,
     count=len(known),
   )
 

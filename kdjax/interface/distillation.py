@@ -146,7 +146,7 @@ def make_config(
       values['predictions.num_views'] = values['student.num_epochs']
   made = _checked(values)
   if isinstance(teacher, Mapping):
-    wrong = [f'dataset.{name}' for name in PARTS if f'dataset.{name}' in given]
+    wrong = [f'dataset.{name}' for name in PARTS if given.get(f'dataset.{name}')]
     if wrong:
       raise ConfigError(
         [f'{", ".join(wrong)}: allowed with logits: none; give the examples that are used']

@@ -73,15 +73,14 @@ def problem(
     (logits, _), updated = model.apply(variables, x, train=True, mutable=mutable, rngs=rngs)
     return logits, updated.get('batch_stats', {})
 
-  def on_devices(count: int, differ: int | None) -> Callable:
-    """`train` on so many devices; their statistics have the axis `differ`, or are one for all."""
-    axes = {'axis_name': AXIS_NAME, 'axis_size': count}
-    return jax.vmap(train, (None, 0 if count > 1 else None, None), (0, differ), **axes)
+  on_one = jax.vmap(train, (None, None, None), axis_name=AXIS_NAME, axis_size=1)
+  # Raises ValueError unless the statistics are the same on both devices.
+  on_two = jax.vmap(train, (None, 0, None), (0, None), axis_name=AXIS_NAME)
 
   try:
     key = jax.random.key(0)
     variables, (logits, features) = jax.eval_shape(run, key, inputs)
-    in_training, _ = jax.eval_shape(on_devices(1, 0), key, inputs, variables)
+    in_training, _ = jax.eval_shape(on_one, key, inputs, variables)
   except Exception as error:
     return plugins.describe(error)
   if others := sorted(variables.keys() - {'params', 'batch_stats'}):
@@ -94,9 +93,9 @@ def problem(
     if found.dtype != jnp.float32:
       return f'returns logits of dtype {found.dtype}; needed: float32, in training too'
   if num_devices > 1:
-    on_two = jax.ShapeDtypeStruct((2, *inputs.shape), dtype)
+    shares = jax.ShapeDtypeStruct((2, *inputs.shape), dtype)
     try:
-      jax.eval_shape(on_devices(2, None), key, on_two, variables)
+      jax.eval_shape(on_two, key, shares, variables)
     except ValueError:
       return (
         f'has statistics that would differ on {num_devices} devices; needed: BatchNorm with '
