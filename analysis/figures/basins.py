@@ -61,9 +61,9 @@ def draw_forks(arrays: Arrays) -> Figure:
 def caption_forks(arrays: Arrays) -> str:
   count = int(arrays['num_continuations'])
   return (
-    f'Training is continued {count} times from each kept checkpoint, with other orders of the examples '
-    '(Frankle et al. 2020). Mean barriers between ends and the student, their agreement, and '
-    'mismatches with the teacher that another end repeats; dashes: single pairs; crosses: diverged. '
+    f'Training is continued {count} times from each kept checkpoint in other orders (Frankle et al. 2020). '
+    'Mean barriers between ends and the student, and on the whole test set their agreement and '
+    'mismatches that another end repeats; dashes: single pairs; crosses: diverged. '
     f'{how(arrays)}'
   )
 
