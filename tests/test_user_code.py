@@ -207,6 +207,17 @@ def smaller(key, image):
 def fails(*_):
   raise KeyError('no such thing')
 
+def other_layers(section, learning_rate):
+  rates = {'Dense_0': optax.sgd(1.0), 'Dense_7': optax.sgd(0.1)}
+  return optax.multi_transform(rates, lambda params: {name: name for name in params})
+
+def transposed(section, learning_rate):
+  return optax.stateless(lambda updates, params: jax.tree.map(jnp.transpose, updates))
+
+def counts_in_float(section, learning_rate):
+  start = lambda params: jnp.zeros((), jnp.int32)
+  return optax.GradientTransformation(start, lambda updates, count, _: (updates, count + 0.5))
+
 def list_of_pairs():
   return [(1, 2), (3, 4)]
 
@@ -254,6 +265,9 @@ CASES = [
   ({'teacher__augmentation': "('@fails',)"}, 'teacher.augmentation: users_'),
   ({'student__optimizer': '@not_a_module'}, 'raised TypeError'),
   ({'student__optimizer': '@fails'}, 'raised KeyError'),
+  ({'teacher__optimizer': '@other_layers'}, "teacher.optimizer = '"),
+  ({'student__optimizer': '@transposed'}, "student.optimizer = '"),
+  ({'student__optimizer': '@counts_in_float'}, 'changes the shapes or dtypes of its state'),
   ({'dataset__name': '@list_of_pairs'}, "gives list. Needed: {'train': (x, y)"),
   ({'dataset__name': '@fails'}, 'raised KeyError'),
   ({'dataset__num_val': 3}, 'has a validation split of its own, of 16 examples'),

@@ -307,6 +307,14 @@ def test_a_problem_of_several_runs_is_reported_once_with_the_first_of_them():
   assert problem.startswith('run 0: teacher.batch_size = 256: allowed: a multiple of the 3 devices')
 
 
+def test_runs_of_a_sweep_do_not_replace_each_others_results():
+  runs = [{'evaluation.num_bootstrap': 50}, {}, {'evaluation.batch_size': 64}]
+  (problem,) = problems_of_sweep([load(fields=fields) for fields in [*runs, {'seed': 2} | runs[0]]])
+  default = load().evaluation.num_bootstrap
+  assert problem.startswith(f'run 1: evaluation.num_bootstrap = {default}: ')
+  assert 'result of run 0, which is of the same student with 50;' in problem
+
+
 def test_a_sweep_that_is_wrong_prepares_no_data_set(prepare_arguments):
   validation.check_sweep([load(), load(fields={'seed': 2})], 1, [])
   assert prepare_arguments == [True, True]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from kdjax import data, models
@@ -50,8 +51,10 @@ def missing(config: ConfigDict) -> Iterator[str]:
 def problems(config: ConfigDict, description: data.Description) -> list[str]:
   """A line for each part and each option of the loss that does not fit the data or the other fields."""
   checks = _model_problems, loss_checks.option_problems, _augmentation_problems, _optimizer_problems
-  found = []
+  found: list[str] = []
   for check in checks:
+    if check is _optimizer_problems and found:  # it needs models that can be built
+      break
     try:
       found += check(config, description)
     except UserError as error:
@@ -93,22 +96,35 @@ def _augmentation_problems(config: ConfigDict, description: data.Description) ->
       )
 
 
-def _optimizer_problems(config: ConfigDict, _: data.Description) -> Iterator[str]:
-  shapes = {'kernel': (3, 2), 'bias': (2,)}
-  params = {'Dense_0': {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items()}}
-  for section in SECTIONS:
+def _optimizer_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
+  models_of = {'teacher': config.model, 'student': fields.student_model(config)}
+  dtype = jnp.float32 if description.vocabulary_size is None else jnp.int32
+  for section, model in models_of.items():
     name = config[section].optimizer
     if not plugins.is_dotted(name):
       continue
     made = optimizers.make_optimizer(config[section], num_steps=10)
+    module = models.build(model, description.num_classes, description.vocabulary_size)
+    params = models.shapes(module, jax.random.key(0), description.input_shape, dtype)['params']
 
-    def updated(params: Any, made: Any = made) -> Any:
-      return made.update(params, made.init(params), params)[0]
+    def step(params: Any, made: Any = made) -> tuple[Any, Any, Any]:
+      start = made.init(params)
+      updates, state = made.update(params, start, params)
+      return start, state, optax.apply_updates(params, updates)
 
     try:
-      updates = jax.eval_shape(updated, params)
+      start, state, updated = jax.eval_shape(step, params)
     except Exception as error:
       yield f'{section}.optimizer = {name!r}: {plugins.describe(error)}'
       continue
-    if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
-      yield f'{section}.optimizer = {name!r}: its updates have other shapes than the parameters'
+    for what, before, after in (('parameters', params, updated), ('state', start, state)):
+      if _types(before) != _types(after):
+        yield (
+          f'{section}.optimizer = {name!r}: an update changes the shapes or dtypes of its {what}; '
+          'needed: the same before and after'
+        )
+
+
+def _types(tree: Any) -> tuple[Any, Any]:
+  leaves, structure = jax.tree.flatten(tree)
+  return structure, [(x.shape, x.dtype) for x in leaves]

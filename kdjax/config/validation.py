@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from kdjax import data, losses, models
-from kdjax.config import data_checks, fields, loss_checks, teacher_source, user_code
+from kdjax.config import data_checks, fields, fingerprints, loss_checks, teacher_source, user_code
 from kdjax.config.rules import RULES, passes
 from kdjax.errors import ConfigError, UserError
 from kdjax.predictions.encodings import TOP_K
@@ -63,10 +63,30 @@ def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Seque
     except ConfigError as error:
       for problem in error.problems:
         found.setdefault(problem, index)
+  for problem, index in _replaced_results(configs) if not found else ():
+    found.setdefault(problem, index)
   if found:
     raise ConfigError(
       [text if index is None else f'run {index}: {text}' for text, index in found.items()]
     )
+
+
+def _replaced_results(configs: Sequence[ConfigDict]) -> Iterator[tuple[str, int]]:
+  """A (line, run) for each run that would evaluate the student of an earlier run with other settings.
+
+  A student has one result, so the earlier one would be lost.
+  """
+  earlier: dict[str, tuple[int, ConfigDict]] = {}
+  for index, config in enumerate(configs):
+    first, other = earlier.setdefault(fingerprints.student_fingerprint(config), (index, config))
+    for name, value in config.evaluation.items():
+      if name != 'batch_size' and value != other.evaluation[name]:
+        yield (
+          f'evaluation.{name} = {value!r}: would replace the result of run {first}, which is of the same '
+          f'student with {other.evaluation[name]!r}; allowed: one value for a student, or a sweep and a '
+          '--workdir for each value',
+          index,
+        )
 
 
 def _wrong_fields(leaves: Mapping[str, Any]) -> Iterator[str]:
