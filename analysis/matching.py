@@ -75,6 +75,7 @@ class Aligner:
     """Aligns a network to a target, and checks that its function is unchanged."""
     networks = [digest(variables), digest(target)]
     reads = {name: getattr(self._settings, name) for name in READS}
+    reads['batch_size'] = self._study.experiment.config.evaluation.batch_size  # of the statistics
     key = part.digest({'version': VERSION, 'networks': networks, 'settings': reads})
     if key not in self._found:
       compute = partial(self._compute, ' '.join(networks), variables, target)

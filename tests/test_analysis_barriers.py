@@ -255,6 +255,10 @@ def test_an_alignment_is_found_once_for_all_parts(matrix, study, monkeypatch):
   np.testing.assert_allclose(*kernels, atol=1e-6)
   with pytest.raises(AssertionError, match='aligned again'):
     aligner.best(points['initial'], points['teacher 1'])
+  # Statistics of other batches may change the choice.
+  monkeypatch.setattr(study.experiment.config.evaluation, 'batch_size', 16)
+  with pytest.raises(AssertionError, match='aligned again'):
+    matching.Aligner(study, SETTINGS, Checks()).best(points['teacher 0'], points['student'])
 
 
 def test_a_model_without_a_spec_is_measured_without_alignment(study, monkeypatch, tmp_path):

@@ -93,6 +93,16 @@ TOGETHER = [
     )
     for section in ('teacher', 'predictions')
   ),
+  *(
+    (
+      {'dataset.name': 'satellite'} | fields,
+      f'{field} needs images with 1, 3, 4 channels; those of satellite have 13',
+    )
+    for fields, field in (
+      ({'dataset.image_size': 16}, 'dataset.image_size = 16:'),
+      (GAN, "predictions.extra = 'gan':"),
+    )
+  ),
   ({'augmentation.crop_padding': 32}, 'augmentation.crop_padding = 32: allowed: less than the 32'),
   # Students.
   *(

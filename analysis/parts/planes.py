@@ -261,7 +261,7 @@ def _how(arrays: Arrays) -> str:
   distillation, test = arrays['num_examples']
   text = (
     f'{len(arrays["xs"])} × {len(arrays["ys"])} points, interpolated linearly; n = {distillation} '
-    f'distillation, {test} test examples. The loss is 0 at a perfect match.'
+    f'distillation, {test} test examples. Without labels the loss is 0 at a perfect match.'
   )
   return text + (' BatchNorm is re-estimated everywhere.' if arrays['reestimated'] else '')
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from kdjax import data, models, similarity
 from kdjax.config import fields
 from kdjax.config.rules import LARGEST, are_allowed
-from kdjax.data import augmentations
+from kdjax.data import augmentations, images
 from kdjax.errors import UserError
 from kdjax.gan import networks as gan_networks
 from kdjax.runtime import plugins
@@ -145,12 +145,22 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
         f'{field} = {model!r}: needs images of at least {models.SMALLEST_SIDE[model]} pixels a side; '
         f'those of {name} have {size}. Allowed: resnet, or a larger dataset.image_size'
       )
-  yield from _colour_problems(config, description.input_shape[-1])
+  yield from _channel_problems(config, description.input_shape[-1])
 
 
-def _colour_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
+def _channel_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
   if num_channels in (1, 3):
     return
+  if num_channels not in images.MODES:
+    found = {'dataset.image_size': (config.dataset.image_size, 'None')}
+    if fields.needs_gan(config):
+      found['predictions.extra'] = config.predictions.extra, "another, or ''"
+    for field, (value, allowed) in found.items():
+      if value is not None:
+        yield (
+          f'{field} = {value!r}: needs images with {", ".join(map(str, images.MODES))} channels; those of '
+          f'{config.dataset.name} have {num_channels}; allowed: {allowed}'
+        )
   for section in ('teacher', 'predictions'):
     chosen = config[section].augmentation
     names = [name for name in NEEDS_COLOURS if name in chosen]

@@ -11,7 +11,7 @@ from etils import epath
 from kdjax.errors import UserError
 
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's mode for each number of channels
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's mode for each number of channels
 _GREY = ('1', 'L', 'LA')
 _COLOUR = ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 
@@ -67,8 +67,8 @@ def decode(
     raise UserError(
       f'{place}: is in colour, and the first image is grey. Make all images colour, or all grey'
     )
-  if image.mode != _MODES[channels]:
-    image = image.convert(_MODES[channels])
+  if image.mode != MODES[channels]:
+    image = image.convert(MODES[channels])
   if special is not None:
     image = special(image)
   if image.size != (width, height):
