@@ -27,7 +27,7 @@ from etils import epath
 from kdjax import config as config_lib
 from kdjax.config import sweep as sweep_lib
 from kdjax.errors import ConfigError, MissingInputError, UserError
-from kdjax.runtime import files, progress
+from kdjax.runtime import compiler, files, progress
 from kdjax.stages.experiment import Experiment
 
 from . import runner, runs
@@ -191,6 +191,7 @@ def main() -> None:
   progress.setup_logging()
   points = [point.strip() for point in flags.points.split(';')]
   try:
+    compiler.require_right(insist=False)
     found = studies(flags.config, flags.workdir, points)
     write(flags.out, found, Settings(num_examples=flags.num_examples), flags.parts.split(','))
   except UserError as error:
