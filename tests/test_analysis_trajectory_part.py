@@ -1,12 +1,10 @@
-"""The parts about the path of the training, on a finished tiny run with planted teachers."""
+"""The parts `trajectory` and `gradients`, on a finished tiny run with planted teachers."""
 
 import dataclasses
 import functools
 import itertools
 from functools import partial
-from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -23,32 +21,20 @@ from analysis import (
   permutations,
   runs,
   surface,
-  trajectory,
 )
-from analysis.figures import maps as map_drawing
 from analysis.figures import trajectory as drawing
 from analysis.measure import Measure
 from analysis.part import Blocks, CheckError, Checks, Settings
-from analysis.parts import maps
 from analysis.parts import trajectory as part
-from kdjax import intervals, losses, metrics, models
-from kdjax.predictions.teachers import ensemble
-from kdjax.stages import predictions, student
+from kdjax import intervals, losses
+from kdjax.stages import student
 from kdjax.stages.experiment import Experiment
 from kdjax.train import devices, steps
 from tests import small_network
 
 SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
 BATCH_SIZE = 48  # of tiny_config's student
-PARTS = {p.name: p for p in (*part.PARTS, *maps.PARTS)}
-
-
-class Linear(nn.Module):
-  dtype: Any = None  # every model has one
-
-  @nn.compact
-  def __call__(self, x, train):
-    return nn.Dense(10)(x.reshape(len(x), -1)), {}
+PARTS = {p.name: p for p in part.PARTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +68,7 @@ def compiled_once(study):
   make = functools.cache(partial(Measure, study))
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(permutations.SPECS, small_network.Small, small_network.spec)
-    for module in (matching, measure, maps, part):
+    for module in (matching, measure, part):
       patch.setattr(module, 'Measure', lambda _, *args, **kwargs: make(*args, **kwargs))
     yield
 
@@ -93,14 +79,14 @@ def random_networks(study, seeds):
 
 @pytest.fixture(scope='module')
 def networks(study):
-  """The networks of the first two parts: teacher 0, and two unrelated teachers."""
+  """The networks of both parts: teacher 0, and two unrelated teachers."""
   planted = Planted(study.experiment, unrelated=random_networks(study, (91, 92)))
   return part._networks(planted, SETTINGS, Checks())
 
 
 @pytest.fixture(scope='module')
 def results(study, networks, tmp_path_factory):
-  """The arrays of all four parts."""
+  """The arrays of both parts."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(part, '_networks', lambda *_: networks)
     return {name: compute(name, study, tmp_path_factory.mktemp(name)) for name in PARTS}
@@ -342,70 +328,7 @@ def test_gradients_have_the_temperature_of_their_step(study, networks, tmp_path,
   assert not [row for row in PARTS['gradients'].table(alone['hot']) if row[0] == 'τ']
 
 
-# pca
-
-
-def test_pca_is_of_the_checkpoints_with_the_null_of_their_steps(study, results):
-  arrays = results['pca']
-  x = np.stack([vector(study.student(step)['params']) for step in study.steps])
-  squared = np.linalg.svd(x - x.mean(0, keepdims=True), compute_uv=False)[:2] ** 2
-  np.testing.assert_allclose(arrays['explained'], squared / squared.sum(), rtol=1e-6)
-  expected = trajectory.random_walk_explained(np.array(study.steps))
-  np.testing.assert_array_equal(arrays['null'], expected)
-  first = [f'{100 * arrays[key][0]:.1f}' for key in ('explained', 'null')]
-  assert map_drawing.table_pca(arrays)[1] == ['1', *first]
-
-
-# predictions
-
-
-def test_distances_are_the_pipelines_disagreement_with_the_ensemble(study, tmp_path):
-  settings, finished = Settings(num_examples=10_000), study.experiment  # all of the test set
-  arrays = maps.compute_predictions(study, settings, Blocks(epath.Path(tmp_path)), Checks())
-  names = arrays['names'].tolist()
-  assert names == [*(f'step {s}' for s in study.steps), 'teacher 0', 'teacher 1', 'ensemble']
-  ensemble_NC = ensemble(predictions.open_teacher(finished), 'test')
-  wrong_TN = []
-  for name, step in zip(names, study.steps, strict=False):
-    logits_NC = finished.predictor.logits(
-      finished.student.model, student.load(finished, step), finished.data.inputs['test']
-    )
-    expected = metrics.fidelity(logits_NC, ensemble_NC)
-    found = arrays['disagreement'][names.index(name), -1]
-    assert found == pytest.approx(1 - expected['top1_agreement'], abs=0.01)  # float16 store
-    wrong_TN.append(logits_NC.argmax(-1) != ensemble_NC.argmax(-1))
-  assert arrays['num_examples'] == len(finished.data.splits['test'])
-  *before, student_N = wrong_TN
-  expected = [(wrong_N & student_N).sum() / student_N.sum() for wrong_N in before]
-  np.testing.assert_allclose(arrays['repeated'][: len(before)], expected, atol=0.02)
-  assert arrays['repeated'][[len(before), -1]].tolist() == [1, 0]  # the student and the ensemble
-
-
-def test_the_random_start_is_measured_but_not_mapped(results):
-  arrays = results['predictions']
-  for name in map_drawing.MAPS:
-    assert np.isnan(arrays[f'{name}/coords'][:, 0]).tolist() == [True] + [False] * 5
-    assert (arrays[name][0, 1:] > 0).all()
-    assert 0 < arrays[f'{name}/kept'] <= 1
-  assert 'without the distant random initial' in map_drawing.caption_predictions(arrays)
-
-
-def test_the_map_of_disagreement_is_of_its_root(results):
-  """√ is the Euclidean distance; its squares, of which the plane keeps a part, are disagreements."""
-  arrays = results['predictions']
-  xy = arrays['disagreement/coords'][1:]
-  squares = ((xy[:, None] - xy[None]) ** 2).sum()
-  kept = squares / arrays['disagreement'][1:, 1:].sum()
-  assert kept == pytest.approx(arrays['disagreement/kept'], rel=1e-6)
-
-
-def test_members_of_another_ensemble_fail_a_check(study, tmp_path):
-  planted = Planted(study.experiment, study.student(0))
-  with pytest.raises(CheckError, match="members' mean against the ensemble"):
-    compute('predictions', planted, tmp_path)
-
-
-# All of them.
+# Both of them.
 
 
 @pytest.mark.parametrize('name', list(PARTS))
@@ -436,34 +359,10 @@ def test_the_figure_of_gradients_marks_intervals_without_zero(results):
 def test_parts_say_what_they_lack(study, tmp_path):
   assert all(of.unavailable(study) is None for of in PARTS.values())
   other = runs.Study(tiny_run(tmp_path, student__model__options={'width': 8}))
-  for name in ('trajectory', 'gradients'):
-    assert 'another architecture' in PARTS[name].unavailable(other)
-  assert PARTS['predictions'].unavailable(other) is None
-  two = Planted(study.experiment, kept=(0, 40))
-  assert 'keep_checkpoints' in PARTS['pca'].unavailable(two)
+  for of in PARTS.values():
+    assert 'another architecture' in of.unavailable(other)
   other = runs.Study(tiny_run(tmp_path, student__batch_size=80))
   assert PARTS['gradients'].unavailable(other) == (
     'the noise of gradients needs 3 batches of student.batch_size = 80, and the distillation data have '
     'only 200 examples'
   )
-
-
-def test_predictors_of_another_architecture_are_compared(study, tmp_path, monkeypatch):
-  """The checkpoints are of one model, the members of another."""
-  run = Experiment(study.experiment.config, study.experiment.workdir)
-  run.teacher = dataclasses.replace(run.teacher, model=Linear())
-  weights = [models.init(run.teacher.model, jax.random.key(i), (8, 8, 1)) for i in range(2)]
-
-  class Foreign(runs.Study):
-    def member(self, member: int = 0):
-      return weights[member]
-
-  monkeypatch.setattr(maps, 'Measure', Measure)
-  settings = Settings(num_examples=50)
-  arrays = maps.compute_predictions(Foreign(run), settings, Blocks(epath.Path(tmp_path)), Checks())
-  (batch,) = measure.Measure(study, 50).batches('test')
-  classes = [
-    run.teacher.model.apply(w, batch['inputs'], train=False)[0].argmax(-1) for w in weights
-  ]
-  i, j = (arrays['names'].tolist().index(f'teacher {k}') for k in range(2))
-  assert arrays['disagreement'][i, j] == pytest.approx(np.mean(classes[0] != classes[1]))
