@@ -13,7 +13,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss
 
-from kdjax import intervals, keys, metrics, similarity
+from kdjax import intervals, keys, metrics
 from kdjax.config import sweep as sweep_lib
 from kdjax.data import augmentations
 from kdjax.errors import DivergedError, MissingInputError
@@ -272,7 +272,7 @@ def test_cka_is_of_the_features_on_test_examples_in_any_order(compared, result):
   for member in range(2):
     of_member = features(compared.teacher.model, teachers.load(compared, member))
     for name, found in result['cka'].items():
-      expected = similarity.linear_cka(of_student[name], of_member[name])
+      expected = metrics.linear_cka(of_student[name], of_member[name])
       np.testing.assert_allclose(found[f'member_{member}'], expected, rtol=1e-3)
       assert set(found) == {'member_0', 'member_1'}
 

@@ -16,7 +16,7 @@ from users_code import Project
 import kdjax
 from analysis.measure import Measure
 from analysis.runs import Study
-from kdjax import losses, models, similarity
+from kdjax import losses, metrics, models
 from kdjax.config import validation
 from kdjax.data import views
 from kdjax.data.arrays import digits
@@ -97,7 +97,7 @@ def test_cka_of_one_member_is_that_of_the_evaluation():
   logits_BC, teacher_BC, x_BX, y_BMX = made()
   found_B, _ = with_gradients(logits_BC, teacher_BC, x_BX, y_BMX[:, :1])
   plain_B = losses.distillation(logits_BC, teacher_BC, TAU)
-  expected = WEIGHT * (1 - similarity.linear_cka(x_BX, y_BMX[:, 0]))
+  expected = WEIGHT * (1 - metrics.linear_cka(x_BX, y_BMX[:, 0]))
   np.testing.assert_allclose(found_B - plain_B, np.full(BATCH, expected), rtol=1e-4)
 
 

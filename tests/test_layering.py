@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A wing of kdjax is a module or a folder. It imports only from wings of earlier lines.
 WINGS = [
-  ['errors', 'keys', 'intervals', 'metrics', 'similarity'],
+  ['errors', 'keys', 'intervals', 'metrics'],
   ['runtime'],
   ['losses', 'models'],
   ['data'],

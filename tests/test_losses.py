@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kdjax import losses, metrics, similarity
+from kdjax import losses, metrics
 from kdjax.interface import fidelity
 from kdjax.losses import on_features, on_logits
 
@@ -387,6 +387,6 @@ def test_options_are_set():
 
 
 def test_the_examples_in_docstrings():
-  for module in (on_logits, on_features, metrics, similarity, fidelity):
+  for module in (on_logits, on_features, metrics, fidelity):
     found = doctest.testmod(module)
     assert found.failed == 0 and found.attempted >= 2, module.__name__

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from kdjax import data, models, similarity
+from kdjax import data, metrics, models
 from kdjax.config import fields
 from kdjax.config.rules import LARGEST, are_allowed
 from kdjax.data import augmentations, images
@@ -32,7 +32,7 @@ def problems(config: ConfigDict, description: data.Description) -> Iterator[str]
     )
   sizes = data.split_sizes(dataset, description)
   num_train, num_compared = sizes['train'], config.evaluation.num_cka_examples
-  enough = sizes['test'] >= similarity.MIN_EXAMPLES
+  enough = sizes['test'] >= metrics.CKA_MIN_EXAMPLES
   if sizes['test'] > 0 and num_compared > sizes['test'] * enough:
     allowed = f'up to {sizes["test"]}' if enough else '0'
     yield (

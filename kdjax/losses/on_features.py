@@ -33,7 +33,7 @@ def cka(
 ) -> jax.Array:
   """`distillation` + weight · (1 − CKA) of one feature over the batch (Saha et al. 2022); no unit.
 
-  CKA is linear with the unbiased HSIC₁, as in `similarity.linear_cka`. It does not grow with the number of
+  CKA is linear with the unbiased HSIC₁, as in `metrics.linear_cka`. It does not grow with the number of
   features, so a small batch is enough. The two features may have different widths. 1 − CKA is in [0, 2], the
   same for all examples of a batch, and 0 if the features are equal up to rotation, scale and translation. The
   kernel of an ensemble is the mean of its members' kernels.

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as config_lib
-from kdjax import keys, metrics, similarity
+from kdjax import keys, metrics
 from kdjax.predictions.teachers import combine
 from kdjax.runtime import files, hosts
 from kdjax.stages import comparison, independent, predictions, student, teachers
@@ -298,7 +298,7 @@ def _cka(experiment: Experiment, pupil: _Pupil) -> dict[str, dict[str, float | N
     )
     for name in student_features:
       if name in member_features:
-        cka = similarity.linear_cka(student_features[name], member_features[name])
+        cka = metrics.linear_cka(student_features[name], member_features[name])
         found.setdefault(name, {})[f'member_{member}'] = cka
   return found
 

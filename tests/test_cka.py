@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kdjax import similarity
+from kdjax import metrics
 
 
 def make_features(*shapes, seed=0):
@@ -41,14 +41,14 @@ def test_cka_is_its_definition_by_sums():
   assert 0.2 < cka_by_sums(x, y) < 0.9
   for num_examples in (9, 4):
     pair = x[:num_examples], y[:num_examples]
-    assert similarity.linear_cka(*pair) == pytest.approx(cka_by_sums(*pair), rel=1e-9)
+    assert metrics.linear_cka(*pair) == pytest.approx(cka_by_sums(*pair), rel=1e-9)
 
 
 def test_cka_of_independent_features_is_zero():
   values, biased = [], []
   for seed in range(10):
     x, y = make_features((128, 64), (128, 64), seed=seed)
-    values.append(similarity.linear_cka(x, y))
+    values.append(metrics.linear_cka(x, y))
     biased.append(biased_cka(x, y))
   assert np.mean(biased) == pytest.approx(1 / 3, abs=0.01)  # d / (d + N)
   assert np.mean(values) == pytest.approx(0, abs=0.01)
@@ -57,62 +57,62 @@ def test_cka_of_independent_features_is_zero():
 def test_cka_of_a_common_part_is_its_share():
   # HSIC goes to the squared norm of the covariance: F, of (Y, Y) 16 F; F / √(F · 16 F) = 1/4.
   x, noise = make_features((1500, 20), (1500, 20))
-  assert similarity.linear_cka(x, x + math.sqrt(3) * noise) == pytest.approx(0.25, abs=0.02)
+  assert metrics.linear_cka(x, x + math.sqrt(3) * noise) == pytest.approx(0.25, abs=0.02)
 
 
 def test_cka_ignores_rotations_scales_and_shifts_but_no_other_linear_maps():
   x, y = make_features((40, 8), (40, 8))
   y += 0.5 * x
   rotation = scipy.stats.ortho_group.rvs(8, random_state=0)
-  value = similarity.linear_cka(x, y)
-  assert similarity.linear_cka(x, -0.01 * x @ rotation + 100) == pytest.approx(1, abs=1e-9)
-  assert similarity.linear_cka(x @ rotation, y) == pytest.approx(value, rel=1e-9)
+  value = metrics.linear_cka(x, y)
+  assert metrics.linear_cka(x, -0.01 * x @ rotation + 100) == pytest.approx(1, abs=1e-9)
+  assert metrics.linear_cka(x @ rotation, y) == pytest.approx(value, rel=1e-9)
   stretched = x * np.array([[10.0] + [1.0] * 7])
-  assert abs(similarity.linear_cka(stretched, y) - value) > 0.05
+  assert abs(metrics.linear_cka(stretched, y) - value) > 0.05
 
 
 def test_cka_is_symmetric_and_ignores_a_common_order_of_the_examples():
   x, noise = make_features((30, 5), (30, 7))
   y = noise + x[:, :1]
-  value = similarity.linear_cka(x, y)
+  value = metrics.linear_cka(x, y)
   order = np.random.default_rng(1).permutation(30)
-  assert similarity.linear_cka(y, x) == pytest.approx(value, rel=1e-12)
-  assert similarity.linear_cka(x[order], y[order]) == pytest.approx(value, rel=1e-9)
-  assert abs(similarity.linear_cka(x[order], y) - value) > 0.05
+  assert metrics.linear_cka(y, x) == pytest.approx(value, rel=1e-12)
+  assert metrics.linear_cka(x[order], y[order]) == pytest.approx(value, rel=1e-9)
+  assert abs(metrics.linear_cka(x[order], y) - value) > 0.05
 
 
 def test_positions_of_a_convolution_are_features_of_their_own():
   (x,) = make_features((50, 4, 4, 3))
-  assert similarity.linear_cka(x, x.reshape(50, 48)) == pytest.approx(1, abs=1e-12)
+  assert metrics.linear_cka(x, x.reshape(50, 48)) == pytest.approx(1, abs=1e-12)
   moved = np.random.default_rng(1).permuted(x, axis=0)  # keeps each position's distribution
-  assert abs(similarity.linear_cka(x, moved)) < 0.1
+  assert abs(metrics.linear_cka(x, moved)) < 0.1
   # A shuffle of the positions within every image keeps the mean over positions, and is no rotation.
   shuffled = np.random.default_rng(1).permuted(x.reshape(50, 16, 3), axis=1)
   np.testing.assert_allclose(shuffled.mean(1), x.mean((1, 2)), rtol=1e-9)
-  assert similarity.linear_cka(x, shuffled) < 0.5
+  assert metrics.linear_cka(x, shuffled) < 0.5
 
 
 def test_blocks_of_features_equal_the_whole(monkeypatch):
   x, noise = make_features((20, 30), (20, 30))
-  whole = similarity.linear_cka(x, x + noise)
-  monkeypatch.setattr(similarity, 'BLOCK', 7)
-  assert similarity.linear_cka(x, x + noise) == pytest.approx(whole, rel=1e-10)
+  whole = metrics.linear_cka(x, x + noise)
+  monkeypatch.setattr(metrics, 'CKA_BLOCK', 7)
+  assert metrics.linear_cka(x, x + noise) == pytest.approx(whole, rel=1e-10)
 
 
 def test_float16_features_are_reduced_in_float64():
   x, noise = make_features((64, 2000), (64, 2000))
   x, y = (100 * x).astype(np.float16), (100 * (x + noise)).astype(np.float16)  # sums overflow it
-  expected = similarity.linear_cka(x.astype(np.float64), y.astype(np.float64))
-  assert similarity.linear_cka(x, y) == expected
+  expected = metrics.linear_cka(x.astype(np.float64), y.astype(np.float64))
+  assert metrics.linear_cka(x, y) == expected
 
 
 def test_cka_of_constant_features_is_none():
   (x,) = make_features((10, 3))
-  assert similarity.linear_cka(x, np.full((10, 4), 0.1, np.float32)) is None
-  assert similarity.linear_cka(np.zeros((10, 4)), x) is None
+  assert metrics.linear_cka(x, np.full((10, 4), 0.1, np.float32)) is None
+  assert metrics.linear_cka(np.zeros((10, 4)), x) is None
 
 
 def test_cka_refuses_examples_that_it_cannot_compare():
   for shapes in (((5, 2), (6, 2)), ((3, 2), (3, 2))):
     with pytest.raises(ValueError, match='examples'):
-      similarity.linear_cka(*make_features(*shapes))
+      metrics.linear_cka(*make_features(*shapes))
