@@ -1,5 +1,6 @@
 """`kdjax.distil`, the students that it makes, and `kdjax.views`."""
 
+import importlib
 import logging
 import os
 import pathlib
@@ -213,6 +214,33 @@ def test_a_module_is_trained_as_it_was_given(tmp_path):
   assert config_lib.student_model(config).options.to_dict() == {'width': 8}
   assert make('resnet', 'resnet').student.model.name == 'resnet'
   assert make('test_api:Mlp', 'resnet').model.name == 'resnet'
+
+
+NET = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(self.num_classes)({})
+"""
+
+
+def test_a_module_that_was_edited_and_reloaded_is_another(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  file, seen = tmp_path / 'edited_net.py', []
+  for inputs in ('x.reshape(len(x), -1)', '(x ** 2).reshape(len(x), -1)'):
+    file.write_text(NET.format(inputs))
+    module = importlib.reload(importlib.import_module('edited_net'))
+    config = distillation.make_config(
+      student=module.Net(10), teacher='resnet', workdir=tmp_path, **splits()
+    )
+    assert config.student.model.name == 'edited_net:Net'
+    seen.append((config_lib.student_fingerprint(config), config_lib.teacher_fingerprint(config)))
+  (student, teacher), (edited, same) = seen
+  assert student != edited and teacher == same
 
 
 CASES = [

@@ -44,6 +44,21 @@ def test_statistics_of_a_batch_do_not_depend_on_the_momentum(momentum):
   np.testing.assert_allclose(logits_BC, (X_BD - X_BD.mean(0)) / X_BD.std(0), rtol=1e-3, atol=1e-4)
 
 
+def test_dropout_does_not_hinder_statistics():
+  """A model may drop units before a norm and after it."""
+
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      x = nn.BatchNorm(not train, axis_name=models.AXIS_NAME if train else None)(x)
+      return nn.Dropout(0.5, deterministic=not train)(x), {}
+
+  variables = models.init(Net(), jax.random.key(0), X_BD.shape[1:])
+  logits_BC, statistics = of_batch(Net(), variables, X_BD)
+  np.testing.assert_allclose(statistics['BatchNorm_0']['mean'], X_BD.mean(0), rtol=1e-4)
+  assert 0.3 < (np.asarray(logits_BC) == 0).mean() < 0.7
+
+
 def test_pooled_statistics_are_those_of_all_examples():
   model = Norms(0.9)
   variables = models.init(model, jax.random.key(0), X_BD.shape[1:])

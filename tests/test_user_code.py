@@ -174,6 +174,14 @@ class Half(nn.Module):
   def __call__(self, x, train):
     return nn.Dense(self.num_classes, dtype=jnp.bfloat16)(x.reshape(len(x), -1))
 
+class HalfInTraining(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    logits = nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+    return logits.astype(jnp.bfloat16) if train else logits
+
 class Cached(Half):
   @nn.compact
   def __call__(self, x, train):
@@ -240,6 +248,7 @@ CASES = [
     'maps (2, 4, 5, 2) to (2, 4, 5, 3); needed: logits of shape (2, 3)',
   ),
   ({'model__name': '@Half', 'model__options': {}}, 'logits of dtype bfloat16; needed: float32'),
+  ({'model__name': '@HalfInTraining', 'model__options': {}}, 'needed: float32, in training too'),
   ({'model__name': '@Cached', 'model__options': {}}, "has the variables ['cache']"),
   ({'model__name': '@Noisy', 'model__options': {}}, 'needs PRNG for "noise"'),
   ({'student__model__name': '@WrongShape'}, 'student.model.name'),

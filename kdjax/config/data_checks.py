@@ -145,13 +145,14 @@ def _image_problems(config: ConfigDict, description: data.Description) -> Iterat
         f'{field} = {model!r}: needs images of at least {models.SMALLEST_SIDE[model]} pixels a side; '
         f'those of {name} have {size}. Allowed: resnet, or a larger dataset.image_size'
       )
-  yield from _channel_problems(config, description.input_shape[-1])
+  yield from _channel_problems(config, description)
 
 
-def _channel_problems(config: ConfigDict, num_channels: int) -> Iterator[str]:
+def _channel_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
+  num_channels = description.input_shape[-1]
   if num_channels in (1, 3):
     return
-  if num_channels not in images.MODES:
+  if num_channels not in images.MODES and description.dtype == 'uint8':
     found = {'dataset.image_size': (config.dataset.image_size, 'None')}
     if fields.needs_gan(config):
       found['predictions.extra'] = config.predictions.extra, "another, or ''"
