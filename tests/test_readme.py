@@ -1,4 +1,4 @@
-"""README.md and docs/: commands and the snippet run, links and paths exist."""
+"""README.md and docs/: commands and snippets run, links and paths exist."""
 
 import json
 import re
@@ -8,10 +8,13 @@ import checked_config
 import pytest
 from conftest import ROOT, TINY, copied
 
+import kdjax
 from analysis.parts import PARTS
 from kdjax import config as config_lib
 from kdjax.config import validation
+from kdjax.data.arrays import digits
 from tests import launched
+from tests.small_network import Small
 
 PAGES = {path: path.read_text() for path in [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]}
 README, TEXT = PAGES[ROOT / 'README.md'], '\n'.join(PAGES.values())
@@ -76,11 +79,18 @@ def test_the_commands_for_digits_run_one_after_the_other(finished, tmp_path):
   assert len((tmp_path / 'results.csv').read_text().splitlines()) == 1 + 2
 
 
-def test_the_snippet_runs_on_a_finished_run(finished):
-  (snippet,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-  assert "'runs/digits_resnet'" in snippet
-  names = {}
-  exec(snippet.replace("'runs/digits_resnet'", f"'{finished.workdir}'"), names)
+def test_the_snippets_run(finished, monkeypatch, tmp_path):
+  """The first one makes its config only: `test_api` distils."""
+  first, second = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  x, y = digits()['train']
+  names = {'Net': Small, 'predict': lambda images: images[:, :2, :5, 0].reshape(-1, 10)}
+  names |= {'x_train': x[:80], 'y_train': y[:80], 'x_test': x[80:90], 'y_test': y[80:90]}
+  value = {'splits': {'test': {'fidelity': {'top1_agreement': 0.5}}}}
+  monkeypatch.setattr(kdjax, 'distil', lambda **given: kdjax.make_config(**given) and value)
+  monkeypatch.chdir(tmp_path)
+  exec(first, names)
+  assert (tmp_path / 'runs' / 'mine' / 'data').exists()
+  exec(second.replace("'runs/digits_resnet'", f"'{finished.workdir}'"), names)
   (path,) = finished.workdir.glob('students/*/result.json')
   assert len(names['students']) == 1
   assert names['students'][0].result['splits'] == json.loads(path.read_text())['splits']
