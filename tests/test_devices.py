@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from kdjax import losses
 from kdjax.data import views
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, UserError
 from kdjax.gan import steps as gan_steps
 from kdjax.train import devices, optimizers, steps
 from tests import launched
@@ -127,6 +127,13 @@ def test_shard_and_unshard_are_inverse():
 
 
 # Making items ahead.
+
+
+def test_a_batch_that_cannot_be_split_is_an_error(monkeypatch):
+  monkeypatch.setattr(jax, 'local_device_count', lambda: 3)
+  assert devices.shard(np.zeros((6, 2))).shape == (3, 2, 2)
+  with pytest.raises(UserError, match='64 examples cannot be split over 3 devices'):
+    devices.shard({'images': np.zeros((64, 2))})
 
 
 def test_items_come_in_order_and_are_made_ahead_in_one_thread():

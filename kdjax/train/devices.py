@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, UserError
 from kdjax.models import AXIS_NAME
 from kdjax.runtime import hosts
 
@@ -164,9 +164,22 @@ def shard(tree: Any) -> Any:
   """Splits the leading axis of every array over this host's devices: (B, ...) → (D, B / D, ...).
 
   Each host has its own share of a batch (`hosts.share`).
+
+  Raises:
+    UserError: the examples cannot be split. Configs are checked before; a finished student may be opened on
+      another number of devices.
   """
   num_devices = jax.local_device_count()
-  return jax.tree.map(lambda x: x.reshape(num_devices, len(x) // num_devices, *x.shape[1:]), tree)
+
+  def split(x: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    if len(x) % num_devices:
+      raise UserError(
+        f'a batch of {len(x)} examples cannot be split over {num_devices} devices; use fewer, for example by '
+        'CUDA_VISIBLE_DEVICES=0'
+      )
+    return x.reshape(num_devices, len(x) // num_devices, *x.shape[1:])
+
+  return jax.tree.map(split, tree)
 
 
 def unshard(array: jax.Array) -> np.ndarray:
