@@ -119,7 +119,7 @@ def studies(
   if unknown := [point for point in points if point not in names.values()]:
     allowed = '; '.join(dict.fromkeys(names.values()))
     raise ConfigError(
-      [f'--points: {point!r}: no such point; allowed: {allowed}' for point in unknown]
+      *(f'--points: {point!r}: no such point; allowed: {allowed}' for point in unknown)
     )
   for run in sweep_lib.expand(sweep):
     folder = Experiment(configs[run.index], workdir).folders.student

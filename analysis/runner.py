@@ -37,7 +37,7 @@ def check(settings: Settings, names: Sequence[str] = ()) -> None:
     if getattr(settings, setting) and not set(readers) & set(names or PARTS):
       wrong.append(f'--{setting}: read only by {",".join(readers)}, which --parts leaves out')
   if wrong:
-    raise ConfigError(wrong)
+    raise ConfigError(*wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def prepare(
   networks = list(dict.fromkeys([*study.names, *[SIBLING_NAME] * planned.trains_sibling]))
   wrong = [text for name in names or PARTS for text in PARTS[name].misnamed(networks, settings)]
   if wrong:
-    raise ConfigError(wrong)
+    raise ConfigError(*wrong)
   _announce(study, planned)
   if planned.trains_sibling:
     runs.train_sibling(study)
@@ -113,7 +113,7 @@ def _possible(study: Study, settings: Settings, names: Sequence[str], train: str
   """The plan; raises ConfigError if it leaves out a named part."""
   planned = plan(study, settings, names, train)
   if names and planned.left_out:
-    raise ConfigError([f'--parts: {name!r}: {why}' for name, why in planned.left_out.items()])
+    raise ConfigError(*(f'--parts: {name!r}: {why}' for name, why in planned.left_out.items()))
   return planned
 
 

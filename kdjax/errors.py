@@ -12,8 +12,8 @@ class ConfigError(UserError):
 
   known_to_all = True
 
-  def __init__(self, problems: list[str]):
-    self.problems = problems
+  def __init__(self, *problems: str):
+    self.problems = list(problems)
     count = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
     super().__init__('\n  '.join([f'the configuration has {count}; nothing was run:', *problems]))
 

@@ -91,9 +91,9 @@ def load_sweep(spec: str) -> Sweep:
   _call_get_config(spec)  # raises for an unknown argument
   sweep = _call(spec, 'get_sweep')
   if not isinstance(sweep, Sweep):
-    raise ConfigError([f'--config = {spec!r}: get_sweep returns no kdjax.config.sweep.Sweep'])
+    raise ConfigError(f'--config = {spec!r}: get_sweep returns no kdjax.config.sweep.Sweep')
   if problems := sweep_lib.problems(sweep):
-    raise ConfigError([f'--config = {spec!r}: get_sweep: {problem}' for problem in problems])
+    raise ConfigError(*(f'--config = {spec!r}: get_sweep: {problem}' for problem in problems))
   return sweep
 
 
@@ -101,7 +101,7 @@ def _call_get_config(spec: str) -> ConfigDict:
   config = _call(spec, 'get_config')
   if not isinstance(config, ConfigDict):
     raise ConfigError(
-      [f'--config = {spec!r}: get_config returns no ConfigDict; see kdjax/config/base.py']
+      f'--config = {spec!r}: get_config returns no ConfigDict; see kdjax/config/base.py'
     )
   return config
 
@@ -110,15 +110,13 @@ def _call(spec: str, function: str) -> Any:
   """The result of a function of the file for the argument."""
   path, argument = _split(spec)
   if not files.is_reachable(path):
-    raise ConfigError([f'--config = {spec!r}: {files.NEEDS_CLOUD}'])
+    raise ConfigError(f'--config = {spec!r}: {files.NEEDS_CLOUD}')
   built_in = EXPERIMENTS / path  # such as 'paper/fig6b_lambda.py'
   path = epath.Path(path)
   path = built_in if not path.exists() and built_in.exists() else path
   if not path.exists():
     raise ConfigError(
-      [
-        f'--config = {spec!r}: there is no file {path}, and no experiment of that name in {EXPERIMENTS}'
-      ]
+      f'--config = {spec!r}: there is no file {path}, and no experiment of that name in {EXPERIMENTS}'
     )
   plugins.add_folder('.')
   if '://' not in str(path):
@@ -131,9 +129,9 @@ def _call(spec: str, function: str) -> Any:
     if not hasattr(module, function):
       is_sweep = function == 'get_sweep'
       hint = '; run it without --sweep, --sweep_index and --list' * is_sweep
-      raise ConfigError([f'--config = {spec!r}: {path} defines no {function}{hint}'])
+      raise ConfigError(f'--config = {spec!r}: {path} defines no {function}{hint}')
     if argument and not inspect.signature(getattr(module, function)).parameters:
-      raise ConfigError([f'--config = {spec!r}: {path} takes no argument; leave out :{argument}'])
+      raise ConfigError(f'--config = {spec!r}: {path} takes no argument; leave out :{argument}')
     arguments = (argument,) if argument else ()
     return getattr(module, function)(*arguments)
   except ConfigError:
@@ -142,9 +140,7 @@ def _call(spec: str, function: str) -> Any:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     reason, *_ = str(error).partition(' Other fields present')  # by ml_collections
     place = f'{frame.filename}:{frame.lineno}'
-    raise ConfigError(
-      [f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})']
-    ) from error
+    raise ConfigError(f'--config = {spec!r}: {type(error).__name__}: {reason} ({place})') from error
 
 
 def _split(spec: str) -> tuple[str, str]:

@@ -34,10 +34,10 @@ def check(
   incomplete = [*_wrong_fields(leaves), *_missing_values(config, leaves)]
   problems = [*problems, *incomplete, *_field_problems(leaves)]
   if incomplete or not files.is_reachable(config.dataset.data_dir or ''):
-    raise ConfigError(problems)  # the next checks need all fields
+    raise ConfigError(*problems)  # the next checks need all fields
   problems += [*_joint_problems(config), *_device_problems(config, num_devices)]
   if unknown := [*user_code.missing(config)]:
-    raise ConfigError(problems + unknown)
+    raise ConfigError(*problems, *unknown)
   try:
     description = data.describe(config.dataset, prepare=prepare and not problems)
   except UserError as error:
@@ -51,7 +51,7 @@ def check(
       problems += loss_checks.top_k_problems(config, description)
       problems += loss_checks.feature_problems(config, description)
   if problems:
-    raise ConfigError(problems)
+    raise ConfigError(*problems)
 
 
 def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ def check_sweep(configs: Sequence[ConfigDict], num_devices: int, problems: Seque
     found.setdefault(problem, index)
   if found:
     raise ConfigError(
-      [text if index is None else f'run {index}: {text}' for text, index in found.items()]
+      *(text if index is None else f'run {index}: {text}' for text, index in found.items())
     )
 
 

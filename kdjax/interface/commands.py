@@ -33,7 +33,7 @@ def _workdir() -> epath.Path:
   name = config_lib.config_name(flags.CONFIG.value)
   workdir = flags.WORKDIR.value or f'runs/{name}'
   if not files.is_reachable(workdir):
-    raise ConfigError([f'--workdir = {workdir!r}: {files.NEEDS_CLOUD}'])
+    raise ConfigError(f'--workdir = {workdir!r}: {files.NEEDS_CLOUD}')
   return epath.Path(workdir).expanduser()
 
 
@@ -47,14 +47,12 @@ def _run() -> None:
   }
   given = [flag for flag, is_given in modes.items() if is_given]
   if len(given) > 1:
-    raise ConfigError([f'{" and ".join(given)}: allowed: one of them'])
+    raise ConfigError(f'{" and ".join(given)}: allowed: one of them')
   sweeps = [flag for flag in given if flag != '--verify']
   if sweeps and flags.COORDINATOR.value is not None:
     raise ConfigError(
-      [
-        f'{sweeps[0]} and --coordinator: allowed: one of them. Without --coordinator, a process on each host '
-        'takes its share of the runs'
-      ]
+      f'{sweeps[0]} and --coordinator: allowed: one of them. Without --coordinator, a process on each host '
+      'takes its share of the runs'
     )
   hosts.initialise(flags.COORDINATOR.value, flags.NUM_PROCESSES.value, flags.PROCESS_ID.value)
   if hosts.count() > 1:
@@ -107,7 +105,7 @@ def _run_sweep(problems: list[str]) -> None:
     chosen = {index: chosen.get(index)}
   if flags.LIST.value:
     if problems + wrong:
-      raise ConfigError(problems + wrong)
+      raise ConfigError(*problems, *wrong)
     progress.console.print(_listed(sweep, evaluation.results(configs, _workdir())))
     return
   validation.check_sweep(configs, jax.device_count(), problems + wrong)

@@ -83,7 +83,7 @@ def distil(
     UserError: any error that `launch.py` prints without a traceback.
   """
   if problems := trackers_lib.problems(trackers, 'trackers'):
-    raise ConfigError(problems)
+    raise ConfigError(*problems)
   made = make_config(
     student=student,
     teacher=teacher,
@@ -130,7 +130,7 @@ def make_config(
   if num_epochs is not None:
     values |= {'teacher.num_epochs': num_epochs, 'student.num_epochs': num_epochs}
   if (train is None) != (test is None) or (train is None and 'dataset.name' not in given):
-    raise ConfigError(["train, test: allowed: both, or neither with config={'dataset.name': ...}"])
+    raise ConfigError("train, test: allowed: both, or neither with config={'dataset.name': ...}")
   if train is not None:
     splits = {'train': train, 'test': test} | ({} if val is None else {'val': val})
     values |= _written_data(splits, class_names, workdir)
@@ -149,7 +149,7 @@ def make_config(
     wrong = [f'dataset.{name}' for name in PARTS if given.get(f'dataset.{name}')]
     if wrong:
       raise ConfigError(
-        [f'{", ".join(wrong)}: allowed with logits: none; give the examples that are used']
+        f'{", ".join(wrong)}: allowed with logits: none; give the examples that are used'
       )
     made = _checked(values | _written_logits(teacher, made, workdir) | given)
   _require_same_modules(made, {'model': teacher, 'student.model': student})
@@ -170,7 +170,7 @@ def _checked(values: Mapping[str, Any]) -> ConfigDict:
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
   if not files.is_reachable(str(workdir)):
-    raise ConfigError([f'workdir = {str(workdir)!r}: {files.NEEDS_CLOUD}'])
+    raise ConfigError(f'workdir = {str(workdir)!r}: {files.NEEDS_CLOUD}')
   folder = epath.Path(workdir).expanduser()
   return folder if folder.is_absolute() else folder.absolute()
 
@@ -200,18 +200,14 @@ def _model(model: Any, role: str, names: Objects) -> dict[str, Any]:
   """The fields of a `model` section."""
   if isinstance(model, nn.Module) and model.scope is not None:
     raise ConfigError(
-      [
-        f'{role}: a bound module, whose weights would not be used; for a trained teacher give a function images → logits'
-      ]
+      f'{role}: a bound module, whose weights would not be used; for a trained teacher give a function images → logits'
     )
   if isinstance(model, nn.Module):
     return names.model(model)
   if isinstance(model, str):
     return {'name': model, 'options': {}}
   raise ConfigError(
-    [
-      f'{role} = {model!r}: allowed: a linen module, one of {", ".join(models.MODELS)}, or {plugins.FORM}'
-    ]
+    f'{role} = {model!r}: allowed: a linen module, one of {", ".join(models.MODELS)}, or {plugins.FORM}'
   )
 
 
@@ -220,10 +216,8 @@ def _source(teacher: Any, names: Objects) -> dict[str, Any]:
   is_list = isinstance(teacher, list | tuple) and teacher and all(map(callable, teacher))
   if not is_list and not callable(teacher):
     raise ConfigError(
-      [
-        f'teacher = {type(teacher).__name__}: allowed: a linen module, a name, a function images_BHWC → '
-        'logits_BC, a list of these, or logits by split'
-      ]
+      f'teacher = {type(teacher).__name__}: allowed: a linen module, a name, a function images_BHWC → '
+      'logits_BC, a list of these, or logits by split'
     )
   source, num_members = names.name(teacher), len(teacher) if is_list else 1
   return {'teacher.source': source, 'teacher.num_members': num_members}
@@ -241,23 +235,21 @@ def _written_logits(
   if 'train' in logits and not (section.augmentation or section.examples or section.extra):
     logits = {'distillation': logits['train'], **logits}
   if logits.keys() != inputs.keys():
-    raise ConfigError([f'teacher: has logits of {", ".join(logits)}; needed: {", ".join(inputs)}'])
+    raise ConfigError(f'teacher: has logits of {", ".join(logits)}; needed: {", ".join(inputs)}')
   found = {}
   for split, values in logits.items():
     array = np.asarray(values, np.float32)
     if array.ndim not in (2, 3, 4):
       raise ConfigError(
-        [
-          f'teacher[{split!r}]: has the shape {array.shape}; allowed: (examples, classes), '
-          '(members, examples, classes) or (members, views, examples, classes)'
-        ]
+        f'teacher[{split!r}]: has the shape {array.shape}; allowed: (examples, classes), '
+        '(members, examples, classes) or (members, views, examples, classes)'
       )
     array = array[None] if array.ndim == 2 else array
     found[split] = array[:, None] if array.ndim == 3 else array
   num_members, *others = sorted({len(array) for array in found.values()})
   if others:
     raise ConfigError(
-      [f'teacher: has logits of {num_members} and {others[0]} members; needed: one number']
+      f'teacher: has logits of {num_members} and {others[0]} members; needed: one number'
     )
   path = workdir / 'teacher' / f'{config_lib.predictions_fingerprint(made)}_{_digest(found)}.npz'
   if not path.exists():
@@ -283,7 +275,7 @@ def _written_data(
   except ConfigError:
     raise
   except UserError as error:
-    raise ConfigError([str(error)]) from error
+    raise ConfigError(str(error)) from error
   path = workdir / 'data' / f'{_digest(found)}.npz'
   if not path.exists():
     files.write_arrays(path, found)
@@ -314,7 +306,7 @@ def _require_same_modules(made: ConfigDict, given: Mapping[str, Any]) -> None:
           f'{role} = {type(module).__name__}(...): the data and the config need {differences}'
         )
   if problems:
-    raise ConfigError(problems)
+    raise ConfigError(*problems)
 
 
 def _differences(needed: nn.Module, module: nn.Module) -> str:

@@ -220,8 +220,6 @@ def require_shared(folder: epath.Path) -> None:
   if len(blind):
     numbers = ', '.join(map(str, blind))
     raise ConfigError(
-      [
-        f'--workdir = {folder}: process {numbers} does not see what process 0 writes there; allowed: a '
-        'folder that all hosts share, or gs://'
-      ]
+      f'--workdir = {folder}: process {numbers} does not see what process 0 writes there; allowed: a '
+      'folder that all hosts share, or gs://'
     )

@@ -61,13 +61,11 @@ def initialise(coordinator: str | None, num_processes: int | None, process_id: i
       hosts of a TPU pod and no coordinator was given.
   """
   if found := problems(coordinator, num_processes, process_id):
-    raise ConfigError(found)
+    raise ConfigError(*found)
   if coordinator is None:
     if jax.process_count() > 1:  # only a TPU pod is multi-process without `initialize`
       raise ConfigError(
-        [
-          f'--coordinator: missing; this is one of {jax.process_count()} hosts: --coordinator={AUTO}'
-        ]
+        f'--coordinator: missing; this is one of {jax.process_count()} hosts: --coordinator={AUTO}'
       )
     return
   # JAX's preemption service would intercept SIGTERM, which is to end the process at once.
@@ -83,13 +81,11 @@ def initialise(coordinator: str | None, num_processes: int | None, process_id: i
       cluster_detection_method=None if coordinator == AUTO else 'deactivate',
     )
   except (ValueError, RuntimeError) as error:
-    raise ConfigError([f'--coordinator = {coordinator!r}: cannot join ({error})']) from error
+    raise ConfigError(f'--coordinator = {coordinator!r}: cannot join ({error})') from error
   if jax.device_count() != count() * jax.local_device_count():
     raise ConfigError(
-      [
-        f'process {index()} has {jax.local_device_count()} of {jax.device_count()} devices in {count()} '
-        'processes; allowed: the same number in each'
-      ]
+      f'process {index()} has {jax.local_device_count()} of {jax.device_count()} devices in {count()} '
+      'processes; allowed: the same number in each'
     )
 
 
@@ -161,7 +157,7 @@ def require_same(text: str, what: str) -> None:
   if len(others):
     numbers = ', '.join(map(str, others))
     raise ConfigError(
-      [f'{what}: process {numbers} has other values than process 0; allowed: the same on all hosts']
+      f'{what}: process {numbers} has other values than process 0; allowed: the same on all hosts'
     )
 
 

@@ -68,7 +68,7 @@ def parallel(
     ConfigError: there is no such map.
   """
   if MAP not in MAPS:
-    raise ConfigError([f'KDJAX_MAP = {MAP!r}: allowed: {", ".join(MAPS)}'])
+    raise ConfigError(f'KDJAX_MAP = {MAP!r}: allowed: {", ".join(MAPS)}')
   if gathered_output and hosts.count() > 1:
     step = partial(_gathered, step)
   elif gathered_output:
