@@ -131,13 +131,10 @@ def test_a_student_trained_online_has_the_losses_of_one_trained_on_the_store(ext
     assert kl == pytest.approx(expected_kl, rel=1e-2)
 
 
-def test_the_store_holds_every_split_and_says_what_it_is(base):
+def test_the_store_holds_every_split(base):
   meta = PredictionStore(base.folders.predictions).meta
   assert meta['dtype'] == 'float16'
   assert meta['complete'] == [[2, 3]]
-  assert base.folders.predictions.name == meta['predictions_fingerprint']
-  assert base.folders.member(0).parent.name == meta['teacher_fingerprint']
-  assert 0 < meta['dtype_error']['max_abs_log_prob'] < 0.02
   stored = predictions.open_teacher(base)
   shapes = {name: stored.members(name).shape for name in base.data.inputs}
   assert shapes == {

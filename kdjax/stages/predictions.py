@@ -11,11 +11,10 @@ import numpy as np
 from etils import epath
 
 from kdjax import config as config_lib
-from kdjax import metrics
 from kdjax.errors import DamageError
 from kdjax.predictions.encodings import Dense, Encoding, TopK
 from kdjax.predictions.store import PredictionStore
-from kdjax.predictions.teachers import Source, StoredTeacher, Teacher, combine, log_probs
+from kdjax.predictions.teachers import Source, StoredTeacher, Teacher
 from kdjax.runtime import files, hosts, progress
 from kdjax.stages import gan, teachers
 from kdjax.stages.experiment import Experiment
@@ -24,7 +23,6 @@ from kdjax.train.inputs import is_same_view
 
 INPUTS = 'inputs.json'  # records of some of the views that are predicted
 VIEWS = 0, 1  # the recorded views of the distillation data, the same for any number of views
-NUM_COMPARED = 4096  # examples on which the cost of storing is measured with `TopK`
 
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
@@ -177,7 +175,7 @@ def _store(experiment: Experiment, source: Source) -> None:
     if writing is not None:
       writing.result()
   hosts.barrier()
-  store.write_meta(_meta(experiment, store, source))
+  store.write_meta(_meta(experiment, store))
 
 
 def _missing(
@@ -207,21 +205,17 @@ def encoding(experiment: Experiment, name: str) -> Encoding:
   return TopK(section.top_k, section.top_k_estimator, num_classes, seed)
 
 
-def _meta(experiment: Experiment, store: PredictionStore, source: Source) -> dict:
+def _meta(experiment: Experiment, store: PredictionStore) -> dict:
   config = experiment.config
   complete = [
     [config.teacher.num_members, config.predictions.num_views],
     *store.meta.get('complete', []),
   ]
   return {
-    'space': 'log_probs',
     'dtype': config.predictions.dtype,
-    'teacher_fingerprint': config_lib.teacher_fingerprint(config),
-    'predictions_fingerprint': config_lib.predictions_fingerprint(config),
     'data_checksum': experiment.data.everything.checksum,
     'complete': complete,  # (members, views) up to which nothing is missing
     'digests': _digests(experiment, store) if hosts.is_main() else {},  # only it writes them
-    'dtype_error': _dtype_error(experiment, store, source),
   }
 
 
@@ -234,32 +228,3 @@ def _digests(experiment: Experiment, store: PredictionStore) -> dict[str, dict[s
       if (key := f'{member}/{view}') not in known:
         known[key] = store.digest(name, member, view)
   return digests
-
-
-def _dtype_error(
-  experiment: Experiment, store: PredictionStore, source: Source
-) -> dict[str, float]:
-  """The error of the dtype: the stored ensemble compared with the one just computed.
-
-  It is measured on the test set or, with `TopK`, on view 0 of up to `NUM_COMPARED` examples of the
-  distillation data. With `TopK` the KL is KL(stored ‖ exact), which is finite where the estimate of a
-  probability is 0.
-  """
-  members = range(experiment.config.teacher.num_members)
-  is_top_k = config_lib.is_top_k(experiment.config)
-  name = 'distillation' if is_top_k else 'test'
-  size = len(experiment.data.inputs[name].split)
-  count = min(size, NUM_COMPARED) if is_top_k else size
-  indices_N = np.linspace(0, size - 1, count).astype(int)
-  fresh_MNC = np.stack([log_probs(source, member, name, 0, indices_N) for member in members])
-  stored_MNC = np.stack([store.read(name, [member], 0)[0][indices_N] for member in members])
-  ensembles = combine(stored_MNC), combine(fresh_MNC)
-  fidelity = metrics.fidelity(*(reversed(ensembles) if is_top_k else ensembles))
-  if is_top_k:
-    largest = {'max_abs_prob': float(np.abs(np.exp(stored_MNC) - np.exp(fresh_MNC)).max())}
-  else:
-    largest = {'max_abs_log_prob': float(np.abs(stored_MNC - fresh_MNC).max())}
-  return largest | {
-    'ensemble_top1_disagreement': 1 - fidelity['top1_agreement'],
-    'ensemble_predictive_kl': fidelity['predictive_kl'],
-  }
