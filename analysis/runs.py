@@ -92,7 +92,7 @@ class Study:
   def lacks_loss(self) -> str | None:
     """Why the student's objective cannot be measured; None if it can."""
     name = self.experiment.config.student.loss
-    if {'student_features', 'teacher_features'} & set(losses.find(name).needs):
+    if {'student_features', 'teacher_features'} & set(losses.needs(losses.find(name))):
       return f'student.loss = {name!r} needs features, and the analysis has only logits'
     return None
 

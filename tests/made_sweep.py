@@ -51,5 +51,6 @@ NAMED_RESULTS = {0: result(0.79), 1: result(0.835)}
 
 
 def written(folder, sweep=NUMBERS, results=RESULTS, **options):
+  options = {'command': lambda run: f'do {run.index}'} | options
   paths = sweep_page.write(epath.Path(folder), 'sweep', sweep, results, **options)
   return {path.suffix[1:]: path for path in paths}

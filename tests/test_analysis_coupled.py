@@ -6,6 +6,7 @@ from conftest import copied
 
 from analysis import measure, runs
 from kdjax import losses
+from kdjax.losses import on_logits
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +23,7 @@ def test_the_loss_is_that_of_the_batch(study):
   student_BC = np.random.default_rng(0).normal(size=batch['teacher_log_probs'].shape)
   tau = study.experiment.config.student.temperature
   found = measured.objective('distillation')(student_BC, batch)
-  expected = losses.dist(student_BC, batch['teacher_log_probs'], tau)
+  expected = on_logits.dist(student_BC, batch['teacher_log_probs'], tau)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 

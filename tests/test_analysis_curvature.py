@@ -14,6 +14,7 @@ from analysis import curvature
 from analysis.curvature import MeanLoss
 from analysis.lanczos import rademacher
 from kdjax import intervals, losses
+from kdjax.losses import on_logits
 
 NUM, INPUTS, HIDDEN, CLASSES, TAU = 12, 4, 3, 5, 2.0
 
@@ -41,7 +42,7 @@ def distillation(logits, batch):
 
 
 def brier(logits, batch):
-  return losses.brier(logits, batch['teacher_log_probs'], TAU)
+  return on_logits.brier(logits, batch['teacher_log_probs'], TAU)
 
 
 def squared_length(params):

@@ -33,8 +33,8 @@ NUM_KEYS = 2000
 ROUNDING = 0.51  # levels: half a level, and what 16 bits of a factor leave
 # Name → (key, image_HWC, partner_HWC) → image_HWC.
 ALL = {
-  name: lambda key, image, _, augment=augment: augment(key, image, CONFIG)
-  for name, augment in augmentations.AUGMENTATIONS.items()
+  name: lambda key, image, _, name=name: augmentations.find(name)(key, image, CONFIG)
+  for name in augmentations.FUNCTIONS
 } | {
   'noise': lambda key, image, _: augmentations.noise(key, image, 0.5)[0],
   'mixup': augmentations.mixup,
@@ -143,7 +143,7 @@ def test_vertical_flip_gives_the_image_or_its_mirror_half_of_the_time():
 @pytest.mark.parametrize('name', augmentations.MOVING)
 def test_augmentations_that_only_move_pixels_take_bytes(name):
   images = jnp.asarray(random_images(50, 6, 8, 3))
-  move = jax.vmap(lambda key, image: augmentations.AUGMENTATIONS[name](key, image, CONFIG))
+  move = jax.vmap(lambda key, image: augmentations.find(name)(key, image, CONFIG))
   moved = move(example_keys(50), images)
   assert moved.dtype == jnp.uint8 and (moved != images).any()
   expected = move(example_keys(50), augmentations.unit_cube(images))
@@ -300,7 +300,7 @@ def test_an_image_gets_the_same_bits_in_and_out_of_jit(name):
   found = np.asarray(compiled(*batch))
   assert not (found == batch[1]).all((1, 2, 3)).all()
   np.testing.assert_array_equal(function(*batch), found)
-  if name in augmentations.AUGMENTATIONS:  # an 8-bit image stays one
+  if name in augmentations.FUNCTIONS:  # an 8-bit image stays one
     images = augmentations.unit_cube(jnp.asarray(random_images(7, 6, 8, 3)))
     grid = augmentations.unit_cube(jnp.arange(256, dtype=jnp.uint8))
     assert np.isin(compiled(batch[0], images, images), grid).all()

@@ -37,7 +37,7 @@ def test_help_config_has_every_field_with_its_default_and_comment(capsys):
   names = {
     'student.loss': losses.LOSSES,
     'student.optimizer': optimizers.OPTIMIZERS,
-    'teacher.augmentation': augmentations.AUGMENTATIONS,
+    'teacher.augmentation': augmentations.FUNCTIONS,
     'model.name': models.MODELS,
   }
   for name, value in config_lib.leaves(base.get_config()).items():

@@ -133,8 +133,8 @@ def test_the_checksum_of_the_student_covers_the_extra_images(tmp_path):
   checksums = {r.data.everything.checksum for r in (plain, run, other)}
   assert len(checksums) == 3
   with pytest.raises(DamageError, match='made from other data'):
-    other.data.everything.content.require(run.data.everything.checksum, run.folders.student)
-  other.data.training.content.require(run.data.training.checksum, run.folders.student)
+    other.data.everything.require(run.data.everything.checksum, run.folders.student)
+  other.data.training.require(run.data.training.checksum, run.folders.student)
 
 
 def test_gan_samples_are_the_first_ones_or_all(tmp_path):

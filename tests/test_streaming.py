@@ -286,13 +286,13 @@ def test_other_data_are_noticed_streamed_or_not(tmp_path):
     checksum = run.data.training.checksum
     for streaming_now in (False, True):
       run = tiny_run(tmp_path, **SHORT, dataset__streaming=streaming_now)
-      run.data.training.content.require(checksum, run.workdir)
+      run.data.training.require(checksum, run.workdir)
       run = tiny_run(tmp_path, **SHORT, dataset__streaming=streaming_now)
       run.data.splits = {name: split.take(np.arange(9)) for name, split in run.data.splits.items()}
       with pytest.raises(
         DamageError, match=f'the checksum {checksum}, and the one that was read now'
       ):
-        run.data.training.content.require(checksum, run.workdir)
+        run.data.training.require(checksum, run.workdir)
 
 
 def test_distillation_data_can_be_streamed_with_extra_images(tmp_path):

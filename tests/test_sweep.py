@@ -129,20 +129,6 @@ def test_series_and_names_keep_their_order():
   assert sweep_lib.is_categorical(sweep) and not sweep_lib.is_categorical(SWEEP)
 
 
-def test_command_is_quoted_for_the_shell():
-  fields = {
-    'predictions.augmentation': ('crop', 'flip'),
-    'student.loss': 'cross_entropy',
-    'seed': 0,
-  }
-  (run,) = sweep_lib.expand(changed(points=[Point(fields, 1)], trials=1, trial_field='seed'))
-  assert sweep_lib.command(run, 'python launch.py --workdir=here') == (
-    'python launch.py --workdir=here '
-    "'--config.predictions.augmentation=('\"'\"'crop'\"'\"', '\"'\"'flip'\"'\"')' "
-    '--config.student.loss=cross_entropy --config.seed=0'
-  )
-
-
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [

@@ -124,8 +124,7 @@ def test_page_golden(files_of):
   ]
   plain = ' '.join(text.split())
   assert '7 of 8 runs are finished.' in plain
-  assert '# run 7: m = 3, temperature τ 1, trial 1 python launch.py --config.student' in plain
-  assert '--config.seed=1 --config.evaluation.independent_seed=0' in plain
+  assert '# run 7: m = 3, temperature τ 1, trial 1 do 7' in plain
   assert text.count('# run') == 1 and 'Claims' not in text
   assert not re.search(r'https?://|@import|<script|url\((?!#)', text)
   assert text.count('<svg') == 1 and 'var(--series-2)' in text

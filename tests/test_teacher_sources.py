@@ -151,8 +151,11 @@ def test_stored_and_online_predictions_of_a_function_are_the_same(tmp_path):
     tiny_run(tmp_path / 'run', **fields, predictions__mode='online')
   )
   inputs = run.data.inputs['distillation']
-  views_BHWC = np.concatenate(list(run.predictor.views(inputs, 2)))
-  assert np.abs(views_BHWC - np.concatenate(list(run.predictor.views(inputs, 1)))).max() > 0.1
+  views_BHWC = np.concatenate([x for _, x, _ in run.predictor.views(inputs, 2)])
+  assert (
+    np.abs(views_BHWC - np.concatenate([x for _, x, _ in run.predictor.views(inputs, 1)])).max()
+    > 0.1
+  )
   logits_NC = flat(views_BHWC) @ WEIGHTS
   expected = [jax.nn.log_softmax(scale * logits_NC) for scale in (1, 0.5)]
   for teacher in (stored, online):
@@ -384,7 +387,7 @@ def test_the_recipe_predicts_what_the_network_does(module, tmp_path, framework, 
   fields = {'teacher__source': f'{name}:load', 'teacher__path': path}
   run = checked(tiny_run(tmp_path / 'run', **fields, **ONE))
   predictions.STAGE.run(run)
-  images_BHWC = np.concatenate(list(run.predictor.views(run.data.inputs['test'])))
+  images_BHWC = np.concatenate([x for _, x, _ in run.predictor.views(run.data.inputs['test'])])
   expected = jax.nn.log_softmax(network(images_BHWC))
   found = predictions.open_teacher(run).members('test')[0]
   np.testing.assert_allclose(found, expected, atol=0.02)

@@ -124,7 +124,7 @@ def test_every_name_draws_from_its_own_stream_at_view_and_index(names):
       if name == 'noise':
         image, _ = augmentations.noise(key, image, CONFIG.noise_probability)
       else:
-        image = augmentations.AUGMENTATIONS[name](key, image, CONFIG)
+        image = augmentations.find(name)(key, image, CONFIG)
     return image
 
   images = augmentations.unit_cube(batch['inputs'])

@@ -25,7 +25,6 @@ REGISTRIES = {
   'kdjax.models.SHAPED_BY',
   'kdjax.losses.registry.LOSSES',
   'kdjax.train.optimizers.OPTIMIZERS',
-  'kdjax.data.augmentations.AUGMENTATIONS',
   'kdjax.data.augmentations.FUNCTIONS',
 }
 # Infrastructure and reading of results, which change no number.
@@ -33,20 +32,16 @@ NOT_FOLLOWED = ('kdjax.runtime', 'kdjax.errors', 'kdjax.interface.opened')
 _IGNORED = {'annotation', 'returns', 'type_comment', 'type_params', 'kind', 'ctx'}
 
 
+@functools.lru_cache(64)
 def digest(roots: tuple[str, ...]) -> str:
   """One digest of the values of `digests`. Names do not count, so a definition may move."""
-  return _joined(roots)
+  return hashlib.sha256(json.dumps(sorted(digests(roots).values())).encode()).hexdigest()
 
 
 def forget() -> None:
   """Clears the caches, so source files that were edited in a notebook session are read again."""
-  for function in (_joined, digests, _module, is_followed):
+  for function in (digest, digests, _module, is_followed):
     function.cache_clear()
-
-
-@functools.lru_cache(64)
-def _joined(roots: tuple[str, ...]) -> str:
-  return hashlib.sha256(json.dumps(sorted(digests(roots).values())).encode()).hexdigest()
 
 
 @functools.lru_cache(64)

@@ -218,7 +218,7 @@ def _array_problems(config: ConfigDict, description: data.Description) -> Iterat
     yield f'{field} = {model!r}: needs (H, W, C); the inputs of {name} are {kind}; allowed: {plugins.FORM}'
   for section in ('teacher', 'predictions'):
     names = config[section].augmentation
-    if any(name in augmentations.AUGMENTATIONS for name in names):
+    if any(name in augmentations.FUNCTIONS for name in names):
       yield (
         f'{section}.augmentation = {names}: is for (H, W, C); the inputs of {name} are {kind}; allowed: '
         f'{plugins.FORM}, noise, mixup, or ()'

@@ -45,19 +45,19 @@ def option_problems(config: ConfigDict, description: data.Description) -> Iterat
     return
   unlabelled = [n for n in config.predictions.augmentation if n in views.UNLABELLED]
   unlabelled += [config.predictions.extra] if config.predictions.extra else []
-  if 'labels_B' in loss.needs and unlabelled:
+  if 'labels_B' in losses.needs(loss) and unlabelled:
     yield (
       f'student.loss = {name!r}: needs the label of every example, but {", ".join(unlabelled)} in the '
       'distillation data has none; allowed: another loss, or other distillation data'
     )
-  if 'teacher_features' in loss.needs:
+  if 'teacher_features' in losses.needs(loss):
     for prefix, (source, _) in fields.sources(config).items():
       if not fields.has_weights(source):
         yield (
           f'student.loss = {name!r}: {NEEDS_WEIGHTS}, to compute its features, and {prefix}source = '
           f'{source!r} has only predictions; allowed: a loss without teacher_features'
         )
-  elif 'student_features' not in loss.needs and (plugins.is_dotted(name) or options):
+  elif 'student_features' not in losses.needs(loss) and (plugins.is_dotted(name) or options):
     yield from _computed(config, description)
 
 
@@ -71,7 +71,7 @@ def feature_problems(config: ConfigDict, description: data.Description) -> Itera
   """
   yield from _cka_problems(config, description)
   loss = losses.find(config.student.loss)
-  if {'student_features', 'teacher_features'} & set(loss.needs):
+  if {'student_features', 'teacher_features'} & set(losses.needs(loss)):
     yield from _feature_loss_problems(config, description, loss)
 
 
@@ -125,7 +125,7 @@ def _feature_loss_problems(
       for name, of in of_role.items()
       if of.shape[:1] != (2,)
     ]
-  if 'teacher_features' in loss.needs and config.predictions.mode == 'stored':
+  if 'teacher_features' in losses.needs(loss) and config.predictions.mode == 'stored':
     found.append(_needs_members(config, description, shapes['teacher'], chosen))
   if not found:
     num_members = min(config.teacher.num_members, NUM_MEMBERS)
@@ -135,7 +135,7 @@ def _feature_loss_problems(
         lambda x: jax.ShapeDtypeStruct((2, num_members, *x.shape[1:]), x.dtype), shapes['teacher']
       ),
     }
-    needed = {name: needed[name] for name in loss.needs if name in needed}
+    needed = {name: needed[name] for name in losses.needs(loss) if name in needed}
     found = [f'{text}; {listed}' for text in _computed(config, description, needed)]
   yield from found
 
@@ -244,9 +244,9 @@ def top_k_problems(config: ConfigDict, description: data.Description) -> Iterato
   if not fields.is_top_k(config) or estimator == TAIL:
     return
   loss = losses.find(section.loss)
-  if 'teacher_features' in loss.needs:  # `feature_problems` reports it
+  if 'teacher_features' in losses.needs(loss):  # `feature_problems` reports it
     return
-  if 'student_features' in loss.needs:
+  if 'student_features' in losses.needs(loss):
     yield (
       f'student.loss = {section.loss!r}: needs features of the student, so no check shows whether it can '
       f"learn from predictions.top_k_estimator = {estimator!r}; allowed: 'tail', or a loss on logits"

@@ -57,13 +57,8 @@ _OPTIONS = (
 )
 
 
-def _within(low: float, high: float, brackets: str = '[]'):
-  def test(x):
-    above = x >= low if brackets[0] == '[' else x > low
-    below = x <= high if brackets[1] == ']' else x < high
-    return _is_number(x) and above and below
-
-  return test, f'a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}'
+def _within(low: float, high: float):
+  return lambda x: _is_number(x) and low <= x <= high, f'a number in [{low:g}, {high:g}]'
 
 
 def _is_number(x) -> bool:
@@ -156,7 +151,7 @@ RULES = {
   'teacher.members_in_parallel': _ANY_BOOL,
   'teacher.examples': _PART,
   **_training_rules('teacher', shortest=0),
-  'teacher.augmentation': _are_named(augmentations.AUGMENTATIONS),
+  'teacher.augmentation': _are_named(augmentations.FUNCTIONS),
   'predictions.mode': _is_one_of(('stored', 'online')),
   'predictions.num_views': _is_whole(1, 10**6),
   'predictions.dtype': _is_one_of((*encodings.DTYPES, encodings.TOP_K)),

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import itertools
 import math
-import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -169,12 +168,6 @@ def look_up(result: Any, path: str) -> float | None:
   for name in path.split('.'):
     result = result.get(name) if isinstance(result, Mapping) else None
   return result
-
-
-def command(run: SweepRun, start: str = 'python launch.py') -> str:
-  """The shell command of a run: `start` and a flag for each field."""
-  flags = [shlex.quote(f'--config.{field}={value}') for field, value in run.fields.items()]
-  return ' '.join([start, *flags])
 
 
 def has_difference(rows: Sequence[Row]) -> list[bool]:

@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import keys
+from kdjax.data.sources import Source
 from kdjax.errors import UserError
 from kdjax.runtime import plugins
 
@@ -119,8 +120,8 @@ def _read_npz(path: str | None) -> dict[str, Any]:
   return splits | ({'class_names': found['class_names']} if 'class_names' in found else {})
 
 
-class Arrays:
-  """A source of arrays (see `kdjax.data.sources.Source`).
+class Arrays(Source):
+  """A source of arrays.
 
   uint8 inputs are images with levels 0 to 255, which views scale to [−1, 1]. Inputs in floating point
   become float32 and must lie in [−1, 1], which is checked as they are read.
@@ -132,11 +133,6 @@ class Arrays:
   Raises:
     UserError: the content has another form.
   """
-
-  is_text = False
-  special = None
-  extra_split = 'train'
-  holds_out = False
 
   def __init__(self, name: str, content: Mapping[str, Any], prefix: str):
     self._prefix, self.set_name = prefix, name

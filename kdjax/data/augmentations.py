@@ -281,20 +281,12 @@ FIELDS = {name: fields for name, (_, fields) in FUNCTIONS.items()}
 MOVING = ('flip', 'vertical_flip', 'crop')
 
 
-def _configured(function: Callable[..., jax.Array], fields: tuple[str, ...]) -> Augmentation:
-  return lambda key, image_HWC, config: function(key, image_HWC, *(config[f] for f in fields))
-
-
-AUGMENTATIONS = {name: _configured(*entry) for name, entry in FUNCTIONS.items()}
-
-
 def find(name: str) -> Augmentation:
-  """The augmentation of AUGMENTATIONS, or a user's (key, image_HWC) → image_HWC, 'module:attribute'.
+  """The augmentation of FUNCTIONS, or a user's (key, image_HWC) → image_HWC, 'module:attribute'.
 
   Raises:
     UserError: there is no augmentation of this name.
   """
-  function = plugins.look_up(AUGMENTATIONS, name, 'augmentation')
-  if name in AUGMENTATIONS:
-    return function
-  return lambda key, image_HWC, config: function(key, image_HWC)
+  found = plugins.look_up(FUNCTIONS, name, 'augmentation')
+  function, fields = found if name in FUNCTIONS else (found, ())
+  return lambda key, image_HWC, config: function(key, image_HWC, *(config[f] for f in fields))

@@ -31,12 +31,12 @@ def blocks(size: int) -> Iterator[np.ndarray]:
 class Source(Protocol):
   """A data set with the splits 'train' and 'test', perhaps 'val', or with unlabelled inputs."""
 
-  is_text: bool
-  dtype: np.dtype  # of images after decoding: uint8 or float32
-  special: Callable | None  # changes a Pillow image before it is resized
-  set_name: str | None  # equal for sets that share examples
-  extra_split: str  # the split that serves as unlabelled data
-  holds_out: bool  # whether 'test' is a share of the stored 'train'
+  is_text = False
+  dtype = np.dtype(np.uint8)  # of images after decoding: uint8 or float32
+  special: Callable | None = None  # changes a Pillow image before it is resized
+  set_name: str | None = None  # equal for sets that share examples
+  extra_split = 'train'  # the split that serves as unlabelled data
+  holds_out = False  # whether 'test' is a share of the stored 'train'
   class_names: tuple[str, ...]
   image_shape: tuple[int | None, ...]  # None where it varies
 
@@ -53,19 +53,14 @@ class Source(Protocol):
     ...
 
 
-class Folder:
+class Folder(Source):
   """Images in train/<class>/ and test/<class>/. Classes and files are in alphabetical order.
 
   Raises:
     UserError: there is no such folder, or it has another layout.
   """
 
-  is_text = False
-  dtype = np.dtype(np.uint8)
-  special = None
   set_name = FOLDER
-  extra_split = 'train'
-  holds_out = False
 
   def __init__(self, data_dir: str | None):
     self._prefix = f'dataset.data_dir = {data_dir!r} of dataset.name = {FOLDER!r}'
@@ -113,17 +108,13 @@ class Folder:
     return str(self._files[split][index])
 
 
-class Unlabelled:
+class Unlabelled(Source):
   """All images in a folder and its subfolders, in alphabetical order, as the split 'extra'.
 
   Raises:
     UserError: there are no images.
   """
 
-  is_text = False
-  dtype = np.dtype(np.uint8)
-  special = None
-  set_name = None
   extra_split = 'extra'
 
   def __init__(self, path: str, field: str):

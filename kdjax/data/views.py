@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from kdjax import keys
 from kdjax.data import augmentations
-from kdjax.data.augmentations import AUGMENTATIONS
+from kdjax.data.augmentations import FUNCTIONS
 from kdjax.runtime import plugins
 
 # Arrays by name; 'partners' is a nested batch.
@@ -28,7 +28,7 @@ View = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
 NO_LABEL = -1
 # Augmentations after which examples have no label. 'mixup' needs batch['partners'].
 UNLABELLED = ('mixup', 'noise')
-NAMES = (*AUGMENTATIONS, *UNLABELLED)
+NAMES = (*FUNCTIONS, *UNLABELLED)
 # The fields of the config section `augmentation` that a name reads.
 FIELDS = augmentations.FIELDS | {'mixup': (), 'noise': ('noise_probability',)}
 

@@ -6,7 +6,6 @@ C image.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,9 +26,8 @@ from kdjax.predictions import imported
 from kdjax.runtime import compiler, files, plugins, progress
 from kdjax.stages import evaluation, pipeline
 from kdjax.stages.experiment import Experiment
-from kdjax.train import devices
 from kdjax.train import trackers as trackers_lib
-from kdjax.train.inputs import Inputs
+from kdjax.train.checkpoint import digest
 
 PARTS = ('num_train', 'num_val', 'num_test')  # fields that choose examples of the data
 
@@ -251,7 +249,9 @@ def _written_logits(
     raise ConfigError(
       f'teacher: has logits of {num_members} and {others[0]} members; needed: one number'
     )
-  path = workdir / 'teacher' / f'{config_lib.predictions_fingerprint(made)}_{_digest(found)}.npz'
+  path = (
+    workdir / 'teacher' / f'{config_lib.predictions_fingerprint(made)}_{digest(found)[:12]}.npz'
+  )
   if not path.exists():
     imported.write(path, found, inputs)
   return {
@@ -276,19 +276,10 @@ def _written_data(
     raise
   except UserError as error:
     raise ConfigError(str(error)) from error
-  path = workdir / 'data' / f'{_digest(found)}.npz'
+  path = workdir / 'data' / f'{digest(found)[:12]}.npz'
   if not path.exists():
     files.write_arrays(path, found)
   return {'dataset.name': arrays.NAME, 'dataset.path': path.as_posix()}
-
-
-def _digest(content: Mapping[str, np.ndarray]) -> str:
-  """A digest of arrays by name, 12 characters long."""
-  sha = hashlib.sha256()
-  for name, array in sorted(content.items()):
-    sha.update(f'{name} {array.shape} {array.dtype}'.encode())
-    sha.update(array.tobytes())
-  return sha.hexdigest()[:12]
 
 
 def _require_same_modules(made: ConfigDict, given: Mapping[str, Any]) -> None:
@@ -351,15 +342,8 @@ def views(
     )
   experiment = Experiment(config, _folder(workdir or '.'))
   inputs = experiment.data.inputs['distillation']
-  return _batches(inputs, config.predictions.num_views, config.evaluation.batch_size)
-
-
-def _batches(
-  inputs: Inputs, num_views: int, batch_size: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-  step = devices.parallel(lambda _, batch, seed: inputs.view(seed, batch), sharded_output=True)
-  for view in range(num_views):
-    for batch, count in inputs.evaluation(np.arange(len(inputs.split)), view, batch_size):
-      seen = (batch['indices'], *step({}, batch, inputs.seed))
-      indices, images, labels = (devices.unshard(array)[:count] for array in seen)
-      yield view, indices, images, labels
+  return (
+    (view, *seen)
+    for view in range(config.predictions.num_views)
+    for seen in experiment.predictor.views(inputs, view)
+  )

@@ -26,22 +26,15 @@ class Loss:
   Attributes:
     function: (student_logits_BC, teacher_log_probs_BC, temperature, *, ...) → losses_B.
     unit: the unit of the value; '' for none.
-    minimum_is_zero: whether the infimum over all students is 0 for every teacher.
     uses_temperature: whether the value depends on the temperature.
   """
 
   function: Callable[..., jax.Array]
   unit: str = 'nats'
-  minimum_is_zero: bool = True
   uses_temperature: bool = True
 
   def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
     return self.function(*args, **kwargs)
-
-  @property
-  def needs(self) -> tuple[str, ...]:
-    """The arguments of AVAILABLE that the function takes."""
-    return needs(self.function)
 
   @property
   def options(self) -> dict[str, Any]:
@@ -55,7 +48,7 @@ class Loss:
 
 
 LOSSES = {
-  'cross_entropy': Loss(on_logits.distillation, minimum_is_zero=False),
+  'cross_entropy': Loss(on_logits.distillation),
   'reverse_kl': Loss(on_logits.reverse_kl),
   'symmetric_kl': Loss(on_logits.symmetric_kl),
   'standardised_kl': Loss(on_logits.standardised_kl),
@@ -64,7 +57,7 @@ LOSSES = {
   'hard_labels': Loss(on_logits.hard_labels, uses_temperature=False),
   'brier': Loss(on_logits.brier, unit=''),
   'logit_mse': Loss(on_logits.logit_mse, unit='squared logits', uses_temperature=False),
-  'cka': Loss(on_features.cka, unit='', minimum_is_zero=False),
+  'cka': Loss(on_features.cka, unit=''),
 }
 
 
@@ -75,7 +68,7 @@ def find(name: str) -> Loss:
     UserError: there is no loss of this name.
   """
   found = plugins.look_up(LOSSES, name, 'student.loss')
-  return found if isinstance(found, Loss) else Loss(found, unit='', minimum_is_zero=False)
+  return found if isinstance(found, Loss) else Loss(found, unit='')
 
 
 def make(name: str, options: Mapping[str, Any]) -> Callable[..., jax.Array]:

@@ -154,15 +154,16 @@ class FunctionTeacher:
     self, member: int, name: str, view: int = 0, indices_N: np.ndarray | None = None
   ) -> np.ndarray:
     batches = self._predictor.views(self._inputs[name], view, indices_N)
-    return np.concatenate([self._logits(self._members[member], inputs_BX) for inputs_BX in batches])
+    found = [self._logits(self._members[member], inputs_BX) for _, inputs_BX, _ in batches]
+    return np.concatenate(found)
 
   def members(self, name: str, view: int = 0) -> np.ndarray:
     return _members(self, len(self._members), name, view)
 
   def batch(self, name: str, batch: steps.Batch) -> np.ndarray:
     inputs = self._inputs[name]
-    step = devices.parallel(partial(steps.inputs_step, view=inputs.view), sharded_output=True)
-    inputs_BX = devices.unshard(step({}, batch, inputs.seed))
+    step = devices.parallel(partial(steps.examples_step, view=inputs.view), sharded_output=True)
+    inputs_BX = devices.unshard(step({}, batch, inputs.seed)[1])
     logits_MBC = np.stack([self._logits(member, inputs_BX) for member in self._members])
     return devices.shard(losses.ensemble_log_probs(logits_MBC))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from kdjax.report import page, rendering, tables
 from kdjax.report.formats import NOTHING
@@ -161,7 +162,7 @@ def _measures(student: Student) -> dict[str, Any]:
   splits = student.result['splits']
   splits = {name: splits[name] for name in tables.SPLITS if name in splits}
   flat = {}
-  for name, value in page.flatten(splits).items():
+  for name, value in flatten_dict(splits, sep='.').items():
     if not isinstance(value, list):
       flat[name] = value
     elif not name.endswith('.members'):

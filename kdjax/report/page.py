@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 from scipy.special import softmax
 
 from kdjax import data, losses, metrics
@@ -95,7 +96,7 @@ def read_student(folder: epath.Path) -> Student:
     raise DamageError(
       f'{folder / "config.json"} is missing. Run the command of that student again, or delete {folder}.'
     )
-  config = flatten(files.read_json(folder / 'config.json'))
+  config = flatten_dict(files.read_json(folder / 'config.json'), sep='.')
   return Student(folder.name, config, files.read_json(folder / 'result.json'))
 
 
@@ -109,17 +110,6 @@ def _read_test_logits(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     raise DamageError(
       f'{path} is damaged ({error}). Delete it and result.json beside it, and run again.'
     ) from error
-
-
-def flatten(nested: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{'a': {'b': 1}} → {'a.b': 1}."""
-  flat = {}
-  for name, value in nested.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f'{prefix}{name}.')
-    else:
-      flat[f'{prefix}{name}'] = value
-  return flat
 
 
 # The parts of the page.

@@ -42,7 +42,7 @@ def write(
   name: str,
   sweep: Sweep,
   results: Results,
-  command: Callable[[SweepRun], str] = sweep_lib.command,
+  command: Callable[[SweepRun], str],
   notes: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
   kinds: Sequence[str] = KINDS,
 ) -> list[epath.Path]:

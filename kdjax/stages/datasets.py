@@ -14,7 +14,7 @@ from kdjax.data.streaming import StreamedImages
 from kdjax.errors import MissingInputError
 from kdjax.runtime import files
 from kdjax.stages.folders import Folders
-from kdjax.stages.provenance import Content, Provenance
+from kdjax.stages.provenance import Provenance
 from kdjax.train.inputs import Inputs
 
 
@@ -93,20 +93,18 @@ class Data:
   @cached_property
   def training(self) -> Provenance:
     """The provenance of teachers and GANs, without the test set, which does not affect them."""
-
-    def content():
-      return {name: split for name, split in self.splits.items() if name != 'test'}
-
-    return Provenance(self._config, Content(content))
+    return Provenance(
+      self._config,
+      lambda: {name: split for name, split in self.splits.items() if name != 'test'},
+    )
 
   @cached_property
   def everything(self) -> Provenance:
     """The provenance of predictions and students: all splits, and the unlabelled inputs."""
-
-    def content():
-      return self.splits | {name: _unlabelled(x) for name, x in self.extra_inputs.items()}
-
-    return Provenance(self._config, Content(content))
+    return Provenance(
+      self._config,
+      lambda: self.splits | {name: _unlabelled(x) for name, x in self.extra_inputs.items()},
+    )
 
   # The inputs of models.
 

@@ -39,7 +39,8 @@ def _job(experiment: Experiment, is_complete: Callable[[Experiment], bool]) -> J
     make=partial(_make, experiment),
     missing=f'the student is not evaluated: there is no {folder / "result.json"}.',
     # config.json has the settings of result.json, and the present place of the data.
-    provenance=dataclasses.replace(experiment.data.everything, replaces_config=True),
+    provenance=experiment.data.everything,
+    replaces_config=True,
   )
 
 

@@ -63,7 +63,7 @@ def open_teacher(experiment: Experiment) -> Teacher:
   if config.predictions.mode == 'online':
     return teachers.open_source(experiment)
   store = PredictionStore(experiment.folders.predictions)
-  data.everything.content.require(store.meta['data_checksum'], store.folder)
+  data.everything.require(store.meta['data_checksum'], store.folder)
   require_same_inputs(experiment)
   for name, inputs in data.inputs.items():
     store.check(name, len(inputs.split), encoding(experiment, name))

@@ -14,62 +14,52 @@ from kdjax.runtime import files, progress
 CONFIG, DATA = 'config.json', 'data.json'
 
 
-class Content:
-  """The content of some splits, identified by its checksum."""
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+  """The config and the data that a folder is made from."""
 
-  def __init__(self, splits: Callable[[], dict[str, data.Split]]):
-    """Takes a function, so that nothing is read before a checksum is needed."""
-    self._splits = splits
+  config: ConfigDict
+  splits: Callable[[], dict[str, data.Split]]  # nothing is read before a checksum is needed
 
   @functools.cached_property
   def checksum(self) -> str:
-    return data.checksum(self._splits())
+    return data.checksum(self.splits())
 
   def require(self, checksum: str, folder: epath.Path) -> None:
-    """Raises DamageError unless `checksum`, which `folder` records, is that of this content.
+    """Raises DamageError unless `checksum`, which `folder` records, is that of these data.
 
     Streamed data have checksums of a sample, so the checksum of the same kind is compared.
     """
     sampled, now = checksum.startswith(data.SAMPLED), self.checksum
     if sampled != now.startswith(data.SAMPLED):
-      now = data.checksum(self._splits(), sampled)
+      now = data.checksum(self.splits(), sampled)
     if checksum != now:
       raise DamageError(
         f'{folder} was made from other data: its data set has the checksum {checksum}, and the one '
         f'that was read now has {now}. Use a new --workdir, or the data set that it was made from.'
       )
 
-
-@dataclasses.dataclass(frozen=True)
-class Provenance:
-  """The config and the data that a folder is made from."""
-
-  config: ConfigDict
-  content: Content
-  replaces_config: bool = False  # whether config.json is replaced by that of a later run
-
-  @property
-  def checksum(self) -> str:
-    return self.content.checksum
-
-  def begin(self, folder: epath.Path) -> None:
+  def begin(self, folder: epath.Path, replaces_config: bool = False) -> None:
     """Records both before work in the folder begins or resumes.
+
+    Args:
+      replaces_config: whether config.json is replaced by that of a later run.
 
     Raises:
       DamageError: the content of the folder was made from other data.
     """
     if not self.check(folder):
       files.write_json(folder / DATA, {'checksum': self.checksum})
-    self._write_config(folder)
+    self._write_config(folder, replaces_config)
 
-  def restore(self, folder: epath.Path) -> None:
+  def restore(self, folder: epath.Path, replaces_config: bool = False) -> None:
     """Writes the records that a complete folder has lost."""
     if not (folder / DATA).exists():
       progress.logger.warning(
         '%s is missing: the present data set is recorded in its place', folder / DATA
       )
       files.write_json(folder / DATA, {'checksum': self.checksum})
-    self._write_config(folder)
+    self._write_config(folder, replaces_config)
 
   def check(self, folder: epath.Path) -> bool:
     """Compares the data with the record, if there is one. Writes nothing.
@@ -82,10 +72,10 @@ class Provenance:
     path = folder / DATA
     if not path.exists():
       return False
-    self.content.require(files.read_json(path)['checksum'], folder)
+    self.require(files.read_json(path)['checksum'], folder)
     return True
 
-  def _write_config(self, folder: epath.Path) -> None:
+  def _write_config(self, folder: epath.Path, replaces: bool) -> None:
     path, text = folder / CONFIG, files.json_text(self.config.to_dict())
-    if not path.exists() or (self.replaces_config and path.read_bytes() != text.encode()):
+    if not path.exists() or (replaces and path.read_bytes() != text.encode()):
       files.write_text(path, text)

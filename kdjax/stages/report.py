@@ -15,10 +15,7 @@ from kdjax.stages.stage import Job, Stage
 
 def _jobs(experiment: Experiment) -> Sequence[Job]:
   # `page.write` checks whether a page is up to date. Its files are written whole, so it needs no lock.
-  return [
-    Job(None, is_complete=lambda: False, make=partial(make, experiment))
-    for make in (_make_page, _make_index)
-  ]
+  return [Job(None, is_complete=lambda: False, make=partial(_make, experiment))]
 
 
 STAGE = Stage('report', _jobs, requires=lambda experiment: [evaluation.ANY_RESULT])
@@ -29,15 +26,14 @@ def path(experiment: Experiment) -> epath.Path:
   return experiment.folders.student / page.NAME
 
 
-def _make_page(experiment: Experiment) -> bool:
-  return hosts.is_main() and page.write(
+def _make(experiment: Experiment) -> bool:
+  if not hosts.is_main():
+    return False
+  has_page = page.write(
     experiment.folders.student,
     experiment.folders.members,
     test=lambda: experiment.data.splits['test'],
     class_names=experiment.data.description.class_names,
     gan_folder=experiment.folders.gan if config_lib.needs_gan(experiment.config) else None,
   )
-
-
-def _make_index(experiment: Experiment) -> bool:
-  return hosts.is_main() and index.write(experiment.workdir)
+  return index.write(experiment.workdir) or has_page

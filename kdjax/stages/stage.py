@@ -34,6 +34,7 @@ class Job:
     make: makes it, or resumes an interrupted attempt. It may return False if there was nothing to do.
     missing: a sentence for an error that says what is missing.
     provenance: the config and data that it is made from. None: they are not recorded.
+    replaces_config: whether the recorded config is replaced by that of a later run.
     artefact: its kind in `fingerprints.FINGERPRINTS`, whose code is recorded. '': none.
     num_steps: how often `advance` yields, for the progress bar.
     bar: the name of the progress bar of jobs that are made at once.
@@ -46,6 +47,7 @@ class Job:
   make: Callable[[], bool | None]
   missing: str = ''
   provenance: Provenance | None = None
+  replaces_config: bool = False
   artefact: str = ''
   num_steps: Callable[[], int] = lambda: 0
   bar: str = ''
@@ -107,7 +109,7 @@ class Stage:
       if not job.is_complete():
         missing.append(job)
       elif job.provenance:
-        job.provenance.restore(job.folder)
+        job.provenance.restore(job.folder, job.replaces_config)
     made: bool | None = False
     try:
       if missing:
@@ -183,7 +185,7 @@ def _locked(job: Job, wait: bool) -> Iterator[bool | None]:
   ):
     is_missing = locked and not job.is_complete()
     if is_missing and job.provenance:
-      job.provenance.begin(job.folder)
+      job.provenance.begin(job.folder, job.replaces_config)
       if job.artefact:
         fingerprints.record(job.folder, job.provenance.config, job.artefact)
     start = time.monotonic()

@@ -41,9 +41,9 @@ class Predictor:
 
   def views(
     self, inputs: Inputs, view: int = 0, indices_N: np.ndarray | None = None
-  ) -> Iterator[np.ndarray]:
-    """Batches inputs_BX: one view of the given examples, by default all, in order, as models see them."""
-    step = partial(steps.inputs_step, view=inputs.view)
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches (indices_B, inputs_BX, labels_B): one view of the given examples, by default all, in order."""
+    step = partial(steps.examples_step, view=inputs.view)
     return self._fetched(step, {}, self._batches(inputs, view, indices_N), inputs.seed)
 
   def labels(self, inputs: Inputs, view: int) -> np.ndarray:

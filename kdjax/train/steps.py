@@ -206,10 +206,12 @@ def features_step(
   return model.apply(variables, view(seed, batch)[0], train=False)[1]
 
 
-def inputs_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
-  """The views as a model sees them: images_BHWC in float32, or tokens."""
+def examples_step(
+  variables: Variables, batch: Batch, seed: jax.Array, *, view: View
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """indices_B, the views as a model sees them (images_BHWC in float32, or tokens), and labels_B."""
   del variables
-  return view(seed, batch)[0]
+  return batch['indices'], *view(seed, batch)
 
 
 def labels_step(variables: Variables, batch: Batch, seed: jax.Array, *, view: View) -> jax.Array:
