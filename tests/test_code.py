@@ -146,7 +146,7 @@ def test_what_the_code_of_kdjax_counts():
     'kdjax.keys.stream',
     'kdjax.losses.on_logits.cross_entropy',
   }
-  assert not {'kdjax.models._lenet', 'kdjax.data.augmentations.rotation'} & covered['teacher']
+  assert not {'kdjax.models.lenet.LeNet5', 'kdjax.data.augmentations.rotation'} & covered['teacher']
   assert covered['student'] - covered['teacher'] >= {
     'kdjax.losses.on_logits.distillation',
     'kdjax.losses.on_logits.temperature_at',

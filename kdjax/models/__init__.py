@@ -54,36 +54,18 @@ __all__ = [
 ]
 
 
-def _bilstm(config: ConfigDict, num_classes: int, vocabulary_size: int) -> nn.Module:
-  return BiLSTM(num_classes, vocabulary_size, config.width, DTYPES[config.dtype])
+def _resnet(num_classes: int, depth: int, **fields: Any) -> nn.Module:
+  block, blocks_per_stage = resnet_block(depth)
+  return PreActResNet(num_classes, block, blocks_per_stage, **fields)
 
 
-def _lenet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  return LeNet5(num_classes, DTYPES[config.dtype])
-
-
-def _resnet(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  block, blocks_per_stage = resnet_block(config.depth)
-  dtype = DTYPES[config.dtype]
-  return PreActResNet(
-    num_classes, block, blocks_per_stage, config.width, config.norm, dtype, config.shortcut
-  )
-
-
-def _resnet50(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  return ResNet50(num_classes, config.width, config.norm, DTYPES[config.dtype])
-
-
-def _vgg(config: ConfigDict, num_classes: int, _: None) -> nn.Module:
-  return VGG16(num_classes, config.width, DTYPES[config.dtype])
-
-
-MODELS: dict[str, Callable[[ConfigDict, int, int | None], nn.Module]] = {
+# Name → (num_classes, dtype=, and keyword arguments: the fields of SHAPED_BY) → module.
+MODELS: dict[str, Callable[..., nn.Module]] = {
   'resnet': _resnet,
-  'lenet': _lenet,
-  'vgg': _vgg,
-  'resnet50': _resnet50,
-  'bilstm': _bilstm,
+  'lenet': LeNet5,
+  'vgg': VGG16,
+  'resnet50': ResNet50,
+  'bilstm': BiLSTM,
 }
 # The fields of a `model` section that each of MODELS reads, besides 'name' and 'dtype'.
 SHAPED_BY = {
@@ -93,7 +75,7 @@ SHAPED_BY = {
   'resnet50': {'width', 'norm'},
   'bilstm': {'width'},
 }
-TAKES_TOKENS = {'bilstm'}  # all others take images
+TAKES_TOKENS = {'bilstm'}  # these also get `vocabulary_size`; all others take images
 # Pixels of height and width. Smaller images leave no pixel after the last pool of LeNet or VGG.
 SMALLEST_SIDE = {'resnet': 1, 'lenet': 12, 'vgg': 32, 'resnet50': 1}
 
@@ -125,9 +107,12 @@ def build(
     UserError: the name is unknown, or a user's model cannot be made.
   """
   make = plugins.look_up(MODELS, config.name, f'{field}.name')
-  if config.name in MODELS:
-    return make(config, num_classes, vocabulary_size)
-  return user.build(make, config, num_classes, vocabulary_size, field)
+  if config.name not in MODELS:
+    return user.build(make, config, num_classes, vocabulary_size, field)
+  arguments = {name: config[name] for name in SHAPED_BY[config.name]}
+  if config.name in TAKES_TOKENS:
+    arguments['vocabulary_size'] = vocabulary_size
+  return make(num_classes, dtype=DTYPES[config.dtype], **arguments)
 
 
 def in_float32(model: nn.Module) -> nn.Module:
