@@ -16,7 +16,7 @@ from etils import epath
 from jax.flatten_util import ravel_pytree
 
 from kdjax import config as config_lib
-from kdjax import intervals, keys
+from kdjax import keys
 from kdjax.errors import DivergedError
 from kdjax.runtime import progress
 from kdjax.stages import predictions
@@ -105,30 +105,8 @@ def is_trained(folder: epath.Path) -> bool:
   return loop.is_complete(folder) or loop.has_diverged(folder)
 
 
-def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-  """Barriers of several paths, with the interval of their mean.
-
-  Intervals are 95 % percentile bootstraps over examples, with the same resamples on every path.
-
-  Args:
-    values_PTN: values along the paths; a path whose values are all NaN is missing.
-
-  Returns: 'pairs', the barriers_P, NaN for missing paths; and '', 'low' and 'high', the mean over the other
-    paths with its interval, NaN if there is no path or no example.
-  """
-  values_PTN = np.asarray(values_PTN, np.float64)
-  there_P = ~np.isnan(values_PTN).all(axis=(1, 2))
-  if values_PTN.shape[-1] == 0 or not there_P.any():
-    nan = np.array(np.nan)
-    return {'pairs': np.full(len(values_PTN), nan), '': nan, 'low': nan, 'high': nan}
-  barriers_PR = [paths.resampled_barriers(x_TN, ts_T, seed) for x_TN in values_PTN[there_P]]
-  low, high = intervals.percentiles(np.mean(barriers_PR, axis=0))
-  pairs_P = paths.barrier(values_PTN.mean(axis=2), ts_T)
-  return {'pairs': pairs_P, '': pairs_P[there_P].mean(), 'low': low, 'high': high}
-
-
 def barriers_of(values: list[surface.Values], ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-  """`mean_barriers` of each measure along paths.
+  """`paths.mean_barriers` of each measure along paths.
 
   For 'accuracy' and 'top1_agreement' the barrier is the drop below the chord.
 
@@ -138,7 +116,7 @@ def barriers_of(values: list[surface.Values], ts_T: np.ndarray, seed: int) -> di
   for key in values[0]:
     falls = key.endswith(('accuracy', 'top1_agreement'))
     values_PTN = (-1 if falls else 1) * np.stack([of[key] for of in values])
-    for end, value in mean_barriers(values_PTN, ts_T, seed).items():
+    for end, value in paths.mean_barriers(values_PTN, ts_T, seed).items():
       found[f'{key}/{end}'.rstrip('/')] = value
   return found
 

@@ -58,7 +58,7 @@ class Aligner:
     self._batches = paths.training_batches(batches, batch_size)
     self._inputs_BX = np.concatenate([batch['inputs'] for batch in batches])[:MATCHED_EXAMPLES]
     self._loss = partial(
-      paths.batch_loss, model=self._model, objective=self._measured.objective('distillation')
+      surface.batch_loss, model=self._model, objective=self._measured.objective('distillation')
     )
     self._blocks = Blocks(study.folder / 'alignments', checks)
     self._found: dict[str, Aligned] = {}
@@ -102,7 +102,6 @@ class Aligner:
   def _compute(self, stream: str, variables: Variables, target: Variables) -> Arrays:
     """All candidates with their losses halfway, as arrays; `stream` seeds all draws."""
     spec = self.spec(variables)
-    key = keys.stream(self._study.seed, 'analysis/learned alignment')
     found = alignment.best_alignment(
       spec,
       target,
@@ -115,7 +114,6 @@ class Aligner:
           target,
           aligned,
           self._batches[step % len(self._batches)],
-          jax.random.fold_in(key, step),
           loss=self._loss,
         )
       ),
@@ -159,12 +157,12 @@ def halfway(measured: Measure, a: Variables, b: Variables) -> surface.Values:
 
 @partial(jax.jit, static_argnames='loss')
 def _halfway_gradient(
-  target: Variables, aligned: Variables, batch: Batch, key: jax.Array, *, loss: Loss
+  target: Variables, aligned: Variables, batch: Batch, *, loss: Loss
 ) -> Variables:
   """The gradient of the loss halfway with respect to the params of `aligned`."""
 
   def loss_of(params):
     ends = target, {'params': params, 'batch_stats': aligned['batch_stats']}
-    return loss(paths.line_point(ends, 0.5), batch, key)
+    return loss(paths.line_point(ends, 0.5), batch)
 
   return jax.grad(loss_of)(aligned['params'])

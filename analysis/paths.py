@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kdjax import intervals, keys, models
+from kdjax import intervals, keys
 from kdjax.train.steps import Variables
 
 Batch = dict[str, Any]  # 'inputs', and the arrays that the objective reads
-Loss = Callable[[Variables, Any, jax.Array], jax.Array]  # (variables, batch, key) → scalar
+Loss = Callable[[Variables, Any], jax.Array]  # (variables, batch) → scalar
 
 
 # Points. A position is 0 at the first end and 1 at the last, where the ends are reproduced exactly.
@@ -87,30 +86,38 @@ def barrier(values_XT: np.ndarray, ts_T: np.ndarray) -> np.ndarray:
   return above_XT.max(axis=-1)
 
 
+def mean_barriers(values_PTN: np.ndarray, ts_T: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  """Barriers of several paths, with the interval of their mean.
+
+  Intervals are 95 % percentile bootstraps (Efron & Tibshirani 1993, ch. 13). The same resamples of the examples
+  serve all positions of all paths; equal seeds give equal ones. The maximum over noisy positions is biased
+  upwards, and so are its resamples: the interval of a barrier of 0 can lie above 0.
+
+  Args:
+    values_PTN: values along the paths; a path whose values are all NaN is missing.
+
+  Returns: 'pairs', the barriers_P, NaN for missing paths; and '', 'low' and 'high', the mean over the other
+    paths with its interval, NaN if there is no path or no example.
+  """
+  values_PTN = np.asarray(values_PTN, np.float64)
+  there_P = ~np.isnan(values_PTN).all(axis=(1, 2))
+  if values_PTN.shape[-1] == 0 or not there_P.any():
+    nan = np.array(np.nan)
+    return {'pairs': np.full(len(values_PTN), nan), '': nan, 'low': nan, 'high': nan}
+  num_examples = values_PTN.shape[-1]
+  counts_RN = intervals.resamples(num_examples, keys.numpy_rng(seed, 'analysis/barrier'))
+  barriers_PR = [barrier(counts_RN @ x_TN.T / num_examples, ts_T) for x_TN in values_PTN[there_P]]
+  low, high = intervals.percentiles(np.mean(barriers_PR, axis=0))
+  pairs_P = barrier(values_PTN.mean(axis=2), ts_T)
+  return {'pairs': pairs_P, '': pairs_P[there_P].mean(), 'low': low, 'high': high}
+
+
 def barrier_interval(
   values_TN: np.ndarray, ts_T: np.ndarray, seed: int
 ) -> tuple[float, float, float]:
-  """The barrier of the mean over examples, and its 95 % percentile bootstrap interval.
-
-  Examples are resampled, the same ones at every position (Efron & Tibshirani 1993, ch. 13). The maximum
-  over noisy positions is biased upwards, and so are its resamples: the interval of a barrier of 0 can lie
-  above 0.
-
-  Returns: (barrier, low, high); all are NaN if there is no example or any value is NaN.
-  """
-  values_TN = np.asarray(values_TN, np.float64)
-  if values_TN.shape[1] == 0:
-    return (np.nan,) * 3
-  low, high = intervals.percentiles(resampled_barriers(values_TN, ts_T, seed))
-  return float(barrier(values_TN.mean(axis=1), ts_T)), float(low), float(high)
-
-
-def resampled_barriers(values_TN: np.ndarray, ts_T: np.ndarray, seed: int) -> np.ndarray:
-  """The barriers_R of the means over resampled examples; equal seeds give equal resamples."""
-  num_examples = values_TN.shape[1]
-  rng = keys.numpy_rng(seed, 'analysis/barrier')
-  means_RT = intervals.resamples(num_examples, rng) @ values_TN.T / num_examples
-  return barrier(means_RT, ts_T)
+  """`mean_barriers` of one path: (barrier, low, high)."""
+  found = mean_barriers(np.asarray(values_TN)[None], ts_T, seed)
+  return float(found['']), float(found['low']), float(found['high'])
 
 
 # Training a curve.
@@ -139,7 +146,7 @@ def train_bezier(
     batches: cycled through.
     num_steps: number of steps of Adam.
     learning_rate: at the first step.
-    rng: a key that draws t and is passed to `loss`. Equal keys give equal curves.
+    rng: a key that draws t. Equal keys give equal curves.
     show: is called as show(steps done, '').
 
   Returns: the variables of the middle.
@@ -180,12 +187,11 @@ def _bezier_step(
   optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any]:
   a, middle_stats, b = fixed
-  position_key, loss_key = jax.random.split(key)
-  t = jax.random.uniform(position_key)
+  t = jax.random.uniform(key)
 
   def loss_at_t(params):
     middle = {'params': params, 'batch_stats': middle_stats}
-    return loss(bezier_point((a, middle, b), t), batch, loss_key)
+    return loss(bezier_point((a, middle, b), t), batch)
 
   updates, opt_state = optimizer.update(jax.grad(loss_at_t)(params), opt_state, params)
   return optax.apply_updates(params, updates), opt_state
@@ -201,28 +207,3 @@ def training_batches(batches: Sequence[Batch], batch_size: int) -> list[Batch]:
   size = min(batch_size, num_examples)
   starts = range(0, num_examples - size + 1, size)
   return [{key: x[start : start + size] for key, x in examples.items()} for start in starts]
-
-
-def batch_loss(
-  variables: Variables,
-  batch: Batch,
-  key: jax.Array,
-  *,
-  model: nn.Module,
-  objective: Callable[[jax.Array, Batch], jax.Array],
-) -> jax.Array:
-  """The mean of objective(logits_BC, batch) under the batch's BatchNorm statistics; traceable.
-
-  Models without BatchNorm are applied in evaluation mode, so that they draw no dropout.
-  """
-  train = bool(variables['batch_stats'])
-
-  def logits(inputs):
-    (logits_BC, _), _ = model.apply(
-      variables, inputs, train=train, mutable=['batch_stats'], rngs={'dropout': key}
-    )
-    return logits_BC
-
-  # BatchNorm pools over the mapped axis of kdjax's steps; here that axis has length one.
-  logits_1BC = jax.vmap(logits, axis_name=models.AXIS_NAME)(batch['inputs'][None])
-  return objective(logits_1BC[0], batch).mean()

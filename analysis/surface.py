@@ -221,6 +221,17 @@ def of_params(model: nn.Module, variables: Variables) -> Forward:
   )[0]
 
 
+def batch_loss(
+  variables: Variables,
+  batch: Batch,
+  *,
+  model: nn.Module,
+  objective: Callable[[jax.Array, Batch], jax.Array],
+) -> jax.Array:
+  """The mean of objective(logits_BC, batch), for logits of `in_batch`; traceable."""
+  return objective(in_batch(variables, batch['inputs'], model=model)[0], batch).mean()
+
+
 def reestimated(variables: Variables, batches: list[Batch], model: nn.Module) -> Variables:
   """Replaces BatchNorm statistics by those pooled over `batches`, which have 'inputs'.
 

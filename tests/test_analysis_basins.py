@@ -137,7 +137,7 @@ def test_barriers_of_several_paths():
   ts_T = np.array([0, 0.5, 1])
   straight, bump = [1.0, 2.0, 3.0], [1.0, 4.0, 3.0]
   values_PTN = np.repeat(np.array([straight, bump])[..., None], 4, axis=-1)
-  found = basins.mean_barriers(values_PTN, ts_T, seed=0)
+  found = paths.mean_barriers(values_PTN, ts_T, seed=0)
   np.testing.assert_allclose(found['pairs'], [0, 2])
   np.testing.assert_allclose([found[''], found['low'], found['high']], 1)  # examples do not differ
   accuracy = {'test/accuracy': np.array([[1, 1], [0, 1], [1.0, 1]])}
@@ -146,16 +146,16 @@ def test_barriers_of_several_paths():
   assert found['test/accuracy/low'] == 0
   assert found['test/accuracy/high'] == 1
   for no_path in (np.full((2, 3, 4), np.nan), np.zeros((2, 3, 0))):
-    nothing = basins.mean_barriers(no_path, ts_T, seed=0)
+    nothing = paths.mean_barriers(no_path, ts_T, seed=0)
     assert np.isnan(nothing['']) and np.isnan(nothing['pairs']).all()
   # A missing path is left out of the mean; a NaN on a path makes the mean NaN.
   values_PTN[0] = np.nan
-  found = basins.mean_barriers(values_PTN, ts_T, seed=0)
+  found = paths.mean_barriers(values_PTN, ts_T, seed=0)
   np.testing.assert_allclose([found[''], found['pairs'][1]], 2)
   assert np.isnan(found['pairs'][0])
   values_PTN[0] = 0
   values_PTN[0, 1, 0] = np.nan
-  assert np.isnan(basins.mean_barriers(values_PTN, ts_T, seed=0)[''])
+  assert np.isnan(paths.mean_barriers(values_PTN, ts_T, seed=0)[''])
 
 
 @pytest.mark.parametrize(

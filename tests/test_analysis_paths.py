@@ -1,16 +1,13 @@
 """Paths and barriers against functions whose barriers are known."""
 
 import math
-from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from analysis import paths
-from kdjax.models import NORMS
 
 TS = np.linspace(0, 1, 11)
 
@@ -130,9 +127,8 @@ def test_an_interval_comes_from_resampled_means():
   assert np.isnan(paths.barrier_interval(values_TN, TS, seed=0)).all()
 
 
-def valley(variables, batch, key):
+def valley(variables, batch):
   """Zero on the circle whose radius is the batch's."""
-  del key
   return (jnp.sum(variables['params']['w'] ** 2) - batch**2) ** 2
 
 
@@ -163,7 +159,7 @@ def test_batches_are_cycled_and_the_ends_and_statistics_stay():
   a, b = make_variables(0), make_variables(1)
   originals = jax.tree.map(np.copy, (a, b))
 
-  def loss(variables, batch, key):
+  def loss(variables, batch):
     jax.debug.callback(lambda x: seen.append(int(x)), batch, ordered=True)
     return (variables['params']['Dense_0']['kernel'] ** 2).sum()
 
@@ -187,41 +183,3 @@ def test_training_batches_have_one_size_and_each_example_once():
   assert found[1]['labels'].tolist() == [14, 15, 16, 17]
   (found,) = paths.training_batches(given, 100)
   assert found['inputs'].tolist() == list(range(9))
-
-
-class NormAlone(nn.Module):
-  @nn.compact
-  def __call__(self, x, train):
-    return nn.Dropout(0.5, deterministic=not train)(NORMS['batch'](train)()(x)), {}
-
-
-def test_the_loss_of_a_batch_takes_its_own_statistics():
-  """Both units have variance 1, which dropout doubles, whatever statistics the variables have."""
-  inputs = np.random.default_rng(0).normal(3, 5, size=(4000, 2)).astype(np.float32)
-  stats = {'BatchNorm_0': {'mean': np.full(2, 70.0), 'var': np.full(2, 9.0)}}
-  variables = {
-    'params': {'BatchNorm_0': {'scale': np.ones(2), 'bias': np.zeros(2)}},
-    'batch_stats': stats,
-  }
-  objective = lambda logits_BC, batch: (logits_BC**2).sum(-1)
-  loss = jax.jit(partial(paths.batch_loss, model=NormAlone(), objective=objective))
-  value, again, other = (
-    loss(variables, {'inputs': inputs}, jax.random.key(seed)) for seed in (0, 0, 1)
-  )
-  assert value == pytest.approx(4, rel=0.1)
-  assert value == again
-  assert value != other
-
-
-class DropoutAlone(nn.Module):
-  @nn.compact
-  def __call__(self, x, train):
-    return nn.Dropout(0.5, deterministic=not train)(x), {}
-
-
-def test_without_batch_norm_no_dropout_is_drawn():
-  loss = partial(
-    paths.batch_loss, model=DropoutAlone(), objective=lambda logits_BC, batch: logits_BC.sum(-1)
-  )
-  variables = {'params': {}, 'batch_stats': {}}
-  assert loss(variables, {'inputs': np.ones((3, 5), np.float32)}, jax.random.key(0)) == 5

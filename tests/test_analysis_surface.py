@@ -91,13 +91,13 @@ def test_the_curvature_of_a_plane_is_the_top_eigenvalue(normed):
 
 
 def test_the_loss_of_training_is_the_same(normed):
-  """`paths.batch_loss`, on which curves are trained, has the same value and gradient."""
+  """`surface.batch_loss`, on which curves are trained, has the same value and gradient."""
   model, of, variables = normed
   (batch,), objective = of.batches('distillation'), of.objective('distillation')
   forward = surface.of_params(model, variables)
   mean_loss = curvature.MeanLoss(forward, objective, variables['params'], [batch], True)
-  loss = lambda params: paths.batch_loss(
-    variables | {'params': params}, batch, jax.random.key(0), model=model, objective=objective
+  loss = lambda params: surface.batch_loss(
+    variables | {'params': params}, batch, model=model, objective=objective
   )
   value, gradient = jax.jit(jax.value_and_grad(loss))(variables['params'])
   found = mean_loss.gradient()

@@ -270,7 +270,7 @@ def _curve_trainer(study: Study, settings: Settings) -> Callable[..., Variables]
   objective = measured.objective('distillation')
   return partial(
     paths.train_bezier,
-    partial(paths.batch_loss, model=measured.model, objective=objective),
+    partial(surface.batch_loss, model=measured.model, objective=objective),
     batches=paths.training_batches(
       measured.batches('distillation'), study.experiment.config.student.batch_size
     ),
@@ -369,7 +369,7 @@ PARTS = (
     table=drawing.table_paths,
     unavailable=pairs_unavailable,
     misnamed=misnamed_pairs,
-    version=2,
+    version=3,
   ),
   Part(
     name='layers',
