@@ -1,6 +1,5 @@
 """The definition of a part of the analysis, and what it receives: settings, saved blocks and checks."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -133,16 +132,6 @@ class Checks:
     found, expected = float(np.mean(found_N)), float(np.mean(expected_N))
     self.at_most(name, abs(found - expected) / max(1, abs(expected)), limit)
 
-  @contextlib.contextmanager
-  def recorded(self) -> Iterator[dict[str, list[float]]]:
-    """Yields a dict of what is recorded inside; what was recorded before is left out."""
-    before, self.values = self.values, {}
-    made = self.values
-    try:
-      yield made
-    finally:
-      self.values = before
-
 
 class Blocks:
   """Finished pieces of an unfinished part on disk, so that a killed run continues.
@@ -158,8 +147,11 @@ class Blocks:
     """The arrays of a piece, from disk or else from `compute()`."""
     path = self._folder / f'{key.replace(" ", "_")}.npz'
     if not path.exists():
-      with self._checks.recorded() as made:
-        arrays = compute()
+      before, self._checks.values = self._checks.values, {}
+      try:
+        arrays, made = compute(), self._checks.values
+      finally:
+        self._checks.values = before
       files.write_arrays(path, arrays | {CHECKS: np.array(json.dumps(made))})
     arrays = files.read_arrays(path)
     for name, (value, limit) in json.loads(str(arrays.pop(CHECKS))).items():

@@ -5,13 +5,11 @@ Axes: L λ, S student of one λ, Y X grid.
 """
 
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 
 from kdjax import config as config_lib
 from kdjax import intervals
-from kdjax.runtime import progress
 from kdjax.stages import student
 from kdjax.stages.experiment import Experiment
 from kdjax.train.steps import Variables
@@ -149,41 +147,20 @@ def _planes(
     for plane, run, final in zip(planes_L, runs.values(), finals, strict=True)
   ]
   xs, ys = geometry.grid(np.concatenate(places_L), settings.lambda_resolution, MARGIN)
-  surfaces = [
-    blocks.get(
-      f'plane {value!r}',
-      partial(_surface, study, measured, checks, plane, final, places[-1], xs, ys),
-    )
-    for value, plane, final, places in zip(runs, planes_L, finals, places_L, strict=True)
-  ]
+  surfaces = []
+  for value, plane, final, places in zip(runs, planes_L, finals, places_L, strict=True):
+    shared = {'plane': plane, 'batch_stats': final['batch_stats']}
+    there = measured.at(planes.build_point, shared, places[-1:], reestimate=True)
+    direct = measured.variables(final, reestimate=True)
+    planes.check_point(checks, 'students on planes', there, 0, direct)
+    name = f'plane {value!r}, row'
+    surfaces.append(planes.on_grid(study, measured, shared, xs, ys, blocks, name))
   return {
     'xs': xs,
     'ys': ys,
     'places/names': np.array(['teacher', 'random', 'initial', 'student']),
     'places/xy': np.array(places_L),
   } | {f'plane/{key}': x for key, x in stacked(surfaces).items()}
-
-
-def _surface(
-  study: Study,
-  measured: Measure,
-  checks: Checks,
-  plane: geometry.Plane,
-  final: Variables,
-  place_2: np.ndarray,
-  xs: np.ndarray,
-  ys: np.ndarray,
-) -> Arrays:
-  """All measures on a plane; checks that the final student at `place_2` is reproduced."""
-  shared = {'plane': plane, 'batch_stats': final['batch_stats']}
-  coords_P2 = geometry.grid_coords(xs, ys)
-  with progress.bar('plane', len(coords_P2), 'points') as show:
-    values = measured.at(planes.build_point, shared, coords_P2, reestimate=True, show=show)
-  there = measured.at(planes.build_point, shared, place_2[None], reestimate=True)
-  direct = measured.variables(final, reestimate=True)
-  planes.check_point(checks, 'students on planes', there, 0, direct)
-  summary = surface.summary(values, study.seed)
-  return {key: x_P.reshape(len(ys), len(xs)) for key, x_P in summary.items()}
 
 
 def _plane(

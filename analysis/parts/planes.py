@@ -44,11 +44,6 @@ def build_point(shared: dict[str, Any], xy_2: jax.Array) -> Variables:
   return {'params': params, 'batch_stats': shared['batch_stats']}
 
 
-def compute_plane(study: Study, settings: Settings, blocks: Blocks, checks: Checks) -> Arrays:
-  """Computes the plane through teacher 0 and the initial and final student, with the checkpoints."""
-  return _compute_corners(study, settings, blocks, checks, PAPER_CORNERS)
-
-
 def compute_ensemble_plane(
   study: Study, settings: Settings, blocks: Blocks, checks: Checks
 ) -> Arrays:
@@ -79,7 +74,8 @@ def compute_random_plane(
   return (
     measured.context
     | _check_corners(study, measured, shared, {'student': final}, np.zeros((1, 2)), checks)
-    | _surface(study, measured, shared, xs, xs, blocks)
+    | {'xs': xs, 'ys': xs}
+    | on_grid(study, measured, shared, xs, xs, blocks)
   )
 
 
@@ -100,7 +96,8 @@ def _compute_corners(
     path
     | measured.context
     | _check_corners(study, measured, shared, corners, places_K2, checks)
-    | _surface(study, measured, shared, xs, ys, blocks)
+    | {'xs': xs, 'ys': ys}
+    | on_grid(study, measured, shared, xs, ys, blocks)
   )
 
 
@@ -154,15 +151,21 @@ def _check_corners(
   } | {f'corners/{key}': values_K for key, values_K in summary.items()}
 
 
-def _surface(
+def on_grid(
   study: Study,
   measured: measure.Measure,
   shared: dict[str, Any],
   xs: np.ndarray,
   ys: np.ndarray,
   blocks: Blocks,
+  name: str = 'row',
 ) -> Arrays:
-  """All measures on the grid, saved row by row, with BatchNorm statistics re-estimated at each point."""
+  """All measures on the grid, (Y, X), saved row by row, with BatchNorm statistics re-estimated at each point.
+
+  Args:
+    shared: as for `build_point`.
+    name: of the blocks.
+  """
 
   def measure_row(row: int) -> Arrays:
     coords_P2 = geometry.grid_coords(xs, ys[row : row + 1])
@@ -171,8 +174,8 @@ def _surface(
     return surface.summary(values, study.seed)
 
   with progress.bar('plane', len(xs) * len(ys), 'points') as show:
-    rows = [blocks.get(f'row {row}', partial(measure_row, row)) for row in range(len(ys))]
-  return {'xs': xs, 'ys': ys} | stacked(rows)
+    rows = [blocks.get(f'{name} {row}', partial(measure_row, row)) for row in range(len(ys))]
+  return stacked(rows)
 
 
 def start_unavailable(study: Study) -> str | None:
@@ -296,7 +299,7 @@ PARTS = (
     title='Plane through teacher, initial and final student',
     answers='are student and teacher in one basin of the plane through both (paper, Figure 6c)?',
     reads=('num_examples', 'resolution'),
-    compute=compute_plane,
+    compute=partial(_compute_corners, names=PAPER_CORNERS),
     draw=draw_plane,
     caption=caption_plane,
     table=table_plane,

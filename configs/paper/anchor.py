@@ -23,8 +23,7 @@ LAMBDAS = (0.0, 0.5)
 
 def get_config(arg: str = '') -> ConfigDict:
   base.check_argument(arg, 'smoke')
-  config = recipes.cifar100(arg, depth=20, num_members=1)
-  config.model.norm = 'layer'
+  config = recipes.cifar100(arg, depth=20, num_members=1, norm='layer')
   config.evaluation.independent_seed = None
   if not arg:
     config.dataset.name = 'cifar10'

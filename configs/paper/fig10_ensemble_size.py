@@ -24,9 +24,7 @@ PAPER = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  config = recipes.cifar100(arg)
-  config.student.temperature = 1.0
-  return config
+  return recipes.cifar100(arg, temperature=1.0)
 
 
 def get_sweep(arg: str = '') -> Sweep:

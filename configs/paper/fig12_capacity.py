@@ -20,10 +20,7 @@ SAME, LARGE = 'student as the teacher', 'larger student'
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  config = recipes.cifar100(arg)
-  if arg:
-    config.teacher.num_members = 1
-  return config
+  return recipes.cifar100(arg, num_members=1 if arg else 5)
 
 
 def get_sweep(arg: str = '') -> Sweep:

@@ -22,9 +22,7 @@ PAPER = {1: (72.6, 72.4), 3: (77.2, 76.4), 5: (78.5, 77.5)}  # agreement at the 
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  config = recipes.cifar100(arg)
-  config.student.temperature = 1.0
-  return config
+  return recipes.cifar100(arg, temperature=1.0)
 
 
 def get_sweep(arg: str = '') -> Sweep:

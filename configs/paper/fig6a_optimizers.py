@@ -30,8 +30,7 @@ PAPER = recipes.values('SGD', (300, 5000), (78.95, 83.3))
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  config = recipes.cifar100(arg, depth=20, num_members=1)
-  config.model.norm = 'layer'
+  config = recipes.cifar100(arg, depth=20, num_members=1, norm='layer')
   config.student.weight_decay = 0.0
   config.predictions.num_views = max(NUM_EPOCHS[arg])  # fresh augmentation throughout
   if not arg:

@@ -32,9 +32,7 @@ CONFIGURED, SCALED = 'rate as configured', 'rate times 1 − λ'
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  config = recipes.cifar100(arg, depth=20, num_members=1)
-  config.model.norm = 'layer'
-  return config
+  return recipes.cifar100(arg, depth=20, num_members=1, norm='layer')
 
 
 def get_sweep(arg: str = '') -> Sweep:

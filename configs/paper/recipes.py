@@ -52,13 +52,20 @@ def gan(num_images: int) -> dict[str, object]:
 DISTILLATION_DATA['GAN'] = gan(NUM_SYNTHETIC)
 
 
-def cifar100(size: str = '', depth: int = 56, num_members: int = 5) -> ConfigDict:
+def cifar100(
+  size: str = '',
+  depth: int = 56,
+  num_members: int = 5,
+  temperature: float = 4.0,
+  norm: str = 'batch',
+) -> ConfigDict:
   """The paper's recipe (Appendix A) for CIFAR-100, in a size of SIZES. base.py has it for CIFAR-10."""
   base.check_argument(size, *SIZES)
   config = base.get_config()
   config.dataset.name = 'cifar100'
-  config.model.depth = depth
+  config.model.depth, config.model.norm = depth, norm
   config.teacher.num_members = num_members
+  config.student.temperature = temperature
   config.update_from_flattened_dict(SIZES[size])
   return config
 
