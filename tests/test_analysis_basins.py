@@ -214,15 +214,6 @@ def test_directions_from_a_known_hessian(tmp_path):
   np.testing.assert_allclose(norms_F / norms_F[0], expected_F / expected_F[0], rtol=1e-5)
 
 
-def test_moving_along_a_direction():
-  origin = {'a': np.array([1.0, 1.0], np.float32), 'b': np.zeros(1, np.float32)}
-  direction = {'a': np.array([1.0, 0.0]), 'b': np.zeros(1)}
-  there = basins.moved(origin, direction, 3)
-  np.testing.assert_array_equal(there['a'], np.array([4, 1], np.float32))
-  there['b'] += 4
-  assert geometry.distance(there, origin) == 5
-
-
 def test_forks(study, tmp_path):
   assert trained_by(FORKS, study) == [
     ('forks: 1 of 1 from step 0', 34),

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, copied
 
-from analysis import runner, runs
-from analysis.part import Settings
+from analysis import runs
 from analysis.parts import PARTS
-from kdjax.errors import ConfigError
 from kdjax.runtime import files
 from tests import launched
 
@@ -102,18 +100,3 @@ def test_wrong_flags_get_one_clear_error(tmp_path: pathlib.Path):
   ):
     assert message in done.stderr
   assert 'Traceback' not in done.stderr
-
-
-def test_all_missing_networks_are_reported(analysed):
-  study, _ = analysed
-  corners, pairs = ('teacher 2', 'student', 'sibling'), ('teacher 0: student', 'student:nobody')
-  with pytest.raises(ConfigError) as error:
-    runner.prepare(study, Settings(corners=corners, pairs=pairs))
-  in_pairs, of_corners = sorted(error.value.problems)[::-1]
-  assert of_corners == (
-    '--corners = teacher 2,student,sibling: allowed: three different ones of initial, student, '
-    'teacher 0, teacher 1, sibling'
-  )
-  assert in_pairs.startswith(
-    "--pairs: 'student:nobody': allowed: 'all', or two different ones of initial, student, "
-  )

@@ -73,18 +73,6 @@ def test_one_layer_of_the_other_end():
   assert_equal(found['batch_stats'], a['batch_stats'])
 
 
-def test_a_convex_loss_has_no_barrier():
-  ends = point(-3, 1), point(1, 5)
-  values_T = along(lambda w: (w**2).sum(), paths.line_point, ends)
-  assert values_T.max() > values_T[5] + 5
-  assert paths.barrier(values_T, TS) == 0
-
-
-def test_the_barrier_of_a_double_well_is_its_height():
-  values_T = along(lambda w: (w[0] ** 2 - 1) ** 2, paths.line_point, (point(-1), point(1)))
-  assert paths.barrier(values_T, TS) == pytest.approx(1, abs=1e-6)
-
-
 def test_a_barrier_is_above_the_line_between_unequal_ends():
   # 4 t (1 − t) has height 1 in the middle, whatever line is added.
   values_T = 4 * TS * (1 - TS) + 7 * TS - 2

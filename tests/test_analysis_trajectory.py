@@ -181,13 +181,6 @@ def test_descent_on_a_round_quadratic_goes_straight_to_its_minimum():
     np.testing.assert_allclose(found, [[1] * 4, [-1] * 4], atol=1e-12)
 
 
-def test_descent_on_a_long_quadratic_does_not_go_straight():
-  # f = (x² + 9 y²) / 2 at (1, 1): −∇f = (−1, −9); to the minimum (−1, −1): cos = 10 / √(82 · 2).
-  gradients = [of([1, 9])] * 3
-  values_KL, _ = trajectory.descent_cosines(gradients, [of([-1, -1])], trajectory.gram(gradients))
-  np.testing.assert_allclose(values_KL, 10 / math.sqrt(164))
-
-
 def test_the_cosine_is_that_of_the_mean_gradient_and_nan_at_the_target():
   gradients = [of([-1, 3]), of([-1, -3]), of([-1, 0])]  # mean (−1, 0)
   values_KL, without_BKL = trajectory.descent_cosines(

@@ -2,9 +2,6 @@
 
 import copy
 import functools
-import os
-import subprocess
-import sys
 
 from conftest import ROOT
 
@@ -273,20 +270,3 @@ def test_a_higher_artefact_version_changes_every_fingerprint(monkeypatch):
   monkeypatch.setattr(fingerprints_lib, 'ARTEFACT_VERSION', fingerprints_lib.ARTEFACT_VERSION + 1)
   after = fingerprints(load())
   assert not set(before.values()) & set(after.values())
-
-
-def test_fingerprints_are_the_same_in_another_process():
-  script = (
-    'from kdjax import config\n'
-    f'this, _ = config.load({DIGITS!r})\n'
-    'print(config.teacher_fingerprint(this), config.predictions_fingerprint(this), '
-    'config.student_fingerprint(this))'
-  )
-  printed = subprocess.run(
-    [sys.executable, '-c', script],
-    env=os.environ | {'PYTHONHASHSEED': '1', 'PYTHONPATH': str(ROOT)},  # ours is another
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
-  assert printed.split() == list(fingerprints(load(spec=DIGITS)).values())
