@@ -19,6 +19,7 @@ from kdjax import metrics, models
 from kdjax.predictions.teachers import ensemble
 from kdjax.stages import predictions, student
 from kdjax.stages.experiment import Experiment
+from tests import drawn
 
 PARTS = {part.name: part for part in maps.PARTS}
 
@@ -118,13 +119,7 @@ def test_members_of_another_ensemble_fail_a_check(study, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', list(PARTS))
 def test_every_part_draws_and_describes_itself(name, results):
-  figure = PARTS[name].draw(results[name])
-  figure.canvas.draw()
-  assert all(axes.get_xlabel() or axes.get_ylabel() or axes.images for axes in figure.axes)
-  rows = PARTS[name].table(results[name])
-  assert len({len(row) for row in rows}) == 1
-  assert not any('nan' in cell for row in rows for cell in row)
-  assert PARTS[name].caption(results[name]).endswith('.')
+  drawn.check(PARTS[name], results[name])
 
 
 def test_parts_say_what_they_lack(study, tmp_path, monkeypatch):

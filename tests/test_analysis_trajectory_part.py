@@ -30,7 +30,7 @@ from kdjax import intervals, losses
 from kdjax.stages import student
 from kdjax.stages.experiment import Experiment
 from kdjax.train import devices, steps
-from tests import small_network
+from tests import drawn, small_network
 
 SETTINGS = Settings(num_examples=96, gradient_batches=4, alignment_restarts=0, alignment_steps=0)
 BATCH_SIZE = 48  # of tiny_config's student
@@ -325,13 +325,7 @@ def test_gradients_have_the_temperature_of_their_step(study, networks, tmp_path,
 
 @pytest.mark.parametrize('name', list(PARTS))
 def test_every_part_draws_and_describes_itself(name, results):
-  figure = PARTS[name].draw(results[name])
-  figure.canvas.draw()
-  assert all(axes.get_xlabel() or axes.get_ylabel() or axes.images for axes in figure.axes)
-  rows = PARTS[name].table(results[name])
-  assert len({len(row) for row in rows}) == 1
-  assert not any('nan' in cell for row in rows for cell in row)
-  assert PARTS[name].caption(results[name]).endswith('.')
+  drawn.check(PARTS[name], results[name])
 
 
 def test_the_figure_of_gradients_marks_intervals_without_zero(results):
