@@ -21,7 +21,7 @@ if __name__ == '__main__' and sys.argv[2] == 'reference':
   jax.random.bernoulli = lambda key, p, shape: _bernoulli(key, np.float32(p), shape)
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ class Case:
   name: str
   shape: tuple[int, ...]  # of the inputs, with the batch
   norm: str = 'batch'
-  products: tuple[str, ...] = ('hvp',)  # with which matrices
+  programs: tuple[str, ...] = ('step', 'hvp')  # beside predictions and activations
 
   def section(self, dtype: str) -> ConfigDict:
     section = {'name': self.name, 'depth': 8, 'width': 4, 'norm': self.norm, 'dtype': dtype}
@@ -59,19 +59,19 @@ class Case:
 
 # The smallest that take all ways through the models: batches large enough for gradients in parts.
 CASES = [
-  Case('resnet', (16, 16, 16, 3), products=('hvp', 'gvp')),
-  Case('resnet', (16, 16, 16, 3), 'layer'),
-  Case('lenet', (16, 16, 16, 1)),
-  Case('vgg', (16, 16, 16, 3)),
+  Case('resnet', (8, 16, 16, 3), programs=('step', 'hvp', 'gvp')),
+  Case('resnet', (8, 16, 16, 3), 'layer'),
+  Case('lenet', (8, 16, 16, 1)),
+  Case('vgg', (8, 16, 16, 3)),
   Case('resnet50', (8, 16, 16, 3)),
-  Case('bilstm', (16, 12), products=('hvp', 'gvp')),
+  Case('bilstm', (16, 12), programs=('step', 'hvp', 'gvp')),
 ]
 # XLA's optimisations take minutes to compile all. Without KDJAX_COMPILER=all, only these are compiled:
-# (model, norm, dtype) → the matrices whose products are.
+# (model, norm, dtype) → its programs. In the product with the Hessian is the gradient in float32, too.
 QUICK = {
-  ('resnet', 'batch', 'float32'): (),
-  ('lenet', 'batch', 'float32'): ('hvp', 'gvp'),
-  ('lenet', 'batch', 'bfloat16'): (),
+  ('resnet', 'batch', 'float32'): ('step',),
+  ('lenet', 'batch', 'float32'): ('hvp',),
+  ('lenet', 'batch', 'bfloat16'): ('step',),
 }
 EVERYTHING = os.environ.get('KDJAX_COMPILER') == 'all'
 
@@ -87,10 +87,10 @@ def main(out: str, as_reference: bool) -> None:
       if not EVERYTHING and key not in QUICK:
         continue
       if programs is None or not as_reference:  # the reference's have 64 bits, whatever the dtype
-        chosen = case if EVERYTHING else dataclasses.replace(case, products=QUICK[key])
-        programs = Programs(chosen, 'float32' if as_reference else dtype)
+        programs = Programs(case, 'float32' if as_reference else dtype)
+      chosen = case.programs if EVERYTHING else QUICK[key]
       runs = [
-        dict(programs.results(_move(dtype, run, as_reference), dtype))
+        dict(programs.results(_move(dtype, run, as_reference), dtype, chosen))
         for run in range(1 + NUM_MOVED * as_reference)
       ]
       for name in runs[0]:
@@ -133,8 +133,12 @@ class Programs:
     self._step = devices.parallel(step, num_sharded=2)
     predict = partial(steps.predict_step, model=self._model, view=_view)
     self._predict = devices.parallel(predict, sharded_output=True)
+    # Those of all weights, moved or not, so that each product is compiled once.
+    dtype = np.int32 if case.name in models.TAKES_TOKENS else np.float32
+    self._shapes = models.shapes(self._model, jax.random.key(0), case.shape[1:], dtype)
+    self._forward = surface.of_params(self._model, self._shapes)
 
-  def results(self, move: Move, dtype: str) -> Results:
+  def results(self, move: Move, dtype: str, chosen: Sequence[str]) -> Results:
     rng = np.random.default_rng(0)
     inputs = self._inputs(rng, move)
     batch = {
@@ -142,14 +146,19 @@ class Programs:
       'labels': rng.integers(0, CLASSES, len(inputs)).astype(np.int32),
       'weights': move(np.ones(len(inputs))),
     }
-    init = partial(models.init, self._model, input_shape=inputs.shape[1:], dtype=inputs.dtype)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    members = [_variables(shapes, rng, move) for _ in range(MEMBERS)]
+    members = [_variables(self._shapes, rng, move) for _ in range(MEMBERS)]
     teacher_BC = move(np.log(rng.dirichlet(np.ones(CLASSES), len(inputs))))
-    yield from self._trained(members[0], batch, teacher_BC)
+    if 'step' in chosen:
+      yield from self._trained(members[0], batch, teacher_BC)
     if dtype == 'float32':
       yield from self._predicted(members, batch)
-      yield from self._analysed(members[0], batch, rng, move)
+      mean_loss = curvature.MeanLoss(self._forward, _nll, members[0]['params'], [batch])
+      vector_P = move(rng.normal(size=mean_loss.num_parameters))
+      for product in {'hvp', 'gvp'}.intersection(chosen):
+        yield product, getattr(mean_loss, product)(vector_P)
+      spec = permutations.spec_for(self._model, members[0]['params'])
+      units = activations.group_activations(self._model, members[0], inputs, spec)
+      yield from _flat('activations', units)
 
   def _inputs(self, rng: np.random.Generator, move: Move) -> np.ndarray:
     if self._case.name not in models.TAKES_TOKENS:
@@ -176,16 +185,6 @@ class Programs:
     )
     yield 'logits', logits_MBC
     yield 'ensemble', np.asarray(_ensemble(logits_MBC))
-
-  def _analysed(self, variables: Any, batch: Any, rng: np.random.Generator, move: Move) -> Results:
-    forward = surface.of_params(self._model, variables)
-    mean_loss = curvature.MeanLoss(forward, _nll, variables['params'], [batch])
-    vector_P = move(rng.normal(size=mean_loss.num_parameters))
-    for product in self._case.products:
-      yield product, getattr(mean_loss, product)(vector_P)
-    spec = permutations.spec_for(self._model, variables['params'])
-    units = activations.group_activations(self._model, variables, batch['inputs'], spec)
-    yield from _flat('activations', units)
 
 
 def _view(seed: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:

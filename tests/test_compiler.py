@@ -1,7 +1,7 @@
 """The results of XLA with its optimisations, as users run it. All other tests run without them.
 
-By default a ResNet and LeNet are compared (`compiled.QUICK`). KDJAX_COMPILER=all compares every model, norm
-and dtype, and compiles for minutes.
+By default some results of a ResNet and LeNet are compared (`compiled.QUICK`). KDJAX_COMPILER=all compares all
+of every model, norm and dtype, and compiles for minutes.
 
 For each set of flags, a process runs `tests/compiled.py`: a training step (loss, gradient, statistics),
 predictions and their ensemble, products with the Hessian and the generalised Gauss-Newton matrix, and the
