@@ -14,6 +14,7 @@ import kdjax
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
+  '--config.model.name=own:Linear',
   '--config.dataset.num_train=100',
   '--config.teacher.examples=()',
   '--config.predictions.examples=()',
@@ -23,6 +24,16 @@ TINY = [
   '--config.student.num_epochs=1',
   '--config.evaluation.independent_seed=None',
 ]
+OWN = """
+import flax.linen as nn
+
+class Linear(nn.Module):  # compiles in a fraction of a ResNet's time
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+"""
 BUILD = 'import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])'
 # The command `kdjax`; first it says where the package is.
 COMMAND = 'import kdjax; print(kdjax.__file__); from kdjax.interface.command_line import run; run()'
@@ -62,6 +73,7 @@ def test_an_experiment_and_the_analysis_run_from_the_wheel(wheel, tmp_path):
   own = tmp_path / 'project' / 'configs'
   own.mkdir(parents=True)
   (own / '__init__.py').write_text('raise SystemExit("a foreign configs package")')
+  (own.parent / 'own.py').write_text(OWN)
   place = {'cwd': own.parent, 'env': os.environ | {'PYTHONPATH': str(target)}}
   assert 'paper/fig6b_lambda' in python('-c', COMMAND, '--help', **place)
   workdir = tmp_path / 'workdir'
