@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
   config.student.keep_checkpoints = (0.0, 0.5)
   config.training.num_logs = 10
   config.training.num_evals = 4
-  config.training.num_checkpoints = 4
+  config.training.num_checkpoints = 2
   config.evaluation.independent_seed = None
   config.evaluation.num_bootstrap = 50
   config.evaluation.batch_size = 64
