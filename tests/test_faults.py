@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from conftest import copied
 
 from kdjax.interface import commands
 from kdjax.stages import pipeline
@@ -15,9 +16,10 @@ needs_mount = pytest.mark.skipif(
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
+def workdir(finished, tmp_path_factory):
   """An undisturbed run. Later runs draw no report."""
   folder = tmp_path_factory.mktemp('undisturbed') / 'run'
+  copied(finished, folder)
   assert workdirs.attempt(folder) is None
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(workdirs, 'RUN', [name for name in pipeline.STAGES if name != 'report'])

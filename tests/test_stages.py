@@ -35,6 +35,8 @@ def get_config():
   config.predictions.num_views = 2
   config.student.num_epochs = 2
   config.student.keep_checkpoints = ()
+  config.training.num_checkpoints = 2
+  config.training.num_evals = 1
   return config
 
 
