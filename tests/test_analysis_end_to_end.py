@@ -2,14 +2,12 @@
 
 import html
 import json
-import os
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, copied
+from conftest import copied
 
 from analysis import runs
 from analysis.parts import PARTS
@@ -28,13 +26,7 @@ FLAGS = [f'--parts={",".join(CHOSEN)}', '--train=cheap', f'--corners={CORNERS}']
 def analysed(finished, tmp_path_factory) -> tuple[runs.Study, subprocess.CompletedProcess]:
   workdir = tmp_path_factory.mktemp('analysed')
   copied(finished, workdir)
-  done = subprocess.run(  # the command itself; the other tests use a faster start
-    [sys.executable, '-m', 'analysis', workdir, *FLAGS],
-    cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-  )
+  done = launched.analyse(str(workdir), *FLAGS)  # test_package.py has the command itself
   assert done.returncode == 0, done.stderr
   return runs.load(workdir), done
 
