@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax import data
+from kdjax.config import base
 from kdjax.gan import steps as gan_steps
 from kdjax.stages import gan
 from kdjax.train import devices
@@ -18,7 +19,8 @@ NUM_STEPS, NUM_SAMPLES = 3, 100
 
 
 def section(**fields) -> ConfigDict:
-  """A small `gan` section."""
+  """A small `gan` section; that of a run is the same, so that both share their programs."""
+  section = base.get_config().gan
   defaults = {
     'num_steps': 150,
     'batch_size': 16,
@@ -31,7 +33,8 @@ def section(**fields) -> ConfigDict:
     'flip': False,
     'num_samples': NUM_SAMPLES,
   }
-  return ConfigDict(defaults | fields)
+  section.update(defaults | fields)
+  return section
 
 
 def random_split(num_examples: int = 30) -> data.Split:
