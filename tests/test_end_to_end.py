@@ -133,13 +133,15 @@ def test_real_cifar10(tmp_path, monkeypatch):
     'dataset.data_dir': str(DATA),
     'dataset.num_train': None,
     'dataset.num_test': None,
-    'model.name': 'lenet',
+    'model.name': 'tests.small_network:Small',
     'teacher.num_members': 1,
     'teacher.num_epochs': 1,
     'student.num_epochs': 1,
     'predictions.num_views': 2,
     'evaluation.independent_seed': None,
     'evaluation.batch_size': 100,
+    'training.num_evals': 1,
+    'training.num_checkpoints': 1,
   }
   config.update_from_flattened_dict(fields)
   run = pipeline.run(config, epath.Path(tmp_path), [name for name in STAGES if name != 'report'])

@@ -144,6 +144,7 @@ def test_the_examples_of_the_documentation_fit(tmp_path):
   config.student.loss, config.student.loss_options = 'hints:cosine', {'weight': 3.0}
   config.predictions.mode, config.evaluation.independent_seed = 'online', None
   config.teacher.num_epochs = config.student.num_epochs = 1
+  config.training.num_evals = config.training.num_checkpoints = 1
   validation.check(config, 1)
   run = pipeline.run(config, epath.Path(tmp_path), ['teachers', 'student', 'evaluation'])
   assert 0 < evaluation.result(run)['splits']['test']['fidelity']['predictive_kl'] < 5
