@@ -261,7 +261,7 @@ def test_texts_and_images_have_different_models(field):
 
 
 def test_cka_needs_a_feature_that_both_models_have():
-  fields = {'student.model.name': 'lenet', 'evaluation.num_cka_examples': 10}
+  fields = {'model.depth': 8, 'student.model.name': 'lenet', 'evaluation.num_cka_examples': 10}
   (problem,) = problems_of(load(fields=fields))
   assert problem.startswith('evaluation.num_cka_examples = 10: resnet has the features pooled, ')
   assert problem.endswith('and lenet conv1, conv2, dense1, dense2: none in common; allowed: 0')
