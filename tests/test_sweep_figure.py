@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -224,3 +225,17 @@ def test_a_file_is_what_savefig_writes_and_later_files_keep_the_layout():
     ours.axes[0].set_xlabel('three\nmore\nlines')
     figures.image(ours, 'svg')
     assert ours.axes[0].get_position().bounds == place
+
+
+def test_one_name_with_long_labels_has_room():
+  """Where panels do not fit, Matplotlib leaves the layout out and warns, which is an error here."""
+  panels = [
+    Panel(AGREEMENT, 'agreement, last epoch in train mode (%)', 100),
+    *(Panel(f'{AGREEMENT}.{i}', 'agreement, distillation data (%)') for i in range(3)),
+  ]
+  points = [Point({}, 'ResNet-8, width 16', series) for series in ('same', 'larger')]
+  sweep = Sweep('Figure 12', 'teacher', points, panels, trials=2)
+  rows = sweep_lib.summarise(sweep, {i: PAIRED[i] for i in range(4)})
+  with figures.style(sweep.title), warnings.catch_warnings():
+    warnings.simplefilter('error')
+    figures.image(sweep_figure.draw(sweep, rows), 'png')

@@ -12,9 +12,9 @@ teachers have memorised, gives higher accuracy, lower fidelity and worse calibra
 best. Agreement on the distillation data is the middle panel of Figure 5. If both halves of Figure 4 share a
 --workdir, the second finds its three teachers trained.
 
-`:small` was not run yet. Its teachers take as many steps on 2,500 images as those of the other figures on 5,000.
-The effect on accuracy needs teachers that have memorised D0, which was not measured: with LayerNorm, teachers of
-5,000 images classify 47 to 49 % of them correctly.
+`:small` was run (docs/results.md). Its teachers take as many steps on 2,500 images as those of the other figures on
+5,000, and have memorised D0 only in part: they classify 68 to 72 % of its augmented images correctly, and 51 to 54 % of
+the test set. Students of both halves take twice as many steps as the others. `:small_temperature` was not run.
 """
 
 from collections.abc import Sequence

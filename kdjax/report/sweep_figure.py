@@ -37,6 +37,7 @@ MAX_COLUMNS = 3  # of panels
 PANEL_INCHES = (3.7, 3.1)
 LABEL_LETTERS = 30  # in a line of an axis label
 PAPER_POINTS = 8  # size of the text in a figure for a paper
+MIN_LINES = 2.4  # height of a panel with names on its axis, in lines; with less the labels do not fit
 PAPER_SCALE, PAPER_COLUMNS = 0.7, 2  # scale and columns of its panels: 5.2 inches in all
 MARGIN = 0.06  # beside the first and the last x, as a fraction of their distance
 WIDE = 12  # the ratio of largest to smallest positive x above which the x axis is logarithmic
@@ -229,7 +230,7 @@ def _size_inches(sweep: Sweep, num_rows: int, num_columns: int) -> tuple[float, 
   if not sweep_lib.is_categorical(sweep):
     return width * num_columns, height * num_rows + 0.3
   names = sweep_lib.x_values(sweep)
-  lines = len(names) * max(1, 0.6 * len(sweep_lib.series_names(sweep)))
+  lines = max(MIN_LINES, len(names) * max(1, 0.6 * len(sweep_lib.series_names(sweep))))
   return (
     0.8 * width * num_columns + 0.09 * max(map(len, names)),
     max(2.4, 0.36 * lines * num_rows + 0.7 * num_rows + 0.5),
