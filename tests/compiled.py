@@ -133,7 +133,7 @@ class Programs:
     self._step = devices.parallel(step, num_sharded=2)
     predict = partial(steps.predict_step, model=self._model, view=_view)
     self._predict = devices.parallel(predict, sharded_output=True)
-    # Those of all weights, moved or not, so that each product is compiled once.
+    # Shapes are the same for all weights, moved or not, so each product is compiled once.
     dtype = np.int32 if case.name in models.TAKES_TOKENS else np.float32
     self._shapes = models.shapes(self._model, jax.random.key(0), case.shape[1:], dtype)
     self._forward = surface.of_params(self._model, self._shapes)
