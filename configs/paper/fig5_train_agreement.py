@@ -8,9 +8,9 @@ The paper (CIFAR-100, ResNet-56): near 100 % agreement on plain distillation dat
 vertical flip or jitter, and 60 % with all three (m = 1). The left panel shows the students of `fig1_gan.py`, the
 middle one those of `fig4_recycling.py`. Both files have the same measure and claims about it.
 
-`:small` was run (docs/results.md). Its baseline reaches 79.3 %, not 100 %: students have not memorised the data after 40
-epochs, nor teachers (`recipes.py`). Effects are 3 to 6 points, in place of the paper's 15 to 40. Longer training was not
-tried.
+`:small` was run (docs/results.md). Its baseline reaches 79.3 %, not 100 %: after 40 epochs neither students nor
+teachers have memorised the data (`recipes.py`). Effects are 3 to 6 points, in place of the paper's 15 to 40. Longer
+training was not tried.
 """
 
 from ml_collections import ConfigDict

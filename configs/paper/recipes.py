@@ -80,9 +80,9 @@ def cifar100(
 #   71.7 % of independent students and 100 %. Chance is 10 %.
 # - Unlike in the paper, the teacher has not memorised its training set: its accuracy is 48 to 49 % on the augmented
 #   training images and 42 to 44 % on the test set, so its predictions are flatter.
-# Most figures have BatchNorm. In Figure 5 (four trials) its teachers get 60 to 63 % of the augmented training images and 56 %
-# of the test set right. At τ = 1 agreement on the test set changes by −0.2 to 0.4 points in the last 8 of 40 epochs, and
-# by up to 1.1 where the data are hardest.
+# Most figures have BatchNorm. In Figure 5 (four trials) its teachers classify 60 to 63 % of the augmented training images
+# and 56 % of the test set correctly. At τ = 1 agreement on the test set changes by −0.2 to 0.4 points in the last 8 of
+# 40 epochs, and by up to 1.1 where the data are hardest.
 SMOKE = {
   'dataset.name': 'cifar10',
   'dataset.num_train': 4000,
