@@ -21,6 +21,7 @@ ROOT = epath.Path(__file__).parents[2]
 SMALL = (
   'fig1_gan.py:small',
   'fig2_mnist.py:small',
+  'fig2_mnist.py:small_steps',
   'fig3_data.py:small',
   'fig4_recycling.py:small',
   'fig4_recycling.py:small_temperature',
