@@ -78,12 +78,11 @@ def feature_problems(config: ConfigDict, description: data.Description) -> Itera
 def _shapes(config: ConfigDict, description: data.Description) -> dict[str, Shapes]:
   """{'student', 'teacher': the shapes of the model's features for two examples}."""
   sections = {'student': fields.student_model(config), 'teacher': config.model}
-  dtype = 'float32' if description.vocabulary_size is None else 'int32'
   return {
     role: models.feature_shapes(
       models.build(section, description.num_classes, description.vocabulary_size),
       description.input_shape,
-      dtype,
+      description.input_dtype,
     )
     for role, section in sections.items()
   }

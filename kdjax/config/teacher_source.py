@@ -118,9 +118,10 @@ def _function_problems(
     yield _too_few(wanted, f'{field} = {source!r}', len(members))
   rng, shape = np.random.default_rng(0), (NUM_SHOWN, *description.input_shape)
   if description.vocabulary_size is None:
-    inputs_BX = rng.uniform(-1, 1, shape).astype(np.float32)
+    inputs_BX = rng.uniform(-1, 1, shape)
   else:
-    inputs_BX = rng.integers(1, description.vocabulary_size, shape).astype(np.int32)
+    inputs_BX = rng.integers(1, description.vocabulary_size, shape)
+  inputs_BX = inputs_BX.astype(description.input_dtype)
   # PyTorch takes no negative strides.
   batches = inputs_BX, inputs_BX[::-1].copy(), inputs_BX[:-1]
   for i, member in enumerate(members[:wanted]):

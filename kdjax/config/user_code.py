@@ -63,7 +63,6 @@ def problems(config: ConfigDict, description: data.Description) -> list[str]:
 
 
 def _model_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
-  dtype = jnp.float32 if description.vocabulary_size is None else jnp.int32
   sections = {'model': config.model, 'student.model': fields.student_model(config)}
   for field, section in sections.items():
     is_another = field == 'model' or section != config.model
@@ -71,7 +70,11 @@ def _model_problems(config: ConfigDict, description: data.Description) -> Iterat
       arguments = description.num_classes, description.vocabulary_size
       model = models.build(section, *arguments, field=field)
       reason = user.problem(
-        model, description.num_classes, description.input_shape, dtype, jax.device_count()
+        model,
+        description.num_classes,
+        description.input_shape,
+        description.input_dtype,
+        jax.device_count(),
       )
       if reason is not None:
         yield f'{field}.name = {section.name!r}: {reason}'
@@ -98,14 +101,14 @@ def _augmentation_problems(config: ConfigDict, description: data.Description) ->
 
 def _optimizer_problems(config: ConfigDict, description: data.Description) -> Iterator[str]:
   models_of = {'teacher': config.model, 'student': fields.student_model(config)}
-  dtype = jnp.float32 if description.vocabulary_size is None else jnp.int32
   for section, model in models_of.items():
     name = config[section].optimizer
     if not plugins.is_dotted(name):
       continue
     made = optimizers.make_optimizer(config[section], num_steps=10)
     module = models.build(model, description.num_classes, description.vocabulary_size)
-    params = models.shapes(module, jax.random.key(0), description.input_shape, dtype)['params']
+    inputs = description.input_shape, description.input_dtype
+    params = models.shapes(module, jax.random.key(0), *inputs)['params']
 
     def step(params: Any, made: Any = made) -> tuple[Any, Any, Any]:
       start = made.init(params)

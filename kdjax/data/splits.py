@@ -63,6 +63,11 @@ class Description:
   def num_classes(self) -> int:
     return len(self.class_names)
 
+  @property
+  def input_dtype(self) -> type:
+    """The dtype of a model's inputs: int32 for tokens, float32 for images."""
+    return np.float32 if self.vocabulary_size is None else np.int32
+
 
 def split_sizes(config: ConfigDict, description: Description) -> dict[str, int]:
   """Examples in 'train', 'test' and, where it is not empty, 'val'."""

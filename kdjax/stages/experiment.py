@@ -116,7 +116,7 @@ class Experiment:
       self.config.training,
       models.build(model, description.num_classes, description.vocabulary_size),
       description.input_shape,
-      np.float32 if description.vocabulary_size is None else np.int32,
+      description.input_dtype,
       num_examples,
       provenance,
     )
