@@ -7,7 +7,8 @@
 A point is written 'SERIES, X', or 'X' if the sweep has one series. For the student of each point and trial, the
 command runs the parts of `python -m analysis` that MEASURES need; none of them trains, and finished ones are skipped.
 It writes OUT/measures.csv, with a row for each measure, point and trial, and figures of the first trial as
-PART_PLACE.png. `--parts` names their parts; one that trains, such as forks, must be finished before.
+PART_PLACE.png. `--parts` names their parts. One that trains, such as forks, must be finished before for each student;
+if forks is named, its measures are included for all trials.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from kdjax.runtime import xla_flags
 
 xla_flags.set_flags()  # before JAX is imported
 
+import numpy as np
 from etils import epath
 
 from kdjax import config as config_lib
@@ -81,7 +83,17 @@ def _curvature(text: str, unit: str, part: str, key: str) -> Measure:
   return Measure(text, unit, part, lambda arrays: arrays[f'student/distillation/{key}'].flat[0])
 
 
-RAW, ALIGNED = 'as they are', 'aligned'
+def _forks(text: str, unit: str, key: str, fraction: float) -> Measure:
+  """A mean over pairs of the ends of continuations from a fraction of training, in percent."""
+
+  def value(arrays: Arrays) -> float:
+    (places,) = np.nonzero(np.isclose(arrays['fractions'], fraction))
+    return 100 * arrays[key][places[0]] if len(places) else math.nan
+
+  return Measure(f'{text}, continuations from {fraction:.0%}', unit, FORKS, value)
+
+
+RAW, ALIGNED, FORKS = 'as they are', 'aligned', 'forks'
 MEASURES = (
   _fidelity('agreement, distillation data', '%', 'distillation/top1_agreement', 100),
   _fidelity('agreement, test', '%', 'test/top1_agreement', 100),
@@ -96,6 +108,15 @@ MEASURES = (
   _curvature('sharpness', 'nats', 'curvature', 'sharpness'),
   _curvature('trace of the Hessian', 'nats', 'curvature_traces', 'hessian/trace'),
   _curvature('mismatch ‖H − G‖ / ‖G‖', '', 'curvature_traces', 'mismatch'),
+  *(
+    _forks(text, unit, key, fraction)
+    for text, unit, key in (
+      ('barrier of the test accuracy', 'points', 'barrier/test/accuracy'),
+      ('agreement of two ends, test', '%', 'agreement'),
+      ('mismatches that another end repeats, test', '%', 'repeated'),
+    )
+    for fraction in (0.0, 0.25)
+  ),
 )
 
 
@@ -143,14 +164,17 @@ def _name(point: sweep_lib.Point) -> str:
 
 
 def measure(
-  study: runs.Study, settings: Settings, figures: Sequence[str] = ()
+  study: runs.Study,
+  settings: Settings,
+  measures: Sequence[Measure] = MEASURES,
+  figures: Sequence[str] = (),
 ) -> dict[Measure, float]:
   """The measures of one student; runs the unfinished ones of their parts and of `figures`."""
-  parts = dict.fromkeys(of.part for of in MEASURES)
+  parts = dict.fromkeys(of.part for of in measures)
   names = runner.prepare(study, settings, [*(parts | dict.fromkeys(figures))], runner.NONE)
   runner.run(study, settings, names)
   arrays = {part: files.read_arrays(study.folder / f'{part}.npz') for part in parts}
-  return {of: float(of.value(arrays[of.part])) for of in MEASURES}
+  return {of: float(of.value(arrays[of.part])) for of in measures}
 
 
 def write(
@@ -159,7 +183,11 @@ def write(
   settings: Settings,
   figures: Sequence[str],
 ) -> None:
-  """Writes the measures of all students into a folder, and the figures of parts, of the first trial."""
+  """Writes the measures of all students into a folder, and the figures of parts, of the first trial.
+
+  Measures of continuations are left out unless `figures` names their part.
+  """
+  measures = [of for of in MEASURES if of.part != FORKS or FORKS in figures]
   out.mkdir(parents=True, exist_ok=True)
   text = io.StringIO()
   table = csv.writer(text, lineterminator='\n')
@@ -168,7 +196,7 @@ def write(
     for place, (point, study) in enumerate(by_point.items()):
       progress.logger.info('trial %s, %s', trial, point)
       drawn = figures if trial == min(found) else ()
-      for of, value in measure(study, settings, drawn).items():
+      for of, value in measure(study, settings, measures, drawn).items():
         if not math.isnan(value):
           table.writerow([of.text, of.unit, point, trial, f'{value:.6g}'])
       for name in drawn:

@@ -53,8 +53,19 @@ ARRAYS = {
     'student/distillation/hessian/trace': np.array(30.0),
     'student/distillation/mismatch': np.array(0.0625),
   },
+  'forks': {  # from steps at 0, 25 and 75 % of training
+    'fractions': np.array([0.0, 0.25, 0.75]),
+    'barrier/test/accuracy': np.array([0.0625, 0.03125, other]),
+    'agreement': np.array([0.75, 0.875, other]),
+    'repeated': np.array([0.5, 0.625, other]),
+  },
   'plane': {},
 }
+
+
+# The values of the measures, and of those of continuations.
+EXPECTED = [75, 50, 0.25, 7, 5, 2, 1, 25, 12.5, 9, 0.5, 30, 0.0625]
+OF_FORKS = [6.25, 3.125, 75, 87.5, 50, 62.5]
 
 
 @pytest.fixture
@@ -76,7 +87,13 @@ def test_students_are_found_by_their_point(finished, spec):
     contrast.studies(spec, finished.workdir, ['start, 1'])
 
 
-def test_measures_and_figures_are_those_of_the_parts(finished, spec, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ('figures', 'expected'),
+  [(['plane', 'barriers'], EXPECTED), (['plane', 'forks'], EXPECTED + OF_FORKS)],
+)
+def test_measures_and_figures_are_those_of_the_parts(
+  finished, spec, tmp_path, monkeypatch, figures, expected
+):
   ran = []
 
   def prepare(study, settings, parts, train):
@@ -94,13 +111,12 @@ def test_measures_and_figures_are_those_of_the_parts(finished, spec, tmp_path, m
   monkeypatch.setattr(contrast.runs.Study, 'folder', epath.Path(tmp_path))
   out = epath.Path(tmp_path) / 'out'
   found = contrast.studies(spec, finished.workdir, ['start, 0.0'])
-  contrast.write(out, found, Settings(num_examples=3), ['plane', 'barriers'])
+  contrast.write(out, found, Settings(num_examples=3), figures)
   assert ran == [(3, runner.NONE)]
   rows = list(csv.DictReader((out / 'measures.csv').read_text().splitlines()))
   assert {(row['point'], row['trial']) for row in rows} == {('start, 0.0', '0')}
-  expected = [75, 50, 0.25, 7, 5, 2, 1, 25, 12.5, 9, 0.5, 30, 0.0625]
   assert [float(row['value']) for row in rows] == expected
-  for name in ('plane', 'barriers'):
+  for name in figures:
     assert (out / f'{name}_0.png').read_text() == name
 
 
@@ -127,3 +143,6 @@ def test_what_a_student_lacks_is_left_out():
   assert value('distance to the teacher, final student', trajectory) == 5
   assert np.isnan(value('barrier to the teacher, loss, aligned', barriers))
   assert not np.isnan(value('barrier to the teacher, loss', barriers))
+  forks = {'fractions': np.array([0.25]), 'agreement': np.array([0.5])}
+  assert np.isnan(value('agreement of two ends, test, continuations from 0%', forks))
+  assert value('agreement of two ends, test, continuations from 25%', forks) == 50
