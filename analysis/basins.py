@@ -73,7 +73,7 @@ def continued(
     DamageError: the checkpoint is damaged or missing.
   """
   if not loop.is_complete(folder):
-    with Checkpoints(run.folders.student / 'checkpoints', read_only=True) as checkpoints:
+    with Checkpoints(run.folders.student / 'checkpoints', create=False) as checkpoints:
       state = checkpoints.restore(run.student.abstract_state, step)
     with Checkpoints(folder / 'checkpoints') as checkpoints:
       if not checkpoints.steps:

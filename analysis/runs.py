@@ -120,7 +120,7 @@ class Study:
   def steps(self) -> list[int]:
     """The student's kept checkpoints in order; the last is the final one."""
     folder = self.experiment.folders.student / 'checkpoints'
-    with Checkpoints(folder, read_only=True) as checkpoints:
+    with Checkpoints(folder, create=False) as checkpoints:
       return checkpoints.steps
 
   def student(self, step: int | None = None) -> Variables:

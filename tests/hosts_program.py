@@ -124,7 +124,7 @@ def stepped(name: str) -> dict[str, np.ndarray]:
 def checkpointed(folder: epath.Path) -> str:
   with Checkpoints(folder / 'checkpoints') as checkpoints:
     checkpoints.save(7, devices.replicate(STATE))
-  with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(folder / 'checkpoints', create=False) as checkpoints:
     return digest(checkpoints.restore(jax.eval_shape(lambda: STATE)))
 
 

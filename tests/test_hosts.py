@@ -188,7 +188,7 @@ def test_the_main_process_writes_shared_files_and_takes_locks(pieces):
 def test_a_checkpoint_of_two_processes_is_read_by_them_and_by_one(pieces):
   folder, found = pieces
   assert [of['digest'] for of in found] == [digest(STATE)] * 2
-  with Checkpoints(epath.Path(folder) / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(epath.Path(folder) / 'checkpoints', create=False) as checkpoints:
     assert digest(checkpoints.restore(STATE)) == digest(STATE)
   written = [p.name for p in (folder / 'checkpoints' / '7' / 'state').glob('ocdbt.process_*')]
   assert sorted(written) == ['ocdbt.process_0', 'ocdbt.process_1']

@@ -199,7 +199,7 @@ def test_states_survive_a_checkpoint(tmp_path):
   states = after_a_step()
   with Checkpoints(epath.Path(tmp_path) / 'checkpoints') as checkpoints:
     checkpoints.save(1, states)
-  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', create=False) as checkpoints:
     restored = checkpoints.restore(
       {name: jax.eval_shape(of.init, params) for name, of in made.items()}
     )

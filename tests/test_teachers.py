@@ -81,7 +81,7 @@ def test_interrupted_members_go_on_and_an_ensemble_can_grow(finished, tmp_path, 
   with pytest.raises(KeyboardInterrupt):
     teachers.STAGE.run(run)
   assert not teachers.is_trained(run, 0)
-  with Checkpoints(run.folders.member(0) / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(run.folders.member(0) / 'checkpoints', create=False) as checkpoints:
     assert 0 < checkpoints.steps[-1] < run.teacher.plan.num_steps
   grown = tiny_run(tmp_path, teacher__members_in_parallel=True)
   assert teachers.STAGE.run(grown)

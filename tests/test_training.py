@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 from etils import epath
 
 from kdjax.errors import DivergedError
@@ -65,7 +66,7 @@ def fit(folder, inputs=batches, the_plan=None, evaluate=lambda state: {}, the_st
 
 
 def final_state(folder) -> State:
-  with Checkpoints(epath.Path(folder) / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(epath.Path(folder) / 'checkpoints', create=False) as checkpoints:
     return checkpoints.restore(jax.eval_shape(init), NUM_STEPS)
 
 
@@ -127,7 +128,7 @@ def test_the_last_epoch_has_a_mean_of_its_own(tmp_path):
 def test_a_training_of_no_steps_leaves_its_start(tmp_path):
   fit(tmp_path, the_plan=plan(num_steps=0, keep_checkpoints=()))
   assert loop.is_complete(epath.Path(tmp_path))
-  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', create=False) as checkpoints:
     assert digest(checkpoints.restore(jax.eval_shape(init), 0)) == digest(init())
   assert rows(tmp_path) == []
 
@@ -182,6 +183,21 @@ def test_an_interrupted_training_ends_bit_for_bit_where_the_undisturbed_one_does
   assert rows(tmp_path) == rows(undisturbed)
 
 
+def test_reading_a_checkpoint_writes_nothing_and_logs_no_warning(tmp_path, caplog, monkeypatch):
+  """Orbax logs by absl, whose warnings a notebook shows."""
+  fit(tmp_path)
+  monkeypatch.setattr(absl_logging.get_absl_logger(), 'propagate', True)
+  verbosity = absl_logging.get_verbosity()
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+  try:
+    loop.restore(epath.Path(tmp_path), jax.eval_shape(init))
+  finally:
+    absl_logging.set_verbosity(verbosity)
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+  assert not caplog.records
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
   def diverging(start):
     for i, (x,) in enumerate(batches(start), start + 1):
@@ -191,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     fit(tmp_path, diverging)
   assert str(tmp_path / 'checkpoints' / '12') in str(error.value)
   assert not loop.is_complete(tmp_path)
-  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(epath.Path(tmp_path) / 'checkpoints', create=False) as checkpoints:
     assert checkpoints.steps == [0, 6, 12]
     assert np.isfinite(checkpoints.restore(jax.eval_shape(init)).params['w']).all()
 

@@ -22,19 +22,19 @@ from kdjax.runtime import files, hosts
 class Checkpoints:
   """The checkpoints of one training: `folder/<step>`. Use as a context manager.
 
-  The newest checkpoint and those of `keep_steps` are kept; with `read_only`, nothing is written or deleted.
+  The newest checkpoint and those of `keep_steps` are kept. Nothing is written or deleted but by `save`; to read
+  alone, use `create=False`, with which the folder must exist.
   A checkpoint has a digest of its arrays, since a file with a flipped bit may still be readable, and the
   log of the training so far, from which a lost log is restored. With several hosts, all call every method;
   each writes a part of every array, and reads all.
   """
 
-  def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), read_only: bool = False):
+  def __init__(self, folder: epath.Path, keep_steps: Iterable[int] = (), create: bool = True):
     self.folder = folder
     keep = [policies.LatestN(n=1), policies.CustomSteps(steps=sorted(keep_steps))]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(keep),
-      create=not read_only,
-      read_only=read_only,
+      create=create,
       async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
     )
     self._manager = ocp.CheckpointManager(folder, options=options)

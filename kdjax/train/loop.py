@@ -276,7 +276,7 @@ def restore(folder: epath.Path, like: State, step: int | None = None) -> State:
     DamageError: the checkpoint is damaged or missing.
   """
   step = files.read_json(folder / 'complete.json')['step'] if step is None else step
-  with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+  with Checkpoints(folder / 'checkpoints', create=False) as checkpoints:
     return checkpoints.restore(like, step)
 
 

@@ -65,7 +65,7 @@ def results(workdir: pathlib.Path, config: pathlib.Path = TINY) -> dict[str, Any
   folders['student'] = run.folders.student, run.student
   found = {}
   for name, (folder, role) in folders.items():
-    with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+    with Checkpoints(folder / 'checkpoints', create=False) as checkpoints:
       state = checkpoints.restore(role.abstract_state, role.plan.num_steps)
     rows = files.read_json_lines(folder / 'metrics.jsonl')
     found[f'{name}: arrays'] = digest(state)
