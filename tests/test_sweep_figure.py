@@ -5,6 +5,7 @@ import functools
 import io
 import warnings
 
+import matplotlib.style
 import numpy as np
 import pytest
 from made_sweep import (
@@ -174,6 +175,22 @@ def test_the_figure_says_what_its_bands_are_and_of_how_many_trials():
     said = sweep_figure.spread_text(sweep, sweep_lib.summarise(sweep, results))
     assert text in said if text else said == ''
   assert bands.format('1 to 2') in ' '.join(shared('numbers')._supxlabel.get_text().split())
+
+
+@pytest.mark.parametrize('for_paper', [False, True])
+@pytest.mark.parametrize('num_panels', [1, 2, 3, 4])
+def test_the_sentence_about_bands_is_inside_the_figure(num_panels, for_paper, monkeypatch):
+  text = 'mean and standard deviation, n = 4. ' * 10
+  monkeypatch.setattr(sweep_figure, 'spread_text', lambda *_: text)
+  panels = [Panel(AGREEMENT, f'panel {i}', 100) for i in range(num_panels)]
+  sweep = dataclasses.replace(NUMBERS, panels=panels)
+  size = {'font.size': sweep_figure.PAPER_POINTS} if for_paper else {}
+  with figures.style(sweep.title), matplotlib.style.context(size):
+    figure = sweep_figure.draw(sweep, sweep_lib.summarise(sweep, RESULTS), for_paper)
+  figure.get_layout_engine().execute(figure)
+  box = figure._supxlabel.get_window_extent()
+  assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+  assert 0 <= box.y0 < box.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
 
 
 def test_one_series_without_the_papers_values_needs_no_legend():

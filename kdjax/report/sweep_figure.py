@@ -95,8 +95,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], for_paper: bool = False) -> 'Figure'
     _scale_x(grid[0, 0], sweep)
   _add_legend(figure, sweep, rows)
   if text := spread_text(sweep, rows):
-    letters = int(14 * figure.get_figwidth() / scale)
-    figure.supxlabel(textwrap.fill(text, letters), size='small', x=0.01, ha='left')
+    figure.supxlabel(text, wrap=True, size='small', x=0.01, ha='left')
   return figure
 
 
