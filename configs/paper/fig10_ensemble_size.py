@@ -4,8 +4,11 @@
     python launch.py --config=configs/paper/fig10_ensemble_size.py:small --sweep    # 12 students; hours: docs/results.md
     python launch.py --config=configs/paper/fig10_ensemble_size.py:smoke --sweep    # 5 minutes on one core
 
-Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students. `:small` was not
-run yet; `recipes.py` says what is known about its regime.
+Every ensemble is the beginning of the largest, so twelve teachers serve all twelve students.
+
+`:small` was run with m = 1, 2 and 4 in four trials (docs/results.md). One teacher classifies 54 to 57 % of the test set
+correctly, four together 58 to 59 %. The student of one teacher agrees with it on 78.0 % of the test set, and an
+independent student on 71.1 %, so an effect can show.
 """
 
 from ml_collections import ConfigDict
