@@ -5,8 +5,10 @@
     python launch.py --config=configs/paper/fig14_alpha.py:smoke --sweep    # 15 minutes on one core
 
 In the paper, agreement falls from α = 0 to 0.7: by 0.2 points with one teacher, 0.8 with three, 1.0 with five.
-`:small` was not run yet; `recipes.py` says what is known about its regime. Four trials may be too few for effects
-this small.
+
+`:small` was run in four trials (docs/results.md), with the teachers of Figure 10. They classify 54 to 57 % of the test
+set correctly, and their students at α = 0 agree with them on 78 % (m = 1) and 82 % of it, independent students on 71
+and 78 %. There the effect is 25 and 6 times as large as in the paper.
 """
 
 from ml_collections import ConfigDict
