@@ -87,13 +87,14 @@ def _forks(text: str, unit: str, key: str, fraction: float) -> Measure:
   """A mean over pairs of the ends of continuations from a fraction of training, in percent."""
 
   def value(arrays: Arrays) -> float:
-    (places,) = np.nonzero(np.isclose(arrays['fractions'], fraction))
+    (places,) = np.nonzero(abs(arrays['fractions'] - fraction) < NEAR)
     return 100 * arrays[key][places[0]] if len(places) else math.nan
 
   return Measure(f'{text}, continuations from {fraction:.0%}', unit, FORKS, value)
 
 
 RAW, ALIGNED, FORKS = 'as they are', 'aligned', 'forks'
+NEAR = 0.01  # a checkpoint is kept after a whole step, so its fraction of training is rounded
 MEASURES = (
   _fidelity('agreement, distillation data', '%', 'distillation/top1_agreement', 100),
   _fidelity('agreement, test', '%', 'test/top1_agreement', 100),

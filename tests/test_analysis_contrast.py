@@ -54,7 +54,7 @@ ARRAYS = {
     'student/distillation/mismatch': np.array(0.0625),
   },
   'forks': {  # from steps at 0, 25 and 75 % of training
-    'fractions': np.array([0.0, 0.25, 0.75]),
+    'fractions': np.array([0.0, 0.2499, 0.7501]),
     'barrier/test/accuracy': np.array([0.0625, 0.03125, other]),
     'agreement': np.array([0.75, 0.875, other]),
     'repeated': np.array([0.5, 0.625, other]),
