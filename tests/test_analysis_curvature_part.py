@@ -150,7 +150,7 @@ def test_loss_and_sharpness_are_those_of_all_examples(spectra):
 
 def test_traces_of_g_are_exact_and_intervals_of_h_contain_the_trace(traces):
   arrays, checks = traces
-  assert list(checks.values) == ['trace of G against the exact one']
+  assert list(checks.values) == ['diagonal of G against products']
   for seed, point in enumerate(drawing.POINTS):
     trace, place = np.trace(true_hessian(seed, TAU)), f'{point}/distillation'
     for end in ('', '/low', '/high'):
@@ -208,7 +208,7 @@ def test_finished_blocks_are_not_computed_again(folders, spectra, traces, monkey
   'name, wrong, message',
   [
     ('curvature', lambda right, v: right + 0.1 * np.roll(v, 1), 'of ggn'),
-    ('curvature_traces', lambda right, v: right + v, 'trace of G against the exact one'),
+    ('curvature_traces', lambda right, v: right + v, 'diagonal of G against products'),
   ],
 )
 def test_a_wrong_product_is_found(tmp_path, monkeypatch, name, wrong, message):
