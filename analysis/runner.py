@@ -41,7 +41,7 @@ def check(settings: Settings, names: Sequence[str] = ()) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Selection:
   """The parts to run, what is trained first, and why other parts are left out."""
 
   names: list[str]
@@ -53,8 +53,10 @@ class Plan:
     return SIBLING_NAME in self.trainings
 
 
-def plan(study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL) -> Plan:
-  """Plans the named parts, by default all.
+def select(
+  study: Study, settings: Settings, names: Sequence[str] = (), train: str = ALL
+) -> Selection:
+  """Selects from the named parts, by default from all.
 
   Args:
     train: ALL; CHEAP, at most as many steps for a part as the student took; or NONE. A part whose students
@@ -77,7 +79,7 @@ def plan(study: Study, settings: Settings, names: Sequence[str] = (), train: str
       left_out[name] = f'it would train {_cost(lacking, study)}; --train={train} does not'
     elif lacking:
       trainings[name] = lacking
-  return Plan([name for name in chosen if name not in left_out], trainings, left_out)
+  return Selection([name for name in chosen if name not in left_out], trainings, left_out)
 
 
 def prepare(
@@ -86,7 +88,7 @@ def prepare(
   """Checks everything that can be checked before parts run, and trains a sibling if parts need one.
 
   Args:
-    names, train: as in `plan`.
+    names, train: as in `select`.
 
   Returns: the names of the parts to run.
 
@@ -95,31 +97,31 @@ def prepare(
       computed for this student.
   """
   check(settings, names)
-  planned = _possible(study, settings, names, train)
-  networks = list(dict.fromkeys([*study.names, *[SIBLING_NAME] * planned.trains_sibling]))
+  selected = _possible(study, settings, names, train)
+  networks = list(dict.fromkeys([*study.names, *[SIBLING_NAME] * selected.trains_sibling]))
   wrong = [text for name in names or PARTS for text in PARTS[name].misnamed(networks, settings)]
   if wrong:
     raise ConfigError(*wrong)
-  _announce(study, planned)
-  if planned.trains_sibling:
+  _announce(study, selected)
+  if selected.trains_sibling:
     runs.train_sibling(study)
-    planned = _possible(study, settings, names, train)
-  for name, reason in planned.left_out.items():
+    selected = _possible(study, settings, names, train)
+  for name, reason in selected.left_out.items():
     progress.logger.info('%s: left out: %s', name, reason)
-  return planned.names
+  return selected.names
 
 
-def _possible(study: Study, settings: Settings, names: Sequence[str], train: str) -> Plan:
-  """The plan; raises ConfigError if it leaves out a named part."""
-  planned = plan(study, settings, names, train)
-  if names and planned.left_out:
-    raise ConfigError(*(f'--parts: {name!r}: {why}' for name, why in planned.left_out.items()))
-  return planned
+def _possible(study: Study, settings: Settings, names: Sequence[str], train: str) -> Selection:
+  """The selection; raises ConfigError if it leaves out a named part."""
+  selected = select(study, settings, names, train)
+  if names and selected.left_out:
+    raise ConfigError(*(f'--parts: {name!r}: {why}' for name, why in selected.left_out.items()))
+  return selected
 
 
-def _announce(study: Study, planned: Plan) -> None:
+def _announce(study: Study, selected: Selection) -> None:
   """Logs what will be trained, and about how long that takes."""
-  lacking = [training for students in planned.trainings.values() for training in students]
+  lacking = [training for students in selected.trainings.values() for training in students]
   if not lacking:
     return
   own = study.experiment.student.plan.num_steps
@@ -129,7 +131,7 @@ def _announce(study: Study, planned: Plan) -> None:
     _cost(lacking, study),
     share,
   )
-  for name, students in planned.trainings.items():
+  for name, students in selected.trainings.items():
     progress.logger.info('  %s: %s', name, _cost(students, study))
 
 

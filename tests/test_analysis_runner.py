@@ -264,7 +264,7 @@ def test_parts_that_measure_a_loss_on_features_are_left_out(finished, made, monk
   study = runs.Study(tiny_run(finished.workdir, student__loss='cka'))
   parts = {'made': made.part(), 'free': made.part('free', measures_loss=False)}
   monkeypatch.setattr(runner, 'PARTS', parts)
-  assert runner.plan(study, Settings()).left_out == {
+  assert runner.select(study, Settings()).left_out == {
     'made': "student.loss = 'cka' needs features, and the analysis has only logits"
   }
 
@@ -316,11 +316,11 @@ def costly(made, monkeypatch):
   ],
 )
 def test_no_more_is_trained_than_is_allowed(study, costly, train, trained, left_out):
-  plan = runner.plan(study, Settings(), train=train)
-  found = {name: [of.num_steps for of in each] for name, each in plan.trainings.items()}
+  selected = runner.select(study, Settings(), train=train)
+  found = {name: [of.num_steps for of in each] for name, each in selected.trainings.items()}
   assert found == trained
-  assert list(plan.left_out) == left_out
-  assert plan.trains_sibling == ('sibling' in trained)
+  assert list(selected.left_out) == left_out
+  assert selected.trains_sibling == ('sibling' in trained)
   done = run(study, Settings(), train=train)
   assert done == [name for name in ('free', 'short', 'long', 'shared') if name not in left_out]
   if train == 'none':
