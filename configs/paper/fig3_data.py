@@ -8,8 +8,9 @@ In the paper, more varied data gives at most 85.5 % agreement, and the best data
 best for fidelity. One GAN image or image out of domain is added to 4 images of CIFAR, so an epoch has a quarter
 more steps; noise replaces images. The smaller sizes leave out the GAN, and take MNIST as images out of domain.
 
-`:small`, with BatchNorm and three teachers, was not run yet. `recipes.py` says what was measured with LayerNorm and
-one teacher: the student ends far from chance and from perfect agreement.
+`:small` was run in four trials, with three teachers (docs/results.md). They classify 58 to 59 % of the test set
+correctly. Students agree with them on 78 to 83 % of it and on 77 to 82 % of their distillation data, independent students
+on 75 to 79 % and 70 to 79 %, so an effect can show.
 """
 
 from ml_collections import ConfigDict
