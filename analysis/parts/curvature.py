@@ -230,8 +230,8 @@ def _traces(mean_loss: MeanLoss, show: Show, study: Study, num_probes: int) -> A
 def _diagonal_deviation(mean_loss: MeanLoss, diagonal_P: np.ndarray) -> float:
   """The largest |eᵀ G e − diag(G)| for unit vectors e at the largest entries, relative to the largest entry.
 
-  The estimated trace is no check: where one eigenvalue dominates, few probes see it, and all others agree on a
-  trace that is too small.
+  The estimated trace is no check: where one eigenvalue dominates, few probes see it, and the
+  others agree on a trace that is too small.
   """
   largest = np.argsort(diagonal_P)[-NUM_CHECKED:]
   found = [mean_loss.gvp(np.eye(1, len(diagonal_P), i, np.float32)[0])[i] for i in largest]

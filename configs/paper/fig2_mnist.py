@@ -84,7 +84,7 @@ def _claims(x: str) -> list[Claim]:
 
 
 def _steps_sweep() -> Sweep:
-  """What keeps the agreement below 99 %: too few steps or too few images?"""
+  """The sweep that tells whether steps or images keep the agreement below 99 %."""
   few, many = 4_688, 23_438  # 10 and 50 epochs of 60,000 images
   plain, part, crops = 'MNIST 60k', 'MNIST 15k', 'MNIST 60k, random crops'
   fresh = {'predictions.augmentation': ('crop',), 'predictions.num_views': 50}
