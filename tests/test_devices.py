@@ -23,12 +23,13 @@ from tests import launched
 @pytest.fixture(scope='module')
 def on_devices(tmp_path_factory):
   out = tmp_path_factory.mktemp('devices') / 'out.npz'
-  return {count: launched.saved_on_devices(steps_on_devices, count, out) for count in (1, 4)}
+  return {count: launched.saved_on_devices(steps_on_devices, count, out) for count in (1, 2, 8)}
 
 
-def test_many_devices_give_what_one_gives_and_all_maps_the_same_bits(on_devices):
+@pytest.mark.parametrize('count', [2, 8])
+def test_many_devices_give_what_one_gives_and_all_maps_the_same_bits(on_devices, count):
   """Losses, gradients, BatchNorm statistics, momentum and predictions, after mixed steps."""
-  one, many = on_devices[1], on_devices[4]
+  one, many = on_devices[1], on_devices[count]
   assert len(one) > 30 and len(many) == 2 * len(one)
   for name, expected in one.items():
     key = name.removeprefix('pmap/')
@@ -37,7 +38,7 @@ def test_many_devices_give_what_one_gives_and_all_maps_the_same_bits(on_devices)
       np.testing.assert_allclose(many[name], expected, rtol=2e-5, atol=5e-6, err_msg=key)
 
 
-@pytest.mark.parametrize('count', [1, 4])
+@pytest.mark.parametrize('count', [1, 8])
 def test_dropout_draws_by_seed_step_and_device(on_devices, count):
   masks = on_devices[count]['pmap/dropout_masks']
   np.testing.assert_allclose(masks * (masks - 2), 0, atol=1e-4)  # 0, or 2 for what is kept
