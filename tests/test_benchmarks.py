@@ -17,10 +17,10 @@ from kdjax import models
 from kdjax.predictions.encodings import Dense, TopK
 from kdjax.runtime import files
 from tests.benchmarks import (
+  allocator,
   dispatch,
   gpu,
   growth,
-  huge_pages,
   layers,
   loop,
   members,
@@ -62,9 +62,9 @@ def test_the_benchmark_of_the_loop_runs(small_loop, work):
   assert row.ratio == pytest.approx(row.bare_examples_per_second / row.examples_per_second)
 
 
-def test_the_programs_of_the_benchmark_of_huge_pages_take_turns(small_loop, monkeypatch, capsys):
+def test_the_programs_of_the_benchmark_of_the_allocator_take_turns(small_loop, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'stdin', io.StringIO('train\ntrain\n'))
-  huge_pages._train_when_told('Small')
+  allocator._train_when_told('Small')
   assert capsys.readouterr().out == 'done\ndone\n'
 
 

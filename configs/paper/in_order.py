@@ -13,9 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kdjax.runtime import xla_flags
+from kdjax.runtime import startup
 
-xla_flags.set_flags()  # before JAX is imported
+startup.prepare()  # before JAX is imported
 
 import jax
 from etils import epath

@@ -1,5 +1,5 @@
-"""Benchmarks, run as programs: `python -m tests.benchmarks.NAME`. They run under the flags of launch.py."""
+"""Benchmarks, run as programs: `python -m tests.benchmarks.NAME`. They start as launch.py does."""
 
-from kdjax.runtime import xla_flags
+from kdjax.runtime import startup
 
-xla_flags.set_flags()
+startup.prepare()

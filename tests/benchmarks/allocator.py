@@ -1,9 +1,9 @@
-"""Training with buffers in huge pages, against without: python -m tests.benchmarks.huge_pages
+"""How the C library keeps memory, and the speed of training: python -m tests.benchmarks.allocator
 
-On a CPU, XLA takes the buffers of a step from the C library and gives them back. The kernel hands each
-out again in pages of 4 kB, which it clears one by one. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (glibc
-2.35 or later, transparent huge pages not set to 'never') they are of 2 MB. The variable is read before a
-program starts: so there are two programs, which take turns. Nothing else changes, and no result.
+Three programs take turns: with glibc as it is, with the memory kept that is freed
+(`startup.keep_freed_memory`, as launch.py does), and besides with huge pages, which only a variable can ask for
+before the program starts (glibc 2.35 or later, transparent huge pages not set to 'never'). Nothing else
+changes, and no result.
 """
 
 import contextlib
@@ -20,29 +20,35 @@ from rich.table import Table
 from kdjax.runtime import progress
 from tests.benchmarks import loop, timing
 
-TUNABLE = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+SETTINGS = {
+  'as it is': {'MALLOC_ARENA_MAX': '0'},
+  'kept': {},
+  'kept, huge pages': {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'},
+}
 MODELS = ('LeNet-5', 'ResNet-20')
 TRAIN = 'train'
 
 
-def measure(name: str, repeats: int) -> tuple[float, float, float]:
-  """Examples per second without and with huge pages, and the ratio of the times, without over with."""
+def measure(name: str, repeats: int) -> dict[str, tuple[float, float]]:
+  """Examples per second by setting, and the ratio of the times, of glibc as it is over the setting."""
   num_examples = loop.SIZES[name].num_steps * loop.BATCH
   with contextlib.ExitStack() as started:
     works = {
-      'without': started.enter_context(_trainer(name, {})),
-      'with': started.enter_context(_trainer(name, TUNABLE)),
+      setting: started.enter_context(_trainer(name, variables))
+      for setting, variables in SETTINGS.items()
     }
     times = timing.in_turn(works, repeats)
-  speeds = {key: num_examples / float(np.median(of)) for key, of in times.items()}
-  return speeds['without'], speeds['with'], timing.ratio(times, 'without', 'with')
+  return {
+    setting: (num_examples / float(np.median(of)), timing.ratio(times, 'as it is', setting))
+    for setting, of in times.items()
+  }
 
 
 @contextlib.contextmanager
 def _trainer(name: str, variables: dict[str, str]) -> Iterator[Callable[[], None]]:
   """Starts a program that trains for so many steps each time that the function is called."""
   program = subprocess.Popen(
-    [sys.executable, '-m', 'tests.benchmarks.huge_pages', TRAIN, name],
+    [sys.executable, '-m', 'tests.benchmarks.allocator', TRAIN, name],
     env=os.environ | variables | {'JAX_PLATFORMS': 'cpu'},
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
@@ -73,10 +79,10 @@ def main() -> None:
   if sys.argv[1:2] == [TRAIN]:
     _train_when_told(sys.argv[2])
     return
-  table = Table('model', 'images/s', 'with huge pages', 'ratio of times')
+  table = Table('model', 'memory', 'images/s', 'ratio of times')
   for name in MODELS:
-    without, with_pages, ratio = measure(name, timing.REPEATS)
-    table.add_row(name, f'{without:,.0f}', f'{with_pages:,.0f}', f'{ratio:.2f}')
+    for setting, (speed, ratio) in measure(name, timing.REPEATS).items():
+      table.add_row(name, setting, f'{speed:,.0f}', f'{ratio:.2f}')
   progress.console.print(table)
 
 
