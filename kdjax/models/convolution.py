@@ -27,7 +27,8 @@ def convolve(
 
   * The gradient of the kernel is a convolution with a window of height x width x batch. It takes two to
     four times as long as the forward one, since it fetches both operands from memory anew for every few
-    weights. Gradients are summed over parts of the batch, so that operands stay in the cache.
+    weights. Gradients are summed over parts of the batch, so that operands stay in the cache. Barriers keep
+    XLA from computing the operands (a norm, a rectifier, their gradients) again while it transposes them.
   * The gradient of the input, with strides, is a convolution of pixels spread apart, for which XLA has no fast
     code. `_by_blocks` computes a convolution without strides instead.
 
@@ -44,13 +45,14 @@ def convolve(
 
   def jvp(primals, tangents):
     (x_BHWC, kernel), (x_dot_BHWC, kernel_dot) = primals, tangents
+    x_BHWC = lax.optimization_barrier(x_BHWC)
     terms = []
     if not isinstance(x_dot_BHWC, SymbolicZero):
       terms.append((by_blocks if max(strides) > 1 else plain)(x_dot_BHWC, kernel))
     if not isinstance(kernel_dot, SymbolicZero):
       parts = jnp.array_split(x_BHWC, _num_parts(x_BHWC.shape))
       terms.append(jnp.concatenate([plain(part, kernel_dot) for part in parts]))
-    return plain(x_BHWC, kernel), sum(terms[1:], terms[0])
+    return plain(x_BHWC, kernel), lax.optimization_barrier(sum(terms[1:], terms[0]))
 
   differentiable = jax.custom_jvp(plain)
   differentiable.defjvp(jvp, symbolic_zeros=True)
