@@ -6,7 +6,11 @@
 
 In the paper, a larger ensemble is easier to agree with for all distillation data, and independent students often
 have nearly the same test agreement. The smaller sizes have four kinds of data and m = 1 and 3; the --workdir of
-`fig3_data.py` has their teachers. `:small` was not run yet; `recipes.py` says what is known about its regime.
+`fig3_data.py` has their teachers and half of their students.
+
+`:small` was run in four trials (docs/results.md), with the teachers of Figure 3. Students of three teachers agree with
+them on 78 to 83 % of the test set and independent students on 75 to 79 %, with one teacher on 74 to 79 % and on 68 to
+71 %, so an effect can show.
 """
 
 from ml_collections import ConfigDict
