@@ -31,15 +31,15 @@ from typing import Any
 # BLAS products are small here: on a busy machine its threads would wait for each other and for XLA's.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy is imported
 
-from kdjax.runtime import startup
+from kdjax.runtime import xla_flags
 
-startup.prepare()
+xla_flags.set_flags()
 
 import jax
 from absl import app, flags
 
 from kdjax.errors import UserError
-from kdjax.runtime import compiler, progress, xla_flags
+from kdjax.runtime import compiler, progress
 from kdjax.stages import pipeline, report
 
 from . import runner, runs

@@ -19,9 +19,9 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from kdjax.runtime import startup
+from kdjax.runtime import xla_flags
 
-startup.prepare()  # before JAX is imported
+xla_flags.set_flags()  # before JAX is imported
 
 import numpy as np
 from etils import epath

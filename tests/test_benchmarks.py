@@ -63,6 +63,7 @@ def test_the_benchmark_of_the_loop_runs(small_loop, work):
 
 
 def test_the_programs_of_the_benchmark_of_the_allocator_take_turns(small_loop, monkeypatch, capsys):
+  monkeypatch.setitem(allocator.NUM_STEPS, 'Small', 2)
   monkeypatch.setattr(sys, 'stdin', io.StringIO('train\ntrain\n'))
   allocator._train_when_told('Small')
   assert capsys.readouterr().out == 'done\ndone\n'

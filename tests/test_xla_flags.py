@@ -1,3 +1,5 @@
+import ast
+import pathlib
 import subprocess
 import sys
 
@@ -5,6 +7,7 @@ import pytest
 
 from kdjax.runtime import xla_flags
 
+ROOT = pathlib.Path(__file__).parents[1]
 ONEDNN, YNN = xla_flags.ONEDNN
 
 
@@ -44,3 +47,14 @@ def test_this_xla_knows_the_flags():
   code = 'import jax; assert float(jax.numpy.ones(3).sum()) == 3'
   done = subprocess.run([sys.executable, '-c', code], env=environ, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('program', ['analysis/__main__.py', 'tests/conftest.py'])
+def test_programs_set_flags_before_they_import_jax(program):
+  body = ast.parse((ROOT / program).read_text()).body
+  texts = [ast.unparse(statement) for statement in body]
+  assert texts.index('xla_flags.set_flags()') < texts.index('import jax')
+  imports = ' '.join(
+    text for text in texts[: texts.index('xla_flags.set_flags()')] if 'import' in text
+  )
+  assert 'kdjax.' not in imports.replace('from kdjax.runtime import xla_flags', '')

@@ -13,9 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kdjax.runtime import startup
+from kdjax.runtime import xla_flags
 
-startup.prepare()  # before JAX is imported
+xla_flags.set_flags()  # before JAX is imported
 
 import jax
 from etils import epath

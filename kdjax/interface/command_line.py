@@ -9,17 +9,17 @@ from absl import app
 
 from kdjax import __version__
 from kdjax.interface import flags
-from kdjax.runtime import progress, startup
+from kdjax.runtime import progress, xla_flags
 
 
 def main(argv: list[str]) -> None:
-  """Logs the first line, prepares the process and runs the command of the flags."""
+  """Logs the first line, sets XLA's flags and runs the command of the flags."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
   progress.setup_logging()
   if not flags.PROCESS_ID.value:
     progress.logger.info('kdjax %s: %s', __version__, flags.CONFIG.value)
-  startup.prepare()  # before JAX is imported
+  xla_flags.set_flags()  # before JAX is imported
   signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C shows no traceback of an import
   from kdjax.interface import commands
 

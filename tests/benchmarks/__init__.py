@@ -1,5 +1,5 @@
-"""Benchmarks, run as programs: `python -m tests.benchmarks.NAME`. They start as launch.py does."""
+"""Benchmarks, run as programs: `python -m tests.benchmarks.NAME`. They run under the flags of launch.py."""
 
-from kdjax.runtime import startup
+from kdjax.runtime import xla_flags
 
-startup.prepare()
+xla_flags.set_flags()
