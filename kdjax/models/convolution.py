@@ -28,7 +28,8 @@ def convolve(
   * The gradient of the kernel is a convolution with a window of height x width x batch. It takes two to
     four times as long as the forward one, since it fetches both operands from memory anew for every few
     weights. Gradients are summed over parts of the batch, so that operands stay in the cache. Barriers keep
-    XLA from computing the operands (a norm, a rectifier, their gradients) again while it transposes them.
+    XLA from fusing norms, rectifiers and the cutting into parts with the transpositions of the operands: it
+    would compute them again, in a slow order of the memory.
   * The gradient of the input, with strides, is a convolution of pixels spread apart, for which XLA has no fast
     code. `_by_blocks` computes a convolution without strides instead.
 
@@ -42,17 +43,18 @@ def convolve(
   if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
     return _product(x_BHWC[:, :: strides[0], :: strides[1]], kernel[0, 0])
   by_blocks = partial(_by_blocks, strides=strides, pads=padding, **options)
+  barrier = lax.optimization_barrier
 
   def jvp(primals, tangents):
     (x_BHWC, kernel), (x_dot_BHWC, kernel_dot) = primals, tangents
-    x_BHWC = lax.optimization_barrier(x_BHWC)
+    x_BHWC = barrier(x_BHWC)
     terms = []
     if not isinstance(x_dot_BHWC, SymbolicZero):
       terms.append((by_blocks if max(strides) > 1 else plain)(x_dot_BHWC, kernel))
     if not isinstance(kernel_dot, SymbolicZero):
-      parts = jnp.array_split(x_BHWC, _num_parts(x_BHWC.shape))
-      terms.append(jnp.concatenate([plain(part, kernel_dot) for part in parts]))
-    return plain(x_BHWC, kernel), lax.optimization_barrier(sum(terms[1:], terms[0]))
+      parts = barrier(jnp.array_split(x_BHWC, _num_parts(x_BHWC.shape)))
+      terms.append(jnp.concatenate([barrier(plain(part, kernel_dot)) for part in parts]))
+    return plain(x_BHWC, kernel), barrier(sum(terms[1:], terms[0]))
 
   differentiable = jax.custom_jvp(plain)
   differentiable.defjvp(jvp, symbolic_zeros=True)
