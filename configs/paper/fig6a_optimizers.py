@@ -8,9 +8,9 @@ ResNet-20 with LayerNorm, self-distillation on CIFAR-100 without weight decay. A
 distillation data: at the end, and as a mean over the last epoch, as in the paper's public code. The paper has SGD
 and Adam; Muon is ours.
 
-`:small` was not run yet. Its regime is nearly that of `fig6b_lambda.py:small`: 40 epochs of SGD differ from the
-random start there only in weight decay. After 40 epochs that student is far from chance and from 100 %
-(`recipes.py`).
+`:small` was run in four trials (docs/results.md), with teachers and data as in `fig6b_lambda.py:small`. After 40
+epochs of SGD students agree with their teacher on 80.1 % of the distillation data, after 160 on 85.4 %, and independent
+students on 69 to 70 %, so agreement is far from chance and from 100 %, and not yet flat. Learning rates were not tuned.
 """
 
 from ml_collections import ConfigDict
